@@ -1,0 +1,1 @@
+"""Files to files: one module per stage of dvc.yaml."""

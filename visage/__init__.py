@@ -1,0 +1,1 @@
+"""Tensors to tensors: label distributions of age and attractiveness from face photos."""
