@@ -1,0 +1,173 @@
+"""A section of params.yaml becomes its frozen dataclass, and a command line becomes a call of a stage.
+
+Values live in params.yaml, types in the dataclasses, defaults nowhere (architecture rule 7): a key that no field
+knows, a field that no key fills, or a value of another type is a ValueError that names file, key, value and remedy.
+This is the only module that reads yaml.
+"""
+
+from __future__ import annotations
+
+import argparse
+import dataclasses
+import os
+import sys
+import tempfile
+import types
+import typing
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any, TypeVar
+
+import yaml
+
+Report = Callable[[int, Mapping[str, float]], None]
+Settings = TypeVar("Settings")
+
+
+def print_report(step: int, values: Mapping[str, float]) -> None:
+    """One line a call: the step, then every value with six significant digits."""
+    print(f"[{step}] " + "  ".join(f"{name} {value:.6g}" for name, value in values.items()), flush=True)
+
+
+def read_params(params: Path) -> dict[str, Any]:
+    """The whole of a params file as nested dictionaries."""
+    if not params.is_file():
+        raise ValueError(f"{params}: no such settings file; run from the repository root or give --params")
+    try:
+        document = yaml.safe_load(params.read_text(encoding="utf-8"))
+    except yaml.YAMLError as error:
+        raise ValueError(f"{params}: not valid YAML: {error}") from error
+    if not isinstance(document, dict):
+        raise ValueError(f"{params}: expected sections, found {type(document).__name__}")
+    return document
+
+
+def load_section(params: Path, section: str, cls: type[Settings], role: str | None = None) -> Settings:
+    """Section `section` (of `role`, where the stage runs once a role) of a params file as the dataclass `cls`."""
+    document: Any = read_params(params)
+    where = str(params)
+    for key in [section] + ([role] if role is not None else []):
+        if not isinstance(document, dict) or key not in document:
+            raise ValueError(f"{where}: no section '{key}'; add it (see the committed params.yaml)")
+        document, where = document[key], f"{where}: {key}" if where == str(params) else f"{where}.{key}"
+    return typing.cast(Settings, convert(document, cls, where))
+
+
+def convert(value: Any, wanted: Any, where: str) -> Any:
+    """A YAML value as the type `wanted`: dataclasses, unions with None, tuples, dicts, enums of strings, numbers."""
+    if dataclasses.is_dataclass(wanted):
+        return _convert_dataclass(value, typing.cast(type, wanted), where)
+    origin, arguments = typing.get_origin(wanted), typing.get_args(wanted)
+    if origin in (types.UnionType, typing.Union):
+        if value is None and type(None) in arguments:
+            return None
+        return convert(value, next(a for a in arguments if a is not type(None)), where)
+    if origin is typing.Literal:
+        if value not in arguments:
+            raise ValueError(f"{where}: {value!r} is not one of {', '.join(map(repr, arguments))}")
+        return value
+    if origin in (tuple, list, dict, Mapping) or wanted is dict:
+        return _convert_collection(value, origin or dict, arguments or (str, Any), where)
+    return _convert_scalar(value, wanted, where)
+
+
+def _convert_dataclass(value: Any, cls: type, where: str) -> Any:
+    if not isinstance(value, dict):
+        raise ValueError(f"{where}: expected a section with keys, found {value!r}")
+    fields = {field.name: field for field in dataclasses.fields(cls)}
+    unknown, missing = sorted(set(value) - set(fields)), sorted(set(fields) - set(value))
+    if unknown:
+        raise ValueError(f"{where}: unknown key {unknown[0]!r}; known keys: {', '.join(fields)}")
+    if missing:
+        raise ValueError(f"{where}: missing key {missing[0]!r}; add it (see the committed params.yaml)")
+    hints = typing.get_type_hints(cls)
+    converted = {name: convert(value[name], hints[name], f"{where}.{name}") for name in fields}
+    try:
+        return cls(**converted)
+    except ValueError as error:  # a dataclass's own __post_init__ check: say where the value stands
+        raise ValueError(f"{where}: {error}") from error
+
+
+def _convert_collection(value: Any, origin: Any, arguments: Sequence[Any], where: str) -> Any:
+    if origin in (dict, Mapping):
+        if not isinstance(value, dict):
+            raise ValueError(f"{where}: expected keys with values, found {value!r}")
+        return {key: convert(item, arguments[1], f"{where}.{key}") for key, item in value.items()}
+    if not isinstance(value, list):
+        raise ValueError(f"{where}: expected a list, found {value!r}")
+    if origin is tuple and arguments[-1] is not Ellipsis:
+        if len(value) != len(arguments):
+            raise ValueError(f"{where}: expected {len(arguments)} values, found {len(value)}")
+        return tuple(convert(item, kind, where) for item, kind in zip(value, arguments, strict=True))
+    return origin(convert(item, arguments[0], f"{where}[{index}]") for index, item in enumerate(value))
+
+
+def _convert_scalar(value: Any, wanted: Any, where: str) -> Any:
+    if wanted is Any:
+        return value
+    if wanted is float and isinstance(value, int) and not isinstance(value, bool):
+        return float(value)
+    if wanted is Path and isinstance(value, str):
+        return Path(value)
+    if not isinstance(value, wanted) or (isinstance(value, bool) and wanted is not bool):
+        raise ValueError(f"{where}: expected {wanted.__name__}, found {value!r}")
+    return value
+
+
+@contextmanager
+def written_whole(path: Path) -> Iterator[Path]:
+    """A temporary path beside `path`; renamed to it when the block ends well, removed when it does not (rule 10)."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    handle, name = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.", suffix=".part")
+    os.close(handle)
+    os.chmod(name, 0o644)
+    try:
+        yield Path(name)
+        os.replace(name, path)
+    finally:
+        Path(name).unlink(missing_ok=True)
+
+
+def merged(base: Any, changes: Any) -> Any:
+    """`base` with the keys of `changes` laid over it, section by section; `options`-like leaves are replaced whole."""
+    if not (isinstance(base, dict) and isinstance(changes, dict)) or "replace_all" in changes:
+        return {k: v for k, v in changes.items() if k != "replace_all"} if isinstance(changes, dict) else changes
+    return {**base, **{key: merged(base[key], value) if key in base else value for key, value in changes.items()}}
+
+
+def use_preset(base: Path, preset: Path, params: Path) -> None:
+    """Lays a preset's keys over the embedded set's settings (`base`) and writes the result as `params`."""
+    header = f"# Written by `make repro` from {base.name} and {preset.name}; edit those.\n"
+    document = merged(read_params(base), read_params(preset))
+    with written_whole(params) as part:
+        part.write_text(header + yaml.safe_dump(document, sort_keys=False, allow_unicode=True), encoding="utf-8")
+
+
+def stage_main(
+    section: str, cls: type[Settings], stage: Callable[..., object], paths: Sequence[str], has_role: bool = False
+) -> None:
+    """Runs a stage from the command line of dvc.yaml; a ValueError ends it with one clear line and exit status 2.
+
+    Every name of `paths` becomes a required `--name PATH`, made absolute, and is handed over as a keyword.
+    """
+    parser = argparse.ArgumentParser(prog=f"python -m stages.{section}")
+    parser.add_argument("--params", type=Path, default=Path("params.yaml"))
+    if has_role:
+        parser.add_argument("--role", required=True, choices=["identity", "target"])
+    for name in paths:
+        parser.add_argument("--" + name.replace("_", "-"), dest=name, type=Path, required=True)
+    arguments = parser.parse_args()
+    try:
+        settings = load_section(arguments.params, section, cls, arguments.role if has_role else None)
+        stage(settings, **{name: getattr(arguments, name).absolute() for name in paths}, report=print_report)
+    except ValueError as error:
+        print(f"stages.{section}: {error}", file=sys.stderr)
+        raise SystemExit(2) from error
+
+
+if __name__ == "__main__":
+    verb, *files = sys.argv[1:]
+    if verb != "use" or len(files) != 3:
+        raise SystemExit("usage: python -m stages.settings use BASE.yaml PRESET.yaml PARAMS.yaml")
+    use_preset(*map(Path, files))

@@ -1,0 +1,28 @@
+"""Networks by name. A network maps faces (B,3,H,W) to logits (B,K) and shows `features`, `pool` and `head`."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from functools import partial
+
+from visage.networks.vgg import Pooling, ThinVGG, VGGConfig, initialise
+
+
+def _thin_vgg(compression: float, pooling: Pooling, num_outputs: int) -> ThinVGG:
+    return ThinVGG(VGGConfig(compression=compression, pooling=pooling, num_outputs=num_outputs))
+
+
+NETWORKS: dict[str, Callable[[Pooling, int], ThinVGG]] = {
+    "thin": partial(_thin_vgg, 0.5),
+    "tiny": partial(_thin_vgg, 0.25),
+}
+
+
+def build(name: str, pooling: Pooling, num_outputs: int) -> ThinVGG:
+    """The network `name` with a head of `num_outputs`, weights as torch leaves them (see `initialise`)."""
+    if name not in NETWORKS:
+        raise ValueError(f"network {name!r} is unknown; known: {', '.join(NETWORKS)}")
+    return NETWORKS[name](pooling, num_outputs)
+
+
+__all__ = ["NETWORKS", "Pooling", "ThinVGG", "VGGConfig", "build", "initialise"]

@@ -1,0 +1,86 @@
+"""ThinAgeNet and TinyAgeNet: the VGG-16 body at a fraction of its width, batch-normalised, with hybrid pooling.
+
+DLDL-v2 section 3.4 and the released Torch7 code: 3x3 convolutions without bias, padding 1, each followed by
+BatchNorm and ReLU; a 2x2 max-pool after each of the first four blocks. Hybrid pooling is VGG's own fifth max-pool
+and then a global average; the ablation `gap` drops the fifth max-pool.
+Legend: B batch, C channels, H height, W width, K outputs of the head.
+"""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+from typing import Literal
+
+import torch
+from torch import Tensor, nn
+
+VGG16_BLOCKS = ((64, 2), (128, 2), (256, 3), (512, 3), (512, 3))  # (channels, convolutions) of VGG-16-D
+Pooling = Literal["hybrid", "gap"]
+
+
+@dataclass(frozen=True, kw_only=True)
+class VGGConfig:
+    """`compression` is the share of VGG-16's channels that every convolution keeps: Thin 0.5, Tiny 0.25."""
+
+    compression: float
+    pooling: Pooling
+    num_outputs: int
+
+
+class ThinVGG(nn.Module):
+    """Faces (B,3,H,W) -> logits (B,K). H and W must be at least 32; 224 in the paper."""
+
+    def __init__(self, config: VGGConfig) -> None:
+        super().__init__()
+        widths = [(round(channels * config.compression), depth) for channels, depth in VGG16_BLOCKS]
+        self.blocks = nn.ModuleList()
+        num_in = 3
+        for width, depth in widths:
+            layers: list[nn.Module] = []
+            for _ in range(depth):
+                layers += [
+                    nn.Conv2d(num_in, width, 3, padding=1, bias=False),
+                    nn.BatchNorm2d(width),
+                    nn.ReLU(inplace=True),
+                ]
+                num_in = width
+            self.blocks.append(nn.Sequential(*layers))
+        self.pooling = config.pooling
+        self.num_features = num_in
+        self.head = nn.Linear(num_in, config.num_outputs)
+
+    def features(self, faces_BCHW: Tensor) -> Tensor:
+        """Activation maps F^j of the last convolution block (before hybrid pooling), (B,C,H/16,W/16)."""
+        maps_BCHW = self.blocks[0](faces_BCHW)
+        for block in list(self.blocks)[1:]:
+            maps_BCHW = block(nn.functional.max_pool2d(maps_BCHW, 2))
+        return maps_BCHW
+
+    def pool(self, maps_BCHW: Tensor) -> Tensor:
+        """Hybrid (max 2x2, then global average) or global average pooling, (B,C)."""
+        if self.pooling == "hybrid":
+            maps_BCHW = nn.functional.max_pool2d(maps_BCHW, 2)
+        return maps_BCHW.mean(dim=(2, 3))
+
+    def forward(self, faces_BCHW: Tensor) -> Tensor:
+        logits_BK: Tensor = self.head(self.pool(self.features(faces_BCHW)))
+        return logits_BK
+
+
+@torch.no_grad()
+def initialise(network: nn.Module, generator: torch.Generator) -> None:
+    """The released code's start: convolutions N(0, sqrt(2 / (k*k*out))), BatchNorm 1/0, Linear bias 0.
+
+    The released code leaves Torch7's Linear weights as they come: U(-1/sqrt(in), 1/sqrt(in)).
+    """
+    for module in network.modules():
+        if isinstance(module, nn.Conv2d):
+            spread = math.sqrt(2.0 / (module.kernel_size[0] * module.kernel_size[1] * module.out_channels))
+            module.weight.normal_(0.0, spread, generator=generator)
+        elif isinstance(module, nn.BatchNorm2d):
+            module.reset_parameters()
+        elif isinstance(module, nn.Linear):
+            bound = 1.0 / math.sqrt(module.in_features)
+            module.weight.uniform_(-bound, bound, generator=generator)
+            module.bias.zero_()
