@@ -1,0 +1,186 @@
+"""The house rules: who may import whom, each heavy tool's one address, settings without defaults, telling names.
+
+Every rule is a function from a tree to its violations. It is run on this repository, and on a small broken tree to
+show that it would be seen failing.
+"""
+
+from __future__ import annotations
+
+import ast
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+import pytest
+
+from tests.imports import REPOSITORY, ROOMS, closure, imports, module_file, room_files
+
+MAY_IMPORT = {
+    "visage": {"visage"},
+    "stages": {"stages", "visage"},
+    "model_registry": {"model_registry", "visage"},
+    "flows": {"flows", "stages", "model_registry", "visage"},
+}
+ADDRESS = {
+    "prefect": "flows/",
+    "prefect_ray": "flows/",
+    "ray": "flows/",
+    "dvc": "flows/",
+    "mlflow": "model_registry/",
+    "great_expectations": "stages/validate.py",
+    "yaml": "stages/settings.py",
+    "facenet_pytorch": "visage/detect.py",
+}
+BARE_GPU_STAGES = ("pretrain", "finetune", "evaluate")
+BARE_GPU_LIBRARIES = {
+    "torch", "torchvision", "numpy", "scipy", "sklearn", "pandas", "pyarrow", "PIL", "yaml", "matplotlib",
+    "safetensors", "tqdm",
+}  # fmt: skip
+SAYS_NOTHING = {"utils", "util", "helpers", "helper", "common", "misc", "base", "manager"}
+SETTINGS_NAMES = {"settings", "params", "options", "section", "document", "config"}
+
+Rule = Callable[[Path], Iterator[str]]
+
+
+def all_files(root: Path) -> Iterator[tuple[str, Path]]:
+    for room in ROOMS:
+        for file in room_files(root, room):
+            yield file.relative_to(root).as_posix(), file
+
+
+def imports_against_the_direction(root: Path) -> Iterator[str]:
+    """Rule 3: flows -> stages -> visage, flows -> model_registry -> visage, never back."""
+    for name, file in all_files(root):
+        room = name.split("/")[0]
+        for found in imports(root, file):
+            other = found.module.split(".")[0]
+            if other in ROOMS and other not in MAY_IMPORT[room]:
+                yield f"{name}:{found.line} imports {found.module}"
+
+
+def heavy_tools_away_from_home(root: Path) -> Iterator[str]:
+    """Rule 4: each heavy tool has one address."""
+    for name, file in all_files(root):
+        for found in imports(root, file):
+            tool = found.module.split(".")[0]
+            if tool in ADDRESS and not name.startswith(ADDRESS[tool]):
+                yield f"{name}:{found.line} imports {found.module}, whose address is {ADDRESS[tool]}"
+
+
+def more_than_a_bare_gpu_machine_has(root: Path) -> Iterator[str]:
+    """Rule 9: what pretrain, finetune and evaluate import, directly or not, at the top or inside a function."""
+    for stage in BARE_GPU_STAGES:
+        if module_file(root, f"stages.{stage}") is None:
+            yield f"stages/{stage}.py is missing"
+            continue
+        for library in sorted(closure(root, f"stages.{stage}")[1] - BARE_GPU_LIBRARIES):
+            yield f"stages/{stage}.py reaches {library}"
+
+
+def environment_read_by_the_maths(root: Path) -> Iterator[str]:
+    """visage takes tensors and arguments, never the environment."""
+    for file in room_files(root, "visage"):
+        for node in ast.walk(ast.parse(file.read_text(encoding="utf-8"))):
+            if isinstance(node, ast.Attribute) and node.attr in ("environ", "getenv"):
+                yield f"{file.relative_to(root).as_posix()}:{node.lineno} reads the environment"
+
+
+def names_that_say_nothing(root: Path) -> Iterator[str]:
+    for name, file in all_files(root):
+        if SAYS_NOTHING & {file.stem, file.parent.name}:
+            yield name
+
+
+def settings_with_a_fallback(root: Path) -> Iterator[str]:
+    """Rule 7: no `.get(key, default)` on settings."""
+    for name, file in all_files(root):
+        for node in ast.walk(ast.parse(file.read_text(encoding="utf-8"))):
+            match node:
+                case ast.Call(func=ast.Attribute(attr="get", value=owner), args=[_, _]):
+                    words = set(ast.unparse(owner).replace("[", ".").split("."))
+                    if words & SETTINGS_NAMES:
+                        yield f"{name}:{node.lineno} {ast.unparse(node)}"
+                case _:
+                    pass
+
+
+def settings_classes_with_defaults(root: Path) -> Iterator[str]:
+    """Rule 7: types in frozen, keyword-only dataclasses; defaults nowhere."""
+    for name, file in all_files(root):
+        for node in ast.walk(ast.parse(file.read_text(encoding="utf-8"))):
+            if not (isinstance(node, ast.ClassDef) and node.name.endswith("Settings")):
+                continue
+            decorators = " ".join(ast.unparse(decorator) for decorator in node.decorator_list)
+            if "frozen=True" not in decorators or "kw_only=True" not in decorators:
+                yield f"{name}:{node.lineno} {node.name} is not a frozen, keyword-only dataclass"
+            for field in node.body:
+                if isinstance(field, ast.AnnAssign) and field.value is not None:
+                    yield f"{name}:{field.lineno} {node.name}.{ast.unparse(field.target)} has a default"
+
+
+def stages_out_of_form(root: Path) -> Iterator[str]:
+    """Rule 5: a docstring, a function named like the file that ends in `report`, a `__main__`."""
+    for file in sorted((root / "stages").glob("*.py")):
+        if file.stem in ("__init__", "settings"):
+            continue
+        tree = ast.parse(file.read_text(encoding="utf-8"))
+        functions = {node.name: node for node in tree.body if isinstance(node, ast.FunctionDef)}
+        if not ast.get_docstring(tree):
+            yield f"stages/{file.name} has no docstring"
+        if file.stem not in functions:
+            yield f"stages/{file.name} has no function {file.stem}"
+        elif "report" not in [a.arg for a in functions[file.stem].args.args + functions[file.stem].args.kwonlyargs]:
+            yield f"stages/{file.name}: {file.stem} takes no report"
+        if "__main__" not in file.read_text(encoding="utf-8"):
+            yield f"stages/{file.name} cannot be run"
+
+
+RULES: list[Rule] = [
+    imports_against_the_direction,
+    heavy_tools_away_from_home,
+    more_than_a_bare_gpu_machine_has,
+    environment_read_by_the_maths,
+    names_that_say_nothing,
+    settings_with_a_fallback,
+    settings_classes_with_defaults,
+    stages_out_of_form,
+]
+BROKEN = {
+    "visage/__init__.py": "",
+    "visage/utils.py": "import os\nthreads = os.environ['THREADS']\n",
+    "visage/detect.py": "import facenet_pytorch\n",
+    "visage/labels.py": "from stages import finetune\n",
+    "visage/predictor.py": "def photo():\n    from visage.detect import facenet_pytorch\n",
+    "stages/__init__.py": "",
+    "stages/pretrain.py": "def run():\n    from visage import detect\n",
+    "stages/finetune.py": "import mlflow\nepochs = settings.get('epochs', 60)\n",
+    "stages/evaluate.py": (
+        "from visage import predictor\n@dataclass(frozen=True, kw_only=True)\nclass EvaluateSettings:\n    k: int = 3\n"
+    ),
+}
+
+
+@pytest.mark.parametrize("rule", RULES, ids=lambda rule: rule.__name__)
+def test_this_house_keeps(rule: Rule) -> None:
+    assert list(rule(REPOSITORY)) == []
+
+
+@pytest.fixture
+def broken(tmp_path: Path) -> Path:
+    for name, text in BROKEN.items():
+        file = tmp_path / name
+        file.parent.mkdir(parents=True, exist_ok=True)
+        file.write_text(text, encoding="utf-8")
+    return tmp_path
+
+
+@pytest.mark.parametrize("rule", RULES, ids=lambda rule: rule.__name__)
+def test_a_broken_house_fails(rule: Rule, broken: Path) -> None:
+    assert list(rule(broken))
+
+
+def test_only_the_photo_door_is_not_followed(broken: Path) -> None:
+    """evaluate reaches the predictor but not its lazy detector; pretrain's own lazy import of it is seen."""
+    assert list(more_than_a_bare_gpu_machine_has(broken)) == [
+        "stages/pretrain.py reaches facenet_pytorch",
+        "stages/finetune.py reaches mlflow",
+    ]
