@@ -53,7 +53,7 @@ def is_typing_block(node: ast.AST) -> bool:
 
 
 def imports(root: Path, file: Path) -> Iterator[Import]:
-    """Every import of a file that can run; `from a import b` counts as a.b where that is a module of ours, else as a."""
+    """Every import that can run; `from a import b` counts as a.b where that is a module of ours, else as a."""
     yield from _walk(root, ast.parse(file.read_text(encoding="utf-8")), lazy=False)
 
 

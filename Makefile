@@ -1,0 +1,70 @@
+# The verbs. Each sets up what it needs first, in .venv; `make` alone lists them.
+
+SHELL := bash
+.DEFAULT_GOAL := help
+.SUFFIXES:
+
+PYTHON ?= $(firstword $(foreach name,python3.11 python3.12 python3.13 python3,$(shell command -v $(name))))
+UV_VERSION := 0.13.9
+BIN := .venv/bin
+STAMP := .venv/.installed
+
+# Every library's calling home is off, and its state stays in this folder. This is the one place that says so.
+export DO_NOT_TRACK := true
+export DVC_NO_ANALYTICS := 1
+export GX_ANALYTICS_ENABLED := false
+export MLFLOW_DISABLE_TELEMETRY := true
+export MLFLOW_SERVER_ENABLE_JOB_EXECUTION := false
+export PREFECT_HOME := $(CURDIR)/.prefect
+export PREFECT_SERVER_ANALYTICS_ENABLED := false
+export RAY_AUTH_MODE := disabled
+export RAY_ENABLE_UV_RUN_RUNTIME_ENV := 0
+export RAY_USAGE_STATS_ENABLED := 0
+# `dvc` and the stages it starts find the interpreter of .venv.
+export PATH := $(CURDIR)/$(BIN):$(PATH)
+unexport PYTHONPATH PYTHONHOME VIRTUAL_ENV
+
+.PHONY: help
+help:  ## this list
+	@echo "usage: make VERB [NAME=value]"
+	@awk -F ':.*  ## ' '/^[a-z-]+:.*  ## / {printf "  %-10s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
+
+$(STAMP): requirements.lock pyproject.toml
+	@test -n "$(PYTHON)" && "$(PYTHON)" -c 'import sys; sys.exit(sys.version_info < (3, 11))' || { \
+	  echo "visage needs Python 3.11 or newer (found: $(or $(PYTHON),none)). Install it, or name it: make PYTHON=/path/to/python3.11" >&2; exit 1; }
+	@"$(PYTHON)" -c 'import ensurepip, venv' || { \
+	  echo "$(PYTHON) cannot make virtual environments; install its venv package (Debian: python3-venv)" >&2; exit 1; }
+	@echo "Setting up .venv (about 6 GB, most of it torch with CUDA; a few minutes on a fast line)"
+	@test -x $(BIN)/python || "$(PYTHON)" -m venv .venv
+	@$(BIN)/python -m pip install --quiet --disable-pip-version-check uv==$(UV_VERSION)
+	$(BIN)/uv pip install --python $(BIN)/python --require-hashes -r requirements.lock
+	$(BIN)/uv pip install --python $(BIN)/python --no-deps --no-build-isolation -e .
+	@touch $@
+
+.PHONY: setup
+setup: $(STAMP)  ## make .venv as requirements.lock says (every verb does it first)
+
+.PHONY: test
+test: $(STAMP)  ## the tests that take seconds
+	$(BIN)/python -m pytest
+
+.PHONY: test-slow
+test-slow: $(STAMP)  ## the tests that take minutes: whole pipelines, real photos
+	$(BIN)/python -m pytest -m slow
+
+.PHONY: check
+check: $(STAMP)  ## ruff and mypy
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/mypy
+
+.PHONY: lock
+lock:  ## write requirements.lock anew from pyproject.toml; UPGRADE=1 takes newer versions
+	$(BIN)/uv pip compile pyproject.toml --extra dev --universal --python-version 3.11 --generate-hashes \
+	  --no-emit-index-url --no-annotate --no-header $(if $(UPGRADE),--upgrade) --quiet -o requirements.lock
+
+.PHONY: clean
+clean:  ## remove caches and what the pipeline made; .venv and DVC's cache stay
+	rm -rf .mypy_cache .ruff_cache .pytest_cache .hypothesis build *.egg-info data models
+	find reports -mindepth 1 ! -name metrics.json -delete 2>/dev/null || true
+	find . -name __pycache__ -not -path './.venv/*' -prune -exec rm -rf {} +
