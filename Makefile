@@ -29,14 +29,16 @@ help:  ## this list
 	@echo "usage: make VERB [NAME=value]"
 	@awk -F ':.*  ## ' '/^[a-z-]+:.*  ## / {printf "  %-10s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
 
-$(STAMP): requirements.lock pyproject.toml
+$(BIN)/uv:
 	@test -n "$(PYTHON)" && "$(PYTHON)" -c 'import sys; sys.exit(sys.version_info < (3, 11))' || { \
 	  echo "visage needs Python 3.11 or newer (found: $(or $(PYTHON),none)). Install it, or name it: make PYTHON=/path/to/python3.11" >&2; exit 1; }
 	@"$(PYTHON)" -c 'import ensurepip, venv' || { \
 	  echo "$(PYTHON) cannot make virtual environments; install its venv package (Debian: python3-venv)" >&2; exit 1; }
-	@echo "Setting up .venv (about 6 GB, most of it torch with CUDA; a few minutes on a fast line)"
 	@test -x $(BIN)/python || "$(PYTHON)" -m venv .venv
 	@$(BIN)/python -m pip install --quiet --disable-pip-version-check uv==$(UV_VERSION)
+
+$(STAMP): requirements.lock pyproject.toml | $(BIN)/uv
+	@echo "Setting up .venv (about 6 GB, most of it torch with CUDA; a few minutes on a fast line)"
 	$(BIN)/uv pip install --python $(BIN)/python --require-hashes -r requirements.lock
 	$(BIN)/uv pip install --python $(BIN)/python --no-deps --no-build-isolation -e .
 	@touch $@
@@ -59,7 +61,7 @@ check: $(STAMP)  ## ruff and mypy
 	$(BIN)/mypy
 
 .PHONY: lock
-lock:  ## write requirements.lock anew from pyproject.toml; UPGRADE=1 takes newer versions
+lock: $(BIN)/uv  ## write requirements.lock anew from pyproject.toml; UPGRADE=1 takes newer versions
 	$(BIN)/uv pip compile pyproject.toml --extra dev --universal --python-version 3.11 --generate-hashes \
 	  --no-emit-index-url --no-annotate --no-header $(if $(UPGRADE),--upgrade) --quiet -o requirements.lock
 
