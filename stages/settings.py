@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import argparse
 import dataclasses
+import json
 import os
 import sys
 import tempfile
@@ -52,6 +53,13 @@ def load_section(params: Path, section: str, cls: type[Settings], role: str | No
             raise ValueError(f"{where}: no section '{key}'; add it (see the committed params.yaml)")
         document, where = document[key], f"{where}: {key}" if where == str(params) else f"{where}.{key}"
     return typing.cast(Settings, convert(document, cls, where))
+
+
+def read_json(path: Path) -> Any:
+    """The document in a JSON file that an earlier stage wrote."""
+    if not path.is_file():
+        raise ValueError(f"{path}: missing; run the stage that writes it (dvc repro) first")
+    return json.loads(path.read_text(encoding="utf-8"))
 
 
 def convert(value: Any, wanted: Any, where: str) -> Any:
@@ -121,10 +129,10 @@ def written_whole(path: Path) -> Iterator[Path]:
     path.parent.mkdir(parents=True, exist_ok=True)
     handle, name = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.", suffix=".part")
     os.close(handle)
-    os.chmod(name, 0o644)
+    Path(name).chmod(0o644)
     try:
         yield Path(name)
-        os.replace(name, path)
+        Path(name).replace(path)
     finally:
         Path(name).unlink(missing_ok=True)
 

@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass
-from typing import Literal
+from typing import Literal, cast
 
 import torch
 from torch import Tensor, nn
@@ -55,13 +55,14 @@ class ThinVGG(nn.Module):
         maps_BCHW = self.blocks[0](faces_BCHW)
         for block in list(self.blocks)[1:]:
             maps_BCHW = block(nn.functional.max_pool2d(maps_BCHW, 2))
-        return maps_BCHW
+        return cast(Tensor, maps_BCHW)
 
     def pool(self, maps_BCHW: Tensor) -> Tensor:
         """Hybrid (max 2x2, then global average) or global average pooling, (B,C)."""
         if self.pooling == "hybrid":
             maps_BCHW = nn.functional.max_pool2d(maps_BCHW, 2)
-        return maps_BCHW.mean(dim=(2, 3))
+        pooled_BC: Tensor = maps_BCHW.mean(dim=(2, 3))
+        return pooled_BC
 
     def forward(self, faces_BCHW: Tensor) -> Tensor:
         logits_BK: Tensor = self.head(self.pool(self.features(faces_BCHW)))

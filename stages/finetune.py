@@ -1,0 +1,220 @@
+"""Aligned faces of the `target` role and the pre-trained backbone become the model.
+
+data/target/faces/ + models/backbone/ -> models/model/{model.safetensors, card.json}, reports/history/finetune.csv
+DLDL-v2: KL divergence to the label distribution plus lambda times the l1 error of its expectation (paper, Eq. 12).
+About 1 minute for the embedded set; 25 minutes for UTKFace's CORAL split (TinyAgeNet, 96 px, 40 epochs, 2 cores with
+bfloat16). Weights are saved after every epoch; a killed run goes on from there.
+"""
+
+from __future__ import annotations
+
+import platform
+from collections.abc import Iterable, Mapping
+from dataclasses import asdict, dataclass, replace
+from pathlib import Path
+from typing import Any, Literal
+
+import numpy as np
+import pandas as pd
+import torch
+from safetensors.torch import load_file
+from torch import Tensor, nn
+
+from stages.settings import Report, print_report, read_json, stage_main, written_whole
+from visage.card import (
+    CARD_FORMAT,
+    AlignmentCard,
+    DetectorCard,
+    ModelCard,
+    NetworkCard,
+    NormaliseCard,
+    WeightsCard,
+    save_model,
+    sha256_of,
+)
+from visage.eye import AugmentationSettings, evaluation_view, training_view
+from visage.faces import FaceTable, prefetched, shuffled_batches
+from visage.fit import Task, available_device, fit
+from visage.labels import DECODERS, LabelGrid
+from visage.lineage import fingerprint_of, git_commit, table_digest
+from visage.methods import METHODS, LossSettings
+from visage.networks import Pooling, ThinVGG, build, initialise
+from visage.optim import RecipeSettings, computing_dtype
+
+
+@dataclass(frozen=True, kw_only=True)
+class FinetuneSettings:
+    """`init`: `backbone` (the pretrain stage's trunk) or `scratch`. `fixed_sigma`: where the set gives none.
+
+    `schedule`: `joint`, or `two_stage` as released (all epochs with KL alone, the head's bias zeroed, then all epochs
+    jointly). `select`: the last epoch, or the one with the least validation error. `terms`: the terms of the data,
+    kept in the card. `recipe` and `augmentation` name entries of `recipes` and `augmentations`.
+    """
+
+    name: str
+    quantity: str
+    unit: str
+    network: str
+    pooling: Pooling
+    normalise: NormaliseCard
+    init: Literal["backbone", "scratch"]
+    grid: LabelGrid
+    method: str
+    decode: str
+    loss: LossSettings
+    fixed_sigma: float
+    schedule: Literal["joint", "two_stage"]
+    epochs: int
+    seed: int
+    recipe: str
+    recipes: dict[str, RecipeSettings]
+    augmentation: str
+    augmentations: dict[str, AugmentationSettings]
+    num_workers: int
+    cache_mb: int
+    terms: str
+
+
+def finetune(
+    settings: FinetuneSettings, *, faces: Path, backbone: Path, checkpoints: Path, model: Path, history: Path,
+    report: Report = print_report,
+) -> None:  # fmt: skip
+    """Trains the model; see the module docstring."""
+    train = FaceTable.open(faces, ["train"], settings.cache_mb)
+    validation = FaceTable.open(faces, ["val"], 0)
+    _check(settings, train)
+    network = _start(settings, train, backbone).to(available_device())
+    stamp = fingerprint_of(settings, train, sha256_of(backbone / "backbone.safetensors"))
+    rows: list[dict[str, float]] = []
+    for number, phase in enumerate(_phases(settings)):
+        task = _task(phase, train, validation)
+        if number > 0:
+            nn.init.zeros_(network.head.bias)
+        trained, phase_rows = fit(
+            network, task, phase.recipes[phase.recipe], epochs=phase.epochs, seed=settings.seed + number,
+            checkpoint=checkpoints / f"phase-{number}.pt", fingerprint=f"{stamp}-{number}", report=report,
+        )  # fmt: skip
+        network.load_state_dict(trained.state_dict())
+        rows += [row | {"epoch": row["epoch"] + number * settings.epochs} for row in phase_rows]
+    with written_whole(history) as part:
+        pd.DataFrame(rows).to_csv(part, index=False)
+    save_model(model, network, _card(settings, train, validation, rows), "float32")
+
+
+def _phases(settings: FinetuneSettings) -> list[FinetuneSettings]:
+    """The released code's two stages, or the paper's joint one."""
+    if settings.schedule == "joint":
+        return [settings]
+    return [replace(settings, loss=replace(settings.loss, lambda_=0.0)), settings]
+
+
+def _check(settings: FinetuneSettings, train: FaceTable) -> None:
+    """Refuses what would train on nonsense: an unknown method, faces without a label or with one off the grid."""
+    for name, known in (("method", METHODS), ("decode", DECODERS), ("recipe", settings.recipes),
+                        ("augmentation", settings.augmentations)):  # fmt: skip
+        if getattr(settings, name) not in known:
+            raise ValueError(f"finetune.{name}: {getattr(settings, name)!r} is unknown; known: {', '.join(known)}")
+    grid = settings.grid
+    off = ~((train.label >= grid.minimum) & (train.label <= grid.maximum))
+    if off.any():
+        worst = int(np.flatnonzero(off)[0])
+        raise ValueError(
+            f"{train.photo_id[worst]}: label {train.label[worst]} lies off the grid {grid.minimum}..{grid.maximum} "
+            f"({off.sum()} such faces); widen finetune.grid or narrow validate.target's label range"
+        )
+    if len(train) < 2:
+        raise ValueError("fewer than 2 training faces; see data/target/rejects.csv and quarantine.csv")
+
+
+def _start(settings: FinetuneSettings, train: FaceTable, backbone: Path) -> ThinVGG:
+    """A fresh network, its trunk from the backbone where the settings say so."""
+    network = build(settings.network, settings.pooling, METHODS[settings.method].head_width(settings.grid))
+    initialise(network, torch.Generator().manual_seed(settings.seed))
+    if settings.init == "scratch":
+        return network
+    lineage = read_json(backbone / "backbone.json")
+    mine = {"network": settings.network, "alignment": train.alignment, "normalise": _plain(settings.normalise)}
+    for key, value in mine.items():
+        if lineage[key] != value:
+            raise ValueError(
+                f"{backbone}: the backbone's {key} is {lineage[key]}, fine-tuning has {value}; run the pretrain stage "
+                "with the same settings, or set finetune.init: scratch"
+            )
+    state = load_file(backbone / "backbone.safetensors")
+    trunk = {name: value for name, value in state.items() if not name.startswith("head.")}
+    network.load_state_dict(trunk | {f"head.{k}": v for k, v in network.head.state_dict().items()})
+    return network
+
+
+def _plain(normalise: NormaliseCard) -> dict[str, list[float]]:
+    return {name: list(values) for name, values in asdict(normalise).items()}
+
+
+def _task(settings: FinetuneSettings, train: FaceTable, validation: FaceTable) -> Task:
+    """Batches, loss and validation of one phase."""
+    device, method = available_device(), METHODS[settings.method]
+    recipe, augmentation = settings.recipes[settings.recipe], settings.augmentations[settings.augmentation]
+    label = torch.tensor(train.label, dtype=torch.float32, device=device)
+    sigma = torch.tensor(train.with_sigma(settings.fixed_sigma), dtype=torch.float32, device=device)
+
+    def batches(generator: torch.Generator) -> Iterable[tuple[Tensor, ...]]:
+        order = shuffled_batches(len(train), recipe.batch_size, generator)
+        for indices, crops in prefetched(train, order, settings.num_workers):
+            view = training_view(crops.to(device), augmentation, settings.normalise, generator)
+            yield view, label[indices], sigma[indices]
+
+    def loss(logits_BK: Tensor, label_B: Tensor, sigma_B: Tensor) -> Tensor:
+        return method.loss(logits_BK, label_B, sigma_B, settings.grid, settings.loss)
+
+    def validate(network: nn.Module) -> dict[str, float]:
+        return {"val_mae": _mae(network, validation, settings)} if len(validation) else {}
+
+    num_batches = len(shuffled_batches(len(train), recipe.batch_size, torch.Generator()))
+    return Task(batches=batches, num_batches=num_batches, loss=loss, validate=validate)
+
+
+@torch.inference_mode()
+def _mae(network: nn.Module, table: FaceTable, settings: FinetuneSettings) -> float:
+    """Mean absolute error on a table, without flip averaging."""
+    network.eval()
+    device, method, errors = available_device(), METHODS[settings.method], []
+    for places in np.array_split(np.arange(len(table)), max(1, len(table) // 128)):
+        logits = network(evaluation_view(table.decode(places).to(device), settings.normalise))
+        value = DECODERS[settings.decode](method.probabilities(logits, settings.grid), settings.grid)
+        errors.append(np.abs(value.cpu().numpy() - table.label[places]))
+    return float(np.concatenate(errors).mean())
+
+
+def _card(
+    settings: FinetuneSettings, train: FaceTable, validation: FaceTable, rows: list[dict[str, float]]
+) -> ModelCard:
+    """The model's card; `save_model` fills in the weights."""
+    recipe = settings.recipes[settings.recipe]
+    training: dict[str, Any] = {
+        "init": settings.init,
+        "loss": asdict(settings.loss),
+        "fixed_sigma": settings.fixed_sigma,
+    }
+    training |= {"schedule": settings.schedule, "epochs": settings.epochs, "seed": settings.seed}
+    training |= {"recipe": settings.recipe, **asdict(recipe), "augmentation": settings.augmentation}
+    training |= {"computed_in": str(computing_dtype(recipe.precision, available_device()))}
+    training |= {"seconds": round(sum(row["seconds"] for row in rows))}
+    network = NetworkCard(name=settings.network, pooling=settings.pooling,
+                          num_outputs=METHODS[settings.method].head_width(settings.grid))  # fmt: skip
+    return ModelCard(
+        format=CARD_FORMAT, name=settings.name, quantity=settings.quantity, unit=settings.unit, network=network,
+        grid=settings.grid, method=settings.method, decode=settings.decode,
+        alignment=AlignmentCard(**train.alignment), detector=DetectorCard(**_tuples(train.detector)),
+        normalise=settings.normalise, weights=WeightsCard(file="", sha256="", dtype="float32", num_parameters=0),
+        training=training, data={"train": table_digest(train), "val": table_digest(validation)},
+        metrics={"val": {k: v for k, v in rows[-1].items() if k.startswith("val_")}}, terms=settings.terms,
+        code={"git_commit": git_commit(), "torch": torch.__version__, "machine": platform.machine()},
+    )  # fmt: skip
+
+
+def _tuples(values: Mapping[str, Any]) -> dict[str, Any]:
+    return {name: tuple(value) if isinstance(value, list) else value for name, value in values.items()}
+
+
+if __name__ == "__main__":
+    stage_main("finetune", FinetuneSettings, finetune, ["faces", "backbone", "checkpoints", "model", "history"])

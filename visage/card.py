@@ -1,0 +1,222 @@
+"""The model brings its eye: weights as safetensors, and beside them card.json, all that a prediction depends on.
+
+The card is the one place that knows network, label grid, normalisation, alignment, detector and decoding rule of a
+model (architecture rule 8); training, evaluation, export and serving read it, none retypes it. Loading refuses a
+weights file that is truncated, edited or of another network or label grid.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import hashlib
+import json
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Literal
+
+import torch
+from safetensors import SafetensorError
+from safetensors.torch import load_file, save_file
+
+from visage.labels import LabelGrid
+from visage.methods import METHODS
+from visage.networks import Pooling, ThinVGG, build
+
+CARD_FORMAT = 1
+WEIGHTS_FILE, CARD_FILE = "model.safetensors", "card.json"
+DTYPES = {"float32": torch.float32, "float16": torch.float16}
+
+
+@dataclass(frozen=True, kw_only=True)
+class NetworkCard:
+    """Arguments of `visage.networks.build`."""
+
+    name: str
+    pooling: Pooling
+    num_outputs: int
+
+
+@dataclass(frozen=True, kw_only=True)
+class AlignmentCard:
+    """How a crop is cut (five-point `template`, side in pixels, scale of the face in it) and kept (JPEG quality)."""
+
+    template: str
+    crop_px: int
+    face_scale: float
+    jpeg_quality: int
+
+
+@dataclass(frozen=True, kw_only=True)
+class DetectorCard:
+    """MTCNN's settings: least face side in pixels, thresholds of its three nets, pyramid factor, longest photo side."""
+
+    min_face_px: int
+    thresholds: tuple[float, float, float]
+    factor: float
+    max_side_px: int
+
+
+@dataclass(frozen=True, kw_only=True)
+class NormaliseCard:
+    """Per-channel mean and standard deviation of RGB in [0, 1]."""
+
+    mean: tuple[float, float, float]
+    std: tuple[float, float, float]
+
+
+@dataclass(frozen=True, kw_only=True)
+class WeightsCard:
+    """The file beside the card, its checksum and storage type."""
+
+    file: str
+    sha256: str
+    dtype: Literal["float32", "float16"]
+    num_parameters: int
+
+
+@dataclass(frozen=True, kw_only=True)
+class ModelCard:
+    """Everything a prediction depends on (first block) and where the model comes from (second block)."""
+
+    format: int
+    name: str
+    quantity: str
+    unit: str
+    network: NetworkCard
+    grid: LabelGrid
+    method: str
+    decode: str
+    alignment: AlignmentCard
+    detector: DetectorCard
+    normalise: NormaliseCard
+    weights: WeightsCard
+
+    training: dict[str, Any]
+    data: dict[str, Any]
+    metrics: dict[str, Any]
+    terms: str
+    code: dict[str, Any]
+
+    def to_json(self) -> str:
+        """The card as indented JSON text with a closing newline."""
+        return json.dumps(dataclasses.asdict(self), indent=1, sort_keys=False, ensure_ascii=False) + "\n"
+
+    @classmethod
+    def from_json(cls, text: str, source: str) -> ModelCard:
+        """The card in a JSON text; `source` names it in errors."""
+        try:
+            document = json.loads(text)
+        except json.JSONDecodeError as error:
+            raise ValueError(f"{source}: not valid JSON ({error}); take the card that came with the weights") from error
+        if not isinstance(document, dict) or document.get("format") != CARD_FORMAT:
+            raise ValueError(f"{source}: not a model card of format {CARD_FORMAT}; export the model again")
+        card: ModelCard = _build(cls, document, source)
+        card.check(source)
+        return card
+
+    @classmethod
+    def read(cls, path: Path) -> ModelCard:
+        """The card in a file."""
+        if not path.is_file():
+            raise ValueError(f"{path}: no model card here; a model is a folder with {WEIGHTS_FILE} and {CARD_FILE}")
+        return cls.from_json(path.read_text(encoding="utf-8"), str(path))
+
+    def write(self, path: Path) -> None:
+        """Writes the card; the file appears whole or not at all."""
+        part = path.with_name(f".{path.name}.part")
+        part.write_text(self.to_json(), encoding="utf-8")
+        part.replace(path)
+
+    def check(self, source: str) -> None:
+        """Refuses a card whose method, grid and network do not belong together."""
+        if self.method not in METHODS:
+            raise ValueError(f"{source}: method {self.method!r} is unknown; known: {', '.join(METHODS)}")
+        wanted = METHODS[self.method].head_width(self.grid)
+        if self.network.num_outputs != wanted:
+            raise ValueError(
+                f"{source}: the network has {self.network.num_outputs} outputs, the label grid {self.grid.minimum}:"
+                f"{self.grid.step}:{self.grid.maximum} needs {wanted}; card and model do not belong together"
+            )
+
+
+def _build(cls: type, document: Any, source: str) -> Any:
+    """A dataclass from plain JSON values, strict about its keys; nested dataclasses by field type."""
+    if not isinstance(document, dict):
+        raise ValueError(f"{source}: expected the fields of {cls.__name__}, found {document!r}")
+    kinds = {f.name: NESTED.get(f.name) for f in dataclasses.fields(cls)}
+    if set(document) != set(kinds):
+        odd = ", ".join(sorted(set(document) ^ set(kinds)))
+        raise ValueError(f"{source}: fields of {cls.__name__} missing or unknown: {odd}; export the model again")
+    values = {
+        name: _build(kind, document[name], source) if kind else _frozen(document[name]) for name, kind in kinds.items()
+    }
+    return cls(**values)
+
+
+def _frozen(value: Any) -> Any:
+    return tuple(value) if isinstance(value, list) else value
+
+
+NESTED: dict[str, type] = {
+    "network": NetworkCard,
+    "grid": LabelGrid,
+    "alignment": AlignmentCard,
+    "detector": DetectorCard,
+    "normalise": NormaliseCard,
+    "weights": WeightsCard,
+}
+
+
+def sha256_of(path: Path) -> str:
+    """Hex digest of a file, read in pieces."""
+    digest = hashlib.sha256()
+    with path.open("rb") as file:
+        while piece := file.read(1 << 20):
+            digest.update(piece)
+    return digest.hexdigest()
+
+
+def write_weights(network: torch.nn.Module, path: Path, dtype: Literal["float32", "float16"]) -> WeightsCard:
+    """A network's state as safetensors at `path` (whole or not at all), floating tensors stored as `dtype`."""
+    kind = DTYPES[dtype]
+    state = {
+        name: (value.to(kind) if value.is_floating_point() else value).contiguous().cpu()
+        for name, value in network.state_dict().items()
+    }
+    part = path.with_name(f".{path.name}.part")
+    save_file(state, part, metadata={"format": "pt"})
+    part.replace(path)
+    count = sum(parameter.numel() for parameter in network.parameters())
+    return WeightsCard(file=path.name, sha256=sha256_of(path), dtype=dtype, num_parameters=count)
+
+
+def save_model(
+    folder: Path, network: torch.nn.Module, card: ModelCard, dtype: Literal["float32", "float16"]
+) -> ModelCard:
+    """Writes weights and card into `folder` and returns the card as written (its `weights` filled in)."""
+    folder.mkdir(parents=True, exist_ok=True)
+    weights = write_weights(network, folder / WEIGHTS_FILE, dtype)
+    written = dataclasses.replace(card, weights=weights)
+    written.write(folder / CARD_FILE)
+    return written
+
+
+def load_model(folder: Path) -> tuple[ThinVGG, ModelCard]:
+    """The network (float32, evaluation mode) and its card; refuses what does not belong together with a ValueError."""
+    card = ModelCard.read(folder / CARD_FILE)
+    path = folder / card.weights.file
+    if not path.is_file():
+        raise ValueError(f"{path}: the weights that {folder / CARD_FILE} names are missing; copy both files together")
+    found = sha256_of(path)
+    if found != card.weights.sha256:
+        raise ValueError(
+            f"{path}: sha256 {found[:12]}… is not the card's {card.weights.sha256[:12]}…: the file is truncated or was "
+            "edited; fetch or export the model again"
+        )
+    network = build(card.network.name, card.network.pooling, card.network.num_outputs)
+    try:
+        state = load_file(path)
+        network.load_state_dict({k: v.float() if v.is_floating_point() else v for k, v in state.items()})
+    except (SafetensorError, RuntimeError) as error:
+        raise ValueError(f"{path}: not the weights of the card's network {card.network}: {error}") from error
+    return network.eval(), card

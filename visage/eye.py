@@ -1,0 +1,167 @@
+"""Crops become network input: the ONE evaluation view, and the training augmentations, on a whole batch at a time.
+
+Crops are uint8 RGB (B,3,H,W); views are float32, normalised. Every random number is drawn on the CPU from the
+generator that is passed in, so the same seed gives the same augmentations on CPU and GPU.
+Legend: B batch, C colour channels, H height, W width.
+"""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+from functools import cache
+from itertools import permutations
+
+import torch
+from torch import Tensor
+from torch.nn import functional
+
+from visage.card import NormaliseCard
+
+GREY = (0.299, 0.587, 0.114)  # ITU-R BT.601, the weights of Torch7's and Pillow's grey
+PAPER_NORMALISE = NormaliseCard(mean=(0.5958, 0.4637, 0.4065), std=(0.2693, 0.2409, 0.2352))  # released code
+JITTER_ORDERS = tuple(permutations(("brightness", "contrast", "saturation")))
+
+
+@dataclass(frozen=True, kw_only=True)
+class AugmentationSettings:
+    """Training augmentations of a preset, in the order of application; a probability or spread of 0 turns one off.
+
+    `min_scale`: the crop is down-sampled to U(min_scale, 1) of its side and back (the paper's "random scaling", 112 to
+    224 of 224 px). `rotation_degrees`: U(-r, r), bilinear, black fill. `zoom` and `translation`: U(1-z, 1+z) and
+    U(-t, t) of the side. `jitter`: brightness, contrast and saturation factors U(1-j, 1+j) in random order.
+    `erase_probability`: one rectangle of 2 to 20 % of the crop becomes the mean colour.
+    """
+
+    flip_probability: float
+    grey_probability: float
+    min_scale: float
+    rotation_degrees: float
+    zoom: float
+    translation: float
+    jitter: float
+    erase_probability: float
+
+
+def evaluation_view(crops_BCHW: Tensor, normalise: NormaliseCard) -> Tensor:
+    """uint8 crops (B,3,H,W) -> normalised float32 of the same shape: what evaluation, export and serving all see."""
+    view_BCHW = crops_BCHW.to(torch.float32) / 255.0
+    mean_C, std_C = (view_BCHW.new_tensor(values) for values in (normalise.mean, normalise.std))
+    return (view_BCHW - mean_C[:, None, None]) / std_C[:, None, None]
+
+
+def training_view(
+    crops_BCHW: Tensor, settings: AugmentationSettings, normalise: NormaliseCard, generator: torch.Generator
+) -> Tensor:
+    """uint8 crops (B,3,H,W) -> augmented, normalised float32 of the same shape.
+
+    Geometry is one resampling, and grey, jitter and normalisation together are one affine map of the colours of each
+    face. The jitter order is drawn once for every 16 faces, all else for each face.
+    """
+    view_BCHW = crops_BCHW.to(torch.float32)
+    if settings.min_scale < 1:
+        view_BCHW = _down_and_up(view_BCHW, settings, generator)
+    view_BCHW = _move(view_BCHW, settings, generator)
+    matrix_BCC, offset_BC = _colour_maps(view_BCHW.mean(dim=(2, 3)).cpu() / 255.0, settings, normalise, generator)
+    flat_BCN = view_BCHW.flatten(2)
+    matrix_BCC, offset_BC1 = matrix_BCC.to(flat_BCN.device) / 255.0, offset_BC[:, :, None].to(flat_BCN.device)
+    view_BCHW = torch.baddbmm(offset_BC1, matrix_BCC, flat_BCN).view_as(view_BCHW)
+    return _erase(view_BCHW, settings, generator) if settings.erase_probability > 0 else view_BCHW
+
+
+def _uniform(low: float, high: float, count: int, generator: torch.Generator) -> Tensor:
+    return low + (high - low) * torch.rand(count, generator=generator)
+
+
+def _down_and_up(view_BCHW: Tensor, settings: AugmentationSettings, generator: torch.Generator) -> Tensor:
+    """Loses detail as a smaller photo would have: bilinear (antialiased) down to a random size and back.
+
+    Both resamplings are linear and separable, so a face's whole journey is one matrix for its rows and one for its
+    columns: two batched matrix products, several times faster than resampling each face on its own.
+    """
+    scale_B = _uniform(settings.min_scale, 1.0, len(view_BCHW), generator).tolist()
+    height, width = view_BCHW.shape[-2:]
+    rows_B1HH = torch.stack([_down_and_up_matrix(height, round(height * scale)) for scale in scale_B])[:, None]
+    columns_B1WW = torch.stack([_down_and_up_matrix(width, round(width * scale)) for scale in scale_B])[:, None]
+    device = view_BCHW.device
+    return rows_B1HH.to(device) @ view_BCHW @ columns_B1WW.to(device).mT
+
+
+@cache
+def _down_and_up_matrix(side: int, smaller: int) -> Tensor:
+    """The (side, side) matrix that shrinks a row of pixels to `smaller` of them and stretches it back."""
+    pixels = torch.eye(side)[None, None]
+    small = functional.interpolate(pixels, size=(max(1, smaller), side), mode="bilinear", antialias=True)
+    return functional.interpolate(small, size=(side, side), mode="bilinear")[0, 0]
+
+
+def _move(view_BCHW: Tensor, settings: AugmentationSettings, generator: torch.Generator) -> Tensor:
+    """Flip, rotation, zoom and translation as one bilinear resampling with black fill; a mere flip stays exact."""
+    count = len(view_BCHW)
+    flip_B = torch.rand(count, generator=generator) < settings.flip_probability
+    if not (settings.rotation_degrees or settings.zoom or settings.translation):
+        return torch.where(flip_B.to(view_BCHW.device)[:, None, None, None], view_BCHW.flip(3), view_BCHW)
+    angle_B = _uniform(-1, 1, count, generator) * math.radians(settings.rotation_degrees)
+    zoom_B = 1 / _uniform(1 - settings.zoom, 1 + settings.zoom, count, generator)
+    shift_B2 = 2 * settings.translation * (2 * torch.rand(count, 2, generator=generator) - 1)
+    mirror_B = torch.where(flip_B, -1.0, 1.0)
+    cosine_B, sine_B = torch.cos(angle_B) * zoom_B, torch.sin(angle_B) * zoom_B
+    rows = [
+        torch.stack([mirror_B * cosine_B, -mirror_B * sine_B, shift_B2[:, 0]], dim=1),
+        torch.stack([sine_B, cosine_B, shift_B2[:, 1]], dim=1),
+    ]
+    matrix_B23 = torch.stack(rows, dim=1).to(view_BCHW.device)
+    places = functional.affine_grid(matrix_B23, list(view_BCHW.shape), align_corners=False)
+    return functional.grid_sample(view_BCHW, places, mode="bilinear", padding_mode="zeros", align_corners=False)
+
+
+def _colour_maps(
+    mean_BC: Tensor, settings: AugmentationSettings, normalise: NormaliseCard, generator: torch.Generator
+) -> tuple[Tensor, Tensor]:
+    """Per face, the matrix (B,3,3) and offset (B,3) that grey, jitter and normalisation amount to.
+
+    All of them are affine in the colours; contrast pulls towards the grey level of the face's mean colour, which each
+    step carries along. Nothing is clipped in between, as in the released code.
+    """
+    count, grey_C = len(mean_BC), torch.tensor(GREY)
+    to_grey_CC = grey_C.expand(3, 3)
+    matrix_BCC = torch.eye(3).expand(count, 3, 3).clone()
+    matrix_BCC[torch.rand(count, generator=generator) < settings.grey_probability] = to_grey_CC
+    offset_BC = torch.zeros(count, 3)
+    names = ("brightness", "contrast", "saturation")
+    factors = {name: _uniform(1 - settings.jitter, 1 + settings.jitter, count, generator)[:, None] for name in names}
+    orders = torch.randint(len(JITTER_ORDERS), (math.ceil(count / 16),), generator=generator).tolist()
+    for chunk, order in enumerate(orders):
+        part = slice(16 * chunk, 16 * chunk + 16)
+        for name in JITTER_ORDERS[order] if settings.jitter else ():
+            factor_B1 = factors[name][part]
+            if name == "saturation":
+                keep_B11 = factor_B1[:, :, None]
+                mix_BCC = keep_B11 * torch.eye(3) + (1 - keep_B11) * to_grey_CC
+                matrix_BCC[part] = mix_BCC @ matrix_BCC[part]
+                offset_BC[part] = (mix_BCC @ offset_BC[part][:, :, None])[:, :, 0]
+                continue
+            if name == "contrast":
+                now_BC = (matrix_BCC[part] @ mean_BC[part][:, :, None])[:, :, 0] + offset_BC[part]
+                pull_BC = (1 - factor_B1) * (now_BC @ grey_C)[:, None]
+            else:
+                pull_BC = torch.zeros_like(offset_BC[part])
+            matrix_BCC[part] = factor_B1[:, :, None] * matrix_BCC[part]
+            offset_BC[part] = factor_B1 * offset_BC[part] + pull_BC
+    mean_C, std_C = torch.tensor(normalise.mean), torch.tensor(normalise.std)
+    return matrix_BCC / std_C[:, None], (offset_BC - mean_C) / std_C
+
+
+def _erase(view_BCHW: Tensor, settings: AugmentationSettings, generator: torch.Generator) -> Tensor:
+    """Random erasing: a rectangle of 2 to 20 % of the area, aspect 0.5 to 2, set to 0 (the mean colour)."""
+    count, height, width = len(view_BCHW), *view_BCHW.shape[-2:]
+    chosen_B = torch.rand(count, generator=generator) < settings.erase_probability
+    area_B = _uniform(0.02, 0.2, count, generator)
+    aspect_B = torch.exp(_uniform(-math.log(2), math.log(2), count, generator))
+    half_B2 = torch.stack([(area_B * aspect_B).sqrt(), (area_B / aspect_B).sqrt()], dim=1) / 2
+    centre_B2 = torch.rand(count, 2, generator=generator)
+    rows_H, columns_W = ((torch.arange(side) + 0.5) / side for side in (height, width))
+    in_rows_BH = (rows_H - centre_B2[:, :1]).abs() < half_B2[:, :1]
+    in_columns_BW = (columns_W - centre_B2[:, 1:]).abs() < half_B2[:, 1:]
+    gone_BHW = in_rows_BH[:, :, None] & in_columns_BW[:, None, :] & chosen_B[:, None, None]
+    return view_BCHW.masked_fill(gone_BHW[:, None].to(view_BCHW.device), 0.0)

@@ -1,0 +1,130 @@
+"""The training loop, gradient in sight, resumable at every epoch.
+
+All randomness of an epoch comes from one generator seeded with (seed, epoch), so a run that was killed at any moment
+and started again ends in the same weights, bit for bit on CPU with the same number of threads.
+Legend: B batch, C channels, H height, W width, K outputs.
+"""
+
+from __future__ import annotations
+
+import copy
+import math
+import time
+from collections.abc import Callable, Iterable, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from tqdm import tqdm
+
+from visage.optim import RecipeSettings, build_optimiser, computing_dtype, learning_rate, update_average
+
+Batch = tuple[Tensor, ...]  # network input (B,3,H,W), then the targets that the loss takes
+Report = Callable[[int, Mapping[str, float]], None]
+
+
+@dataclass(frozen=True, kw_only=True)
+class Task:
+    """What is trained: an epoch's batches from its generator, their number, the loss, and a look at validation.
+
+    `loss(logits, *targets)` is a scalar; `validate(network)` gives named figures, the empty dict where there is no
+    validation split.
+    """
+
+    batches: Callable[[torch.Generator], Iterable[Batch]]
+    num_batches: int
+    loss: Callable[..., Tensor]
+    validate: Callable[[nn.Module], dict[str, float]]
+
+
+def available_device() -> torch.device:
+    """The GPU where there is one, else the CPU."""
+    return torch.device("cuda" if torch.cuda.is_available() else "cpu")
+
+
+def fit(
+    network: nn.Module, task: Task, recipe: RecipeSettings, *, epochs: int, seed: int, checkpoint: Path,
+    fingerprint: str, report: Report,
+) -> tuple[nn.Module, list[dict[str, float]]]:  # fmt: skip
+    """Trains `network` in place for `epochs`; returns the model to keep (its average where the recipe has one) and
+    one row of figures an epoch.
+
+    `checkpoint` is rewritten after every epoch and continued from when its `fingerprint` (of settings and data) is
+    this run's; another run's checkpoint is started over. Errors: a loss that is not finite.
+    """
+    device = next(network.parameters()).device
+    dtype = computing_dtype(recipe.precision, device)
+    if recipe.channels_last:
+        network.to(memory_format=torch.channels_last)
+    average = copy.deepcopy(network).eval() if recipe.ema_decay > 0 else network
+    optimiser = build_optimiser(network, recipe)
+    history: list[dict[str, float]] = []
+    state = _read_checkpoint(checkpoint, fingerprint)
+    if state is not None:
+        network.load_state_dict(state["network"])
+        average.load_state_dict(state["average"])
+        optimiser.load_state_dict(state["optimiser"])
+        history = state["history"]
+    num_steps = epochs * task.num_batches
+
+    for epoch in range(len(history), epochs):
+        started = time.perf_counter()
+        generator = torch.Generator().manual_seed(seed * 1_000_003 + epoch)
+        network.train()
+        total_loss, num_faces = torch.zeros((), device=device), 0
+        for index, (faces_BCHW, *targets) in enumerate(_with_bar(task, generator, epoch, epochs)):
+            step = epoch * task.num_batches + index
+            rate = learning_rate(recipe, step / num_steps)
+            for group in optimiser.param_groups:
+                group["lr"] = rate
+            if recipe.channels_last:
+                faces_BCHW = faces_BCHW.contiguous(memory_format=torch.channels_last)
+            with torch.autocast(device.type, dtype, enabled=dtype != torch.float32):
+                logits_BK = network(faces_BCHW)
+            loss = task.loss(logits_BK.float(), *targets)
+            optimiser.zero_grad(set_to_none=True)
+            loss.backward()  # type: ignore[no-untyped-call]
+            optimiser.step()
+            if average is not network:
+                update_average(average, network, recipe.ema_decay, step)
+            total_loss += loss.detach() * len(faces_BCHW)
+            num_faces += len(faces_BCHW)
+        train_loss = total_loss.item() / num_faces
+        if not math.isfinite(train_loss):
+            raise ValueError(
+                f"epoch {epoch + 1}: the training loss is {train_loss}; lower learning_rate, or set precision: float32"
+            )
+        row = {"epoch": epoch + 1.0, "train_loss": train_loss, "learning_rate": rate}
+        row |= task.validate(average) | {"seconds": time.perf_counter() - started}
+        history.append(row)
+        _write_checkpoint(checkpoint, fingerprint, network, average, optimiser, history)
+        report(epoch + 1, row)
+    return average.eval(), history
+
+
+def _with_bar(task: Task, generator: torch.Generator, epoch: int, epochs: int) -> Iterable[Batch]:
+    label = f"epoch {epoch + 1}/{epochs}"
+    return tqdm(task.batches(generator), total=task.num_batches, desc=label, mininterval=2.0, leave=False)
+
+
+def _write_checkpoint(
+    path: Path, fingerprint: str, network: nn.Module, average: nn.Module, optimiser: torch.optim.Optimizer,
+    history: list[dict[str, float]],
+) -> None:  # fmt: skip
+    path.parent.mkdir(parents=True, exist_ok=True)
+    part = path.with_name(f".{path.name}.part")
+    state = {"fingerprint": fingerprint, "network": network.state_dict(), "average": average.state_dict()}
+    torch.save(state | {"optimiser": optimiser.state_dict(), "history": history}, part)
+    part.replace(path)
+
+
+def _read_checkpoint(path: Path, fingerprint: str) -> dict[str, Any] | None:
+    if not path.is_file():
+        return None
+    try:
+        state: dict[str, Any] = torch.load(path, weights_only=True, map_location="cpu")
+    except (RuntimeError, EOFError, OSError, ValueError) as error:
+        raise ValueError(f"{path}: this checkpoint cannot be read ({error}); remove it to start over") from error
+    return state if state.get("fingerprint") == fingerprint else None
