@@ -9,7 +9,7 @@ Shapes: N faces, C clusters, R resamples, S summands. Efron and Tibshirani 1993,
 
 from __future__ import annotations
 
-from collections.abc import Hashable, Mapping, Sequence
+from collections.abc import Callable, Hashable, Mapping, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -127,20 +127,31 @@ def paired_bootstrap(
     return Difference(value=float(difference_N1.mean()), low=low, high=high, share_below=float((draw_R < 0).mean()))
 
 
+@dataclass(frozen=True, kw_only=True)
+class Group:
+    """Faces that share a property: the property's value, how many they are, their figures."""
+
+    name: str
+    num_faces: int
+    estimates: dict[str, Estimate]
+
+
 def by_group(
     scored: Scored,
     group_N: Sequence[Hashable],
     metrics: Mapping[str, Metric],
     bootstrap: Bootstrap,
     cluster_N: Sequence[Hashable] | None = None,
-) -> dict[Hashable, tuple[int, dict[str, Estimate]]]:
-    """Group -> (number of faces, its estimates), sorted by group; faces whose group is None come last as None."""
+    name: Callable[[Hashable], str] = str,
+) -> list[Group]:
+    """The figures of each group, in the order of the groups; faces whose group is None come last, as "unknown"."""
     rows: dict[Hashable, list[int]] = {}
     for row, group in enumerate(group_N):
         rows.setdefault(group, []).append(row)
-    table: dict[Hashable, tuple[int, dict[str, Estimate]]] = {}
-    for group in sorted(rows, key=lambda name: (name is None, name)):
-        index = np.array(rows[group])
+    table = []
+    for group in sorted(rows, key=lambda key: (key is None, key)):
         clusters = None if cluster_N is None else [cluster_N[row] for row in rows[group]]
-        table[group] = len(index), estimate(scored.take(index), metrics, bootstrap, clusters)
+        estimates = estimate(scored.take(np.array(rows[group])), metrics, bootstrap, clusters)
+        label = "unknown" if group is None else name(group)
+        table.append(Group(name=label, num_faces=len(rows[group]), estimates=estimates))
     return table

@@ -115,12 +115,10 @@ def test_paired_difference_is_sharper_than_two_intervals_and_has_the_right_sign(
 
 def test_by_group_counts_every_face_once_and_equals_the_group_alone() -> None:
     scored = faces(90, seed=8)
-    group_N = [["b", "a", None][row % 3] for row in range(90)]
-    table = by_group(scored, group_N, {"mae": mae}, BOOTSTRAP)
-    assert list(table) == ["a", "b", None]
-    assert sum(count for count, _ in table.values()) == 90
-    alone = estimate(scored.take(np.arange(1, 90, 3)), {"mae": mae}, BOOTSTRAP)
-    assert table["a"] == (30, alone)
+    group_N = [[20.0, 10.0, None][row % 3] for row in range(90)]
+    table = by_group(scored, group_N, {"mae": mae}, BOOTSTRAP, name=lambda lower: f"from {lower:g}")
+    assert [(group.name, group.num_faces) for group in table] == [("from 10", 30), ("from 20", 30), ("unknown", 30)]
+    assert table[0].estimates == estimate(scored.take(np.arange(1, 90, 3)), {"mae": mae}, BOOTSTRAP)
 
 
 def test_refusals_name_the_value() -> None:
