@@ -1,0 +1,10 @@
+"""The data sets that download can read: one frozen `Source` record each, looked up by `download.<role>.source`.
+
+The form of a record, of its `Row`s and of its options is written at the head of `stages/sources/records.py`.
+"""
+
+from __future__ import annotations
+
+from stages.sources.records import Source
+
+SOURCES: dict[str, Source] = {source.name: source for source in ()}
