@@ -1,0 +1,65 @@
+"""A network with its card becomes an engine: uint8 crops in, label distributions out, the same numbers in any company.
+
+The torch engine lives here; `visage.export` makes the one that runs in ONNX Runtime out of the same graph.
+Legend: B crops, C channels, H and W crop side in pixels, K labels of the grid.
+"""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Callable
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional
+
+from visage.card import ModelCard
+from visage.eye import evaluation_view
+from visage.labels import DECODERS
+from visage.methods import METHODS
+
+Engine = Callable[[Tensor], Tensor]  # uint8 crops (B,3,H,W), B >= 1 -> float64 probabilities (B,K) on the CPU
+
+
+class Inference(nn.Module):
+    """uint8 crops (B,3,H,W) -> probabilities (B,K) and decoded values (B,): all of a prediction as one graph.
+
+    The torch engine runs it and the ONNX export traces it. `head_dtype` is the type from the pooled features on.
+    A float32 matrix product sums in an order that depends on the number of rows; in float64 that is far below what
+    a float32 holds. float32 is what every ONNX runtime has.
+    """
+
+    def __init__(self, network: nn.Module, card: ModelCard, head_dtype: torch.dtype) -> None:
+        super().__init__()
+        self.network, self.card, self.head_dtype = network, card, head_dtype
+
+    def forward(self, crops_BCHW: Tensor) -> tuple[Tensor, Tensor]:
+        network: Any = self.network
+        view_BCHW = evaluation_view(crops_BCHW, self.card.normalise)
+        features_BC = network.pool(network.features(view_BCHW)).to(self.head_dtype)
+        weight_KC, bias_K = (value.to(self.head_dtype) for value in (network.head.weight, network.head.bias))
+        logits_BK = functional.linear(features_BC, weight_KC, bias_K)
+        p_BK = METHODS[self.card.method].probabilities(logits_BK, self.card.grid)
+        return p_BK, DECODERS[self.card.decode](p_BK, self.card.grid)
+
+
+class TorchEngine:
+    """A network, wherever its weights lie, as an `Engine`: float32 (no TF32), evaluation mode, on a copy of its own.
+
+    On a CPU a crop's numbers are bit for bit those of its features in any batch: convolutions sum each crop alone,
+    the head works in float64, and a single crop goes in twice, because a batch of one takes another path.
+    """
+
+    def __init__(self, network: nn.Module, card: ModelCard) -> None:
+        own: Any = copy.deepcopy(network).eval().float()
+        self._inference = Inference(own.to(memory_format=torch.channels_last), card, torch.float64)
+        self._device = next(own.parameters()).device
+
+    @torch.inference_mode()
+    def __call__(self, crops_BCHW: Tensor) -> Tensor:
+        rows = crops_BCHW if len(crops_BCHW) > 1 else crops_BCHW.expand(2, -1, -1, -1)
+        rows = rows.to(self._device).contiguous(memory_format=torch.channels_last)
+        with torch.backends.cudnn.flags(enabled=True, benchmark=False, deterministic=True, allow_tf32=False):
+            p_BK: Tensor = self._inference(rows)[0]
+        return p_BK[: len(crops_BCHW)].cpu()
