@@ -38,13 +38,45 @@ $(BIN)/uv:
 	@$(BIN)/python -m pip install --quiet --disable-pip-version-check uv==$(UV_VERSION)
 
 $(STAMP): requirements.lock pyproject.toml | $(BIN)/uv
-	@echo "Setting up .venv (about 6 GB, most of it torch with CUDA; a few minutes on a fast line)"
-	$(BIN)/uv pip install --python $(BIN)/python --require-hashes -r requirements.lock
-	$(BIN)/uv pip install --python $(BIN)/python --no-deps --no-build-isolation -e .
+	@echo "Setting up .venv (about 6 GB, most of it torch with CUDA; a few minutes on a fast line)" >&2
+	@$(BIN)/uv pip install --python $(BIN)/python --require-hashes -r requirements.lock >&2
+	@$(BIN)/uv pip install --python $(BIN)/python --no-deps --no-build-isolation -e . >&2
 	@touch $@
 
 .PHONY: setup
 setup: $(STAMP)  ## make .venv as requirements.lock says (every verb does it first)
+
+.PHONY: demo
+demo: $(STAMP)  ## the whole pipeline on the embedded drawn faces: metrics, report, plots, model
+	@$(MAKE) --no-print-directory repro DATA=drawn
+	@$(BIN)/dvc metrics show --md
+	@echo "report  reports/report.html"
+	@echo "plots   reports/plots/"
+	@echo "model   models/export/   (make predict PHOTO=x.jpg)"
+
+.PHONY: repro
+repro: $(STAMP)  ## what is stale, as params.yaml says; DATA=utkface_coral takes presets/utkface_coral.yaml, DATA=drawn goes back
+	@$(if $(DATA),$(use_data))
+	@$(BIN)/dvc repro
+
+# params.yaml describes the drawn faces. Another set's preset is laid over it; the drawn set's own settings, with whatever
+# was changed in them, wait in presets/drawn.yaml until DATA=drawn brings them back.
+define use_data
+set -e; preset="presets/$(DATA).yaml"; generated() { head -n 1 params.yaml | grep -q '^# Written by'; }; \
+if [ "$(DATA)" = drawn ]; then \
+  generated || exit 0; \
+  [ -f presets/drawn.yaml ] || { echo "presets/drawn.yaml is gone; take params.yaml from git" >&2; exit 1; }; \
+  mv presets/drawn.yaml params.yaml; exit 0; \
+fi; \
+[ -f "$$preset" ] || { echo "no $$preset; there are: drawn $$(cd presets && ls -m *.yaml | sed 's/\.yaml//g')" >&2; exit 1; }; \
+generated || cp params.yaml presets/drawn.yaml; \
+$(BIN)/python -m stages.settings use presets/drawn.yaml "$$preset" params.yaml
+endef
+
+.PHONY: predict
+predict: $(STAMP)  ## one JSON document for PHOTO=x.jpg; MODEL=folder names the model that speaks
+	@test -n "$(PHOTO)" || { echo 'usage: make predict PHOTO=x.jpg [MODEL=folder]' >&2; exit 1; }
+	@$(BIN)/python -m visage.predictor "$(PHOTO)" $(if $(MODEL),--model "$(MODEL)")
 
 .PHONY: test
 test: $(STAMP)  ## the tests that take seconds
