@@ -34,14 +34,17 @@ CENTRE_SPREAD = 0.25  # of the shorter side: a face this far from the centre cou
 
 
 def template(crop_px: int, face_scale: float) -> Reals:
-    """The five points (5, 2) in a crop of `crop_px`: the common template scaled about the centre of the crop.
+    """The five points (5, 2) in a crop of `crop_px`: the common template at 1, the face larger or smaller otherwise.
 
-    face_scale 1 is the template as it stands; 0.75 shows the face smaller, with more of hair, ears and neck.
+    Below 1 the template shrinks about the centre of the crop: 0.75 adds hair, ears and neck. Above 1 it grows about
+    the middle of the lower edge, where the common template has the chin, so that no face loses its chin. The common
+    template sees more than some sets have: one of UTKFace's tight chips covers 71 % of its side, the rest is black;
+    at 1.4 the chip fills the crop.
     """
     if crop_px < 1 or face_scale <= 0:
         raise ValueError(f"crop_px {crop_px}, face_scale {face_scale}: both must be positive")
-    centre = TEMPLATE_PX / 2
-    return ((TEMPLATE_112 - centre) * face_scale + centre) * (crop_px / TEMPLATE_PX)
+    fixed_2 = np.array([TEMPLATE_PX / 2, TEMPLATE_PX if face_scale > 1 else TEMPLATE_PX / 2])
+    return ((TEMPLATE_112 - fixed_2) * face_scale + fixed_2) * (crop_px / TEMPLATE_PX)
 
 
 def similarity(landmarks_52: Floats, template_52: Floats) -> Reals:
