@@ -75,7 +75,8 @@ def pretrain(
     task = Task(batches=batches, num_batches=len(shuffled_batches(len(kept), recipe.batch_size, torch.Generator())),
                 loss=functional.cross_entropy, validate=validate)  # fmt: skip
     trained, rows = fit(network.to(device), task, recipe, epochs=settings.epochs, seed=settings.seed,
-                        checkpoint=checkpoints / "last.pt", fingerprint=fingerprint_of(settings, train), report=report)  # fmt: skip
+                        checkpoint=checkpoints / "last.pt", fingerprint=fingerprint_of(settings, train),
+                        report=report)  # fmt: skip
     with written_whole(history) as part:
         pd.DataFrame(rows).to_csv(part, index=False)
     _save(backbone, trained, settings, train, people, rows)

@@ -24,6 +24,7 @@ import yaml
 
 Report = Callable[[int, Mapping[str, float]], None]
 Settings = TypeVar("Settings")
+REPLACED = ("download.identity", "download.target")  # their options are another adapter's: a preset gives them whole
 
 
 def print_report(step: int, values: Mapping[str, float]) -> None:
@@ -137,11 +138,12 @@ def written_whole(path: Path) -> Iterator[Path]:
         Path(name).unlink(missing_ok=True)
 
 
-def merged(base: Any, changes: Any) -> Any:
-    """`base` with the keys of `changes` laid over it, section by section; `options`-like leaves are replaced whole."""
-    if not (isinstance(base, dict) and isinstance(changes, dict)) or "replace_all" in changes:
-        return {k: v for k, v in changes.items() if k != "replace_all"} if isinstance(changes, dict) else changes
-    return {**base, **{key: merged(base[key], value) if key in base else value for key, value in changes.items()}}
+def merged(base: Any, changes: Any, path: str = "") -> Any:
+    """`base` with the keys of `changes` laid over it, section by section; `REPLACED` sections are taken whole."""
+    if path in REPLACED or not (isinstance(base, dict) and isinstance(changes, dict)):
+        return changes
+    laid = {key: merged(base.get(key), value, f"{path}.{key}".lstrip(".")) for key, value in changes.items()}
+    return {**base, **laid}
 
 
 def use_preset(base: Path, preset: Path, params: Path) -> None:
