@@ -1,0 +1,140 @@
+"""Which photos train, which choose (val), which test: rows of the spool become train | val | test.
+
+Nothing is shuffled. A group of photos draws a number in [0, 1) from sha256(seed : purpose : group), so a split does not
+depend on the order of files, and a photo that is added later moves no other. Fractions hold in expectation.
+
+assign
+- `given`: the set's own split. val is carved out of its train, by `val_fraction`, unless the set brings its own val (then
+  `val_fraction` must be 0).
+- `random`: test_draw < test_fraction is test; of the rest, val_draw < val_fraction is val.
+- `folds`: floor(test_draw * num_folds) == fold is test; of the rest, val_draw < val_fraction is val. Folds of one seed
+  are disjoint and together are everything; the same seed with other folds keeps the draws.
+`val_fraction` is thus always a fraction of what is not test.
+
+group_by
+- `picture`: byte-identical photos (sha256) share every draw: no new split puts one in train and one in test. A given
+  split is left as it was given, duplicates included. Where photos have a person, a person left without any train photo
+  gets back the picture whose val_draw is highest, for a classifier of persons must have seen them all. (A test fold is
+  never changed for that.)
+- `person`: a person's photos share every draw; persons who share a picture count as one.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import sqlite3
+from dataclasses import dataclass
+from typing import Literal
+
+KNOWN = ("train", "val", "test")
+
+
+@dataclass(frozen=True, kw_only=True)
+class SplitSettings:
+    """How the photos are split; what a way of assigning does not use is still checked."""
+
+    assign: Literal["given", "random", "folds"]
+    group_by: Literal["picture", "person"]
+    val_fraction: float
+    test_fraction: float
+    num_folds: int
+    fold: int
+    seed: int
+
+    def __post_init__(self) -> None:
+        for name in ("val_fraction", "test_fraction"):
+            if not 0 <= getattr(self, name) < 1:
+                raise ValueError(f"{name} {getattr(self, name)}: must be at least 0 and below 1")
+        if self.assign == "folds" and self.num_folds < 2:
+            raise ValueError(f"num_folds {self.num_folds}: at least 2")
+        if self.assign == "folds" and not 0 <= self.fold < self.num_folds:
+            raise ValueError(f"fold {self.fold}: must be 0 to {self.num_folds - 1}")
+
+
+def draw(seed: int, purpose: str, group: str) -> float:
+    """The number in [0, 1) that a group draws for a purpose."""
+    return int.from_bytes(hashlib.sha256(f"{seed}:{purpose}:{group}".encode()).digest()[:8]) / 2**64
+
+
+def choose(group: str, given: str | None, settings: SplitSettings) -> str:
+    """The split of one group of photos, before any person is helped."""
+    if settings.assign == "given":
+        assert given in KNOWN, given
+        is_test, may_be_val = given == "test", given == "train"
+        if given == "val":
+            return "val"
+    else:
+        number = draw(settings.seed, "test", group)
+        may_be_val = True
+        if settings.assign == "random":
+            is_test = number < settings.test_fraction
+        else:
+            is_test = int(number * settings.num_folds) == settings.fold
+    if is_test:
+        return "test"
+    return "val" if may_be_val and draw(settings.seed, "val", group) < settings.val_fraction else "train"
+
+
+def assign_splits(spool: sqlite3.Connection, settings: SplitSettings) -> None:
+    """Fills the column `split` of the table `photos` (photo_id, sha256, person, given, split)."""
+    _check(spool, settings)
+    merged = _merged_persons(spool) if settings.group_by == "person" else {}
+    by_person = settings.group_by == "person"
+
+    def chosen(sha256: str, person: str | None, given: str | None) -> str:
+        return choose(merged.get(str(person), str(person)) if by_person else sha256, given, settings)
+
+    spool.create_function("chosen", 3, chosen, deterministic=True)
+    spool.execute("UPDATE photos SET split = chosen(sha256, person, given)")
+    if settings.group_by == "picture":
+        _help_persons(spool, settings)
+    if not spool.execute("SELECT 1 FROM photos WHERE split = 'train' LIMIT 1").fetchone():
+        raise ValueError("no photo is left for train; lower split.val_fraction and split.test_fraction, or give more photos")
+
+
+def _check(spool: sqlite3.Connection, settings: SplitSettings) -> None:
+    """ValueError where the rows do not have what the settings count on."""
+    if settings.assign == "given":
+        found = {given for (given,) in spool.execute("SELECT DISTINCT given FROM photos")}
+        if not found <= set(KNOWN):
+            raise ValueError(f"split.assign given: the set's splits are {sorted(map(str, found))}; use random or folds")
+        if "val" in found and settings.val_fraction > 0:
+            raise ValueError(f"split.val_fraction {settings.val_fraction}: the set brings its own val; set 0")
+    if settings.group_by == "person":
+        nobody = spool.execute("SELECT photo_id FROM photos WHERE person IS NULL LIMIT 1").fetchone()
+        if nobody:
+            raise ValueError(f"split.group_by person: {nobody[0]} has no person; use picture")
+
+
+def _merged_persons(spool: sqlite3.Connection) -> dict[str, str]:
+    """Persons who share a picture -> the one name (the first in order) that draws for all of them."""
+    shared = """SELECT sha256, person FROM photos WHERE sha256 IN
+        (SELECT sha256 FROM photos GROUP BY sha256 HAVING COUNT(DISTINCT person) > 1) GROUP BY sha256, person"""
+    leader: dict[str, str] = {}
+
+    def find(person: str) -> str:
+        while leader.setdefault(person, person) != person:
+            person = leader[person]
+        return person
+
+    first_of: dict[str, str] = {}
+    for sha256, person in spool.execute(shared):
+        one, other = sorted((find(person), find(first_of.setdefault(sha256, person))))
+        leader[other] = one
+    return {person: find(person) for person in list(leader)}
+
+
+def _help_persons(spool: sqlite3.Connection, settings: SplitSettings) -> None:
+    """Gives persons without a train photo the movable picture of the highest val_draw."""
+    movable = "split IN ('val', 'test')" if settings.assign == "random" else "split = 'val' AND given IS NOT 'val'"
+    spool.create_function("val_draw", 1, lambda group: draw(settings.seed, "val", group), deterministic=True)
+    spool.execute("CREATE INDEX IF NOT EXISTS photos_person ON photos (person, split)")
+    spool.execute("CREATE INDEX IF NOT EXISTS photos_sha256 ON photos (sha256)")
+    spool.execute(
+        f"""UPDATE photos SET split = 'train' WHERE {movable} AND sha256 IN (
+            SELECT sha256 FROM (
+                SELECT sha256, MAX(val_draw(sha256)) FROM photos AS candidates
+                WHERE {movable} AND person IS NOT NULL AND NOT EXISTS (
+                    SELECT 1 FROM photos AS own WHERE own.person = candidates.person AND own.split = 'train')
+                GROUP BY person))"""
+    )
