@@ -1,8 +1,8 @@
 """A data set, wherever it lies, becomes a raw folder and a manifest with one row a photo.
 
 locations (params.yaml) -> `data/raw/<role>/` -> `data/<role>/manifest.parquet` (`visage.faces.MANIFEST_SCHEMA`, sorted
-by photo_id) and `data/<role>/skipped.csv` (photo_id, action, reason), which lists every photo that is left out, and every
-name that was repaired; photo_id `*` counts photos that the chosen protocol does not use.
+by photo_id) and `data/<role>/skipped.csv` (photo_id, action, reason), which lists every photo that is left out and
+every name that was repaired; photo_id `*` counts photos that the chosen protocol does not use.
 Takes about a millisecond a photo and core: half a minute for UTKFace's 23,708 on two cores, then under two seconds
 when only the split changes. A killed run goes on where it stopped: finished archives, fetched bytes and measured photos
 stay. The work folder `data/raw/.<role>.work` holds what was fetched and measured; it may be removed at any time.
@@ -23,17 +23,16 @@ from tqdm import tqdm
 
 from stages.settings import Report, convert, print_report, stage_main, written_whole
 from stages.sources import SOURCES
-from stages.sources.archives import Limits
+from stages.sources.archives import Budget, Limits
 from stages.sources.gather import empty, gather
 from stages.sources.measure import Bounds, measure_all
-from stages.sources.records import Source
 from stages.sources.splits import SplitSettings, assign_splits
 from stages.sources.spool import Spool
 
 
 @dataclass(frozen=True, kw_only=True)
 class DownloadSettings:
-    """`download.<role>` of params.yaml. `sha256`: file name -> hex, for those one wants checked; `options`: the adapter's."""
+    """`download.<role>` of params.yaml; `sha256`: file name -> hex, as far as known; `options`: the adapter's own."""
 
     source: str
     locations: tuple[str, ...]
@@ -45,26 +44,26 @@ class DownloadSettings:
     def __post_init__(self) -> None:
         if self.source not in SOURCES:
             raise ValueError(f"source {self.source!r} is not one of {', '.join(SOURCES)}")
-        if (SOURCES[self.source].produce is None) == (not self.locations):
-            raise ValueError(f"locations {list(self.locations)}: source {self.source} is {_where(SOURCES[self.source])}")
-        convert(dict(self.options), SOURCES[self.source].options, "options")
-
-
-def _where(source: Source) -> str:
-    return "read from locations; give at least one" if source.produce is None else "made here; leave it empty"
+        source = SOURCES[self.source]
+        if source.produce is None and not self.locations:
+            raise ValueError(f"locations: empty, but source {source.name} is read from somewhere; give a path or URL")
+        if source.produce is not None and self.locations:
+            raise ValueError(f"locations {list(self.locations)}: source {source.name} is made here; leave them empty")
+        convert(dict(self.options), source.options, "options")
 
 
 def download(
     settings: DownloadSettings, *, raw: Path, manifest: Path, skipped: Path, report: Report = print_report
 ) -> None:
-    """Fills `raw` from the settings' locations and writes `manifest` and `skipped`; ValueError names file and remedy."""
+    """Fills `raw` from the settings' locations, writes `manifest` and `skipped`; ValueError names file and remedy."""
     source = SOURCES[settings.source]
     options = convert(dict(settings.options), source.options, "options")
     work = raw.parent / f".{raw.name}.work"
     bounds = Bounds(settings.limits.max_photo_bytes, settings.limits.max_photo_pixels)
     with Spool(work / "spool.sqlite", bounds, f"Pillow {PIL.__version__}") as spool:
         if source.produce is None:
-            gather(settings.locations, settings.sha256, settings.limits, raw, work / "fetched", spool.report_skip)
+            budget = Budget(limits=settings.limits)
+            gather(settings.locations, settings.sha256, budget, raw, work / "fetched", spool.report_skip)
         else:
             empty(raw)
             source.produce(raw, options)

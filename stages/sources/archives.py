@@ -22,7 +22,7 @@ import stat
 import tarfile
 import zipfile
 import zlib
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import IO, Any, NamedTuple, cast
@@ -37,9 +37,16 @@ RATIO_FREE_BYTES = 16 << 20  # tiny archives of text may well exceed any sensibl
 MAX_HEADER_BYTES = 1 << 20  # a tar header (long names, pax records) that wants more is an attack on memory
 MAX_NAME_BYTES = 255
 ODD_CHARACTERS = re.compile(r"[\x00-\x1f\x7f\ud800-\udfff]")
+COMPRESSED: dict[bytes, Callable[[Any], Any]] = {
+    b"\x1f\x8b": lambda stream: gzip.GzipFile(fileobj=stream),
+    b"BZh": bz2.BZ2File,
+    b"\xfd7zXZ\x00": lzma.LZMAFile,
+}
 IGNORED = frozenset({"__MACOSX", "Thumbs.db", "desktop.ini"})
-BROKEN = (tarfile.TarError, zipfile.BadZipFile, zlib.error, lzma.LZMAError, gzip.BadGzipFile, EOFError)
-BROKEN += (NotImplementedError, RecursionError)  # a zip's unknown method; headers nested without end
+BROKEN = (
+    *(tarfile.TarError, zipfile.BadZipFile, zlib.error, lzma.LZMAError, gzip.BadGzipFile, EOFError),
+    *(NotImplementedError, RecursionError),  # a zip's unknown method; headers nested without end
+)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -182,7 +189,7 @@ class Placer:
         with self._incoming.open("wb") as incoming:
             while chunk := content.read(CHUNK_BYTES):
                 incoming.write(chunk)
-        os.replace(self._incoming, target)
+        self._incoming.replace(target)
 
     def compare(self, photo_id: str, content: IO[bytes]) -> None:
         """ValueError unless the file that has this name already holds `content`."""
@@ -202,17 +209,15 @@ def _members(joined: Joined, allowed: int) -> Iterator[Member]:
     """The plain files of an archive in its own order; its kind is told by its first bytes, not by its name."""
     start = joined.read(6) or b""
     joined.seek(0)
-    buffered = io.BufferedReader(joined, CHUNK_BYTES)
+    buffered: Any = io.BufferedReader(joined, CHUNK_BYTES)
     if start.startswith((b"PK\x03\x04", b"PK\x05\x06")):
         yield from _zip_members(buffered)
-    elif start.startswith(b"\x1f\x8b"):
-        yield from _tar_members(Guarded(gzip.GzipFile(fileobj=buffered), allowed))
-    elif start.startswith(b"BZh"):
-        yield from _tar_members(Guarded(bz2.BZ2File(buffered), allowed))
-    elif start.startswith(b"\xfd7zXZ\x00"):
-        yield from _tar_members(Guarded(lzma.LZMAFile(buffered), allowed))
-    else:
-        yield from _tar_members(Guarded(buffered, joined.num_bytes + 1))
+        return
+    for magic, opened in COMPRESSED.items():
+        if start.startswith(magic):
+            yield from _tar_members(Guarded(opened(buffered), allowed))
+            return
+    yield from _tar_members(Guarded(buffered, joined.num_bytes + 1))
 
 
 class Guarded:
@@ -237,7 +242,12 @@ class Guarded:
     def read(self, num_bytes: int) -> bytes:
         if num_bytes > MAX_HEADER_BYTES:
             raise ValueError(f"a header of {num_bytes} bytes; do not trust this archive")
-        self.last = self._stream.read(num_bytes)
+        try:
+            self.last = self._stream.read(num_bytes)
+        except OSError as error:
+            if error.errno is None:  # how bz2 says that its data is none
+                raise EOFError(str(error)) from error
+            raise
         self._hold(self.tell())
         return self.last
 
@@ -250,22 +260,22 @@ def _tar_members(stream: Guarded) -> Iterator[Member]:
     with tarfile.open(fileobj=cast(Any, stream), mode="r:", encoding="utf-8", errors="surrogateescape") as tar:
         while (member := tar.next()) is not None:
             if not (member.isreg() or member.isdir()) or member.issparse():
-                raise ValueError(f"member {member.name!r} is a link, a device, a pipe or sparse; do not trust this archive")
+                raise ValueError(f"member {member.name!r} is a link, device, pipe or sparse; do not trust this archive")
             if member.isreg():
                 yield Member(member.name, member.size, cast(IO[bytes], tar.extractfile(member)))
-            tar.members.clear()  # or tarfile remembers every member: memory must stay flat
+            tar.members.clear()  # type: ignore[attr-defined]  # or tarfile remembers every member: memory must stay flat
         if stream.last != bytes(tarfile.BLOCKSIZE):
             raise tarfile.ReadError("no end mark")
 
 
-def _zip_members(stream: io.BufferedReader) -> Iterator[Member]:
+def _zip_members(stream: IO[bytes]) -> Iterator[Member]:
     with zipfile.ZipFile(stream) as archive:
         for member in archive.infolist():
             kind = stat.S_IFMT(member.external_attr >> 16)
             if kind not in (0, stat.S_IFREG, stat.S_IFDIR):
-                raise ValueError(f"member {member.filename!r} is a link, a device or a pipe; do not trust this archive")
+                raise ValueError(f"member {member.filename!r} is a link, device or pipe; do not trust this archive")
             if member.flag_bits & 1:
-                raise ValueError(f"member {member.filename!r} is encrypted; unpack the archive by hand, give the folder")
+                raise ValueError(f"member {member.filename!r} is encrypted; unpack it by hand and give the folder")
             if not member.is_dir():
                 with archive.open(member) as content:
                     yield Member(member.orig_filename, member.file_size, content)

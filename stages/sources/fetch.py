@@ -1,7 +1,7 @@
 """A location of params.yaml (path, glob, or any fsspec URL) becomes local files and folders.
 
 Local ones are read where they lie. Remote ones are fetched into a folder beside the raw folder, which is kept: into
-`<name>.part` first, which a later run goes on with if the remote file is still the same (size, tag, time), then renamed.
+`<name>.part` first, where a later run goes on if the remote file is still the same (size, tag, time), then renamed.
 A globbed or folder URL fetches every file below it. A glob in an http(s) URL is not one: `?` begins its query there.
 """
 
@@ -10,7 +10,6 @@ from __future__ import annotations
 import glob
 import hashlib
 import json
-import os
 import time
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
@@ -52,7 +51,8 @@ def _local(location: str) -> Iterator[Located]:
     if path.exists():
         yield Located(name=path.name, path=path)
         return
-    yield from (Located(name=Path(name).name, path=Path(name)) for name in sorted(glob.glob(str(path), recursive=True)))
+    for name in sorted(glob.glob(str(path), recursive=True)):  # noqa: PTH207  Path.glob knows no absolute patterns
+        yield Located(name=Path(name).name, path=Path(name))
 
 
 def _remote(url: str, fetched_dir: Path, budget: Budget) -> Iterator[Located]:
@@ -81,7 +81,7 @@ def _file_name(path: str) -> str:
 
 
 def _fetched(filesystem: Any, path: str, target: Path, budget: Budget) -> Path:
-    """Fetches one remote file unless it is there already, going on after a break; ValueError when that stays in vain."""
+    """Fetches one remote file unless it is there already, going on after a break; ValueError when all is in vain."""
     try:
         info = filesystem.info(path)
     except FileNotFoundError as error:
@@ -112,19 +112,20 @@ def _fetch_with_patience(filesystem: Any, path: str, target: Path, num_bytes: in
     for attempt in range(NUM_ATTEMPTS):
         try:
             _append_rest(filesystem, path, _part(target), num_bytes, budget)
-            os.replace(_part(target), target)
+            _part(target).replace(target)
             return
         except (OSError, TimeoutError, EOFError) as error:
             broke = error
             time.sleep(FIRST_PAUSE_S * 2**attempt if attempt + 1 < NUM_ATTEMPTS else 0)
-    raise ValueError(f"{path}: broke off {NUM_ATTEMPTS} times ({broke}); run again, it goes on where it stopped") from broke
+    raise ValueError(f"{path}: broke off {NUM_ATTEMPTS} times ({broke}); run again, it goes on from there") from broke
 
 
 def _append_rest(filesystem: Any, path: str, part: Path, num_bytes: int | None, budget: Budget) -> None:
     """Appends to `part` what it lacks of the remote file; a server that cannot go on in the middle starts again."""
     have = part.stat().st_size if part.exists() else 0
     limit = budget.limits.max_total_bytes
-    with filesystem.open(path, "rb") as remote, tqdm(total=num_bytes, initial=have, unit="B", unit_scale=True, desc=path) as bar:
+    bar = tqdm(total=num_bytes, initial=have, unit="B", unit_scale=True, desc=path)
+    with bar, filesystem.open(path, "rb") as remote:
         try:
             remote.seek(have)
         except ValueError:  # fsspec's word for a stream without ranges

@@ -1,8 +1,8 @@
 """Locations become the raw folder: archives unpacked, folders and single files hard-linked (copied across devices).
 
-State lies in `raw_dir/.visage` and depends on the content alone: `plan.json` (what the folder is being filled from) and
-one note per finished archive. An archive with a note is not unpacked again; a run that was killed goes on. When the plan
-no longer holds something that the folder was filled from, the folder is emptied and filled anew: nothing stale stays.
+State lies in `raw_dir/.visage` and depends on the content alone: `plan.json` (what the folder is being filled from)
+and one note per finished archive. An archive with a note is not unpacked again; a run that was killed goes on. When the
+plan no longer holds something that the folder was filled from, the folder is emptied and filled anew: nothing stale.
 A hard link shares its bytes with the user's own file: photos in the raw folder are only ever read.
 """
 
@@ -20,7 +20,7 @@ from typing import Any
 from tqdm import tqdm
 
 from stages.settings import written_whole
-from stages.sources.archives import CONTROL, Budget, Limits, Placer, odd_name, printable, unpack
+from stages.sources.archives import CONTROL, Budget, Placer, odd_name, printable, unpack
 from stages.sources.fetch import Located, locate
 from stages.sources.parts import grouped_parts, is_archive
 from stages.sources.records import ReportSkip, files_under
@@ -40,15 +40,20 @@ class Step:
 
 
 def gather(
-    locations: Sequence[str], sha256: Mapping[str, str], limits: Limits, raw_dir: Path, fetched_dir: Path, report_skip: ReportSkip
+    locations: Sequence[str],
+    sha256: Mapping[str, str],
+    budget: Budget,
+    raw_dir: Path,
+    fetched_dir: Path,
+    skip: ReportSkip,
 ) -> None:
     """Fills `raw_dir` from `locations`, each named file checked against `sha256` first."""
-    budget = Budget(limits=limits)
     located = [found for location in locations for found in locate(location, fetched_dir, budget)]
     steps = _plan(located, sha256)
     _begin(raw_dir, steps)
     for step in steps:
-        _unpack_once(step, raw_dir, budget, report_skip) if step.is_archive else _link(step, raw_dir, budget, report_skip)
+        fill = _unpack_once if step.is_archive else _link
+        fill(step, raw_dir, budget, skip)
 
 
 def empty(raw_dir: Path) -> None:
@@ -63,7 +68,8 @@ def empty(raw_dir: Path) -> None:
 def file_sha256(path: Path) -> str:
     """The checksum of a file, with a progress bar where it takes long."""
     digest = hashlib.sha256()
-    with path.open("rb") as file, tqdm(total=path.stat().st_size, unit="B", unit_scale=True, desc=path.name, delay=2) as bar:
+    bar = tqdm(total=path.stat().st_size, unit="B", unit_scale=True, desc=f"sha256 {path.name}", delay=2)
+    with bar, path.open("rb") as file:
         while chunk := file.read(CHUNK_BYTES):
             digest.update(chunk)
             bar.update(len(chunk))
@@ -81,9 +87,10 @@ def _plan(located: Sequence[Located], sha256: Mapping[str, str]) -> list[Step]:
         for name, parts in grouped_parts([found.path for found in files if is_archive(found.name)])
     ]
     plain = [found for found in located if not (found.path in hashes and is_archive(found.name))]
-    return steps + [
-        Step(name=f.name, key=hashes.get(f.path) or _listing_key(f.path), paths=(f.path,), is_archive=False) for f in plain
-    ]
+    for found in plain:
+        key = hashes[found.path] if found.path in hashes else _listing_key(found.path)
+        steps.append(Step(name=found.name, key=key, paths=(found.path,), is_archive=False))
+    return steps
 
 
 def _listing_key(folder: Path) -> str:
@@ -119,7 +126,7 @@ def _write(path: Path, document: Any) -> None:
         part.write_text(json.dumps(document, indent=1), encoding="utf-8")
 
 
-def _unpack_once(step: Step, raw_dir: Path, budget: Budget, report_skip: ReportSkip) -> None:
+def _unpack_once(step: Step, raw_dir: Path, budget: Budget, skip: ReportSkip) -> None:
     note = raw_dir / CONTROL / f"{hashlib.sha256(step.key.encode()).hexdigest()[:16]}.json"
     if note.is_file():
         done = json.loads(note.read_text(encoding="utf-8"))
@@ -131,10 +138,10 @@ def _unpack_once(step: Step, raw_dir: Path, budget: Budget, report_skip: ReportS
         done["skipped"] = unpacked.skipped
         _write(note, done)
     for photo_id, reason in done["skipped"]:
-        report_skip(photo_id, reason)
+        skip(photo_id, reason)
 
 
-def _link(step: Step, raw_dir: Path, budget: Budget, report_skip: ReportSkip) -> None:
+def _link(step: Step, raw_dir: Path, budget: Budget, skip: ReportSkip) -> None:
     (path,) = step.paths
     placer = Placer(raw_dir)
     if path.is_file():
@@ -145,7 +152,7 @@ def _link(step: Step, raw_dir: Path, budget: Budget, report_skip: ReportSkip) ->
     for name in tqdm(files_under(path), desc=f"link {step.name}", unit=" files", mininterval=1):
         photo_id = f"{step.name}/{name}"
         if reason := odd_name(photo_id):
-            report_skip(printable(photo_id), reason)
+            skip(printable(photo_id), reason)
         else:
             _link_file(path / name, photo_id, placer, budget)
 

@@ -58,7 +58,7 @@ def measure(raw_dir: Path, photo_id: str, bounds: Bounds) -> Measured:
     digest = hashlib.sha256(data).hexdigest()
     try:
         width, height = decoded_size(data, bounds.max_photo_pixels)
-    except Exception as error:  # noqa: BLE001  Pillow's plugins raise whatever their parsers stumble over
+    except Exception as error:  # Pillow's plugins raise whatever their parsers stumble over
         reason = f"{type(error).__name__}: {error}".replace(repr(data), "").splitlines()[0][:200]
         return Measured(photo_id, status.st_size, status.st_mtime_ns, digest, 0, 0, reason)
     return Measured(photo_id, status.st_size, status.st_mtime_ns, digest, width, height, None)

@@ -1,4 +1,4 @@
-"""Archives in parts: `x.tar.001 x.tar.002`, `x.zip.part1`, `x.tgz.partaa`, `x.tar.aa` are read as the one file they were."""
+"""Archives in parts (`x.tar.001 x.tar.002`, `x.zip.part1`, `x.tgz.partaa`, `x.tar.aa`) are read as one file."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ def whole_name(name: str) -> str | None:
 
 
 def grouped_parts(paths: Sequence[Path]) -> list[tuple[str, list[Path]]]:
-    """Archive files -> (archive's name, its parts in order), one entry an archive; ValueError where a part is missing."""
+    """Archive files -> (archive's name, its parts in order), one each; ValueError where a part is missing."""
     groups: dict[Path, list[Path]] = {}
     for path in paths:
         groups.setdefault(path.with_name(str(whole_name(path.name))), []).append(path)

@@ -1,10 +1,10 @@
 """What every adapter gives: a `Row` a photo, and the `Source` record that download looks up by name.
 
-An adapter is one frozen `Source`, a constant of its module (`DRAWN` in drawn.py) that `stages/sources/__init__.py` lists:
+An adapter is one frozen `Source`, a constant of its module (`DRAWN` in drawn.py) that stages/sources/__init__.py lists:
 - `options`: its own frozen, keyword-only dataclass without defaults; `download.<role>.options` of params.yaml must fill
   it exactly. Paths in it (type `Path`) are relative to the repository root: open them with `from_repository`.
-- `rows(raw_dir, options, report_skip)`: yields one `Row` for every usable photo that lies under `raw_dir`, in any order,
-  each `photo_id` once. A photo that cannot be used goes to `report_skip(photo_id, reason)`; one whose meaning was
+- `rows(raw_dir, options, report_skip)`: yields one `Row` for every usable photo that lies under `raw_dir`, in any
+  order, each `photo_id` once. One that cannot be used goes to `report_skip(photo_id, reason)`; one whose meaning was
   repaired goes to `report_skip(photo_id, reason, action="repaired")` and is yielded too. Nothing is renamed on disk.
 - `produce(raw_dir, options)`, or None: for a set that is made, not fetched. It writes its photos, and whatever `rows`
   needs to know about them (a labels.csv, say), into the empty `raw_dir`; `locations` must then be empty.
@@ -68,7 +68,7 @@ def photos_under(folder: Path) -> Iterator[str]:
 
 
 def files_under(folder: Path, prefix: str = "") -> Iterator[str]:
-    """Every plain file below a folder, dot-names left out, sorted as whole strings (hence the slash in a folder's key)."""
+    """Every plain file below a folder but dot-names, sorted as whole strings (hence the slash in a folder's key)."""
     with os.scandir(folder) as entries:
         found = sorted((e.name + "/" if e.is_dir() else e.name) for e in entries if not e.name.startswith("."))
     for name in found:

@@ -4,8 +4,8 @@ Nothing is shuffled. A group of photos draws a number in [0, 1) from sha256(seed
 depend on the order of files, and a photo that is added later moves no other. Fractions hold in expectation.
 
 assign
-- `given`: the set's own split. val is carved out of its train, by `val_fraction`, unless the set brings its own val (then
-  `val_fraction` must be 0).
+- `given`: the set's own split. val is carved out of its train, by `val_fraction`, unless the set brings its own val
+  (then `val_fraction` must be 0).
 - `random`: test_draw < test_fraction is test; of the rest, val_draw < val_fraction is val.
 - `folds`: floor(test_draw * num_folds) == fold is test; of the rest, val_draw < val_fraction is val. Folds of one seed
   are disjoint and together are everything; the same seed with other folds keeps the draws.
@@ -89,7 +89,7 @@ def assign_splits(spool: sqlite3.Connection, settings: SplitSettings) -> None:
     if settings.group_by == "picture":
         _help_persons(spool, settings)
     if not spool.execute("SELECT 1 FROM photos WHERE split = 'train' LIMIT 1").fetchone():
-        raise ValueError("no photo is left for train; lower split.val_fraction and split.test_fraction, or give more photos")
+        raise ValueError("no photo is left for train; lower split.val_fraction and split.test_fraction")
 
 
 def _check(spool: sqlite3.Connection, settings: SplitSettings) -> None:

@@ -18,11 +18,11 @@ from stages.sources.measure import Bounds, Measured
 from stages.sources.records import Action, Row
 
 BATCH_ROWS = 2_000
-PHOTOS = """CREATE TABLE photos (photo_id TEXT PRIMARY KEY, label REAL, sigma REAL, person TEXT, sex TEXT, ethnicity TEXT,
-    given TEXT, sha256 TEXT, split TEXT) WITHOUT ROWID"""
+PHOTOS = """CREATE TABLE photos (photo_id TEXT PRIMARY KEY, label REAL, sigma REAL, person TEXT, sex TEXT,
+    ethnicity TEXT, given TEXT, sha256 TEXT, split TEXT) WITHOUT ROWID"""
 SKIPPED = "CREATE TABLE skipped (photo_id TEXT, action TEXT, reason TEXT)"
-MEASURED = """CREATE TABLE IF NOT EXISTS measured (photo_id TEXT PRIMARY KEY, num_bytes INTEGER, mtime_ns INTEGER, sha256 TEXT,
-    width INTEGER, height INTEGER, unreadable TEXT) WITHOUT ROWID"""
+MEASURED = """CREATE TABLE IF NOT EXISTS measured (photo_id TEXT PRIMARY KEY, num_bytes INTEGER, mtime_ns INTEGER,
+    sha256 TEXT, width INTEGER, height INTEGER, unreadable TEXT) WITHOUT ROWID"""
 MANIFEST = """SELECT photos.photo_id, measured.sha256, num_bytes, width, height, unreadable, label, sigma, person, sex,
     ethnicity, split FROM photos JOIN measured USING (photo_id) ORDER BY photo_id"""
 
@@ -68,13 +68,14 @@ class Spool:
             try:
                 self._insert(f"INSERT INTO {columns}", batch)
             except sqlite3.IntegrityError as error:
-                raise ValueError(f"{self._named_twice(batch)}: the source names it twice; a photo has one row") from error
+                raise ValueError(f"{self._named_twice(batch)}: the source names it twice; leave one") from error
 
     def _named_twice(self, batch: list[Row]) -> str:
         """The first photo of a refused batch that is already known."""
         known: set[str] = set()
         for row in batch:
-            if row.photo_id in known or self.database.execute("SELECT 1 FROM photos WHERE photo_id = ?", row[:1]).fetchone():
+            before = self.database.execute("SELECT 1 FROM photos WHERE photo_id = ?", (row.photo_id,)).fetchone()
+            if before or row.photo_id in known:
                 return row.photo_id
             known.add(row.photo_id)
         raise AssertionError("no photo of the batch comes twice")
@@ -97,7 +98,9 @@ class Spool:
         """Takes measures; those of a killed run stay."""
         for batch in _batches(measured):
             self._insert("INSERT OR REPLACE INTO measured", batch)
-        self.database.execute("UPDATE photos SET sha256 = (SELECT sha256 FROM measured WHERE photo_id = photos.photo_id)")
+        self.database.execute(
+            "UPDATE photos SET sha256 = measured.sha256 FROM measured WHERE measured.photo_id = photos.photo_id"
+        )
 
     def _insert(self, statement: str, batch: list[Any]) -> None:
         self.database.execute("BEGIN")
@@ -111,9 +114,8 @@ class Spool:
     def skip_without_split(self) -> None:
         """Leaves out the photos that the set's authors put in no split, unless that is all of them."""
         if self.database.execute("SELECT 1 FROM photos WHERE given IS NOT NULL LIMIT 1").fetchone():
-            self.database.execute(
-                "INSERT INTO skipped SELECT photo_id, 'skipped', 'the set puts it in no split' FROM photos WHERE given IS NULL"
-            )
+            unsplit = "SELECT photo_id, 'skipped', 'the set puts it in no split' FROM photos WHERE given IS NULL"
+            self.database.execute(f"INSERT INTO skipped {unsplit}")
             self.database.execute("DELETE FROM photos WHERE given IS NULL")
 
     def counts(self) -> dict[str, float]:
@@ -133,7 +135,7 @@ class Spool:
 
     def skipped_rows(self) -> Iterator[tuple[str, str, str]]:
         """(photo_id, action, reason), sorted."""
-        yield from self.database.execute("SELECT photo_id, action, reason FROM skipped ORDER BY photo_id, action, reason")
+        yield from self.database.execute("SELECT photo_id, action, reason FROM skipped ORDER BY photo_id, reason")
 
 
 def _batches(items: Iterable[Any]) -> Iterator[list[Any]]:

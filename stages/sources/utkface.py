@@ -27,7 +27,7 @@ from stages.sources.records import ReportSkip, Row, Source, from_repository, pho
 SEXES = {"0": "male", "1": "female"}
 ETHNICITIES = {"0": "white", "1": "black", "2": "asian", "3": "indian", "4": "others"}
 SUFFIX = re.compile(r"(\.jpg)?(\.chip)?\.jpg$", re.IGNORECASE)
-WELL_FORMED = re.compile(r"\d{1,3}_[01]_[0-4]_\d{17}\.jpg\.chip\.jpg")
+WELL_FORMED = re.compile(r"\d{1,3}_[01]_[0-4]_\d{17}\.jpg(\.chip\.jpg)?")
 WHOLE = re.compile(r"(?P<age>\d{1,3})_+(?P<sex>[01])_+(?P<race>[0-4])_+(?P<stamp>\d{14,20})")
 NO_RACE = re.compile(r"(?P<age>\d{1,3})_(?P<sex>[01])_(?P<stamp>\d{17})")
 
@@ -64,11 +64,13 @@ def parse_name(name: str) -> Name:
     elif found := NO_RACE.fullmatch(stem):
         ethnicity = None
     else:
-        raise ValueError(f"name {name!r} is not [age]_[gender]_[race]_[stamp].jpg.chip.jpg and its meaning is not certain")
-    fields = [field for field in stem.split("_") if field]
-    repair = None if WELL_FORMED.fullmatch(name) or name == f"{stem}.jpg" else _what_was_wrong(name, found["stamp"], ethnicity)
+        raise ValueError(f"name {name!r} is not [age]_[gender]_[race]_[stamp].jpg.chip.jpg; its meaning is not certain")
     return Name(
-        age=int(found["age"]), sex=SEXES[found["sex"]], ethnicity=ethnicity, listed="_".join(fields) + ".jpg", repair=repair
+        age=int(found["age"]),
+        sex=SEXES[found["sex"]],
+        ethnicity=ethnicity,
+        listed="_".join(field for field in stem.split("_") if field) + ".jpg",
+        repair=None if WELL_FORMED.fullmatch(name) else _what_was_wrong(name, found["stamp"], ethnicity),
     )
 
 
@@ -101,7 +103,7 @@ def utkface_rows(raw_dir: Path, options: UtkfaceOptions, report_skip: ReportSkip
                 report_skip(photo_id, f"the {split} list says age {age}, the name says {name.age}")
                 continue
         if name.repair is not None:
-            report_skip(photo_id, f"repaired: {name.repair}", action="repaired")
+            report_skip(photo_id, name.repair, action="repaired")
         yield Row(photo_id, float(name.age), None, None, name.sex, name.ethnicity, split)
     for missing, (split, _) in (listed or {}).items():
         report_skip(missing, f"the {split} list names it, but there is no such photo")
