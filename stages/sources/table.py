@@ -4,6 +4,7 @@ A column that the table does not have is `null` in the options. A line is left o
 photo is missing, when its label or sigma is no number (or the label is empty though a column is named), when a named
 person is empty, or when its split is none of train, val, test; an empty split, sex, ethnicity or sigma is unknown.
 The table is streamed: millions of lines take no memory.
+"""
 
 from __future__ import annotations
 
