@@ -1,0 +1,151 @@
+"""Losses against naive loops, autograd in float64, and the closed form that the paper prints (Eq. 17)."""
+
+from __future__ import annotations
+
+import math
+from typing import Any
+
+import pytest
+import torch
+from hypothesis import given
+from hypothesis import strategies as st
+from torch import Tensor
+
+from visage.labels import LabelGrid, gaussian
+from visage.methods import METHODS, LossSettings, kl_divergence
+
+GRIDS = [
+    LabelGrid(minimum=0.0, step=1.0, maximum=100.0),
+    LabelGrid(minimum=1.0, step=0.1, maximum=5.0),
+    LabelGrid(minimum=0.0, step=4.0, maximum=20.0),
+]
+
+
+def settings(**changes: Any) -> LossSettings:
+    values: dict[str, Any] = {"lambda_": 1.0, "kl_reduction": "sum", "min_sigma": 0.05}
+    return LossSettings(**(values | changes))
+
+
+def batch(grid: LabelGrid, seed: int, size: int = 5) -> tuple[Tensor, Tensor, Tensor]:
+    """Logits (B,K), labels inside the grid and sigmas, float64."""
+    generator = torch.Generator().manual_seed(seed)
+    logits_BK = 2 * torch.randn(size, grid.num_labels, generator=generator, dtype=torch.float64)
+    span = grid.maximum - grid.minimum
+    label_B = grid.minimum + span * torch.rand(size, generator=generator, dtype=torch.float64)
+    return logits_BK, label_B, span * (0.02 + 0.1 * torch.rand(size, generator=generator, dtype=torch.float64))
+
+
+def gradient(
+    name: str, logits_BK: Tensor, label_B: Tensor, sigma_B: Tensor, grid: LabelGrid, how: LossSettings
+) -> Tensor:
+    logits_BK = logits_BK.clone().requires_grad_()
+    METHODS[name].loss(logits_BK, label_B, sigma_B, grid, how).backward()
+    assert logits_BK.grad is not None
+    return logits_BK.grad
+
+
+@pytest.mark.parametrize("grid", GRIDS)
+@given(seed=st.integers(0, 10**6), lambda_=st.sampled_from([0.0, 0.3, 1.0, 101.0]))
+def test_gradient_is_the_closed_form_of_equation_17(grid: LabelGrid, seed: int, lambda_: float) -> None:
+    logits_BK, label_B, sigma_B = batch(grid, seed)
+    l_K = torch.from_numpy(grid.labels())
+    found_BK = gradient("dldl_v2", logits_BK, label_B, sigma_B, grid, settings(lambda_=lambda_))
+    for row in range(len(label_B)):
+        p = gaussian(label_B[row : row + 1], sigma_B[row : row + 1], grid)[0]
+        p_hat = logits_BK[row].exp() / logits_BK[row].exp().sum()
+        y_hat = (p_hat * l_K).sum()
+        closed_K = p_hat - p + lambda_ * torch.sign(y_hat - label_B[row]) * p_hat * (l_K - y_hat)
+        torch.testing.assert_close(found_BK[row] * len(label_B), closed_K, atol=1e-10, rtol=1e-9)
+
+
+@pytest.mark.parametrize("name", list(METHODS))
+@pytest.mark.parametrize("grid", GRIDS)
+@pytest.mark.parametrize("kl_reduction", ["sum", "mean"])
+def test_gradient_agrees_with_differences_in_float64(name: str, grid: LabelGrid, kl_reduction: str) -> None:
+    logits_BK, label_B, sigma_B = batch(grid, seed=3, size=2)
+    how = settings(kl_reduction=kl_reduction, lambda_=0.7)
+    assert torch.autograd.gradcheck(
+        lambda logits: METHODS[name].loss(logits, label_B, sigma_B, grid, how), logits_BK.requires_grad_()
+    )
+
+
+@pytest.mark.parametrize("grid", GRIDS)
+def test_losses_equal_naive_loops(grid: LabelGrid) -> None:
+    logits_BK, label_B, sigma_B = batch(grid, seed=1)
+    p_BK, labels = gaussian(label_B, sigma_B, grid), grid.labels().tolist()
+    divergence = absolute = 0.0
+    for p, logits, label in zip(p_BK.tolist(), logits_BK.tolist(), label_B.tolist(), strict=True):
+        total = sum(math.exp(value) for value in logits)
+        p_hat = [math.exp(value) / total for value in logits]
+        divergence += sum(a * math.log(a / b) if a > 0 else 0.0 for a, b in zip(p, p_hat, strict=True)) / len(p_BK)
+        absolute += abs(sum(b * value for b, value in zip(p_hat, labels, strict=True)) - label) / len(p_BK)
+    for lambda_ in (0.0, 0.5, 3.0):
+        loss = METHODS["dldl_v2"].loss(logits_BK, label_B, sigma_B, grid, settings(lambda_=lambda_))
+        assert loss.item() == pytest.approx(divergence + lambda_ * absolute, rel=1e-9)
+    assert METHODS["er"].loss(logits_BK, label_B, sigma_B, grid, settings()).item() == pytest.approx(absolute, rel=1e-9)
+
+
+@pytest.mark.parametrize("grid", GRIDS)
+def test_mean_reduction_is_the_sum_over_k_and_scales_lambda_by_k(grid: LabelGrid) -> None:
+    """The released code's lambda = 1 is the paper's lambda = K: the losses differ by the factor K as a whole."""
+    logits_BK, label_B, sigma_B = batch(grid, seed=2)
+    p_BK, num_labels = gaussian(label_B, sigma_B, grid), grid.num_labels
+    summed, averaged = kl_divergence(p_BK, logits_BK, "sum"), kl_divergence(p_BK, logits_BK, "mean")
+    assert averaged.item() == pytest.approx(summed.item() / num_labels, rel=1e-12)
+    released = gradient("dldl_v2", logits_BK, label_B, sigma_B, grid, settings(kl_reduction="mean", lambda_=1.0))
+    paper = gradient("dldl_v2", logits_BK, label_B, sigma_B, grid, settings(kl_reduction="sum", lambda_=num_labels))
+    torch.testing.assert_close(released * num_labels, paper)
+
+
+@given(st.integers(0, 10**6))
+def test_divergence_is_zero_at_the_target_and_positive_elsewhere(seed: int) -> None:
+    grid = GRIDS[0]
+    logits_BK, label_B, sigma_B = batch(grid, seed)
+    p_BK = gaussian(label_B, sigma_B, grid)
+    assert kl_divergence(p_BK, p_BK.clamp_min(1e-300).log(), "sum").item() == pytest.approx(0, abs=1e-12)
+    assert kl_divergence(p_BK, logits_BK, "sum").item() > 0
+    shifted = kl_divergence(p_BK, logits_BK + 50, "sum")
+    torch.testing.assert_close(shifted, kl_divergence(p_BK, logits_BK, "sum"))
+
+
+def test_target_without_overlap_stays_finite() -> None:
+    """A one-hot target has 0 ln 0, and float32 logits of +-500 overflow a naive softmax."""
+    grid = GRIDS[0]
+    logits_BK = torch.full((1, 101), -500.0)
+    logits_BK[0, 7] = 500.0
+    found_BK = gradient(
+        "dldl_v2", logits_BK, torch.tensor([90.0]), torch.tensor([1e-6]), grid, settings(min_sigma=1e-6)
+    )
+    assert found_BK.isfinite().all()
+    assert found_BK[0, 90] == pytest.approx(-1)
+
+
+@pytest.mark.parametrize("low", [torch.bfloat16, torch.float16])
+def test_half_precision_logits_are_judged_in_float32(low: torch.dtype) -> None:
+    logits_BK, label_B, sigma_B = (value.float() for value in batch(GRIDS[0], seed=4))
+    rounded_BK = logits_BK.to(low)
+    loss = METHODS["dldl_v2"].loss(rounded_BK, label_B, sigma_B, GRIDS[0], settings())
+    assert loss.dtype == torch.float32
+    torch.testing.assert_close(
+        loss, METHODS["dldl_v2"].loss(rounded_BK.float(), label_B, sigma_B, GRIDS[0], settings())
+    )
+
+
+def test_sigma_below_the_floor_trains_towards_the_floor() -> None:
+    grid = GRIDS[0]
+    logits_BK, label_B, _ = batch(grid, seed=5)
+    sigmas = [torch.full_like(label_B, value) for value in (0.0, 0.3, 0.5, 0.6)]
+    zero, low, floor, above = (
+        METHODS["dldl_v2"].loss(logits_BK, label_B, sigma, grid, settings(min_sigma=0.5)).item() for sigma in sigmas
+    )
+    assert zero == low == floor != above
+
+
+@pytest.mark.parametrize("name", list(METHODS))
+def test_probabilities_are_distributions_as_wide_as_the_grid(name: str) -> None:
+    for grid in GRIDS:
+        logits_BK = torch.randn(3, METHODS[name].head_width(grid), generator=torch.Generator().manual_seed(0))
+        p_BK = METHODS[name].probabilities(logits_BK, grid)
+        assert p_BK.shape == (3, grid.num_labels)
+        torch.testing.assert_close(p_BK.sum(dim=1), torch.ones(3))
+        assert (p_BK >= 0).all()

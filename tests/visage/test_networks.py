@@ -1,0 +1,108 @@
+"""ThinAgeNet and TinyAgeNet as published: parameters counted, convolutions counted, shapes, and the released start."""
+
+from __future__ import annotations
+
+import math
+
+import pytest
+import torch
+from torch import nn
+
+from visage.networks import NETWORKS, ThinVGG, VGGConfig, build, initialise
+
+WIDTHS = {
+    "thin": [32, 32, 64, 64, 128, 128, 128, 256, 256, 256, 256, 256, 256],
+    "tiny": [16, 16, 32, 32, 64, 64, 64, 128, 128, 128, 128, 128, 128],
+}
+
+
+def count(network: nn.Module) -> int:
+    return sum(parameter.numel() for parameter in network.parameters())
+
+
+def convolutions(network: nn.Module) -> list[nn.Conv2d]:
+    return [module for module in network.modules() if isinstance(module, nn.Conv2d)]
+
+
+@pytest.mark.parametrize(
+    ("name", "num_labels", "published"),
+    [("thin", 101, 3_708_229), ("tiny", 101, 934_869), ("thin", 41, 3_692_809), ("thin", 61, 3_697_949)],
+)
+@pytest.mark.parametrize("pooling", ["hybrid", "gap"])
+def test_parameters_are_as_many_as_published(name: str, num_labels: int, published: int, pooling: str) -> None:
+    assert count(build(name, pooling, num_labels)) == published  # type: ignore[arg-type]
+
+
+@pytest.mark.parametrize("name", list(WIDTHS))
+def test_body_has_all_thirteen_convolutions_each_normalised(name: str) -> None:
+    network = build(name, "hybrid", 101)
+    assert [conv.out_channels for conv in convolutions(network)] == WIDTHS[name]
+    for conv in convolutions(network):
+        assert (conv.kernel_size, conv.stride, conv.padding, conv.bias) == ((3, 3), (1, 1), (1, 1), None)
+    norms = [module.num_features for module in network.modules() if isinstance(module, nn.BatchNorm2d)]
+    assert norms == WIDTHS[name]
+
+
+def test_ports_that_lose_a_convolution_of_tiny_are_told_apart() -> None:
+    """Well-known ports of TinyAgeNet have 12 convolutions and 897,877 parameters: block three has lost its third."""
+    network = build("tiny", "hybrid", 101)
+    third_of_block_three = convolutions(network)[6].weight.numel() + 2 * 64
+    assert count(network) - third_of_block_three == 897_877
+    assert len(convolutions(network)) == 13
+
+
+@pytest.mark.parametrize(("pooling", "side"), [("hybrid", 7), ("gap", 14)])
+def test_hybrid_pooling_keeps_the_fifth_max_pool(pooling: str, side: int) -> None:
+    network = build("tiny", pooling, 101).eval()  # type: ignore[arg-type]
+    faces_BCHW = torch.rand(2, 3, 224, 224, generator=torch.Generator().manual_seed(0))
+    with torch.inference_mode():
+        maps_BCHW = network.features(faces_BCHW)
+        assert maps_BCHW.shape == (2, 128, 14, 14)
+        pooled_BC = network.pool(maps_BCHW)
+        windows = maps_BCHW.unfold(2, 14 // side, 14 // side).unfold(3, 14 // side, 14 // side)
+        torch.testing.assert_close(pooled_BC, windows.amax(dim=(-1, -2)).mean(dim=(2, 3)))
+        torch.testing.assert_close(network(faces_BCHW), network.head(pooled_BC))
+    assert network(faces_BCHW).shape == (2, 101)
+
+
+@pytest.mark.parametrize("px", [32, 80, 96, 112])
+def test_any_crop_from_32_pixels_has_an_answer(px: int) -> None:
+    assert build("tiny", "hybrid", 41).eval()(torch.zeros(1, 3, px, px)).shape == (1, 41)
+
+
+def test_start_is_the_released_ones() -> None:
+    network = build("thin", "hybrid", 101)
+    initialise(network, torch.Generator().manual_seed(0))
+    for conv in convolutions(network):
+        expected = math.sqrt(2 / (3 * 3 * conv.out_channels))
+        tolerance = 4 / math.sqrt(2 * conv.weight.numel())  # four standard errors of a standard deviation
+        assert conv.weight.std().item() == pytest.approx(expected, rel=tolerance)
+        assert abs(conv.weight.mean().item()) < 4 * expected / math.sqrt(conv.weight.numel())
+    assert network.head.bias.abs().sum() == 0
+    assert network.head.weight.abs().max() <= 1 / math.sqrt(256)
+    for norm in (module for module in network.modules() if isinstance(module, nn.BatchNorm2d)):
+        assert (norm.weight == 1).all()
+        assert (norm.bias == 0).all()
+
+
+def test_start_comes_from_its_generator_alone() -> None:
+    starts = []
+    for seed, disturbance in ((3, 0), (3, 99), (4, 0)):
+        torch.manual_seed(disturbance)
+        network = build("tiny", "hybrid", 101)
+        initialise(network, torch.Generator().manual_seed(seed))
+        starts.append(torch.cat([value.flatten() for value in network.state_dict().values()]))
+    assert torch.equal(starts[0], starts[1])
+    assert not torch.equal(starts[0], starts[2])
+
+
+def test_unknown_network_is_refused_with_those_known() -> None:
+    with pytest.raises(ValueError, match=r"'resnet'.*thin, tiny"):
+        build("resnet", "hybrid", 101)
+    assert set(NETWORKS) == set(WIDTHS)
+
+
+def test_full_width_is_the_vgg_16_body() -> None:
+    """13 convolutions of VGG-16-D hold 14,710,464 weights without their biases."""
+    network = ThinVGG(VGGConfig(compression=1.0, pooling="hybrid", num_outputs=101))
+    assert sum(conv.weight.numel() for conv in convolutions(network)) == 14_710_464
