@@ -1,0 +1,154 @@
+"""A manifest and the settings become one outcome per check: what was found, what leaves, and a few examples."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import pandas as pd
+
+from stages.checks.measures import measure, schema_faults
+from stages.checks.rules import ROW_RULES, SET_RULES, Bound
+from stages.checks.settings import ValidateSettings
+
+NUM_EXAMPLES = 5
+RESULT_OF = {"fail": "failed", "quarantine": "quarantined", "report": "reported"}
+
+
+@dataclass(frozen=True, kw_only=True)
+class Outcome:
+    """What one check came to. `found` counts photos outside a bound; for a check of the whole set, measures."""
+
+    check: str
+    policy: str
+    claim: str
+    bounds: list[Bound]
+    is_about_photos: bool
+    found: int
+    examples: list[dict[str, str]]
+    num_groups: int | None = None  # distinct pictures or people among the photos found
+    leaving: np.ndarray | None = None  # rows that quarantine takes
+
+    @property
+    def result(self) -> str:
+        return RESULT_OF[self.policy] if self.found else "passed"
+
+    @property
+    def num_leaving(self) -> int:
+        return 0 if self.leaving is None else len(self.leaving)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Findings:
+    """`photos`: the measures of N photos, empty where the schema failed; `is_kept`: bool (N,), false in quarantine."""
+
+    photos: pd.DataFrame
+    is_kept: np.ndarray
+    set_measures: dict[str, float]
+    outcomes: list[Outcome]
+    not_run: list[str]
+
+    @property
+    def num_leaving(self) -> int:
+        return int((~self.is_kept).sum())
+
+    def quarantine(self, settings: ValidateSettings) -> Iterator[tuple[str, str, str]]:
+        """(photo_id, check, reason) of every photo that leaves, by photo_id; a photo may have several reasons."""
+        rows = []
+        for outcome in self.outcomes:
+            if outcome.leaving is not None and len(outcome.leaving):
+                reasons = ROW_RULES[outcome.check].reasons(self.photos, outcome.leaving, settings)
+                ids = self.photos["photo_id"].iloc[outcome.leaving]
+                rows += [(photo_id, outcome.check, why) for photo_id, why in zip(ids, reasons, strict=True)]
+        yield from sorted(rows)
+
+
+def inspect(manifest: Path, settings: ValidateSettings) -> Findings:
+    """Runs every check that applies; where the schema is wrong, that one alone."""
+    if not manifest.is_file():
+        raise ValueError(f"{manifest}: no such manifest; run the download stage first")
+    faults = schema_faults(manifest)
+    schema = _schema_outcome(faults)
+    set_measures = {"schema_faults": float(len(faults))}
+    if faults:
+        not_run = [check for check in settings.checks() if check != "schema"]
+        nothing = pd.DataFrame()
+        return Findings(
+            photos=nothing, is_kept=np.ones(0, bool), set_measures=set_measures, outcomes=[schema], not_run=not_run
+        )
+    photos = measure(manifest)
+    about_photos = [_row_outcome(check, photos, settings) for check in settings.checks() if check in ROW_RULES]
+    is_kept = np.ones(len(photos), bool)
+    for outcome in about_photos:
+        if outcome.leaving is not None:
+            is_kept[outcome.leaving] = False
+    about_set, measured = _set_outcomes(photos, is_kept, settings)
+    return Findings(
+        photos=photos,
+        is_kept=is_kept,
+        set_measures=set_measures | measured,
+        outcomes=[schema, *about_photos, *about_set],
+        not_run=[],
+    )
+
+
+def _schema_outcome(faults: list[str]) -> Outcome:
+    return Outcome(
+        check="schema",
+        policy="fail",
+        claim="the columns, types, nulls, splits and the order are a manifest's",
+        bounds=[Bound(measure="schema_faults", maximum=0, reason="")],
+        is_about_photos=False,
+        found=len(faults),
+        examples=[{"reason": fault} for fault in faults],
+    )
+
+
+def _row_outcome(check: str, photos: pd.DataFrame, settings: ValidateSettings) -> Outcome:
+    rule, policy = ROW_RULES[check], settings.policy[check]
+    rows = np.flatnonzero(rule.found(photos, settings))
+    first = rows[:NUM_EXAMPLES]
+    reasons = zip(photos["photo_id"].iloc[first], rule.reasons(photos, first, settings), strict=True)
+    return Outcome(
+        check=check,
+        policy=policy,
+        claim=rule.claim,
+        bounds=rule.bounds(settings),
+        is_about_photos=True,
+        found=len(rows),
+        examples=[{"photo_id": photo_id, "reason": reason} for photo_id, reason in reasons],
+        num_groups=None if rule.group is None else int(photos[rule.group].iloc[rows].nunique()),
+        leaving=np.flatnonzero(rule.leaving(photos, settings)) if policy == "quarantine" else None,
+    )
+
+
+def _set_outcomes(
+    photos: pd.DataFrame, is_kept: np.ndarray, settings: ValidateSettings
+) -> tuple[list[Outcome], dict[str, float]]:
+    fraction = float((~is_kept).mean()) if len(is_kept) else 0.0
+    reason = "{value:.4f} of all photos in quarantine, above {maximum:g}"
+    most = Bound(measure="quarantined_fraction", maximum=settings.max_quarantined_fraction, reason=reason)
+    outcomes = [_set_outcome("quarantined_fraction", "fail", "few photos are quarantined", [(most, fraction)])]
+    measured = {most.measure: fraction}
+    kept = photos[is_kept]
+    for check in settings.checks():
+        if check in SET_RULES:
+            pairs = SET_RULES[check].measures(kept, settings)
+            outcomes.append(_set_outcome(check, settings.policy[check], SET_RULES[check].claim, pairs))
+            measured |= {bound.measure: value for bound, value in pairs}
+    return outcomes, measured
+
+
+def _set_outcome(check: str, policy: str, claim: str, pairs: list[tuple[Bound, float]]) -> Outcome:
+    outside = [(bound, value) for bound, value in pairs if bound.outside(np.array([value]))[0]]
+    return Outcome(
+        check=check,
+        policy=policy,
+        claim=claim,
+        bounds=[bound for bound, _ in pairs],
+        is_about_photos=False,
+        found=len(outside),
+        examples=[{"measure": bound.measure, "reason": bound.tell(value)} for bound, value in outside],
+    )

@@ -1,0 +1,205 @@
+"""manifest.parquet + skipped.csv -> quarantine.csv, a JSON report and Great Expectations' Data Docs, for one role.
+
+The stage is a gate: the report is written on pass alone (an older one is removed first), so that nothing downstream
+can run on data that failed. On failure `<role>.failed.json` says the same beside it. The checks are in
+`stages/checks/`: measures of every photo, and rules that bound them; Great Expectations is told the rules, judges the
+measures and draws the docs. The report holds no time and no run's name: same manifest, same settings, same bytes.
+
+Ten seconds, most of them the import of Great Expectations; a million photos half a minute.
+"""
+
+from __future__ import annotations
+
+import csv
+import json
+import os
+import shutil
+import tempfile
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import pandas as pd
+
+from stages.checks.facts import facts, skipped_facts
+from stages.checks.findings import Findings, Outcome, inspect
+from stages.checks.settings import ValidateSettings
+from stages.settings import Report, print_report, stage_main, written_whole
+
+SEVERITY = {"fail": "critical", "quarantine": "warning", "report": "info"}
+Verdicts = Mapping[tuple[str, str], Mapping[str, Any]]  # (check, measure) -> what Great Expectations says
+
+
+def validate(
+    settings: ValidateSettings,
+    *,
+    manifest: Path,
+    skipped: Path,
+    quarantine: Path,
+    result: Path,
+    docs: Path,
+    report: Report = print_report,
+) -> None:
+    """Checks `manifest`; ValueError where a check fails whose policy is `fail`, or too much is quarantined."""
+    failed = result.with_suffix(".failed.json")
+    for stale in (result, failed, quarantine):
+        stale.unlink(missing_ok=True)
+    summary = skipped_facts(skipped)
+    findings = inspect(manifest, settings)
+    with _folder_written_whole(docs) as part:
+        verdicts = expect(findings, result.stem, part)
+    document = _document(findings, verdicts, settings) | {"skipped": summary}
+    failures = [outcome for outcome in findings.outcomes if outcome.result == "failed"]
+    if failures:
+        _write_json(failed, document)
+        raise ValueError(_complaint(failures, manifest, failed))
+    with written_whole(quarantine) as part, part.open("w", encoding="utf-8", newline="") as lines:
+        writer = csv.writer(lines, lineterminator="\n")
+        writer.writerow(["photo_id", "check", "reason"])
+        writer.writerows(findings.quarantine(settings))
+    _write_json(result, document)
+    found = {outcome.check: float(outcome.found) for outcome in findings.outcomes if outcome.found}
+    report(0, {"photos": len(findings.photos), "quarantined": findings.num_leaving} | found)
+
+
+def expect(findings: Findings, name: str, docs: Path) -> Verdicts:
+    """Tells Great Expectations every bound, lets it judge the measures, and writes its static site into `docs`."""
+    os.environ["GX_ANALYTICS_ENABLED"] = "false"
+    import great_expectations as gx  # six seconds, so not for whoever only wants the settings
+    from great_expectations.data_context.types.base import ProgressBarsConfig
+
+    context = gx.get_context(mode="ephemeral")
+    context.variables.progress_bars = ProgressBarsConfig(globally=False)
+    source = context.data_sources.add_pandas(name)
+    tables = {True: ("photos", findings.photos), False: ("set", pd.DataFrame([findings.set_measures]))}
+    verdicts: dict[tuple[str, str], Mapping[str, Any]] = {}
+    for is_about_photos, (table, measures) in tables.items():
+        outcomes = [outcome for outcome in findings.outcomes if outcome.is_about_photos == is_about_photos]
+        if not outcomes:
+            continue
+        suite = context.suites.add(gx.ExpectationSuite(name=table, expectations=_expectations(outcomes)))
+        batch = source.add_dataframe_asset(table).add_batch_definition_whole_dataframe("all")
+        definition = gx.ValidationDefinition(name=table, data=batch, suite=suite)
+        columns = [*(["photo_id"] if is_about_photos else []), *sorted({b.measure for o in outcomes for b in o.bounds})]
+        ran = context.validation_definitions.add(definition).run(
+            batch_parameters={"dataframe": measures[columns]},
+            result_format={"result_format": "SUMMARY", "unexpected_index_column_names": columns[:1]},
+        )
+        verdicts |= dict(map(_verdict, ran.results))
+    _write_docs(context, docs)
+    return verdicts
+
+
+def _expectations(outcomes: list[Outcome]) -> list[Any]:
+    from great_expectations.expectations.core.expect_column_values_to_be_between import ExpectColumnValuesToBeBetween
+    from great_expectations.expectations.metadata_types import FailureSeverity
+
+    return [
+        ExpectColumnValuesToBeBetween(
+            column=bound.measure,
+            min_value=bound.minimum,
+            max_value=bound.maximum,
+            severity=FailureSeverity(SEVERITY[outcome.policy]),
+            notes=f"{outcome.check} ({outcome.policy}): {outcome.claim}",
+            meta={"check": outcome.check},
+        )
+        for outcome in outcomes
+        for bound in outcome.bounds
+    ]
+
+
+def _verdict(one: Any) -> tuple[tuple[str, str], Mapping[str, Any]]:
+    """One expectation's result -> (check, measure), and whether it was met and by how many rows not."""
+    if one.exception_info["raised_exception"]:
+        raise RuntimeError(f"Great Expectations could not judge {one.expectation_config}: {one.exception_info}")
+    judged = {"success": bool(one.success), "unexpected": int(one.result["unexpected_count"])}
+    return (one.expectation_config.meta["check"], one.expectation_config.kwargs["column"]), judged
+
+
+def _write_docs(context: Any, docs: Path) -> None:
+    store = {"class_name": "TupleFilesystemStoreBackend", "base_directory": str(docs)}
+    index = {"class_name": "DefaultSiteIndexBuilder"}
+    context.add_data_docs_site(
+        "docs", {"class_name": "SiteBuilder", "site_index_builder": index, "store_backend": store}
+    )
+    context.build_data_docs(["docs"])
+
+
+def _document(findings: Findings, verdicts: Verdicts, settings: ValidateSettings) -> dict[str, Any]:
+    checks = [_told(outcome, findings, verdicts) for outcome in findings.outcomes]
+    checks += [{"check": name, "policy": settings.policy[name], "result": "not run"} for name in findings.not_run]
+    num_photos = len(findings.photos)
+    return {
+        "success": all(check["result"] in ("passed", "quarantined", "reported") for check in checks),
+        "photos": num_photos,
+        "quarantined": findings.num_leaving,
+        "checks": checks,
+        "facts": facts(findings.photos, findings.is_kept, settings) if num_photos else {},
+    }
+
+
+def _told(outcome: Outcome, findings: Findings, verdicts: Verdicts) -> dict[str, Any]:
+    told = [verdicts[outcome.check, bound.measure] for bound in outcome.bounds]
+    assert any(not verdict["success"] for verdict in told) == bool(outcome.found), f"two counts differ: {outcome}"
+    bounds = [
+        {"measure": b.measure, "minimum": b.minimum, "maximum": b.maximum, "outside": verdict["unexpected"]}
+        for b, verdict in zip(outcome.bounds, told, strict=True)
+    ]
+    if not outcome.is_about_photos:
+        bounds = [bound | {"value": round(findings.set_measures[str(bound["measure"])], 6)} for bound in bounds]
+    groups = {} if outcome.num_groups is None else {"groups": outcome.num_groups}
+    return {
+        "check": outcome.check,
+        "claim": outcome.claim,
+        "policy": outcome.policy,
+        "result": outcome.result,
+        "found": outcome.found,
+        **groups,
+        "quarantined": outcome.num_leaving,
+        "bounds": bounds,
+        "examples": outcome.examples,
+    }
+
+
+def _complaint(failures: list[Outcome], manifest: Path, failed: Path) -> str:
+    lines = [f"{manifest}: {len(failures)} checks failed"]
+    for outcome in failures:
+        first = outcome.examples[0]
+        where = (
+            first["photo_id"] + ": " if "photo_id" in first else first["measure"] + ": " if "measure" in first else ""
+        )
+        what = "photos" if outcome.is_about_photos else "faults"
+        lines.append(f"  {outcome.check}: {outcome.found} {what} ({outcome.claim}); first: {where}{first['reason']}")
+    remedy = "mend the source, or change the bound or the policy (quarantine, report) in params.yaml, section validate"
+    return "\n".join([*lines, f"  {remedy}; all counts and examples: {failed}"])
+
+
+def _write_json(path: Path, document: Mapping[str, Any]) -> None:
+    with written_whole(path) as part:
+        part.write_text(json.dumps(document, indent=1, ensure_ascii=False) + "\n", encoding="utf-8")
+
+
+@contextmanager
+def _folder_written_whole(folder: Path) -> Iterator[Path]:
+    """A temporary folder beside `folder` that takes its place when the block ends well."""
+    folder.parent.mkdir(parents=True, exist_ok=True)
+    room = Path(tempfile.mkdtemp(dir=folder.parent, prefix=f".{folder.name}."))
+    try:
+        (room / "new").mkdir()
+        yield room / "new"
+        if folder.exists():
+            folder.replace(room / "old")
+        (room / "new").replace(folder)
+    finally:
+        shutil.rmtree(room)
+
+
+if __name__ == "__main__":
+    stage_main(
+        "validate",
+        ValidateSettings,
+        validate,
+        paths=["manifest", "skipped", "quarantine", "result", "docs"],
+        has_role=True,
+    )
