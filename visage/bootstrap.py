@@ -11,6 +11,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Hashable, Mapping, Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 
@@ -88,9 +89,8 @@ def cluster_sums(summand_NS: FloatArray, cluster_N: Sequence[Hashable] | None) -
         return summand_NS
     codes: dict[Hashable, int] = {}
     code_N = [codes.setdefault(row if name is None else (name,), len(codes)) for row, name in enumerate(cluster_N)]
-    unit_CS = np.zeros((len(codes), summand_NS.shape[1]))
-    np.add.at(unit_CS, code_N, summand_NS)
-    return unit_CS
+    sums = [np.bincount(code_N, weights=summand_N, minlength=len(codes)) for summand_N in summand_NS.T]
+    return np.stack(sums, axis=1)
 
 
 def estimate(
@@ -142,7 +142,7 @@ def by_group(
     metrics: Mapping[str, Metric],
     bootstrap: Bootstrap,
     cluster_N: Sequence[Hashable] | None = None,
-    name: Callable[[Hashable], str] = str,
+    name: Callable[[Any], str] = str,
 ) -> list[Group]:
     """The figures of each group, in the order of the groups; faces whose group is None come last, as "unknown"."""
     rows: dict[Hashable, list[int]] = {}

@@ -1,0 +1,237 @@
+"""Model and labelled faces become figures, tables, pictures and one HTML page that needs nothing else.
+
+models/model/, data/target/faces/ -> reports/metrics.json (every metric with its interval, the rule of decision, the
+data's digests), groups.csv (the same per band of the label, sex, ethnicity), predictions.parquet, plots/ (PNG, and the
+CSV files that `dvc plots show` draws), report.html. The manifest and the rejects tell which photos got no answer.
+Seconds for the embedded set; forward passes dominate: about 100 faces a second on one CPU core at 80 px with Tiny.
+"""
+
+from __future__ import annotations
+
+import csv
+import dataclasses
+import json
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pandas as pd
+import pyarrow.compute as pc
+import pyarrow.parquet as pq
+from tqdm import tqdm
+
+from stages.settings import Report, print_report, stage_main, written_whole
+from visage.bootstrap import Bootstrap
+from visage.card import CARD_FILE, ModelCard, load_model, sha256_of
+from visage.evaluation import Answers, Lost, answers_of, assess, unseen
+from visage.evaluation_page import headline, pictures, sections
+from visage.evaluation_tables import group_rows, metrics_document, plot_tables, prediction_rows, prediction_schema
+from visage.faces import FaceTable, prefetched
+from visage.fit import available_device
+from visage.labels import DECODERS
+from visage.lineage import table_digest
+from visage.predictor import Predictions, Predictor
+from visage.report import Picture, page
+
+DECODING_THREADS = 2
+
+
+@dataclass(frozen=True, kw_only=True)
+class EvaluateSettings:
+    """The first of `splits` is drawn, all are measured. `decade_years`: width of the label's bands, in label units.
+    `epsilon_sigma` stands in for a sigma that the set does not give, null leaves such faces out of the epsilon-error.
+    `with_dedup` adds `<split>_unseen`: pictures of no other split, each once, none with two labels."""
+
+    splits: tuple[str, ...]
+    decode: str
+    flip: bool
+    batch_size: int
+    num_resamples: int
+    interval: float
+    seed: int
+    cs_thresholds: tuple[float, ...]
+    decade_years: float
+    epsilon_sigma: float | None
+    with_dedup: bool
+
+    def __post_init__(self) -> None:
+        if not self.splits:
+            raise ValueError("splits is empty: name at least one, such as [test]")
+        if self.decode not in DECODERS:
+            raise ValueError(f"decode {self.decode!r} is unknown; known: {', '.join(DECODERS)}")
+        for name in ("batch_size", "decade_years"):
+            if getattr(self, name) <= 0:
+                raise ValueError(f"{name} is {getattr(self, name)}: give a number above 0")
+
+    @property
+    def bootstrap(self) -> Bootstrap:
+        return Bootstrap(num_resamples=self.num_resamples, interval=self.interval, seed=self.seed)
+
+
+def evaluate(
+    settings: EvaluateSettings, *, model: Path, faces: Path, manifest: Path, rejects: Path, finetune_history: Path,
+    pretrain_history: Path, validation: Path, metrics: Path, groups: Path, predictions: Path, plots: Path, html: Path,
+    report: Report = print_report,
+) -> None:  # fmt: skip
+    """Measures the model on each split; see the module docstring."""
+    network, trained_card = load_model(model)
+    card = dataclasses.replace(trained_card, decode=settings.decode)
+    predictor = Predictor(network.to(available_device()), card)
+    lists: list[Answers] = []
+    losses: dict[str, Lost] = {}
+    data: dict[str, Any] = {}
+    for split in settings.splits:
+        table = FaceTable.open(faces, [split])
+        check_eye(card, table, faces, split)
+        whole = answers_of(split, table, answer(predictor, table, settings), card.grid, settings.epsilon_sigma)
+        lists += [whole, *(deduplicated(whole, table, faces) if settings.with_dedup else [])]
+        losses[split] = lost(table, split, manifest, rejects)
+        data[split] = table_digest(table)
+    evaluations = [
+        assess(answers, card, settings.bootstrap, settings.cs_thresholds, settings.decade_years) for answers in lists
+    ]
+    histories = {"finetune": read_history(finetune_history), "pretrain": read_history(pretrain_history)}
+    drawn = pictures(evaluations[0], card, settings.cs_thresholds, settings.decade_years, histories)
+    chapters = sections(
+        evaluations, trained_card, drawn, losses, read_validation(validation), dataclasses.asdict(settings)
+    )
+    write_json(metrics, metrics_document(evaluations, losses, decision_of(settings, model, card, data)))
+    write_table(groups, group_rows(evaluations))
+    write_predictions(predictions, [answers for answers in lists if answers.name in settings.splits])
+    write_plots(plots, drawn, plot_tables(evaluations[0], card, settings.seed))
+    with written_whole(html) as part:
+        part.write_text(page(f"{card.name}: {card.quantity} on {settings.splits[0]}", chapters), encoding="utf-8")
+    report(0, {f"{e.answers.name}_mae": e.figures["mae"].value for e in evaluations})
+    print(headline(evaluations, card).text(), end="\n\n")
+    for name, path in {"model": model, "metrics": metrics, "predictions": predictions, "plots": plots}.items():
+        print(f"{name:<12}{path}")
+    print(f"{'report':<12}{html}")
+
+
+def check_eye(card: ModelCard, table: FaceTable, faces: Path, split: str) -> None:
+    """Refuses faces that were cut or found in another way than the model was trained on, and an empty split."""
+    if len(table) == 0:
+        raise ValueError(f"{faces}: no face of split {split!r}; look at the manifest's splits, or at evaluate.splits")
+    for name, mine in (("alignment", card.alignment), ("detector", card.detector)):
+        wanted = json.loads(json.dumps(dataclasses.asdict(mine)))
+        found = getattr(table, name)
+        if wanted != found:
+            raise ValueError(
+                f"{faces}: the faces' {name} is {found}, the model's card says {wanted}; align the photos with the "
+                "card's settings, or train a model on these faces"
+            )
+
+
+def answer(predictor: Predictor, table: FaceTable, settings: EvaluateSettings) -> Predictions:
+    """The model's predictions for all faces, decoded and asked batch by batch."""
+    order = [
+        np.arange(start, min(start + settings.batch_size, len(table)))
+        for start in range(0, len(table), settings.batch_size)
+    ]
+    num_labels = predictor.card.grid.num_labels
+    numbers = {name: np.empty(len(table)) for name in ("value", "std", "low", "high")}
+    probabilities = np.empty((len(table), num_labels), np.float32)
+    with tqdm(total=len(table), unit="face", desc="evaluate") as bar:
+        for rows, crops_BCHW in prefetched(table, order, DECODING_THREADS):
+            told = predictor.predict_crops(crops_BCHW, settings.flip)
+            for name, column in numbers.items():
+                column[rows] = getattr(told, name)
+            probabilities[rows] = told.probabilities
+            bar.update(len(rows))
+    return Predictions(**numbers, probabilities=probabilities)
+
+
+def deduplicated(whole: Answers, table: FaceTable, faces: Path) -> list[Answers]:
+    """The list `<split>_unseen`; nothing where no face of the split is in it."""
+    kept_N = unseen(table.sha256.tolist(), table.label, pictures_elsewhere(faces, whole.name))
+    return [whole.take(f"{whole.name}_unseen", kept_N)] if kept_N.any() else []
+
+
+def pictures_elsewhere(faces: Path, split: str) -> set[str]:
+    """sha256 of every picture with a face in another split."""
+    found: set[str] = set()
+    for path in sorted(faces.glob("part-*.parquet")):
+        table = pq.read_table(path, columns=["sha256", "split"])
+        found.update(table.filter(pc.not_equal(table["split"], split))["sha256"].to_pylist())
+    return found
+
+
+def lost(table: FaceTable, split: str, manifest: Path, rejects: Path) -> Lost:
+    """The split's photos of the manifest that have no face: rejected by align with a reason, else quarantined."""
+    photos = pq.read_table(manifest, columns=["photo_id"], filters=[("split", "=", split)])["photo_id"].to_pylist()
+    with rejects.open(newline="", encoding="utf-8") as file:
+        reasons = {row["photo_id"]: row["reason"] for row in csv.DictReader(file)}
+    answered = set(table.photo_id)
+    missing = [photo for photo in photos if photo not in answered]
+    rejected = [(photo, reasons[photo]) for photo in missing if photo in reasons]
+    return Lost(
+        num_photos=len(photos),
+        num_quarantined=len(missing) - len(rejected),
+        num_found_frame=int((table.found == "frame").sum()),
+        rejects=rejected,
+    )
+
+
+def decision_of(settings: EvaluateSettings, model: Path, card: ModelCard, data: Mapping[str, Any]) -> dict[str, Any]:
+    """All that the figures depend on beside the code."""
+    return {
+        **{name: getattr(settings, name) for name in ("decode", "flip", "interval", "num_resamples", "seed")},
+        "resampled": "person where known, else picture",
+        "epsilon_sigma": settings.epsilon_sigma,
+        "model": {
+            "name": card.name,
+            "card_sha256": sha256_of(model / CARD_FILE),
+            "weights_sha256": card.weights.sha256,
+        },
+        "data": dict(data),
+    }
+
+
+def write_json(path: Path, document: Mapping[str, Any]) -> None:
+    with written_whole(path) as part:
+        part.write_text(json.dumps(document, indent=1, allow_nan=False) + "\n", encoding="utf-8")
+
+
+def write_table(path: Path, table: pd.DataFrame) -> None:
+    with written_whole(path) as part:
+        table.to_csv(part, index=False, lineterminator="\n", float_format="%.6g")
+
+
+def write_predictions(path: Path, lists: Sequence[Answers]) -> None:
+    """One row a face of each split, in the order of the face table."""
+    schema = prediction_schema(lists[0].probability_NK.shape[1])
+    with written_whole(path) as part, pq.ParquetWriter(part, schema) as writer:
+        for answers in lists:
+            writer.write_table(prediction_rows(answers), row_group_size=65536)
+
+
+def write_plots(folder: Path, drawn: Mapping[str, Picture], tables: Mapping[str, pd.DataFrame]) -> None:
+    """Every picture as PNG, every table that `dvc plots show` draws as CSV."""
+    for name, picture in drawn.items():
+        with written_whole(folder / f"{name}.png") as part:
+            part.write_bytes(picture.png)
+    for name, table in tables.items():
+        write_table(folder / f"{name}.csv", table)
+
+
+def read_history(path: Path) -> dict[str, np.ndarray]:
+    """A training's CSV, column by column; empty where the training was skipped or the file is not here."""
+    if not path.is_file() or path.stat().st_size <= 1:
+        return {}
+    table = pd.read_csv(path)
+    return {str(name): table[name].to_numpy(np.float64) for name in table.columns}
+
+
+def read_validation(path: Path) -> dict[str, Any] | None:
+    """The validation report; none where the faces were brought here without it."""
+    if not path.is_file():
+        return None
+    document: dict[str, Any] = json.loads(path.read_text(encoding="utf-8"))
+    return document
+
+
+if __name__ == "__main__":
+    names = ["model", "faces", "manifest", "rejects", "finetune_history", "pretrain_history", "validation"]
+    stage_main("evaluate", EvaluateSettings, evaluate, [*names, "metrics", "groups", "predictions", "plots", "html"])

@@ -1,0 +1,84 @@
+"""What an evaluation says beyond the metrics: clusters, curves, reliability, names of bands."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+import torch
+
+from tests.small_model import small_card
+from visage.bootstrap import Bootstrap
+from visage.evaluation import Answers, assess, band_name, batched_crps, reliability
+from visage.labels import LabelGrid, central_interval, expectation
+from visage.metrics import Scored, crps
+
+GRID = LabelGrid(minimum=0.0, step=1.0, maximum=100.0)
+BOOTSTRAP = Bootstrap(num_resamples=60, interval=0.95, seed=1)
+
+
+def calibrated_answers(size: int, width: float, person: bool) -> Answers:
+    """Gaussians of standard deviation 8 times `width` around centres of which the labels are 8 away on average."""
+    generator = np.random.default_rng(6)
+    centre_N = generator.uniform(35, 65, size)
+    label_N = centre_N + generator.normal(0, 8, size)
+    density_NK = np.exp(-0.5 * ((GRID.labels() - centre_N[:, None]) / (8 * width)) ** 2)
+    p_NK = torch.from_numpy(density_NK / density_NK.sum(axis=1, keepdims=True))
+    low, high = central_interval(p_NK, GRID)
+    points = Scored.of_points(label_N, expectation(p_NK, GRID).numpy())
+    scored = Scored(**{**vars(points), "low_N": low.numpy(), "high_N": high.numpy(), "crps_N": np.zeros(size)})
+    return Answers(
+        name="test",
+        photo_id_N=np.array([f"{row}.jpg" for row in range(size)], dtype=object),
+        cluster_N=[("person", row // 10) if person else ("picture", row) for row in range(size)],
+        attribute={
+            "sex": np.array([None] * size, dtype=object),
+            "ethnicity": np.array(["a", "b"] * (size // 2), dtype=object),
+        },
+        scored=scored,
+        probability_NK=p_NK.numpy().astype(np.float32),
+    )
+
+
+def test_reliability_is_the_diagonal_for_a_calibrated_model_and_tells_on_others() -> None:
+    for mass, share in reliability(calibrated_answers(4000, 1.0, False), GRID, BOOTSTRAP).items():
+        assert share.value == pytest.approx(mass, abs=0.03)
+        assert share.low <= share.value <= share.high
+    assert reliability(calibrated_answers(1000, 0.4, False), GRID, BOOTSTRAP)[0.8].value < 0.5
+    assert reliability(calibrated_answers(1000, 2.5, False), GRID, BOOTSTRAP)[0.8].value > 0.95
+
+
+def test_reliability_at_eighty_percent_is_the_coverage_that_is_reported() -> None:
+    answers = calibrated_answers(500, 1.0, False)
+    evaluation = assess(answers, small_card(grid=GRID, network=small_card().network), BOOTSTRAP, [5.0], 10.0)
+    assert evaluation.reliability[0.8].value == pytest.approx(evaluation.figures["coverage_80"].value, abs=0.004)
+
+
+def test_an_unknown_attribute_has_no_table_and_the_curve_passes_through_the_scores() -> None:
+    evaluation = assess(calibrated_answers(200, 1.0, False), small_card(grid=GRID), BOOTSTRAP, [5.0], 10.0)
+    assert list(evaluation.groups) == ["age", "ethnicity"]
+    assert evaluation.cs_curve[5.0] == evaluation.figures["cs_5"]
+    assert max(evaluation.cs_curve) == 20
+
+
+def test_intervals_draw_people_where_they_are_known() -> None:
+    """Faces of a person are drawn together: other intervals, the same values."""
+    alone, people = (
+        assess(calibrated_answers(200, 1.0, p), small_card(grid=GRID), BOOTSTRAP, [5.0], 10.0) for p in (False, True)
+    )
+    assert alone.figures["mae"].value == people.figures["mae"].value
+    assert alone.figures["mae"].low != people.figures["mae"].low
+
+
+def test_crps_in_batches_is_crps(monkeypatch: pytest.MonkeyPatch) -> None:
+    answers = calibrated_answers(50, 1.0, False)
+    whole = crps(answers.probability_NK, GRID.labels(), answers.scored.label_N)
+    monkeypatch.setattr("visage.evaluation.BATCH", 7)
+    np.testing.assert_allclose(batched_crps(answers.probability_NK, GRID, answers.scored.label_N), whole)
+
+
+@pytest.mark.parametrize(
+    ("lower", "width", "step", "name"),
+    [(20, 10, 1, "20-29"), (3, 1, 0.1, "3-3.9"), (30, 10, 10, "30"), (0, 5, 1, "0-4")],
+)
+def test_bands_are_named_by_their_first_and_last_label(lower: float, width: float, step: float, name: str) -> None:
+    assert band_name(lower, width, step) == name

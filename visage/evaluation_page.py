@@ -1,0 +1,163 @@
+"""An evaluation -> its pictures, and the sections of its HTML page. No photo is shown, real or drawn.
+
+Shapes: F faces shown one by one, K labels of the grid.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import numpy as np
+from matplotlib.figure import Figure
+
+from visage import plots
+from visage.card import ModelCard
+from visage.evaluation import Evaluation, Lost, band_name
+from visage.metrics import FloatArray, bands
+from visage.report import Code, Part, Picture, Section, Table, Words, figures_table, groups_table, settings_table
+
+MAX_LISTED = 200  # rejected photos named on the page
+NUM_CASES = 8  # best and worst answers shown
+GROUP_METRICS = ("mae", "bias", "pearson")
+History = Mapping[str, FloatArray]  # column name -> number per epoch
+
+
+def digits_of(card: ModelCard) -> int:
+    """Decimals that figures in the model's unit are written with: hundredths of years, thousandths of points."""
+    return 2 if card.grid.step >= 1 else 3
+
+
+def cases(evaluation: Evaluation) -> dict[str, np.ndarray]:
+    """Rows of the best and the worst answers by CRPS: sharp and right, sure and wrong."""
+    order = np.argsort(evaluation.answers.scored.crps_N, kind="stable")
+    return {"best": order[:NUM_CASES], "worst": order[::-1][:NUM_CASES]}
+
+
+def case_figure(evaluation: Evaluation, which: str, card: ModelCard) -> Figure:
+    """Label distributions of the best or worst answers."""
+    rows = cases(evaluation)[which]
+    scored = evaluation.answers.scored.take(rows)
+    errors = np.abs(scored.error_N)
+    title = (
+        f"The {len(rows)} worst answers miss by {errors.min():.3g} to {errors.max():.3g} {card.unit}"
+        if which == "worst"
+        else f"The {len(rows)} best answers miss by at most {errors.max():.2g} {card.unit}"
+    )
+    return plots.label_distributions(
+        title, card.grid.labels(), evaluation.answers.probability_NK[rows], scored, card.unit
+    )
+
+
+def pictures(
+    evaluation: Evaluation,
+    card: ModelCard,
+    cs_thresholds: Sequence[float],
+    band_width: float,
+    histories: Mapping[str, History],
+) -> dict[str, Picture]:
+    """Every picture by file name (without suffix), in the order of the page."""
+    scored, unit = evaluation.answers.scored, card.unit
+    both = np.concatenate([bands(scored.label_N, band_width), bands(scored.prediction_N, band_width)])
+    names = {lower: band_name(lower, band_width, card.grid.step) for lower in np.unique(both).tolist()}
+    mae, curve, reliable = evaluation.figures["mae"], evaluation.cs_curve, evaluation.reliability
+    drawn = {
+        "predicted_vs_true": plots.predicted_vs_true(scored, mae, unit),
+        "error_by_band": plots.error_by_band(evaluation.groups[card.quantity], card.quantity, unit),
+        "cs_curve": plots.cs_curve(list(curve), list(curve.values()), cs_thresholds, unit),
+        "group_errors": plots.group_errors(evaluation.groups, mae, unit),
+        "confusion": plots.confusion(scored, band_width, names, unit),
+        "reliability": plots.reliability(list(reliable), list(reliable.values())),
+        "best_cases": case_figure(evaluation, "best", card),
+        "worst_cases": case_figure(evaluation, "worst", card),
+        **{f"learning_{stage}": plots.learning_curves(stage, rows, unit) for stage, rows in histories.items() if rows},
+    }
+    return {name: Picture(caption=str(figure.get_suptitle()), png=plots.png(figure)) for name, figure in drawn.items()}
+
+
+def headline(evaluations: Sequence[Evaluation], card: ModelCard) -> Table:
+    """Every metric with its interval, one column a list of faces."""
+    columns = {f"{e.answers.name} ({len(e.answers.scored):,} faces)": e.figures for e in evaluations}
+    return figures_table(f"{card.name}: {card.quantity} in {card.unit}", columns, card.unit, digits_of(card))
+
+
+def case_table(evaluation: Evaluation, card: ModelCard) -> Table:
+    """The worst answers by photo, so that whoever holds the photos can look."""
+    answers, rows = evaluation.answers, cases(evaluation)["worst"]
+    numbers = np.stack(
+        [answers.scored.label_N, answers.scored.prediction_N, answers.scored.std_N, answers.scored.crps_N], axis=1
+    )
+    cells = [
+        [str(answers.photo_id_N[row]), *(f"{value:.{digits_of(card)}f}" for value in numbers[row])] for row in rows
+    ]
+    header = ["photo", "label", "prediction", "standard deviation", "CRPS"]
+    return Table(caption="Worst answers", header=header, rows=cells)
+
+
+def left_out(losses: Mapping[str, Lost]) -> list[Part]:
+    """What is said of photos that got no answer: a missing face must not flatter silently."""
+    parts: list[Part] = []
+    for split, loss in losses.items():
+        answered = loss.num_photos - loss.num_quarantined - len(loss.rejects)
+        text = (
+            f"{split}: {loss.num_photos:,} photos, of which {loss.num_quarantined:,} were quarantined by validate, "
+            f"{len(loss.rejects):,} rejected by align, {answered:,} answered ({loss.num_found_frame:,} of them on the "
+            "whole frame, because no face was found)."
+        )
+        parts.append(Words(text=text))
+        if loss.rejects:
+            shown = loss.rejects[:MAX_LISTED]
+            caption = f"Rejected ({len(shown)} of {len(loss.rejects)} shown)"
+            parts.append(Table(caption=caption, header=["photo", "reason"], rows=shown))
+    return parts
+
+
+def quality(document: Mapping[str, Any] | None) -> list[Part]:
+    """What the validation report says of the data: its checks, and its facts one a row."""
+    if document is None:
+        return [Words(text="No validation report was given.")]
+    columns = {"check": "check", "result": "result", "found": "found", "quarantined": "quarantined", "claim": "asked"}
+    checks = [[str(check.get(name, "")) for name in columns] for check in document["checks"]]
+    told = f"{document['photos']:,} photos were checked, {document['quarantined']:,} of them quarantined."
+    facts = Table(
+        caption="Facts", header=["", ""], rows=[[name, str(value)] for name, value in flat(document["facts"])]
+    )
+    return [Words(text=told), Table(caption="Checks", header=list(columns.values()), rows=checks), facts]
+
+
+def flat(values: Mapping[str, Any], prefix: str = "") -> list[tuple[str, Any]]:
+    """{a: {b: 1}} -> [("a, b", 1)]"""
+    rows: list[tuple[str, Any]] = []
+    for name, value in values.items():
+        rows += flat(value, f"{prefix}{name}, ") if isinstance(value, Mapping) else [(prefix + name, value)]
+    return rows
+
+
+def sections(
+    evaluations: Sequence[Evaluation],
+    card: ModelCard,
+    drawn: Mapping[str, Picture],
+    losses: Mapping[str, Lost],
+    validation: Mapping[str, Any] | None,
+    settings: Mapping[str, object],
+) -> list[Section]:
+    """The page's chapters; pictures and groups are those of the first list of faces."""
+    first, digits = evaluations[0], digits_of(card)
+    how = f"Prediction: {card.decode} of the distribution, {'flip averaged' if settings['flip'] else 'one view'}. "
+    intervals = f"Brackets: {settings['interval']:.0%} percentile bootstrap, {settings['num_resamples']:,} resamples."
+    tables = [groups_table(name, groups, GROUP_METRICS, card.unit, digits) for name, groups in first.groups.items()]
+    learning = [picture for name, picture in drawn.items() if name.startswith("learning_")]
+    overview = ("predicted_vs_true", "cs_curve", "reliability", "confusion")
+    return [
+        Section(title="Figures", parts=[headline(evaluations, card), Words(text=how + intervals)]),
+        Section(title="Photos without an answer", parts=left_out(losses)),
+        Section(title=f"Answers on {first.answers.name}", parts=[drawn[name] for name in overview]),
+        Section(title="Groups", parts=[drawn["error_by_band"], drawn["group_errors"], *tables]),
+        Section(
+            title="Best and worst answers", parts=[drawn["best_cases"], drawn["worst_cases"], case_table(first, card)]
+        ),
+        Section(title="Training", parts=learning or [Words(text="No learning curves were given.")]),
+        Section(title="Data quality", parts=quality(validation)),
+        Section(title="Settings", parts=[settings_table("evaluate", settings)]),
+        Section(title="Model card", parts=[Code(text=card.to_json())]),
+    ]

@@ -1,0 +1,91 @@
+"""Evaluations -> the tables that are kept: metrics document, groups, predictions, and the data behind the pictures."""
+
+from __future__ import annotations
+
+import dataclasses
+import math
+from collections.abc import Iterable, Mapping
+from typing import Any
+
+import numpy as np
+import pandas as pd
+import pyarrow as pa
+
+from visage.card import ModelCard
+from visage.evaluation import ATTRIBUTES, Answers, Evaluation, Lost
+
+MAX_POINTS = 5000  # rows of the scatter plot's table: as many as one can show
+
+
+def metrics_document(
+    evaluations: Iterable[Evaluation], losses: Mapping[str, Lost], decision: Mapping[str, Any]
+) -> dict[str, Any]:
+    """One entry a list of faces: counts, and value, low, high of every metric; an undefined metric is left out."""
+    document: dict[str, Any] = {}
+    for evaluation in evaluations:
+        name, scored = evaluation.answers.name, evaluation.answers.scored
+        counts = {"num_faces": len(scored), "num_with_sigma": int(np.isfinite(scored.sigma_N).sum())}
+        if name in losses:
+            counts |= losses[name].counts()
+        known = {key: figure for key, figure in evaluation.figures.items() if math.isfinite(figure.value)}
+        document[name] = counts | {key: dataclasses.asdict(figure) for key, figure in known.items()}
+    return document | {"decision": dict(decision)}
+
+
+def group_rows(evaluations: Iterable[Evaluation]) -> pd.DataFrame:
+    """One row a list of faces, attribute, group and metric."""
+    rows = [
+        {"list": evaluation.answers.name, "attribute": attribute, "group": group.name, "num_faces": group.num_faces}
+        | {"metric": metric, **dataclasses.asdict(figure)}
+        for evaluation in evaluations
+        for attribute, table in evaluation.groups.items()
+        for group in table
+        for metric, figure in group.estimates.items()
+        if math.isfinite(figure.value)
+    ]
+    return pd.DataFrame(rows)
+
+
+def prediction_schema(num_labels: int) -> pa.Schema:
+    """The columns of predictions.parquet; label units, `low` and `high` of the central 80% interval."""
+    text, real = pa.string(), pa.float64()
+    columns = {"photo_id": text, "label": real, "sigma": real, "split": text, **dict.fromkeys(ATTRIBUTES, text)}
+    columns |= dict.fromkeys(("prediction", "std", "low", "high"), real)
+    return pa.schema(columns | {"probabilities": pa.list_(pa.float32(), num_labels)})
+
+
+def prediction_rows(answers: Answers) -> pa.Table:
+    """One row a face, in the faces' order; sigma is null where unknown."""
+    scored, num_labels = answers.scored, answers.probability_NK.shape[1]
+    columns = {
+        "photo_id": pa.array(answers.photo_id_N, pa.string()),
+        "label": scored.label_N,
+        "sigma": pa.array(scored.sigma_N, mask=np.isnan(scored.sigma_N)),
+        "split": pa.array([answers.name] * len(scored), pa.string()),
+        **{name: pa.array(values, pa.string()) for name, values in answers.attribute.items()},
+        "prediction": scored.prediction_N,
+        **{name: getattr(scored, f"{name}_N") for name in ("std", "low", "high")},
+        "probabilities": pa.FixedSizeListArray.from_arrays(pa.array(answers.probability_NK.ravel()), num_labels),
+    }
+    return pa.table(columns, schema=prediction_schema(num_labels))
+
+
+def plot_tables(evaluation: Evaluation, card: ModelCard, seed: int) -> dict[str, pd.DataFrame]:
+    """What `dvc plots show` draws, by file name: at most `MAX_POINTS` random points, error by band, CS curve."""
+    scored, rows = evaluation.answers.scored, np.arange(len(evaluation.answers.scored))
+    if len(rows) > MAX_POINTS:
+        rows = np.sort(np.random.default_rng(seed).choice(rows, MAX_POINTS, replace=False))
+    by_band = [
+        {card.quantity: group.name, "num_faces": group.num_faces, "mae": mae.value, "mae_low": mae.low}
+        | {"mae_high": mae.high, "bias": group.estimates["bias"].value}
+        for group in evaluation.groups[card.quantity]
+        for mae in [group.estimates["mae"]]
+    ]
+    curve = [
+        {"error": error, "share": s.value, "low": s.low, "high": s.high} for error, s in evaluation.cs_curve.items()
+    ]
+    return {
+        "predicted_vs_true": pd.DataFrame({"label": scored.label_N[rows], "prediction": scored.prediction_N[rows]}),
+        "error_by_age": pd.DataFrame(by_band),
+        "cs_curve": pd.DataFrame(curve),
+    }
