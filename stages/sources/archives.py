@@ -266,6 +266,8 @@ def _tar_members(stream: Guarded) -> Iterator[Member]:
             tar.members.clear()  # type: ignore[attr-defined]  # or tarfile remembers every member: memory must stay flat
         if stream.last != bytes(tarfile.BLOCKSIZE):
             raise tarfile.ReadError("no end mark")
+    while stream.read(CHUNK_BYTES):  # a compressed stream's checksum stands at its very end
+        pass
 
 
 def _zip_members(stream: IO[bytes]) -> Iterator[Member]:

@@ -18,9 +18,9 @@ from multiprocessing import get_context
 from pathlib import Path
 from typing import NamedTuple
 
-from PIL import Image
+from PIL import Image, UnidentifiedImageError
 
-FORMATS = ("JPEG", "MPO", "PNG", "WEBP", "BMP", "TIFF", "GIF")
+FORMATS = ("JPEG", "PNG", "WEBP", "GIF", "BMP", "TIFF", "PPM", "JPEG2000", "AVIF")  # MPO is opened as JPEG
 DRAFT_FACTOR = 8
 CHUNK_PHOTOS = 128
 FEW_PHOTOS = 1024  # starting processes takes longer than these
@@ -56,12 +56,15 @@ def measure(raw_dir: Path, photo_id: str, bounds: Bounds) -> Measured:
         return Measured(photo_id, status.st_size, status.st_mtime_ns, digest, 0, 0, reason)
     data = path.read_bytes()
     digest = hashlib.sha256(data).hexdigest()
+    width = height = 0
+    reason = None
     try:
         width, height = decoded_size(data, bounds.max_photo_pixels)
+    except UnidentifiedImageError:  # its own text holds a memory address
+        reason = f"not a picture in a known format ({', '.join(FORMATS)})" if data else "empty file"
     except Exception as error:  # Pillow's plugins raise whatever their parsers stumble over
-        reason = f"{type(error).__name__}: {error}".replace(repr(data), "").splitlines()[0][:200]
-        return Measured(photo_id, status.st_size, status.st_mtime_ns, digest, 0, 0, reason)
-    return Measured(photo_id, status.st_size, status.st_mtime_ns, digest, width, height, None)
+        reason = f"cannot be decoded: {str(error) or type(error).__name__}"[:200]
+    return Measured(photo_id, status.st_size, status.st_mtime_ns, digest, width, height, reason)
 
 
 def decoded_size(data: bytes, max_photo_pixels: int) -> tuple[int, int]:

@@ -20,7 +20,9 @@ from pathlib import Path
 from typing import Any, Literal, NamedTuple, Protocol
 
 Action = Literal["skipped", "repaired"]
-PHOTO_SUFFIXES = frozenset({".jpg", ".jpeg", ".jpe", ".png", ".webp", ".bmp", ".tif", ".tiff", ".gif"})
+PHOTO_SUFFIXES = frozenset(
+    {".jpg", ".jpeg", ".jpe", ".png", ".webp", ".gif", ".bmp", ".tif", ".tiff", ".pgm", ".ppm", ".jp2", ".avif"}
+)
 REPOSITORY = Path(__file__).resolve().parents[2]
 
 
