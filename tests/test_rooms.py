@@ -30,6 +30,7 @@ ADDRESS = {
     "yaml": "stages/settings.py",
     "facenet_pytorch": "visage/detect.py",
 }
+STAGES = ("download", "validate", "align", "pretrain", "finetune", "evaluate", "export")
 BARE_GPU_STAGES = ("pretrain", "finetune", "evaluate")
 BARE_GPU_LIBRARIES = {
     "torch", "torchvision", "numpy", "scipy", "sklearn", "pandas", "pyarrow", "PIL", "yaml", "matplotlib",
@@ -118,20 +119,23 @@ def settings_classes_with_defaults(root: Path) -> Iterator[str]:
 
 
 def stages_out_of_form(root: Path) -> Iterator[str]:
-    """Rule 5: a docstring, a function named like the file that ends in `report`, a `__main__`."""
-    for file in sorted((root / "stages").glob("*.py")):
-        if file.stem in ("__init__", "settings"):
+    """Rule 5: a docstring, a function named like the file that takes `report`, a `__main__`; nothing else runs."""
+    for stage in STAGES:
+        file = module_file(root, f"stages.{stage}")
+        if file is None:
+            yield f"stages/{stage}.py is missing"
             continue
         tree = ast.parse(file.read_text(encoding="utf-8"))
-        functions = {node.name: node for node in tree.body if isinstance(node, ast.FunctionDef)}
+        functions = {node.name: node.args for node in tree.body if isinstance(node, ast.FunctionDef)}
         if not ast.get_docstring(tree):
-            yield f"stages/{file.name} has no docstring"
-        if file.stem not in functions:
-            yield f"stages/{file.name} has no function {file.stem}"
-        elif "report" not in [a.arg for a in functions[file.stem].args.args + functions[file.stem].args.kwonlyargs]:
-            yield f"stages/{file.name}: {file.stem} takes no report"
-        if "__main__" not in file.read_text(encoding="utf-8"):
-            yield f"stages/{file.name} cannot be run"
+            yield f"stages/{stage}.py has no docstring"
+        if stage not in functions:
+            yield f"stages/{stage}.py has no function {stage}"
+        elif "report" not in [argument.arg for argument in functions[stage].args + functions[stage].kwonlyargs]:
+            yield f"stages/{stage}.py: {stage} takes no report"
+    runnable = {file.stem for file in room_files(root, "stages") if "__main__" in file.read_text(encoding="utf-8")}
+    yield from (f"stages/{name}.py cannot be run" for name in sorted(set(STAGES) - runnable))
+    yield from (f"stages: {name}.py runs and is no stage" for name in sorted(runnable - set(STAGES) - {"settings"}))
 
 
 RULES: list[Rule] = [
