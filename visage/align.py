@@ -44,7 +44,8 @@ def template(crop_px: int, face_scale: float) -> Reals:
     if crop_px < 1 or face_scale <= 0:
         raise ValueError(f"crop_px {crop_px}, face_scale {face_scale}: both must be positive")
     fixed_2 = np.array([TEMPLATE_PX / 2, TEMPLATE_PX if face_scale > 1 else TEMPLATE_PX / 2])
-    return ((TEMPLATE_112 - fixed_2) * face_scale + fixed_2) * (crop_px / TEMPLATE_PX)
+    points_52: Reals = ((TEMPLATE_112 - fixed_2) * face_scale + fixed_2) * (crop_px / TEMPLATE_PX)
+    return points_52
 
 
 def similarity(landmarks_52: Floats, template_52: Floats) -> Reals:

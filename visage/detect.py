@@ -30,12 +30,15 @@ from PIL import Image
 from torch import Tensor
 from torchvision.ops import nms
 
+from visage.integral import Integral
+
 Photo = npt.NDArray[np.uint8]
 Floats = npt.NDArray[np.float32]
 
 CELL_PX = 12  # side of the square that one output cell of the proposal network looks at
 STRIDE_PX = 2  # distance between neighbouring cells
-BATCH_PIXELS = 4_000_000  # photo pixels that go through the pyramid together: bounds the memory
+REFINE_PX, OUTPUT_PX = 24, 48  # sides of what the second and third network look at
+BATCH_PIXELS = 1_000_000  # photo pixels that go through the pyramid together: bounds the memory, stays in reused pages
 REFINE_CHUNK = 256  # candidates per forward pass: what stays inside the processor's cache
 OUTPUT_CHUNK = 32
 
@@ -113,7 +116,7 @@ class Detector:
         levels: list[list[Tensor]] = [[] for _ in range(integral.num_photos)]
         for scale in pyramid(integral.height, integral.width, self.settings):
             size = (int(integral.height * scale + 1), int(integral.width * scale + 1))
-            regression_BCHW, score_BCHW = self._propose(_normalised(integral.resample(size)))
+            regression_BCHW, score_BCHW = self._propose(integral.resample(size))
             for photo, candidates_N9 in enumerate(
                 _candidates(regression_BCHW, score_BCHW[:, 1], scale, self.settings.thresholds[0])
             ):
@@ -133,17 +136,14 @@ class Detector:
         outputs: list[tuple[Tensor, Tensor]] = []
         for part in range(0, len(boxes_N4), REFINE_CHUNK):
             chunk = slice(part, part + REFINE_CHUNK)
-            outputs.append(self._refine(_normalised(integral.crops(photo_N[chunk], corners_N4[chunk], 24))))
+            outputs.append(self._refine(integral.crops(photo_N[chunk], corners_N4[chunk], REFINE_PX)))
         if not outputs:
             return boxes_N4, photo_N
         regression_N4, score_N2 = (torch.cat(values) for values in zip(*outputs, strict=True))
         passed_N = score_N2[:, 1] > self.settings.thresholds[1]
         boxes_N4, photo_N, regression_N4 = boxes_N4[passed_N], photo_N[passed_N], regression_N4[passed_N]
         score_N = score_N2[passed_N, 1]
-        kept = [
-            rows[nms(boxes_N4[rows], score_N[rows], 0.7)]
-            for rows in _rows_by_photo(photo_N, integral.num_photos)
-        ]
+        kept = [rows[nms(boxes_N4[rows], score_N[rows], 0.7)] for rows in _rows_by_photo(photo_N, integral.num_photos)]
         order = torch.cat(kept)
         return _square(_regressed(boxes_N4[order], regression_N4[order])), photo_N[order]
 
@@ -154,7 +154,7 @@ class Detector:
         outputs: list[tuple[Tensor, Tensor, Tensor]] = []
         for part in range(0, len(boxes_N4), OUTPUT_CHUNK):
             chunk = slice(part, part + OUTPUT_CHUNK)
-            outputs.append(self._output(_normalised(integral.crops(photo_N[chunk], corners_N4[chunk], 48))))
+            outputs.append(self._output(integral.crops(photo_N[chunk], corners_N4[chunk], OUTPUT_PX)))
         if not outputs:
             return [_no_faces() for _ in range(integral.num_photos)]
         regression_N4, points_NP, score_N2 = (torch.cat(values) for values in zip(*outputs, strict=True))
@@ -171,42 +171,6 @@ class Detector:
         ]
 
 
-class Integral:
-    """Integral images of B photos: sums over any rectangle in four look-ups.
-
-    Sums wrap around at 2^32, differences of them do not: a rectangle's sum stays below 2^31 up to 8.4 million pixels.
-    """
-
-    def __init__(self, photos_BHWC: Tensor) -> None:
-        self.num_photos, self.height, self.width, channels = photos_BHWC.shape
-        self._sums = torch.zeros(self.num_photos, self.height + 1, self.width + 1, channels, dtype=torch.int32)
-        inner = self._sums[:, 1:, 1:]
-        torch.cumsum(photos_BHWC, dim=1, dtype=torch.int32, out=inner)
-        torch.cumsum(inner, dim=2, dtype=torch.int32, out=inner)
-
-    def resample(self, size: tuple[int, int]) -> Tensor:
-        """Area interpolation of whole photos to (height, width): (B, 3, height, width), channels last."""
-        top, bottom = _bins(torch.tensor([self.height]), size[0])
-        left, right = _bins(torch.tensor([self.width]), size[1])
-        rows = self._sums[:, bottom[0]] - self._sums[:, top[0]]
-        sums_BHWC = rows[:, :, right[0]] - rows[:, :, left[0]]
-        means_BHWC = sums_BHWC / (bottom - top)[0, :, None, None] / (right - left)[0, :, None]
-        return means_BHWC.permute(0, 3, 1, 2)
-
-    def crops(self, photo_N: Tensor, corners_N4: Tensor, side: int) -> Tensor:
-        """Area interpolation of one rectangle x0 y0 x1 y1 (end excluded) per row to (N, 3, side, side)."""
-        left_N, top_N, right_N, bottom_N = corners_N4.unbind(1)
-        y0, y1 = (top_N[:, None] + edge for edge in _bins(bottom_N - top_N, side))
-        x0, x1 = (left_N[:, None] + edge for edge in _bins(right_N - left_N, side))
-        flat = self._sums.view(-1, self._sums.shape[-1])
-        start_N11 = (photo_N * (self.height + 1) * (self.width + 1))[:, None, None]
-        line0, line1 = (start_N11 + (edge * (self.width + 1))[:, :, None] for edge in (y0, y1))
-        x0, x1 = x0[:, None, :], x1[:, None, :]
-        sums_NKKC = flat[line1 + x1] - flat[line0 + x1] - flat[line1 + x0] + flat[line0 + x0]
-        heights, widths = (y1 - y0)[:, :, None, None], (x1 - x0)[..., None]
-        return (sums_NKKC / heights / widths).permute(0, 3, 1, 2)
-
-
 def pyramid(height: int, width: int, settings: DetectorSettings) -> Iterator[float]:
     """Scales at which the proposal network sees the photo: the smallest face at 12 px first, then by `factor`."""
     scale = CELL_PX / settings.min_face_px
@@ -217,17 +181,6 @@ def pyramid(height: int, width: int, settings: DetectorSettings) -> Iterator[flo
         shorter *= settings.factor
 
 
-def _bins(length_N: Tensor, count: int) -> tuple[Tensor, Tensor]:
-    """First and past-the-last pixel of each of `count` bins over each length, as adaptive average pooling cuts them."""
-    step = torch.arange(count)
-    length_N1 = length_N[:, None]
-    return step * length_N1 // count, -(-(step + 1) * length_N1 // count)
-
-
-def _normalised(pixels_BCHW: Tensor) -> Tensor:
-    return pixels_BCHW.sub_(127.5).mul_(0.0078125)
-
-
 def _candidates(regression_B4HW: Tensor, score_BHW: Tensor, scale: float, threshold: float) -> list[Tensor]:
     """Cells over the threshold -> per photo (N, 9): the cell's box in photo px, its score, four regression values."""
     photo_N, row_N, column_N = torch.nonzero(score_BHW >= threshold, as_tuple=True)
@@ -235,7 +188,7 @@ def _candidates(regression_B4HW: Tensor, score_BHW: Tensor, scale: float, thresh
     start_N2, end_N2 = ((cell_N2 + 1) / scale).floor(), ((cell_N2 + CELL_PX) / scale).floor()
     score_N1 = score_BHW[photo_N, row_N, column_N][:, None]
     table_N9 = torch.cat([start_N2, end_N2, score_N1, regression_B4HW[photo_N, :, row_N, column_N]], dim=1)
-    return list(table_N9.split(torch.bincount(photo_N, minlength=len(score_BHW)).tolist()))
+    return list(torch.split(table_N9, torch.bincount(photo_N, minlength=len(score_BHW)).tolist()))
 
 
 def _square(boxes_N4: Tensor) -> Tensor:
@@ -266,7 +219,7 @@ def _photo_numbers(boxes: list[Tensor]) -> Tensor:
 
 def _rows_by_photo(photo_N: Tensor, num_photos: int) -> tuple[Tensor, ...]:
     """Row numbers of each photo; rows are sorted by photo."""
-    return torch.arange(len(photo_N)).split(torch.bincount(photo_N, minlength=num_photos).tolist())
+    return torch.split(torch.arange(len(photo_N)), torch.bincount(photo_N, minlength=num_photos).tolist())
 
 
 def _no_faces() -> Faces:
