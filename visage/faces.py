@@ -1,23 +1,28 @@
 """The face table: parquet shards of aligned faces become batches of crops and labels.
 
-One row a face (`FACE_SCHEMA`); the encoded crops stay memory-mapped on disk, and as many decoded ones as a stated
-number of megabytes holds are kept. Legend: N faces, B batch, H height, W width.
+One row a face (`FACE_SCHEMA`). The encoded crops lie memory-mapped on disk, and as many decoded ones as a stated
+number of megabytes holds are kept; the other columns are in memory (0.7 kB a face).
+Legend: N faces, B batch, H height, W width.
 """
 
 from __future__ import annotations
 
 import io
 import json
-from collections.abc import Iterator, Sequence
+import mmap
+import tempfile
+from collections.abc import Iterable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pyarrow as pa
+import pyarrow.compute as pc
 import pyarrow.parquet as pq
 import torch
 from PIL import Image
+from tqdm import tqdm
 
 TEXT, REAL = pa.string(), pa.float64()
 WHO = [("person", TEXT), ("sex", TEXT), ("ethnicity", TEXT), ("split", TEXT)]
@@ -51,6 +56,7 @@ FACE_SCHEMA = pa.schema(
 )
 METADATA_KEY = b"visage"  # FACE_SCHEMA's metadata: JSON with `alignment` and `detector`, as in a model's card
 COLUMNS = ("photo_id", "sha256", "found", "label", "sigma", "person", "sex", "ethnicity", "split")
+FACE_COLUMNS = pa.schema([FACE_SCHEMA.field(name) for name in COLUMNS])
 
 
 def decode_jpeg(data: bytes) -> np.ndarray:
@@ -59,13 +65,32 @@ def decode_jpeg(data: bytes) -> np.ndarray:
         return np.asarray(image.convert("RGB"))
 
 
+class EncodedCrops:
+    """Encoded crops by number, in an unnamed file of the temporary folder ($TMPDIR) that is gone with the process.
+
+    Parquet gives no access to one row, and read whole it lies in memory; here the operating system keeps what it has
+    room for.
+    """
+
+    def __init__(self, columns: Iterable[pa.Array]) -> None:
+        sizes = [np.zeros(1, np.int64)]
+        with tempfile.TemporaryFile() as file:
+            for crops in columns:
+                file.write(b"".join(crops.to_pylist()))
+                sizes.append(pc.binary_length(crops).to_numpy(zero_copy_only=False).astype(np.int64))
+            file.flush()
+            self._ends = np.cumsum(np.concatenate(sizes))
+            self._bytes = mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ) if self._ends[-1] else b""
+
+    def __getitem__(self, index: int) -> bytes:
+        return self._bytes[self._ends[index] : self._ends[index + 1]]
+
+
 class FaceTable:
     """The faces of some splits: columns as arrays of length N, crops on demand."""
 
-    def __init__(
-        self, jpeg: pa.ChunkedArray, columns: dict[str, np.ndarray], eye: dict[str, Any], cache_mb: int
-    ) -> None:
-        self._jpeg = jpeg
+    def __init__(self, crops: EncodedCrops, columns: dict[str, np.ndarray], eye: dict[str, Any], cache_mb: int) -> None:
+        self._crops = crops
         self.photo_id, self.sha256, self.found = (columns[name] for name in COLUMNS[:3])
         self.label, self.sigma = (columns[name].astype(np.float64) for name in COLUMNS[3:5])
         self.person, self.sex, self.ethnicity, self.split = (columns[name] for name in COLUMNS[5:])
@@ -82,16 +107,21 @@ class FaceTable:
         paths = sorted(folder.glob("part-*.parquet"))
         if not paths:
             raise ValueError(f"{folder}: no face shards (part-*.parquet) here; run the align stage first")
-        tables = [_read_shard(path, splits) for path in paths]
-        eyes = {json.dumps(_eye(table, path), sort_keys=True) for table, path in zip(tables, paths, strict=True)}
+        eyes = {json.dumps(_eye(path), sort_keys=True) for path in paths}
         if len(eyes) > 1:
             raise ValueError(f"{folder}: shards of different alignment settings; remove the folder, run align again")
-        whole = pa.concat_tables(table.replace_schema_metadata(None) for table in tables)
-        columns = {name: whole[name].to_pandas().to_numpy(copy=True) for name in COLUMNS}
-        columns |= {
-            name: np.where([v is None or v != v for v in columns[name]], None, columns[name]) for name in COLUMNS[5:8]
-        }
-        return cls(whole["jpeg"], columns, json.loads(eyes.pop()), cache_mb)
+        rest: list[pa.RecordBatch] = []
+
+        def crops() -> Iterator[pa.Array]:
+            for path in tqdm(paths, "faces", delay=2.0, leave=False):
+                for rows in _rows(path, splits):
+                    rest.append(rows.select(COLUMNS))
+                    yield rows["jpeg"]
+
+        encoded = EncodedCrops(crops())
+        whole = pa.Table.from_batches(rest, FACE_COLUMNS)
+        columns = {name: np.array(whole[name].to_pylist(), object) for name in COLUMNS}
+        return cls(encoded, columns, json.loads(eyes.pop()), cache_mb)
 
     def __len__(self) -> int:
         return len(self.photo_id)
@@ -100,10 +130,14 @@ class FaceTable:
         """Crops of the faces `indices`, uint8 (B,3,H,W)."""
         return torch.from_numpy(np.stack([self._crop(int(index)) for index in indices]))
 
+    def encoded(self, index: int) -> bytes:
+        """The crop of face `index` as it was stored (JPEG)."""
+        return self._crops[index]
+
     def _crop(self, index: int) -> np.ndarray:
         if index < len(self._kept) and self._is_kept[index]:
             return self._kept[index]  # type: ignore[no-any-return]
-        crop = decode_jpeg(self._jpeg[index].as_py()).transpose(2, 0, 1)
+        crop = decode_jpeg(self.encoded(index)).transpose(2, 0, 1)
         if index < len(self._kept):
             self._kept[index], self._is_kept[index] = crop, True
         return crop
@@ -113,13 +147,14 @@ class FaceTable:
         return np.where(np.isnan(self.sigma), fixed_sigma, self.sigma)
 
 
-def _read_shard(path: Path, splits: Sequence[str]) -> pa.Table:
-    table = pq.read_table(path, memory_map=True, columns=["jpeg", *COLUMNS])
-    return table.filter(pa.compute.is_in(table["split"], pa.array(splits, TEXT))) if splits else table
+def _rows(path: Path, splits: Sequence[str]) -> Iterator[pa.RecordBatch]:
+    """A shard's rows of some splits, a thousand at a time."""
+    for rows in pq.ParquetFile(path).iter_batches(1024, columns=["jpeg", *COLUMNS]):
+        yield rows.filter(pc.is_in(rows["split"], pa.array(splits, TEXT))) if splits else rows
 
 
-def _eye(table: pa.Table, path: Path) -> dict[str, Any]:
-    metadata = (table.schema.metadata or {}).get(METADATA_KEY)
+def _eye(path: Path) -> dict[str, Any]:
+    metadata = (pq.read_schema(path).metadata or {}).get(METADATA_KEY)
     if metadata is None:
         raise ValueError(f"{path}: not a face shard (no '{METADATA_KEY.decode()}' metadata); run the align stage again")
     eye: dict[str, Any] = json.loads(metadata)

@@ -1,0 +1,109 @@
+"""Face tables and settings small enough for tests of training: random crops whose brightness tells their label."""
+
+from __future__ import annotations
+
+import dataclasses
+import io
+import json
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
+import yaml
+from PIL import Image
+
+from stages.finetune import FinetuneSettings
+from stages.pretrain import PretrainSettings
+from visage.eye import PAPER_NORMALISE, AugmentationSettings
+from visage.faces import FACE_SCHEMA, METADATA_KEY
+from visage.labels import LabelGrid
+from visage.methods import LossSettings
+from visage.optim import RecipeSettings
+
+CROP_PX = 32
+ALIGNMENT = {"template": "five_point_112", "crop_px": CROP_PX, "face_scale": 0.75, "jpeg_quality": 90}
+DETECTOR = {"min_face_px": 20, "thresholds": [0.6, 0.7, 0.7], "factor": 0.709, "max_side_px": 1024}
+NOTHING = AugmentationSettings(
+    flip_probability=0.0, grey_probability=0.0, min_scale=1.0, rotation_degrees=0.0, zoom=0.0, translation=0.0,
+    jitter=0.0, erase_probability=0.0,
+)  # fmt: skip
+PAPER = dataclasses.replace(
+    NOTHING, flip_probability=0.5, grey_probability=0.5, min_scale=0.5, rotation_degrees=15.0, jitter=0.4
+)
+EXTENDED = dataclasses.replace(PAPER, zoom=0.1, translation=0.05, erase_probability=0.3)
+RECIPE = RecipeSettings(
+    optimiser="adamw", learning_rate=2e-3, weight_decay=0.05, batch_size=8, schedule="cosine", decay_fraction=1.0,
+    decay_factor=0.01, warmup_fraction=0.1, ema_decay=0.9, precision="float32", channels_last=True,
+)  # fmt: skip
+GRID = LabelGrid(minimum=0.0, step=10.0, maximum=100.0)
+
+
+def face(index: int, split: str, rng: np.random.Generator, crop_px: int = CROP_PX) -> dict[str, Any]:
+    """One row: a label of 10 to 90 years, told by the crop's brightness, and a person by its stripes."""
+    label, person = float(rng.uniform(10, 90)), index % 4
+    crop_HWC = rng.normal(40 + 2 * label, 12, (crop_px, crop_px, 3))
+    crop_HWC += 30 * np.sin(np.arange(crop_px) * (person + 1) / 3)[:, None, None]
+    buffer = io.BytesIO()
+    Image.fromarray(np.clip(crop_HWC, 0, 255).astype(np.uint8)).save(buffer, "JPEG", quality=90)
+    row: dict[str, Any] = dict.fromkeys(FACE_SCHEMA.names)
+    row |= {
+        "photo_id": f"{split}/{index:04d}.jpg",
+        "sha256": f"{rng.integers(1 << 62):064x}",
+        "jpeg": buffer.getvalue(),
+    }
+    row |= {"box": [0.0] * 4, "landmarks": [0.0] * 10, "probability": 0.9, "num_faces": 1, "found": "mtcnn"}
+    return row | {"label": label, "person": f"person {person}", "split": split}
+
+
+def some_faces(num_train: int = 20, num_val: int = 6, num_test: int = 4, seed: int = 0) -> list[dict[str, Any]]:
+    """Rows of three splits, mixed as a manifest sorted by name mixes them."""
+    rng = np.random.default_rng(seed)
+    splits = ["train"] * num_train + ["val"] * num_val + ["test"] * num_test
+    rows = [face(index, split, rng) for index, split in enumerate(splits)]
+    return [rows[place] for place in rng.permutation(len(rows))]
+
+
+def write_faces(
+    folder: Path, rows: list[dict[str, Any]], *, num_shards: int = 2, alignment: dict[str, Any] = ALIGNMENT,
+    detector: dict[str, Any] = DETECTOR,
+) -> Path:  # fmt: skip
+    """Rows in shards, as the align stage leaves them."""
+    folder.mkdir(parents=True, exist_ok=True)
+    eye = {METADATA_KEY: json.dumps({"alignment": alignment, "detector": detector})}
+    for shard, places in enumerate(np.array_split(np.arange(len(rows)), num_shards)):
+        table = pa.Table.from_pylist([rows[place] for place in places], FACE_SCHEMA.with_metadata(eye))
+        pq.write_table(table, folder / f"part-{shard:05d}.parquet")
+    return folder
+
+
+def _training(**changes: Any) -> dict[str, Any]:
+    values: dict[str, Any] = {
+        "network": "tiny", "pooling": "hybrid", "normalise": PAPER_NORMALISE, "epochs": 2, "seed": 0,
+        "recipe": "small", "recipes": {"small": RECIPE}, "augmentation": "paper",
+        "augmentations": {"none": NOTHING, "paper": PAPER, "extended": EXTENDED}, "num_workers": 1, "cache_mb": 1,
+    }  # fmt: skip
+    return values | changes
+
+
+def pretrain_settings(**changes: Any) -> PretrainSettings:
+    """Two epochs of pre-training; `changes` replaces fields."""
+    return PretrainSettings(**(_training(min_images_per_person=2) | changes))
+
+
+def finetune_settings(**changes: Any) -> FinetuneSettings:
+    """Two epochs of fine-tuning from scratch; `changes` replaces fields."""
+    values: dict[str, Any] = {
+        "name": "small", "quantity": "age", "unit": "years", "init": "scratch", "grid": GRID, "method": "dldl_v2",
+        "decode": "expectation", "loss": LossSettings(lambda_=1.0, kl_reduction="sum", min_sigma=0.5),
+        "fixed_sigma": 10.0, "schedule": "joint", "terms": "none",
+    }  # fmt: skip
+    return FinetuneSettings(**(_training(**values) | changes))
+
+
+def write_params(path: Path, **sections: Any) -> Path:
+    """Settings dataclasses as a params file, a section each."""
+    plain = {name: json.loads(json.dumps(dataclasses.asdict(section))) for name, section in sections.items()}
+    path.write_text(yaml.safe_dump(plain, sort_keys=False), encoding="utf-8")
+    return path
