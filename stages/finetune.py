@@ -47,8 +47,8 @@ class FinetuneSettings:
     """`init`: `backbone` (the pretrain stage's trunk) or `scratch`. `fixed_sigma`: where the set gives none.
 
     `schedule`: `joint`, or `two_stage` as released (all epochs with KL alone, the head's bias zeroed, then all epochs
-    jointly). `select`: the last epoch, or the one with the least validation error. `terms`: the terms of the data,
-    kept in the card. `recipe` and `augmentation` name entries of `recipes` and `augmentations`.
+    jointly). The last epoch is kept, or its running average. `terms`: the terms of the data, kept in the card.
+    `recipe` and `augmentation` name entries of `recipes` and `augmentations`.
     """
 
     name: str
@@ -84,7 +84,8 @@ def finetune(
     validation = FaceTable.open(faces, ["val"], 0)
     _check(settings, train)
     network = _start(settings, train, backbone).to(available_device())
-    stamp = fingerprint_of(settings, train, sha256_of(backbone / "backbone.safetensors"))
+    start = sha256_of(backbone / "backbone.safetensors") if settings.init == "backbone" else "scratch"
+    stamp = fingerprint_of(settings, train, Path(__file__), start)
     rows: list[dict[str, float]] = []
     for number, phase in enumerate(_phases(settings)):
         task = _task(phase, train, validation)
@@ -140,6 +141,8 @@ def _start(settings: FinetuneSettings, train: FaceTable, backbone: Path) -> Thin
                 f"{backbone}: the backbone's {key} is {lineage[key]}, fine-tuning has {value}; run the pretrain stage "
                 "with the same settings, or set finetune.init: scratch"
             )
+    if sha256_of(backbone / "backbone.safetensors") != lineage["weights"]["sha256"]:
+        raise ValueError(f"{backbone / 'backbone.safetensors'}: truncated or edited; run the pretrain stage again")
     state = load_file(backbone / "backbone.safetensors")
     trunk = {name: value for name, value in state.items() if not name.startswith("head.")}
     network.load_state_dict(trunk | {f"head.{k}": v for k, v in network.head.state_dict().items()})

@@ -75,8 +75,8 @@ def pretrain(
     task = Task(batches=batches, num_batches=len(shuffled_batches(len(kept), recipe.batch_size, torch.Generator())),
                 loss=functional.cross_entropy, validate=validate)  # fmt: skip
     trained, rows = fit(network.to(device), task, recipe, epochs=settings.epochs, seed=settings.seed,
-                        checkpoint=checkpoints / "last.pt", fingerprint=fingerprint_of(settings, train),
-                        report=report)  # fmt: skip
+                        checkpoint=checkpoints / "last.pt",
+                        fingerprint=fingerprint_of(settings, train, Path(__file__)), report=report)  # fmt: skip
     with written_whole(history) as part:
         pd.DataFrame(rows).to_csv(part, index=False)
     _save(backbone, trained, settings, train, people, rows)
@@ -84,7 +84,7 @@ def pretrain(
 
 def _cut(table: FaceTable, minimum: int) -> tuple[FaceTable, list[str]]:
     """The people with at least `minimum` training photos, in alphabetical order."""
-    names, counts = np.unique(table.person.astype(str), return_counts=True)
+    names, counts = np.unique([name for name in table.person if name is not None], return_counts=True)
     people = [str(name) for name, count in zip(names, counts, strict=True) if count >= minimum]
     if len(people) < 2:
         raise ValueError(

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import copy
 import math
+import pickle
 import time
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
@@ -125,6 +126,10 @@ def _read_checkpoint(path: Path, fingerprint: str) -> dict[str, Any] | None:
         return None
     try:
         state: dict[str, Any] = torch.load(path, weights_only=True, map_location="cpu")
-    except (RuntimeError, EOFError, OSError, ValueError) as error:
+        found = state["fingerprint"]
+    except (RuntimeError, EOFError, OSError, ValueError, LookupError, TypeError, pickle.UnpicklingError) as error:
         raise ValueError(f"{path}: this checkpoint cannot be read ({error}); remove it to start over") from error
-    return state if state.get("fingerprint") == fingerprint else None
+    if found == fingerprint:
+        return state
+    tqdm.write(f"{path}: of another run (its settings, data, code or torch differ); starting over")
+    return None

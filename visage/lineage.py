@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import ast
 import dataclasses
 import hashlib
 import json
@@ -14,20 +15,40 @@ import torch
 
 from visage.faces import FaceTable
 
+# What a trained weight depends on beside settings and data (tests/visage/test_lineage.py holds it to the imports).
+TRAINING_CODE = ("eye.py", "faces.py", "fit.py", "labels.py", "methods.py", "networks/*.py", "optim.py")
+
 
 def table_digest(table: FaceTable) -> dict[str, Any]:
-    """Number of faces and sha256 over every face's picture, label, sigma and person, in the table's order."""
+    """Number of faces and sha256 over every face's photo, crop, label, sigma and person, in the table's order.
+
+    The crops count byte for byte: a changed detector or template gives other crops of the same photos.
+    """
     digest = hashlib.sha256()
-    for sha256, person in zip(table.sha256, table.person, strict=True):
+    for index, (sha256, person) in enumerate(zip(table.sha256, table.person, strict=True)):
         digest.update(f"{sha256} {person}\n".encode())
+        digest.update(table.encoded(index))
     digest.update(np.ascontiguousarray(table.label).tobytes() + np.ascontiguousarray(table.sigma).tobytes())
     return {"num_faces": len(table), "sha256": digest.hexdigest()}
 
 
-def fingerprint_of(settings: Any, table: FaceTable, *extra: str) -> str:
-    """One digest of a run: settings dataclass, face table with its alignment, torch version and thread count."""
+def code_digest(stage: Path) -> str:
+    """sha256 over the code that trains and that of the stage which calls it; comments and layout do not count."""
+    room = Path(__file__).parent
+    digest = hashlib.sha256()
+    for path in [stage, *(path for pattern in TRAINING_CODE for path in sorted(room.glob(pattern)))]:
+        digest.update(ast.dump(ast.parse(path.read_bytes())).encode())
+    return digest.hexdigest()
+
+
+def fingerprint_of(settings: Any, table: FaceTable, stage: Path, *extra: str) -> str:
+    """One digest of a run: settings dataclass, face table with its alignment, code, torch version and thread count.
+
+    A checkpoint outlives its run; without the code in its fingerprint, an edited loss would be given the old weights.
+    """
     parts = [json.dumps(dataclasses.asdict(settings), sort_keys=True), json.dumps(table.alignment, sort_keys=True)]
-    parts += [table_digest(table)["sha256"], torch.__version__, str(torch.get_num_threads()), *extra]
+    parts += [table_digest(table)["sha256"], code_digest(stage)]
+    parts += [torch.__version__, str(torch.get_num_threads()), *extra]
     return hashlib.sha256("\n".join(parts).encode()).hexdigest()
 
 
