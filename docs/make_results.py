@@ -1,0 +1,276 @@
+"""Finished runs -> tracked result files, and result files -> docs/results.md. No figure is typed.
+
+    python docs/make_results.py record NAME --protocol utkface_coral [--run FOLDER] [--note TEXT] [--machine TEXT]
+    python docs/make_results.py render
+
+`record` copies what a run (a folder with params.yaml, models/, reports/, dvc.lock) left behind into
+docs/results/NAME.json; do it on the machine that ran, or name that machine. Runs NAME-fold0, NAME-fold1 ... (or
+NAME-seed0 ...) are one family: `render` adds their mean with a Student-t interval. docs/results/published.json holds,
+per protocol, what others published and the bars to be met.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+import platform
+import re
+import statistics
+import sys
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import pandas as pd
+import torch
+from scipy import stats
+
+from stages.settings import read_params, written_whole
+from visage.bootstrap import Estimate
+from visage.card import ModelCard, sha256_of
+from visage.lineage import git_commit
+from visage.report import Table, title_of, with_interval
+
+DOCS = Path(__file__).resolve().parent
+Record = dict[str, Any]
+PLACES = ("locations", "sha256", "lists")  # of a download section: where the data lay, not what was done
+STAGES = ("pretrain", "finetune")
+ATTRIBUTE_METRICS = ("mae", "bias")
+
+
+def record(name: str, run: Path, protocol: str, note: str, machine: str | None) -> Record:
+    """All that is kept of a finished run. ValueError where a file of it is missing."""
+    metrics_file, groups_file = run / "reports" / "metrics.json", run / "reports" / "groups.csv"
+    for file in (metrics_file, groups_file):
+        if not file.is_file():
+            raise ValueError(f"{file}: not there; evaluate the run first (dvc repro), or name its folder with --run")
+    metrics = json.loads(metrics_file.read_text(encoding="utf-8"))
+    card = ModelCard.read(run / "models" / "model" / "card.json")
+    params = read_params(run / "params.yaml")
+    return {
+        "name": name,
+        "protocol": protocol,
+        "note": note,
+        "model": {
+            "card": card.name, "network": card.network.name, "pooling": card.network.pooling, "method": card.method,
+            "crop_px": card.alignment.crop_px, "face_scale": card.alignment.face_scale, "unit": card.unit,
+            "num_parameters": card.weights.num_parameters, "weights_sha256": card.weights.sha256,
+        },
+        "init": card.training["init"],
+        "trainings": {stage: training(run / "reports" / "history" / f"{stage}.csv") for stage in STAGES},
+        "decision": metrics.pop("decision"),
+        "lists": metrics,
+        "groups": group_figures(pd.read_csv(groups_file)),
+        "settings": settings_of(params),
+        "machine": machine_of() if machine is None else {"words": machine, "on_gpu": "GPU" in machine},
+        "code": {"git_commit": git_commit(), "trained_at": card.code, "dvc_lock_sha256": digest(run / "dvc.lock")},
+    }  # fmt: skip
+
+
+def training(history: Path) -> dict[str, float] | None:
+    """Epochs, seconds and the last row of a training's history; None where there was none."""
+    if not history.is_file():
+        return None
+    table = pd.read_csv(history)
+    last = {str(key): float(value) for key, value in table.iloc[-1].items() if str(key).startswith(("train_", "val_"))}
+    return {"epochs": len(table), "seconds": round(float(table["seconds"].sum())), **last}
+
+
+def group_figures(groups: pd.DataFrame) -> list[Record]:
+    """MAE and bias of every group of the first list of faces."""
+    first = groups["list"].iloc[0]
+    kept = groups[(groups["list"] == first) & groups["metric"].isin(ATTRIBUTE_METRICS)]
+    return [{str(key): value for key, value in row.items()} for row in kept.to_dict("records")]
+
+
+def settings_of(params: Mapping[str, Any]) -> dict[str, Any]:
+    """What was set: the target's download without its places, alignment, and of the presets the chosen ones."""
+    download = {key: value for key, value in params["download"]["target"].items() if key not in PLACES}
+    download["options"] = {key: value for key, value in download["options"].items() if key not in PLACES}
+    sections = {"download": download, "align": params["align"]["target"], "evaluate": params["evaluate"]}
+    for stage in STAGES:
+        section = dict(params[stage])
+        for chosen, presets in (("recipe", section.pop("recipes")), ("augmentation", section.pop("augmentations"))):
+            section[chosen] = {"name": section[chosen], **presets[section[chosen]]}
+        sections[stage] = section
+    return sections
+
+
+def machine_of() -> dict[str, Any]:
+    """This machine in words: processor, cores, GPU, torch."""
+    cpuinfo = Path("/proc/cpuinfo")
+    found = re.search(r"model name\s*: (.+)", cpuinfo.read_text(encoding="utf-8")) if cpuinfo.is_file() else None
+    processor = found[1] if found else platform.processor() or platform.machine()
+    on_gpu = torch.cuda.is_available()
+    gpu = f", {torch.cuda.get_device_name()}" if on_gpu else ""
+    return {"words": f"{processor}, {os.cpu_count()} cores{gpu}, torch {torch.__version__}", "on_gpu": on_gpu}
+
+
+def digest(path: Path) -> str | None:
+    return sha256_of(path) if path.is_file() else None
+
+
+def render(results: Path) -> str:
+    """The whole of results.md."""
+    published = json.loads((results / "published.json").read_text(encoding="utf-8"))
+    files = sorted(path for path in results.glob("*.json") if path.name != "published.json")
+    records = [json.loads(path.read_text(encoding="utf-8")) for path in files]
+    if strangers := sorted({r["protocol"] for r in records} - set(published)):
+        raise ValueError(f"{results}: protocols {strangers} are not in published.json; describe them there")
+    chapters = [chapter(published[key], [r for r in records if r["protocol"] == key]) for key in published]
+    head = (
+        "# Results\n\nWritten by `python docs/make_results.py render` from [docs/results/](results/); edit nothing "
+        "here. Brackets are 95% percentile-bootstrap intervals, drawn over people where they are known, else over "
+        "pictures. Test photos choose nothing: no epoch, no setting."
+    )
+    return "\n\n".join([head, *(text for text in chapters if text)]) + "\n"
+
+
+def chapter(protocol: Mapping[str, Any], records: Sequence[Record]) -> str:
+    """One protocol: what it is, the runs, what others published, the bars, and every run in detail."""
+    if not records and not protocol["published"]:
+        return ""
+    parts = [f"## {protocol['title']}", protocol["about"]]
+    if records:
+        parts += [runs_table(records).markdown(), *families(records)]
+    if protocol["published"]:
+        rows = [[entry["model"], entry["mae"], entry["source"]] for entry in protocol["published"]]
+        parts += ["Published:", Table(caption="", header=["model", "MAE", "source"], rows=rows).markdown()]
+    parts += [verdict(bar, records) for bar in protocol["bars"]]
+    return "\n\n".join([*parts, *map(details, records)])
+
+
+def first_list(record: Record) -> str:
+    return str(next(iter(record["lists"])))
+
+
+def figure(record: Record, faces: str, metric: str) -> str:
+    """A metric of a list with its interval, empty where it is not known."""
+    known = record["lists"].get(faces, {}).get(metric)
+    return with_interval(metric, Estimate(**known), 2) if known else ""
+
+
+def runs_table(records: Sequence[Record]) -> Table:
+    """One row a run, best first."""
+    unit = records[0]["model"]["unit"]
+    header = ["run", "network", "start", "test faces", title_of("mae", unit), "MAE, unseen", title_of("cs_5", unit)]
+    ordered = sorted(records, key=lambda r: float(r["lists"][first_list(r)]["mae"]["value"]))
+    rows = []
+    for run in ordered:
+        faces = first_list(run)
+        network = f"{run['model']['network']}, {run['model']['crop_px']} px"
+        start = "pre-trained" if run["init"] == "backbone" else "scratch"
+        row = [run["name"], network, start, f"{run['lists'][faces]['num_faces']:,}", figure(run, faces, "mae")]
+        row += [figure(run, f"{faces}_unseen", "mae"), figure(run, faces, "cs_5")]
+        rows.append([*row, minutes(seconds_of(run)), "GPU" if run["machine"]["on_gpu"] else "CPU"])
+    return Table(caption="", header=[*header, "training", "on"], rows=rows)
+
+
+def seconds_of(record: Record) -> float:
+    """Wall time of fine-tuning, and of pre-training where the run starts from it."""
+    stages = ["finetune", "pretrain"] if record["init"] == "backbone" else ["finetune"]
+    return float(sum(record["trainings"][stage]["seconds"] for stage in stages if record["trainings"][stage]))
+
+
+def minutes(seconds: float) -> str:
+    return f"{seconds / 60:.0f} min" if seconds < 7200 else f"{seconds / 3600:.1f} h"
+
+
+def families(records: Sequence[Record]) -> list[str]:
+    """Means over the folds or seeds of a family, one sentence each."""
+    members: dict[str, list[float]] = {}
+    for run in records:
+        family = re.sub(r"-(fold|seed)\d+$", "", run["name"])
+        members.setdefault(family, []).append(float(run["lists"][first_list(run)]["mae"]["value"]))
+    sentences = []
+    for family, values in members.items():
+        if len(values) > 1:
+            half = stats.t.ppf(0.975, len(values) - 1) * statistics.stdev(values) / len(values) ** 0.5
+            mean = statistics.fmean(values)
+            sentences.append(
+                f"`{family}`, {len(values)} runs: mean MAE {mean:.2f} ({mean - half:.2f} to {mean + half:.2f}, "
+                "Student t)."
+            )
+    return sentences
+
+
+def verdict(bar: Mapping[str, Any], records: Sequence[Record]) -> str:
+    """Whether a bar is met, by which run and by how much."""
+    fit = [r for r in records if r["model"]["network"] == bar["network"] and r["machine"]["on_gpu"] == bar["on_gpu"]]
+    head = f"Bar: {bar['title']}, MAE at most {bar['mae']:.2f}."
+    if not fit:
+        return f"{head} **Not run.**"
+    best = min(fit, key=lambda r: float(r["lists"][first_list(r)]["mae"]["value"]))
+    value = float(best["lists"][first_list(best)]["mae"]["value"])
+    word = f"Met by {bar['mae'] - value:.2f}" if value <= bar["mae"] else f"Missed by {value - bar['mae']:.2f}"
+    return f"{head} **{word}** (`{best['name']}`, {value:.2f})."
+
+
+def details(record: Record) -> str:
+    """A run's rule, seeds, hardware, all metrics, groups and settings, folded."""
+    decision, settings, unit = record["decision"], record["settings"], record["model"]["unit"]
+    fixed = decision["epsilon_sigma"]
+    seeds = {stage: settings[stage]["seed"] for stage in ("pretrain", "finetune", "evaluate")}
+    seeds["split"] = settings["download"]["split"]["seed"]
+    lines = [
+        f"Prediction: {decision['decode']}, {'flip averaged' if decision['flip'] else 'one view'}. The epsilon-error's "
+        f"sigma: the label's own{'' if fixed is None else f', {fixed:g} {unit} where it has none'}.",
+        "Seeds: " + ", ".join(f"{stage} {seed}" for stage, seed in seeds.items()) + ".",
+        f"Machine: {record['machine']['words']}. Training: {minutes(seconds_of(record))}.",
+        f"Model: {record['model']['num_parameters']:,} parameters, code {record['code']['git_commit'][:12]}.",
+    ]
+    lines += [f"Note: {record['note']}"] if record["note"] else []
+    lists = list(record["lists"])
+    names = [key for key, value in record["lists"][lists[0]].items() if isinstance(value, dict)]
+    metrics = [[title_of(name, unit), *(figure(record, faces, name) for faces in lists)] for name in names]
+    counts = [
+        [key, *(str(record["lists"][faces].get(key, "")) for faces in lists)]
+        for key in record["lists"][lists[0]]
+        if key.startswith("num_")
+    ]
+    parts = ["- " + "\n- ".join(lines), Table(caption="", header=["", *lists], rows=counts + metrics).markdown()]
+    parts += [groups_table(record, attribute) for attribute in dict.fromkeys(g["attribute"] for g in record["groups"])]
+    parts.append("```json\n" + json.dumps(settings, indent=1) + "\n```")
+    return f"<details><summary>{record['name']}</summary>\n\n" + "\n\n".join(parts) + "\n\n</details>"  # fmt: skip
+
+
+def groups_table(record: Record, attribute: str) -> str:
+    """MAE and bias of an attribute's groups."""
+    unit = record["model"]["unit"]
+    rows: dict[str, list[str]] = {}
+    for group in record["groups"]:
+        if group["attribute"] == attribute:
+            row = rows.setdefault(str(group["group"]), [str(group["group"]), f"{group['num_faces']:,}"])
+            row.append(with_interval(group["metric"], Estimate(**{k: group[k] for k in ("value", "low", "high")}), 2))
+    header = [attribute, "faces", *(title_of(metric, unit) for metric in ATTRIBUTE_METRICS)]
+    return Table(caption="", header=header, rows=list(rows.values())).markdown()
+
+
+def main() -> None:
+    """The two verbs; a missing file ends them with one line and exit status 2."""
+    parser = argparse.ArgumentParser(prog="python docs/make_results.py", description=__doc__.split("\n", 1)[0])
+    verbs = parser.add_subparsers(dest="verb", required=True)
+    recorder = verbs.add_parser("record", help="a finished run -> docs/results/NAME.json")
+    recorder.add_argument("name")
+    recorder.add_argument("--protocol", required=True, help="a key of docs/results/published.json")
+    recorder.add_argument("--run", type=Path, default=DOCS.parent, help="the run's folder; default: this repository")
+    recorder.add_argument("--note", default="", help="what a reader should know, such as what was tried")
+    recorder.add_argument("--machine", help="the machine that ran, where it is not this one; say GPU if it has one")
+    verbs.add_parser("render", help="docs/results/*.json -> docs/results.md")
+    arguments = parser.parse_args()
+    try:
+        if arguments.verb == "record":
+            kept = record(arguments.name, arguments.run, arguments.protocol, arguments.note, arguments.machine)
+            with written_whole(DOCS / "results" / f"{arguments.name}.json") as part:
+                part.write_text(json.dumps(kept, indent=1, ensure_ascii=False) + "\n", encoding="utf-8")
+        text = render(DOCS / "results")
+        with written_whole(DOCS / "results.md") as part:
+            part.write_text(text, encoding="utf-8")
+    except ValueError as error:
+        print(f"make_results: {error}", file=sys.stderr)
+        raise SystemExit(2) from error
+
+
+if __name__ == "__main__":
+    main()
