@@ -11,6 +11,7 @@ import argparse
 import dataclasses
 import json
 import os
+import re
 import sys
 import tempfile
 import types
@@ -24,6 +25,7 @@ import yaml
 
 Report = Callable[[int, Mapping[str, float]], None]
 Settings = TypeVar("Settings")
+POWER_OF_TEN = re.compile(r"[-+]?\d+(\.\d*)?[eE][-+]?\d+")  # 1e-05, as DVC writes it: text to PyYAML
 REPLACED = ("download.identity", "download.target")  # their options are another adapter's: a preset gives them whole
 
 
@@ -102,7 +104,10 @@ def _convert_collection(value: Any, origin: Any, arguments: Sequence[Any], where
     if origin in (dict, Mapping):
         if not isinstance(value, dict):
             raise ValueError(f"{where}: expected keys with values, found {value!r}")
-        return {key: convert(item, arguments[1], f"{where}.{key}") for key, item in value.items()}
+        return {
+            convert(key, arguments[0], f"{where}, key"): convert(item, arguments[1], f"{where}.{key}")
+            for key, item in value.items()
+        }
     if not isinstance(value, list):
         raise ValueError(f"{where}: expected a list, found {value!r}")
     if origin is tuple and arguments[-1] is not Ellipsis:
@@ -116,6 +121,8 @@ def _convert_scalar(value: Any, wanted: Any, where: str) -> Any:
     if wanted is Any:
         return value
     if wanted is float and isinstance(value, int) and not isinstance(value, bool):
+        return float(value)
+    if wanted is float and isinstance(value, str) and POWER_OF_TEN.fullmatch(value):
         return float(value)
     if wanted is Path and isinstance(value, str):
         return Path(value)
@@ -146,10 +153,19 @@ def merged(base: Any, changes: Any, path: str = "") -> Any:
     return {**base, **laid}
 
 
+def read_preset(preset: Path) -> dict[str, Any]:
+    """A preset's keys, laid over those of the preset beside it that its `extends` names."""
+    changes = read_params(preset)
+    if "extends" not in changes:
+        return changes
+    whole: dict[str, Any] = merged(read_preset(preset.parent / changes.pop("extends")), changes)
+    return whole
+
+
 def use_preset(base: Path, preset: Path, params: Path) -> None:
     """Lays a preset's keys over the embedded set's settings (`base`) and writes the result as `params`."""
     header = f"# Written by `make repro` from {base.name} and {preset.name}; edit those.\n"
-    document = merged(read_params(base), read_params(preset))
+    document = merged(read_params(base), read_preset(preset))
     with written_whole(params) as part:
         part.write_text(header + yaml.safe_dump(document, sort_keys=False, allow_unicode=True), encoding="utf-8")
 
@@ -177,7 +193,6 @@ def stage_main(
 
 
 if __name__ == "__main__":
-    verb, *files = sys.argv[1:]
-    if verb != "use" or len(files) != 3:
+    if len(sys.argv) != 5 or sys.argv[1] != "use":
         raise SystemExit("usage: python -m stages.settings use BASE.yaml PRESET.yaml PARAMS.yaml")
-    use_preset(*map(Path, files))
+    use_preset(*map(Path, sys.argv[2:]))
