@@ -1,0 +1,298 @@
+"""Settings are strict: every way in which a params file can differ from its dataclass is refused, and named."""
+
+from __future__ import annotations
+
+import dataclasses
+import re
+import subprocess
+import sys
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Literal
+
+import pytest
+import yaml
+from hypothesis import given
+from hypothesis import strategies as st
+
+from stages import settings as stage_settings
+from stages.settings import (
+    convert,
+    load_section,
+    merged,
+    print_report,
+    read_json,
+    read_params,
+    stage_main,
+    use_preset,
+    written_whole,
+)
+from tests.small_faces import finetune_settings, pretrain_settings, write_params
+
+
+@dataclass(frozen=True, kw_only=True)
+class Inner:
+    low: float
+    high: float
+
+    def __post_init__(self) -> None:
+        if self.low > self.high:
+            raise ValueError(f"low {self.low} is above high {self.high}")
+
+
+@dataclass(frozen=True, kw_only=True)
+class Everything:
+    count: int
+    rate: float
+    name: str
+    flag: bool
+    mode: Literal["fast", "slow"]
+    maybe: int | None
+    inner: Inner
+    inners: dict[str, Inner]
+    pair: tuple[float, str]
+    many: tuple[int, ...]
+    names: list[str]
+    folder: Path
+    options: dict[str, Any]
+
+
+GOOD: dict[str, Any] = {
+    "count": 3, "rate": 0.5, "name": "a", "flag": True, "mode": "slow", "maybe": None,
+    "inner": {"low": 0, "high": 1.5}, "inners": {"x": {"low": 1.0, "high": 2.0}}, "pair": [1, "b"], "many": [1, 2, 3],
+    "names": ["n"], "folder": "data/raw", "options": {"anything": [1, {"at": "all"}]},
+}  # fmt: skip
+
+
+def load(tmp_path: Path, values: dict[str, Any]) -> Everything:
+    path = tmp_path / "params.yaml"
+    path.write_text(yaml.safe_dump({"stage": values}), encoding="utf-8")
+    return load_section(path, "stage", Everything)
+
+
+def test_every_kind_of_value_arrives_with_its_type(tmp_path: Path) -> None:
+    loaded = load(tmp_path, GOOD)
+    inner = Inner(low=0.0, high=1.5)
+    assert loaded == Everything(
+        **GOOD
+        | {"inner": inner, "inners": {"x": Inner(low=1.0, high=2.0)}, "pair": (1.0, "b"), "many": (1, 2, 3)}
+        | {"folder": Path("data/raw")}
+    )
+    assert isinstance(loaded.inner.low, float)
+    assert isinstance(loaded.pair[0], float)
+
+
+@pytest.mark.parametrize(
+    ("changes", "said"),
+    [
+        ({"count": "3"}, r"stage\.count: expected int, found '3'"),
+        ({"count": 3.0}, r"stage\.count: expected int, found 3\.0"),
+        ({"count": True}, r"stage\.count: expected int, found True"),
+        ({"count": None}, r"stage\.count: expected int, found None"),
+        ({"rate": True}, r"stage\.rate: expected float, found True"),
+        ({"rate": "half"}, r"stage\.rate: expected float, found 'half'"),
+        ({"rate": None}, r"stage\.rate: expected float, found None"),
+        ({"name": 7}, r"stage\.name: expected str, found 7"),
+        ({"flag": 1}, r"stage\.flag: expected bool, found 1"),
+        ({"flag": "yes"}, r"stage\.flag: expected bool"),
+        ({"mode": "quick"}, r"stage\.mode: 'quick' is not one of 'fast', 'slow'"),
+        ({"mode": None}, r"stage\.mode: None is not one of"),
+        ({"mode": ["fast"]}, r"stage\.mode: \['fast'\] is not one of"),
+        ({"maybe": 1.5}, r"stage\.maybe: expected int, found 1\.5"),
+        ({"inner": 5}, r"stage\.inner: expected a section with keys, found 5"),
+        ({"inner": {"low": 0}}, r"stage\.inner: missing key 'high'"),
+        ({"inner": {"low": 0, "high": 1, "hihg": 1}}, r"stage\.inner: unknown key 'hihg'; known keys: low, high"),
+        ({"inner": {"low": 2, "high": 1}}, r"stage\.inner: low 2\.0 is above high 1\.0"),
+        ({"inners": [1]}, r"stage\.inners: expected keys with values"),
+        ({"inners": {"x": {"low": "a", "high": 1}}}, r"stage\.inners\.x\.low: expected float, found 'a'"),
+        ({"inners": {7: {"low": 0, "high": 1}}}, r"stage\.inners, key: expected str, found 7"),
+        ({"pair": [1]}, r"stage\.pair: expected 2 values, found 1"),
+        ({"pair": [1, "b", 3]}, r"stage\.pair: expected 2 values, found 3"),
+        ({"pair": "ab"}, r"stage\.pair: expected a list, found 'ab'"),
+        ({"many": [1, "2"]}, r"stage\.many\[1\]: expected int, found '2'"),
+        ({"names": {"a": 1}}, r"stage\.names: expected a list"),
+        ({"folder": 3}, r"stage\.folder: expected Path, found 3"),
+        ({"options": [1]}, r"stage\.options: expected keys with values"),
+        ({"extra": 1}, r"stage: unknown key 'extra'; known keys: count, rate"),
+    ],
+)
+def test_value_that_does_not_fit_is_refused_by_name(tmp_path: Path, changes: dict[str, Any], said: str) -> None:
+    with pytest.raises(ValueError, match=rf"params\.yaml: {said}"):
+        load(tmp_path, GOOD | changes)
+
+
+@pytest.mark.parametrize("name", list(GOOD))
+def test_missing_key_is_refused_by_name(tmp_path: Path, name: str) -> None:
+    with pytest.raises(ValueError, match=f"stage: missing key '{name}'"):
+        load(tmp_path, {key: value for key, value in GOOD.items() if key != name})
+
+
+@pytest.mark.parametrize("text", ["1e-05", "1e-3", "2E+4", "-3.5e2", "1.e6"])
+def test_powers_of_ten_are_numbers_as_dvc_writes_them(tmp_path: Path, text: str) -> None:
+    """PyYAML takes 1e-05 for text (YAML 1.1 wants a dot and a sign); `dvc exp run -S` writes it so."""
+    path = tmp_path / "params.yaml"
+    path.write_text(f"inner: {{low: -1.0e9, high: {text}}}\n", encoding="utf-8")
+    assert load_section(path, "inner", Inner).high == float(text)
+
+
+def test_sections_of_a_role(tmp_path: Path) -> None:
+    path = tmp_path / "params.yaml"
+    path.write_text("align: {target: {low: 0, high: 1}, identity: {low: 0, high: 2}}", encoding="utf-8")
+    assert load_section(path, "align", Inner, "identity").high == 2
+    with pytest.raises(ValueError, match=r"params\.yaml: no section 'export'"):
+        load_section(path, "export", Inner)
+    with pytest.raises(ValueError, match=r"params\.yaml: align: no section 'other'"):
+        load_section(path, "align", Inner, "other")
+    path.write_text("align: {target: {low: x, high: 1}}", encoding="utf-8")
+    with pytest.raises(ValueError, match=r"align\.target\.low: expected float"):
+        load_section(path, "align", Inner, "target")
+
+
+@pytest.mark.parametrize(
+    ("text", "said"), [("a: [1", "not valid YAML"), ("- 1\n", "expected sections, found list"), ("", "NoneType")]
+)
+def test_file_that_holds_no_sections_is_refused(tmp_path: Path, text: str, said: str) -> None:
+    path = tmp_path / "params.yaml"
+    path.write_text(text, encoding="utf-8")
+    with pytest.raises(ValueError, match=rf"params\.yaml: .*{said}"):
+        read_params(path)
+
+
+@pytest.mark.parametrize("read", [read_params, read_json])
+def test_missing_file_is_refused_with_a_remedy(tmp_path: Path, read: Any) -> None:
+    with pytest.raises(ValueError, match=r"absent: .*(--params|dvc repro)"):
+        read(tmp_path / "absent")
+
+
+@pytest.mark.parametrize("settings", [finetune_settings(), pretrain_settings()])
+def test_real_settings_come_back_from_a_file(tmp_path: Path, settings: Any) -> None:
+    path = write_params(tmp_path / "params.yaml", stage=settings)
+    assert load_section(path, "stage", type(settings)) == settings
+
+
+@given(st.floats(allow_nan=False), st.integers(-(10**9), 10**9))
+def test_numbers_keep_their_value(real: float, whole: int) -> None:
+    assert convert(yaml.safe_load(yaml.safe_dump(real)), float, "x") == real
+    assert convert(yaml.safe_load(yaml.safe_dump(whole)), int, "x") == whole
+    assert convert(whole, float, "x") == whole
+
+
+def test_settings_dataclasses_have_no_defaults() -> None:
+    """Values live in params.yaml (rule 7); nested dataclasses included."""
+    waiting: list[type] = [type(finetune_settings()), type(pretrain_settings())]
+    while waiting:
+        for field in dataclasses.fields(waiting.pop()):
+            assert field.default is field.default_factory is dataclasses.MISSING, field.name
+
+
+# ---------------------------------------------------------------------------------------------------------------------
+# Files that appear whole or not at all
+# ---------------------------------------------------------------------------------------------------------------------
+
+
+def test_written_whole_replaces_and_leaves_nothing_beside(tmp_path: Path) -> None:
+    path = tmp_path / "deep" / "x.csv"
+    for text in ("old", "new"):
+        with written_whole(path) as part:
+            assert part.parent == path.parent
+            part.write_text(text, encoding="utf-8")
+            assert not path.exists() or path.read_text(encoding="utf-8") == "old"
+    assert path.read_text(encoding="utf-8") == "new"
+    assert list(path.parent.iterdir()) == [path]
+    assert path.stat().st_mode & 0o777 == 0o644
+
+
+@pytest.mark.parametrize("error", [ValueError, KeyboardInterrupt, SystemExit])
+@pytest.mark.parametrize("existed", [True, False])
+def test_written_whole_leaves_the_old_file_on_an_error(
+    tmp_path: Path, error: type[BaseException], existed: bool
+) -> None:
+    path = tmp_path / "x.csv"
+    if existed:
+        path.write_text("old", encoding="utf-8")
+
+    def fail_midway() -> None:
+        with written_whole(path) as part:
+            part.write_text("half", encoding="utf-8")
+            raise error
+
+    with pytest.raises(error):
+        fail_midway()
+    assert [file.read_text(encoding="utf-8") for file in tmp_path.iterdir()] == ["old"] * existed
+
+
+# ---------------------------------------------------------------------------------------------------------------------
+# Presets and command lines
+# ---------------------------------------------------------------------------------------------------------------------
+
+
+def test_merging_lays_keys_over_sections() -> None:
+    base = {"a": {"x": 1, "y": {"p": 1, "q": 2}}, "b": [1, 2], "c": 3}
+    assert merged(base, {"a": {"y": {"q": 5}}, "b": [9]}) == {"a": {"x": 1, "y": {"p": 1, "q": 5}}, "b": [9], "c": 3}
+    assert merged(base, {}) == base
+    assert base == {"a": {"x": 1, "y": {"p": 1, "q": 2}}, "b": [1, 2], "c": 3}
+
+
+def test_merging_takes_another_sets_download_whole() -> None:
+    base = {"download": {"target": {"source": "drawn", "options": {"num_people": 3}}}, "align": {"target": {"a": 1}}}
+    changes = {"download": {"target": {"source": "lfw", "options": {}}}, "align": {"target": {"b": 2}}}
+    assert merged(base, changes) == {
+        "download": {"target": {"source": "lfw", "options": {}}},
+        "align": {"target": {"a": 1, "b": 2}},
+    }
+
+
+def test_preset_is_laid_over_the_base_and_may_extend_another(tmp_path: Path) -> None:
+    (tmp_path / "params.yaml").write_text("a: {x: 1, y: 1, z: 1}\nb: &b {k: 1}\nc: *b\n", encoding="utf-8")
+    (tmp_path / "real.yaml").write_text("a: {y: 2, z: 2}\n", encoding="utf-8")
+    (tmp_path / "clean.yaml").write_text("extends: real.yaml\na: {z: 3}\nc: {k: 3}\n", encoding="utf-8")
+    out = tmp_path / "out.yaml"
+    use_preset(tmp_path / "params.yaml", tmp_path / "real.yaml", out)
+    assert yaml.safe_load(out.read_text(encoding="utf-8")) == {
+        "a": {"x": 1, "y": 2, "z": 2},
+        "b": {"k": 1},
+        "c": {"k": 1},
+    }
+    use_preset(tmp_path / "params.yaml", tmp_path / "clean.yaml", out)
+    assert yaml.safe_load(out.read_text(encoding="utf-8")) == {
+        "a": {"x": 1, "y": 2, "z": 3},
+        "b": {"k": 1},
+        "c": {"k": 3},
+    }
+    assert out.read_text(encoding="utf-8").startswith("# Written by")
+
+
+@pytest.mark.parametrize("arguments", [[], ["use"], ["use", "a", "b"], ["lose", "a", "b", "c"]])
+def test_command_line_of_presets_shows_its_usage(arguments: list[str]) -> None:
+    command = [sys.executable, str(stage_settings.__file__), *arguments]
+    done = subprocess.run(command, capture_output=True, text=True, timeout=60, check=False)
+    assert (done.returncode, done.stdout) == (1, "")
+    assert done.stderr.startswith("usage: ")
+
+
+def test_stage_takes_its_paths_absolute_and_its_section(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    called: list[tuple[Any, Mapping[str, Any]]] = []
+    (tmp_path / "params.yaml").write_text("probe: {identity: {low: 1, high: 2}}", encoding="utf-8")
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(sys, "argv", ["probe", "--role", "identity", "--raw-folder", "a/b", "--out", str(tmp_path)])
+    stage_main("probe", Inner, lambda settings, **rest: called.append((settings, rest)), ["raw_folder", "out"], True)
+    expected = {"raw_folder": tmp_path / "a/b", "out": tmp_path, "report": print_report}
+    assert called == [(Inner(low=1.0, high=2.0), expected)]
+
+
+def test_stage_ends_with_one_line_on_what_the_user_can_mend(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    (tmp_path / "params.yaml").write_text("probe: {low: 1}", encoding="utf-8")
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(sys, "argv", ["probe"])
+    with pytest.raises(SystemExit) as ended:
+        stage_main("probe", Inner, print, [])
+    assert ended.value.code == 2
+    assert re.fullmatch(r"stages\.probe: params\.yaml: probe: missing key 'high'.*\n", capsys.readouterr().err)
+
+
+def test_report_prints_a_line(capsys: pytest.CaptureFixture[str]) -> None:
+    print_report(3, {"loss": 0.123456789, "faces": 1200})
+    assert capsys.readouterr().out == "[3] loss 0.123457  faces 1200\n"
