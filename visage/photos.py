@@ -51,7 +51,9 @@ def read_photo(source: Path | bytes, max_pixels: int = MAX_PIXELS) -> npt.NDArra
     with _one_at_a_time, warnings.catch_warnings():
         warnings.simplefilter("ignore")  # what matters becomes a PhotoError; what does not need not be told
         try:
-            with Image.open(io.BytesIO(data), formats=FORMATS) as image:
+            Image.init()  # otherwise only formats that something else has opened before are known
+            known = [name for name in FORMATS if name in Image.OPEN]
+            with Image.open(io.BytesIO(data), formats=known) as image:
                 _check_size(image, max_pixels)
                 image.load()
                 return np.ascontiguousarray(np.asarray(_rgb(_upright(image))))
