@@ -30,6 +30,7 @@ TEMPLATE_112: Reals = np.array(
 FRAME_POINTS: Reals = np.array(
     [[0.2511, 0.2065], [0.7082, 0.2043], [0.4777, 0.4729], [0.2738, 0.6725], [0.6848, 0.6747]]
 )
+LANDMARK_STEPS = 8  # to the pixel
 CENTRE_SPREAD = 0.25  # of the shorter side: a face this far from the centre counts as 0.61 of its area
 
 
@@ -53,8 +54,12 @@ def similarity(landmarks_52: Floats, template_52: Floats) -> Reals:
 
     Umeyama 1991, eq. 40-42, in the plane: with points as complex numbers z -> a z + b, and centred points,
     a = sum(conj(z) w) / sum(|z|^2). A reflection is never chosen. ValueError if all landmarks are one point.
+
+    Landmarks count in steps of 1/8 px, far below their own error: the last digits of a network's arithmetic depend on
+    what else is in its batch, and a photo must give the same crop in any company.
     """
-    source, target = (points.astype(np.float64) @ np.array([1, 1j]) for points in (landmarks_52, template_52))
+    steps_52 = np.round(landmarks_52.astype(np.float64) * LANDMARK_STEPS) / LANDMARK_STEPS
+    source, target = (points_52 @ np.array([1, 1j]) for points_52 in (steps_52, template_52))
     centred = source - source.mean()
     energy = float((np.abs(centred) ** 2).sum())
     if not math.isfinite(energy) or energy < 1e-12:
