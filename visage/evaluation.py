@@ -33,12 +33,16 @@ Booleans = npt.NDArray[np.bool_]
 
 @dataclass(frozen=True, kw_only=True)
 class Answers:
-    """The faces of a list with what the model answered: rows of both belong together."""
+    """The faces of a list with what the model answered: rows of both belong together.
+
+    `sigma_N` is what the set itself says, nan where nothing; that of `scored` may have a stand-in.
+    """
 
     name: str
     photo_id_N: Objects
     cluster_N: list[Hashable]
     attribute: dict[str, Objects]
+    sigma_N: FloatArray
     scored: Scored
     probability_NK: npt.NDArray[np.float32]
 
@@ -48,6 +52,7 @@ class Answers:
             photo_id_N=self.photo_id_N[kept_N],
             cluster_N=[cluster for cluster, kept in zip(self.cluster_N, kept_N, strict=True) if kept],
             attribute={key: values[kept_N] for key, values in self.attribute.items()},
+            sigma_N=self.sigma_N[kept_N],
             scored=self.scored.take(kept_N),
             probability_NK=self.probability_NK[kept_N],
         )
@@ -109,6 +114,7 @@ def answers_of(name: str, table: FaceTable, told: Predictions, grid: LabelGrid, 
         photo_id_N=table.photo_id,
         cluster_N=[("picture", sha256) if person is None else ("person", person) for person, sha256 in people],
         attribute={key: getattr(table, key) for key in ATTRIBUTES},
+        sigma_N=table.sigma,
         scored=scored,
         probability_NK=told.probabilities,
     )

@@ -6,6 +6,7 @@ Shapes: F faces shown one by one, K labels of the grid.
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
@@ -37,16 +38,15 @@ def cases(evaluation: Evaluation) -> dict[str, np.ndarray]:
 def case_figure(evaluation: Evaluation, which: str, card: ModelCard) -> Figure:
     """Label distributions of the best or worst answers."""
     rows = cases(evaluation)[which]
-    scored = evaluation.answers.scored.take(rows)
+    answers = evaluation.answers
+    scored = replace(answers.scored.take(rows), sigma_N=answers.sigma_N[rows])
     errors = np.abs(scored.error_N)
     title = (
         f"The {len(rows)} worst answers miss by {errors.min():.3g} to {errors.max():.3g} {card.unit}"
         if which == "worst"
         else f"The {len(rows)} best answers miss by at most {errors.max():.2g} {card.unit}"
     )
-    return plots.label_distributions(
-        title, card.grid.labels(), evaluation.answers.probability_NK[rows], scored, card.unit
-    )
+    return plots.label_distributions(title, card.grid.labels(), answers.probability_NK[rows], scored, card.unit)
 
 
 def pictures(

@@ -24,7 +24,7 @@ def metrics_document(
     document: dict[str, Any] = {}
     for evaluation in evaluations:
         name, scored = evaluation.answers.name, evaluation.answers.scored
-        counts = {"num_faces": len(scored), "num_with_sigma": int(np.isfinite(scored.sigma_N).sum())}
+        counts = {"num_faces": len(scored), "num_with_sigma": int(np.isfinite(evaluation.answers.sigma_N).sum())}
         if name in losses:
             counts |= losses[name].counts()
         known = {key: figure for key, figure in evaluation.figures.items() if math.isfinite(figure.value)}
@@ -60,7 +60,7 @@ def prediction_rows(answers: Answers) -> pa.Table:
     columns = {
         "photo_id": pa.array(answers.photo_id_N, pa.string()),
         "label": scored.label_N,
-        "sigma": pa.array(scored.sigma_N, mask=np.isnan(scored.sigma_N)),
+        "sigma": pa.array(answers.sigma_N, mask=np.isnan(answers.sigma_N)),
         "split": pa.array([answers.name] * len(scored), pa.string()),
         **{name: pa.array(values, pa.string()) for name, values in answers.attribute.items()},
         "prediction": scored.prediction_N,

@@ -230,12 +230,14 @@ def learning_curves(stage: str, history: Mapping[str, FloatArray], unit: str) ->
 
 
 def course(history: Mapping[str, FloatArray], unit: str) -> str:
-    """What a training came to, in words: its best validation epoch, or where its loss ended."""
+    """What a training came to, in words: its best validation epoch, or the top-1 it ended with."""
     epochs = len(history["epoch"])
     if "val_mae" in history and np.isfinite(history["val_mae"]).any():
         best = int(np.nanargmin(history["val_mae"]))
         value, epoch = history["val_mae"][best], history["epoch"][best]
         return f"lowest validation error {value:.2f} {unit} at epoch {epoch:g}, {epochs} epochs in all"
+    if "val_top1" in history:
+        return f"{history['val_top1'][-1]:.1%} of the validation photos recognised after {epochs} epochs"
     return f"{epochs} epochs"
 
 

@@ -34,6 +34,7 @@ def calibrated_answers(size: int, width: float, person: bool) -> Answers:
             "sex": np.array([None] * size, dtype=object),
             "ethnicity": np.array(["a", "b"] * (size // 2), dtype=object),
         },
+        sigma_N=scored.sigma_N,
         scored=scored,
         probability_NK=p_NK.numpy().astype(np.float32),
     )

@@ -107,6 +107,10 @@ def test_learning_curves_name_the_best_validation_epoch_and_live_without_one() -
     assert "6.00 years at epoch 2, 3 epochs" in title(plots.learning_curves("finetune", history, "years"))
     del history["val_mae"]
     assert title(plots.learning_curves("pretrain", history, "years")) == "pretrain: 3 epochs"
+    history["val_top1"] = np.array([0.1, 0.5, 0.825])
+    assert "82.5% of the validation photos recognised after 3" in title(
+        plots.learning_curves("pretrain", history, "years")
+    )
 
 
 def test_label_distributions_draw_one_panel_a_face() -> None:
