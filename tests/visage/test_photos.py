@@ -68,14 +68,14 @@ def test_exif_orientation_is_undone(kind: str, orientation: int) -> None:
     }[orientation]
     exif = Image.Exif()
     exif[0x0112] = orientation
-    assert np.array_equal(
-        read_photo(encoded(np.ascontiguousarray(stored), kind, exif=exif, **LOSSLESS[kind])), upright
-    )
+    assert np.array_equal(read_photo(encoded(np.ascontiguousarray(stored), kind, exif=exif, **LOSSLESS[kind])), upright)
 
 
 @pytest.mark.parametrize("exif", [b"Exif\0\0garbage", b"Exif\0\0MM\0*\0\0\0\x08\xff\xff", b"\xff" * 40])
 def test_a_damaged_exif_block_counts_as_upright(exif: bytes) -> None:
-    assert worst_difference(read_photo(encoded(picture(), "JPEG", exif=exif, quality=95, subsampling=0)), picture()) < 12
+    assert (
+        worst_difference(read_photo(encoded(picture(), "JPEG", exif=exif, quality=95, subsampling=0)), picture()) < 12
+    )
 
 
 def test_grey_palette_bilevel_and_cmyk_become_rgb() -> None:
@@ -204,10 +204,12 @@ def test_random_damage_gives_a_picture_or_a_reason_and_no_warning(noise: bytes, 
     start = int(place * len(data))
     with warnings.catch_warnings():
         warnings.simplefilter("error")
-        try:
-            photo = read_photo(data[:start] + noise + data[start + len(noise) :], 10**6)
-        except PhotoError as error:
-            assert str(error)
-        else:
-            assert photo.dtype == np.uint8
-            assert photo.ndim == 3
+        result = photo_or_reason(data[:start] + noise + data[start + len(noise) :])
+    assert isinstance(result, str) or (result.dtype == np.uint8 and result.shape[2] == 3)
+
+
+def photo_or_reason(data: bytes) -> np.ndarray | str:
+    try:
+        return read_photo(data, 10**6)
+    except PhotoError as error:
+        return str(error)
