@@ -78,6 +78,14 @@ predict: $(STAMP)  ## one JSON document for PHOTO=x.jpg; MODEL=folder names the 
 	@test -n "$(PHOTO)" || { echo 'usage: make predict PHOTO=x.jpg [MODEL=folder]' >&2; exit 1; }
 	@$(BIN)/python -m visage.predictor "$(PHOTO)" $(if $(MODEL),--model "$(MODEL)")
 
+.PHONY: results
+results: $(STAMP)  ## write docs/results.md anew from the tracked result files in docs/results/
+	$(BIN)/python docs/make_results.py render
+
+.PHONY: bench
+bench: $(STAMP)  ## the measurements of bench/, one after the other; minutes, on an idle machine
+	@set -e; for script in bench/*.py; do echo "== $$script"; $(BIN)/python "$$script"; done
+
 .PHONY: test
 test: $(STAMP)  ## the tests that take seconds
 	$(BIN)/python -m pytest
