@@ -2,7 +2,8 @@
 
 The card is the one place that knows network, label grid, normalisation, alignment, detector and decoding rule of a
 model (architecture rule 8); training, evaluation, export and serving read it, none retypes it. Loading refuses a
-weights file that is truncated, edited or of another network or label grid.
+weights file that is truncated, edited or of another network, and a card edited since: the weights carry a note of what
+they were trained to mean, the label grid above all.
 """
 
 from __future__ import annotations
@@ -10,20 +11,23 @@ from __future__ import annotations
 import dataclasses
 import hashlib
 import json
+import typing
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
 
 import torch
-from safetensors import SafetensorError
+from safetensors import SafetensorError, safe_open
 from safetensors.torch import load_file, save_file
 
-from visage.labels import LabelGrid
+from visage.labels import DECODERS, LabelGrid
 from visage.methods import METHODS
-from visage.networks import Pooling, ThinVGG, build
+from visage.networks import NETWORKS, Pooling, ThinVGG, build
 
 CARD_FORMAT = 1
 WEIGHTS_FILE, CARD_FILE = "model.safetensors", "card.json"
+MEANING_KEY = "visage"  # the note inside the weights file
+MEANING = ("quantity", "unit", "network", "grid", "method", "decode", "alignment", "detector", "normalise")
 DTYPES = {"float32": torch.float32, "float16": torch.float16}
 
 
@@ -101,12 +105,17 @@ class ModelCard:
         """The card as indented JSON text with a closing newline."""
         return json.dumps(dataclasses.asdict(self), indent=1, sort_keys=False, ensure_ascii=False) + "\n"
 
+    def meaning(self) -> str:
+        """The fields that say what the weights compute, as JSON: the note inside the weights file."""
+        fields = dataclasses.asdict(self)
+        return json.dumps({name: fields[name] for name in MEANING}, ensure_ascii=False)
+
     @classmethod
-    def from_json(cls, text: str, source: str) -> ModelCard:
+    def from_json(cls, text: str | bytes, source: str) -> ModelCard:
         """The card in a JSON text; `source` names it in errors."""
         try:
             document = json.loads(text)
-        except json.JSONDecodeError as error:
+        except ValueError as error:
             raise ValueError(f"{source}: not valid JSON ({error}); take the card that came with the weights") from error
         if not isinstance(document, dict) or document.get("format") != CARD_FORMAT:
             raise ValueError(f"{source}: not a model card of format {CARD_FORMAT}; export the model again")
@@ -119,7 +128,7 @@ class ModelCard:
         """The card in a file."""
         if not path.is_file():
             raise ValueError(f"{path}: no model card here; a model is a folder with {WEIGHTS_FILE} and {CARD_FILE}")
-        return cls.from_json(path.read_text(encoding="utf-8"), str(path))
+        return cls.from_json(path.read_bytes(), str(path))
 
     def write(self, path: Path) -> None:
         """Writes the card; the file appears whole or not at all."""
@@ -128,9 +137,13 @@ class ModelCard:
         part.replace(path)
 
     def check(self, source: str) -> None:
-        """Refuses a card whose method, grid and network do not belong together."""
-        if self.method not in METHODS:
-            raise ValueError(f"{source}: method {self.method!r} is unknown; known: {', '.join(METHODS)}")
+        """Refuses a card of unknown parts, or whose grid and network do not belong together."""
+        for name, value, known in (("method", self.method, METHODS), ("decode", self.decode, DECODERS),
+                                   ("network", self.network.name, NETWORKS)):  # fmt: skip
+            if value not in known:
+                raise ValueError(f"{source}: {name} {value!r} is unknown; known: {', '.join(known)}")
+        if Path(self.weights.file).name != self.weights.file:
+            raise ValueError(f"{source}: weights.file {self.weights.file!r} must be a name beside the card")
         wanted = METHODS[self.method].head_width(self.grid)
         if self.network.num_outputs != wanted:
             raise ValueError(
@@ -139,32 +152,28 @@ class ModelCard:
             )
 
 
-def _build(cls: type, document: Any, source: str) -> Any:
-    """A dataclass from plain JSON values, strict about its keys; nested dataclasses by field type."""
-    if not isinstance(document, dict):
-        raise ValueError(f"{source}: expected the fields of {cls.__name__}, found {document!r}")
-    kinds = {f.name: NESTED.get(f.name) for f in dataclasses.fields(cls)}
-    if set(document) != set(kinds):
-        odd = ", ".join(sorted(set(document) ^ set(kinds)))
-        raise ValueError(f"{source}: fields of {cls.__name__} missing or unknown: {odd}; export the model again")
-    values = {
-        name: _build(kind, document[name], source) if kind else _frozen(document[name]) for name, kind in kinds.items()
-    }
-    return cls(**values)
-
-
-def _frozen(value: Any) -> Any:
-    return tuple(value) if isinstance(value, list) else value
-
-
-NESTED: dict[str, type] = {
-    "network": NetworkCard,
-    "grid": LabelGrid,
-    "alignment": AlignmentCard,
-    "detector": DetectorCard,
-    "normalise": NormaliseCard,
-    "weights": WeightsCard,
-}
+def _build(wanted: Any, value: Any, where: str) -> Any:
+    """A JSON value as the type `wanted` (dataclass, Literal, tuple or plain), strict about keys and types."""
+    if dataclasses.is_dataclass(wanted):
+        kinds = typing.get_type_hints(wanted)
+        odd = sorted(set(value) ^ set(kinds)) if isinstance(value, dict) else list(kinds)
+        if odd:
+            raise ValueError(f"{where}: fields missing or unknown: {', '.join(odd)}; export the model again")
+        fields = {name: _build(kind, value[name], f"{where}: {name}") for name, kind in kinds.items()}
+        try:
+            return typing.cast(type, wanted)(**fields)
+        except ValueError as error:  # a dataclass's own check: say where the value stands
+            raise ValueError(f"{where}: {error}") from error
+    origin, arguments = typing.get_origin(wanted) or wanted, typing.get_args(wanted)
+    if origin is Literal and value in arguments:
+        return value
+    if origin is tuple and isinstance(value, list) and len(value) == len(arguments):
+        return tuple(_build(kind, item, where) for kind, item in zip(arguments, value, strict=True))
+    if origin is float and type(value) is int:
+        return float(value)
+    if isinstance(origin, type) and type(value) is origin:
+        return value
+    raise ValueError(f"{where}: {value!r} is not {wanted}; export the model again")
 
 
 def sha256_of(path: Path) -> str:
@@ -176,15 +185,20 @@ def sha256_of(path: Path) -> str:
     return digest.hexdigest()
 
 
-def write_weights(network: torch.nn.Module, path: Path, dtype: Literal["float32", "float16"]) -> WeightsCard:
-    """A network's state as safetensors at `path` (whole or not at all), floating tensors stored as `dtype`."""
+def write_weights(
+    network: torch.nn.Module, path: Path, dtype: Literal["float32", "float16"], meaning: str = "{}"
+) -> WeightsCard:
+    """A network's state as safetensors at `path` (whole or not at all), floating tensors stored as `dtype`.
+
+    `meaning` travels inside the file; alone, since safetensors writes several notes in random order.
+    """
     kind = DTYPES[dtype]
     state = {
         name: (value.to(kind) if value.is_floating_point() else value).contiguous().cpu()
         for name, value in network.state_dict().items()
     }
     part = path.with_name(f".{path.name}.part")
-    save_file(state, part, metadata={"format": "pt"})
+    save_file(state, part, metadata={MEANING_KEY: meaning})
     part.replace(path)
     count = sum(parameter.numel() for parameter in network.parameters())
     return WeightsCard(file=path.name, sha256=sha256_of(path), dtype=dtype, num_parameters=count)
@@ -195,7 +209,7 @@ def save_model(
 ) -> ModelCard:
     """Writes weights and card into `folder` and returns the card as written (its `weights` filled in)."""
     folder.mkdir(parents=True, exist_ok=True)
-    weights = write_weights(network, folder / WEIGHTS_FILE, dtype)
+    weights = write_weights(network, folder / WEIGHTS_FILE, dtype, card.meaning())
     written = dataclasses.replace(card, weights=weights)
     written.write(folder / CARD_FILE)
     return written
@@ -213,6 +227,7 @@ def load_model(folder: Path) -> tuple[ThinVGG, ModelCard]:
             f"{path}: sha256 {found[:12]}… is not the card's {card.weights.sha256[:12]}…: the file is truncated or was "
             "edited; fetch or export the model again"
         )
+    _refuse_another_meaning(path, card)
     network = build(card.network.name, card.network.pooling, card.network.num_outputs)
     try:
         state = load_file(path)
@@ -220,3 +235,19 @@ def load_model(folder: Path) -> tuple[ThinVGG, ModelCard]:
     except (SafetensorError, RuntimeError) as error:
         raise ValueError(f"{path}: not the weights of the card's network {card.network}: {error}") from error
     return network.eval(), card
+
+
+def _refuse_another_meaning(path: Path, card: ModelCard) -> None:
+    """The weights' own note against the card; a file without one (another tool's) is held to its checksum alone."""
+    try:
+        with safe_open(path, "pt") as file:
+            noted = json.loads((file.metadata() or {}).get(MEANING_KEY, "{}"))
+    except SafetensorError as error:
+        raise ValueError(f"{path}: not a safetensors file: {error}") from error
+    said = json.loads(card.meaning())
+    for name, value in noted.items():
+        if said.get(name) != value:
+            raise ValueError(
+                f"{path}: these weights were trained with {name} {value}, the card says {said.get(name)}; take the "
+                "card that came with them"
+            )

@@ -23,7 +23,7 @@ class LabelGrid:
 
     def __post_init__(self) -> None:
         steps = (self.maximum - self.minimum) / self.step if self.step > 0 else -1.0
-        if steps < 1 or abs(steps - round(steps)) > 1e-6:
+        if not 1 <= steps < 1e6 or abs(steps - round(steps)) > 1e-6:
             raise ValueError(
                 f"label grid {self.minimum}:{self.step}:{self.maximum}: the step must be positive and divide the range"
             )

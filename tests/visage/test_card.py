@@ -1,0 +1,233 @@
+"""The card comes back as it was written, and a model whose parts do not belong together is refused."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+import os
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from safetensors.torch import load_file, save_file
+
+from tests.small_model import small_card, small_model, small_network
+from visage.card import CARD_FILE, WEIGHTS_FILE, ModelCard, load_model, save_model, sha256_of, write_weights
+from visage.labels import LabelGrid
+
+
+@pytest.fixture
+def model(tmp_path: Path) -> Path:
+    return small_model(tmp_path / "model")
+
+
+def edit(model: Path, change: Callable[[dict[str, Any]], object]) -> None:
+    """Changes the card's JSON by hand."""
+    document = json.loads((model / CARD_FILE).read_text(encoding="utf-8"))
+    change(document)
+    (model / CARD_FILE).write_text(json.dumps(document), encoding="utf-8")
+
+
+# ---------------------------------------------------------------------------------------------------------------------
+# Round trips
+# ---------------------------------------------------------------------------------------------------------------------
+
+
+def test_card_comes_back_equal(tmp_path: Path) -> None:
+    card = small_card(
+        name="größer ✓",
+        training={"epochs": 3, "loss": {"lambda_": 1.0}, "seconds": None},
+        data={"train": {"num_faces": 7}},
+        metrics={"val": {"val_mae": 4.25}},
+    )
+    card.write(tmp_path / "card.json")
+    assert ModelCard.read(tmp_path / "card.json") == card
+    assert [path.name for path in tmp_path.iterdir()] == ["card.json"]
+    assert ModelCard.from_json(card.to_json(), "x").to_json() == card.to_json()
+
+
+def test_whole_numbers_of_a_hand_written_card_are_numbers() -> None:
+    document = json.loads(small_card().to_json()) | {"grid": {"minimum": 0, "step": 10, "maximum": 100}}
+    card = ModelCard.from_json(json.dumps(document), "x")
+    assert card == small_card()
+    assert isinstance(card.grid.step, float)
+
+
+@pytest.mark.parametrize(("dtype", "tolerance"), [("float32", 0.0), ("float16", 1e-3)])
+def test_model_comes_back_with_the_same_answers(tmp_path: Path, dtype: Any, tolerance: float) -> None:
+    network = small_network(small_card())
+    written = save_model(tmp_path, network, small_card(), dtype)
+    loaded, card = load_model(tmp_path)
+    assert card == written
+    assert (card.weights.dtype, card.weights.num_parameters) == (dtype, sum(p.numel() for p in network.parameters()))
+    assert card.weights.sha256 == sha256_of(tmp_path / WEIGHTS_FILE)
+    assert not loaded.training
+    for name, value in network.state_dict().items():
+        assert loaded.state_dict()[name].dtype == value.dtype
+        torch.testing.assert_close(loaded.state_dict()[name], value, atol=tolerance, rtol=tolerance)
+    assert sorted(path.name for path in tmp_path.iterdir()) == [CARD_FILE, WEIGHTS_FILE]
+
+
+def test_same_weights_are_the_same_bytes(tmp_path: Path) -> None:
+    """safetensors orders its notes by a hash drawn anew for every file: one note has one order."""
+    network = small_network(small_card())
+    for number in range(8):
+        save_model(tmp_path / str(number), network, small_card(), "float16")
+    assert len({sha256_of(tmp_path / str(number) / WEIGHTS_FILE) for number in range(8)}) == 1
+
+
+# ---------------------------------------------------------------------------------------------------------------------
+# Refusals: the weights
+# ---------------------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("share", [0.0, 0.001, 0.5, 0.999999])
+def test_truncated_weights_are_refused(model: Path, share: float) -> None:
+    data = (model / WEIGHTS_FILE).read_bytes()
+    (model / WEIGHTS_FILE).write_bytes(data[: int(share * len(data))])
+    with pytest.raises(ValueError, match=rf"{WEIGHTS_FILE}: sha256 .* truncated or was edited"):
+        load_model(model)
+
+
+@pytest.mark.parametrize("place", [8, 1000, -1])
+def test_weights_with_one_flipped_bit_are_refused(model: Path, place: int) -> None:
+    data = bytearray((model / WEIGHTS_FILE).read_bytes())
+    data[place] ^= 1
+    (model / WEIGHTS_FILE).write_bytes(data)
+    with pytest.raises(ValueError, match="truncated or was edited"):
+        load_model(model)
+
+
+@pytest.mark.parametrize("kind", ["cut", "random"])
+def test_broken_weights_with_a_matching_checksum_are_refused(model: Path, kind: str) -> None:
+    data = (model / WEIGHTS_FILE).read_bytes()
+    (model / WEIGHTS_FILE).write_bytes(data[: len(data) // 2] if kind == "cut" else os.urandom(2000))
+    edit(model, lambda document: document["weights"].update(sha256=sha256_of(model / WEIGHTS_FILE)))
+    with pytest.raises(ValueError, match=f"{WEIGHTS_FILE}: not a safetensors file"):
+        load_model(model)
+
+
+def test_absent_weights_or_card_are_refused(model: Path, tmp_path: Path) -> None:
+    (model / WEIGHTS_FILE).unlink()
+    with pytest.raises(ValueError, match=r"weights that .*card\.json names are missing"):
+        load_model(model)
+    with pytest.raises(ValueError, match=r"card\.json: no model card here"):
+        load_model(tmp_path / "nowhere")
+
+
+def test_weights_of_another_network_are_refused(model: Path) -> None:
+    """Another tool's file, without our note, whose checksum was copied into the card."""
+    state = load_file(model / WEIGHTS_FILE)
+    save_file({name: value for name, value in state.items() if "blocks.4" not in name}, model / WEIGHTS_FILE)
+    edit(model, lambda document: document["weights"].update(sha256=sha256_of(model / WEIGHTS_FILE)))
+    with pytest.raises(ValueError, match=r"not the weights of the card's network NetworkCard\(name='tiny'"):
+        load_model(model)
+
+
+def test_card_of_another_model_is_refused(model: Path, tmp_path: Path) -> None:
+    grid = LabelGrid(minimum=1.0, step=0.4, maximum=5.0)
+    other = small_model(tmp_path / "other", grid=grid, quantity="attractiveness", unit="points")
+    (model / CARD_FILE).write_bytes((other / CARD_FILE).read_bytes())
+    with pytest.raises(ValueError, match="truncated or was edited"):
+        load_model(model)
+    edit(model, lambda document: document["weights"].update(sha256=sha256_of(model / WEIGHTS_FILE)))
+    with pytest.raises(ValueError, match="trained with quantity age, the card says attractiveness"):
+        load_model(model)
+
+
+@pytest.mark.parametrize(
+    ("section", "changes"),
+    [
+        ("grid", {"minimum": 1.0, "maximum": 101.0}),
+        ("grid", {"step": 1.0, "maximum": 10.0}),
+        ("normalise", {"mean": [0.5, 0.5, 0.5]}),
+        ("alignment", {"face_scale": 1.4}),
+        ("alignment", {"crop_px": 224}),
+        ("network", {"pooling": "gap"}),
+        ("detector", {"min_face_px": 40}),
+    ],
+)
+def test_card_edited_since_is_refused(model: Path, section: str, changes: dict[str, Any]) -> None:
+    """Another grid of as many labels, another eye: nothing but the weights' own note can tell."""
+    edit(model, lambda document: document[section].update(changes))
+    with pytest.raises(ValueError, match=f"trained with {section} .*take the card that came with them"):
+        load_model(model)
+
+
+def test_names_terms_and_figures_may_be_edited(model: Path) -> None:
+    edit(model, lambda document: document.update(name="released", terms="none", metrics={"mae": 4.0}))
+    assert load_model(model)[1].name == "released"
+
+
+# ---------------------------------------------------------------------------------------------------------------------
+# Refusals: the card
+# ---------------------------------------------------------------------------------------------------------------------
+
+GOOD = json.loads(small_card().to_json())
+
+
+@pytest.mark.parametrize("text", ["", "{", '{"format": 1,}', b"\xff\xfe", b'{"name": "\xff"}'])
+def test_text_that_is_not_json_is_refused(text: str | bytes) -> None:
+    with pytest.raises(ValueError, match=r"the card: not valid JSON"):
+        ModelCard.from_json(text, "the card")
+
+
+@pytest.mark.parametrize("document", [[], "card", 3, {}, {"format": 2}, GOOD | {"format": 2}, GOOD | {"format": "1"}])
+def test_other_documents_are_refused(document: Any) -> None:
+    with pytest.raises(ValueError, match="the card: not a model card of format 1"):
+        ModelCard.from_json(json.dumps(document), "the card")
+
+
+@pytest.mark.parametrize("field", [field.name for field in dataclasses.fields(ModelCard) if field.name != "format"])
+def test_missing_field_is_refused_by_name(field: str) -> None:
+    document = {name: value for name, value in GOOD.items() if name != field}
+    with pytest.raises(ValueError, match=f"the card: fields missing or unknown: {field};"):
+        ModelCard.from_json(json.dumps(document), "the card")
+
+
+@pytest.mark.parametrize(
+    ("changes", "said"),
+    [
+        ({"mood": "good"}, "fields missing or unknown: mood"),
+        ({"grid": GOOD["grid"] | {"steps": 1}}, "grid: fields missing or unknown: steps"),
+        ({"alignment": {"crop_px": 96}}, "alignment: fields missing or unknown: face_scale, jpeg_quality, template"),
+        ({"grid": [0, 1, 100]}, "grid: fields missing or unknown: minimum, step, maximum"),
+        ({"grid": {"minimum": 0, "step": 7, "maximum": 100}}, "grid: label grid 0.0:7.0:100.0"),
+        ({"grid": {"minimum": 0, "step": 1, "maximum": float("nan")}}, "grid: label grid"),
+        ({"grid": {"minimum": 0, "step": 1, "maximum": float("inf")}}, "grid: label grid"),
+        ({"grid": {"minimum": 0, "step": 1, "maximum": 100}}, "11 outputs, the label grid 0.0:1.0:100.0 needs 101"),
+        ({"grid": {"minimum": "0", "step": 10, "maximum": 100}}, "grid: minimum: '0' is not"),
+        ({"network": GOOD["network"] | {"num_outputs": 101}}, "101 outputs, the label grid .* needs 11"),
+        ({"network": GOOD["network"] | {"num_outputs": 11.0}}, "network: num_outputs: 11.0 is not"),
+        ({"network": GOOD["network"] | {"num_outputs": True}}, "network: num_outputs: True is not"),
+        ({"network": GOOD["network"] | {"name": "vgg"}}, "network 'vgg' is unknown; known: thin, tiny"),
+        ({"network": GOOD["network"] | {"pooling": "max"}}, "network: pooling: 'max' is not"),
+        ({"method": "magic"}, "method 'magic' is unknown; known: dldl_v2"),
+        ({"decode": "mode"}, "decode 'mode' is unknown; known: expectation, median, argmax"),
+        ({"normalise": {"mean": [0.5, 0.5], "std": [1, 1, 1]}}, r"normalise: mean: \[0.5, 0.5\] is not"),
+        ({"normalise": {"mean": [0.5, 0.5, "a"], "std": [1, 1, 1]}}, "normalise: mean: 'a' is not"),
+        ({"weights": GOOD["weights"] | {"dtype": "int8"}}, "weights: dtype: 'int8' is not"),
+        ({"weights": GOOD["weights"] | {"file": "../other/model.safetensors"}}, "must be a name beside the card"),
+        ({"name": None}, "name: None is not"),
+        ({"training": []}, r"training: \[\] is not"),
+    ],
+)
+def test_odd_value_is_refused_by_name(changes: dict[str, Any], said: str) -> None:
+    with pytest.raises(ValueError, match=f"the card: {said}|the card: .*{said}"):
+        ModelCard.from_json(json.dumps(GOOD | changes), "the card")
+
+
+def test_half_written_files_never_take_the_place_of_whole_ones(model: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    before = {path.name: path.read_bytes() for path in model.iterdir()}
+
+    def die_halfway(_state: Any, path: Path, **_rest: Any) -> None:
+        path.write_bytes(b"half")
+        raise OSError("disk full")
+
+    monkeypatch.setattr("visage.card.save_file", die_halfway)
+    with pytest.raises(OSError, match="disk full"):
+        write_weights(small_network(small_card(), seed=1), model / WEIGHTS_FILE, "float32")
+    assert {name: (model / name).read_bytes() for name in before} == before
+    load_model(model)
