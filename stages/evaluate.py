@@ -145,16 +145,17 @@ def answer(predictor: Predictor, table: FaceTable, settings: EvaluateSettings) -
 
 def deduplicated(whole: Answers, table: FaceTable, faces: Path) -> list[Answers]:
     """The list `<split>_unseen`; nothing where no face of the split is in it."""
-    kept_N = unseen(table.sha256.tolist(), table.label, pictures_elsewhere(faces, whole.name))
+    sha256_N = table.sha256.tolist()
+    kept_N = unseen(sha256_N, table.label, also_elsewhere(set(sha256_N), faces, whole.name))
     return [whole.take(f"{whole.name}_unseen", kept_N)] if kept_N.any() else []
 
 
-def pictures_elsewhere(faces: Path, split: str) -> set[str]:
-    """sha256 of every picture with a face in another split."""
+def also_elsewhere(sha256: set[str], faces: Path, split: str) -> set[str]:
+    """Those of the pictures that have a face in another split too, read shard by shard."""
     found: set[str] = set()
     for path in sorted(faces.glob("part-*.parquet")):
         table = pq.read_table(path, columns=["sha256", "split"])
-        found.update(table.filter(pc.not_equal(table["split"], split))["sha256"].to_pylist())
+        found |= sha256.intersection(table.filter(pc.not_equal(table["split"], split))["sha256"].to_pylist())
     return found
 
 

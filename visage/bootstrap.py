@@ -2,7 +2,7 @@
 
 One resample is a row of counts times the faces' summands (`visage.metrics`), so all metrics share the same draws and
 memory is bounded by `CHUNK_DRAWS` however many resamples are asked for. Pictures of one person err alike: with
-`cluster_N` whole people are drawn instead of faces, and intervals become as wide as they should be.
+`cluster_N` (see `cluster_codes`) whole people are drawn, and intervals become as wide as they should be.
 
 Shapes: N faces, C clusters, R resamples, S summands. Efron and Tibshirani 1993, chapter 13.
 """
@@ -15,7 +15,7 @@ from typing import Any
 
 import numpy as np
 
-from visage.metrics import FloatArray, Metric, Scored
+from visage.metrics import FloatArray, IntArray, Metric, Scored
 
 CHUNK_DRAWS = 4_000_000  # draws held at once: 32 MB of int64
 
@@ -61,7 +61,7 @@ class Bootstrap:
         low, high = np.quantile(defined, [(1 - self.interval) / 2, (1 + self.interval) / 2])
         return float(low), float(high)
 
-    def averages(self, summand_NS: FloatArray, cluster_N: Sequence[Hashable] | None) -> FloatArray:
+    def averages(self, summand_NS: FloatArray, cluster_N: IntArray | None) -> FloatArray:
         """Averages of summands over faces in R resamples of the faces, or of whole clusters of them: (R, S)."""
         size_N = np.ones((len(summand_NS), 1))
         unit_CS = cluster_sums(np.hstack([size_N, summand_NS]), cluster_N)
@@ -83,13 +83,19 @@ def draw_counts(generator: np.random.Generator, num_resamples: int, num_units: i
     return counts.reshape(num_resamples, num_units).astype(np.float64)
 
 
-def cluster_sums(summand_NS: FloatArray, cluster_N: Sequence[Hashable] | None) -> FloatArray:
-    """Sums of summands per cluster (C, S); without clusters, or where one is None, every face stands for itself."""
+def cluster_codes(name_N: Sequence[Hashable]) -> IntArray:
+    """Names of clusters -> numbers in order of appearance; a face whose name is None is a cluster of its own."""
+    codes: dict[Hashable, int] = {}
+    keys = (row if name is None else (name,) for row, name in enumerate(name_N))
+    return np.fromiter((codes.setdefault(key, len(codes)) for key in keys), np.int64, len(name_N))
+
+
+def cluster_sums(summand_NS: FloatArray, cluster_N: IntArray | None) -> FloatArray:
+    """Sums of summands per cluster (C, S), by ascending code; without clusters every face stands for itself."""
     if cluster_N is None:
         return summand_NS
-    codes: dict[Hashable, int] = {}
-    code_N = [codes.setdefault(row if name is None else (name,), len(codes)) for row, name in enumerate(cluster_N)]
-    sums = [np.bincount(code_N, weights=summand_N, minlength=len(codes)) for summand_N in summand_NS.T]
+    codes, place_N = np.unique(cluster_N, return_inverse=True)
+    sums = [np.bincount(place_N, weights=summand_N, minlength=len(codes)) for summand_N in summand_NS.T]
     return np.stack(sums, axis=1)
 
 
@@ -97,7 +103,7 @@ def estimate(
     scored: Scored,
     metrics: Mapping[str, Metric],
     bootstrap: Bootstrap,
-    cluster_N: Sequence[Hashable] | None = None,
+    cluster_N: IntArray | None = None,
 ) -> dict[str, Estimate]:
     """Every metric of the faces with its interval, all from the same resamples. ValueError without a face."""
     if len(scored) == 0:
@@ -116,7 +122,7 @@ def paired_bootstrap(
     error_a_N: FloatArray,
     error_b_N: FloatArray,
     bootstrap: Bootstrap,
-    cluster_N: Sequence[Hashable] | None = None,
+    cluster_N: IntArray | None = None,
 ) -> Difference:
     """MAE of a minus MAE of b, two models on the same faces in the same order; below 0 means a is better."""
     if error_a_N.shape != error_b_N.shape or error_a_N.ndim != 1 or len(error_a_N) == 0:
@@ -141,7 +147,7 @@ def by_group(
     group_N: Sequence[Hashable],
     metrics: Mapping[str, Metric],
     bootstrap: Bootstrap,
-    cluster_N: Sequence[Hashable] | None = None,
+    cluster_N: IntArray | None = None,
     name: Callable[[Any], str] = str,
 ) -> list[Group]:
     """The figures of each group, in the order of the groups; faces whose group is None come last, as "unknown"."""
@@ -150,8 +156,9 @@ def by_group(
         rows.setdefault(group, []).append(row)
     table = []
     for group in sorted(rows, key=lambda key: (key is None, key)):
-        clusters = None if cluster_N is None else [cluster_N[row] for row in rows[group]]
-        estimates = estimate(scored.take(np.array(rows[group])), metrics, bootstrap, clusters)
+        index = np.array(rows[group])
+        clusters = None if cluster_N is None else cluster_N[index]
+        estimates = estimate(scored.take(index), metrics, bootstrap, clusters)
         label = "unknown" if group is None else name(group)
         table.append(Group(name=label, num_faces=len(rows[group]), estimates=estimates))
     return table

@@ -8,18 +8,18 @@ Shapes: N faces, K labels of the grid. Everything is in label units.
 
 from __future__ import annotations
 
-from collections.abc import Collection, Hashable, Sequence
+from collections.abc import Collection, Sequence
 from dataclasses import dataclass
 
 import numpy as np
 import numpy.typing as npt
 import torch
 
-from visage.bootstrap import Bootstrap, Estimate, Group, by_group, estimate
+from visage.bootstrap import Bootstrap, Estimate, Group, by_group, cluster_codes, estimate
 from visage.card import ModelCard
 from visage.faces import FaceTable
 from visage.labels import LabelGrid, central_interval
-from visage.metrics import FloatArray, Metric, Scored, bands, crps, cumulative_score, mean_of, metric_set
+from visage.metrics import FloatArray, IntArray, Metric, Scored, bands, crps, cumulative_score, mean_of, metric_set
 from visage.predictor import Predictions
 
 BATCH = 4096  # faces whose distributions are looked at together, in float64
@@ -40,7 +40,7 @@ class Answers:
 
     name: str
     photo_id_N: Objects
-    cluster_N: list[Hashable]
+    cluster_N: IntArray
     attribute: dict[str, Objects]
     sigma_N: FloatArray
     scored: Scored
@@ -50,7 +50,7 @@ class Answers:
         return Answers(
             name=name,
             photo_id_N=self.photo_id_N[kept_N],
-            cluster_N=[cluster for cluster, kept in zip(self.cluster_N, kept_N, strict=True) if kept],
+            cluster_N=self.cluster_N[kept_N],
             attribute={key: values[kept_N] for key, values in self.attribute.items()},
             sigma_N=self.sigma_N[kept_N],
             scored=self.scored.take(kept_N),
@@ -108,11 +108,11 @@ def answers_of(name: str, table: FaceTable, told: Predictions, grid: LabelGrid, 
         high_N=told.high,
         crps_N=batched_crps(told.probabilities, grid, table.label),
     )
-    people = zip(table.person, table.sha256, strict=True)
+    who = zip(table.person, table.sha256, strict=True)
     return Answers(
         name=name,
         photo_id_N=table.photo_id,
-        cluster_N=[("picture", sha256) if person is None else ("person", person) for person, sha256 in people],
+        cluster_N=cluster_codes([("picture", sha) if person is None else ("person", person) for person, sha in who]),
         attribute={key: getattr(table, key) for key in ATTRIBUTES},
         sigma_N=table.sigma,
         scored=scored,
@@ -175,7 +175,7 @@ def band_name(lower: float, width: float, step: float) -> str:
     return f"{lower:g}-{lower + width - step:g}"
 
 
-def curve(scored: Scored, grid: LabelGrid, bootstrap: Bootstrap, clusters: Sequence[Hashable]) -> dict[float, Estimate]:
+def curve(scored: Scored, grid: LabelGrid, bootstrap: Bootstrap, clusters: IntArray) -> dict[float, Estimate]:
     """CS@k for evenly spaced k from 0 to a fifth of the label range."""
     thresholds = np.linspace(0, (grid.maximum - grid.minimum) / 5, CURVE_STEPS + 1).tolist()
     scores = {f"{threshold}": cumulative_score(threshold) for threshold in thresholds}

@@ -82,10 +82,12 @@ class Metric:
         return float(self.combine(self.per_face(scored).mean(axis=0)))
 
 
-def ratio(average_2: FloatArray) -> FloatArray:
-    """(..., [sum of known values, number of known values]) -> their mean, nan where nothing is known."""
+def ratio(average_S: FloatArray) -> FloatArray:
+    """Averages of [known values, whether known] -> their mean, nan where nothing is known; [values] are means as is."""
+    if average_S.shape[-1] == 1:
+        return average_S[..., 0]
     with np.errstate(invalid="ignore", divide="ignore"):
-        return np.asarray(average_2[..., 0] / average_2[..., 1])
+        return np.asarray(average_S[..., 0] / average_S[..., 1])
 
 
 def mean_of(value: Callable[[Scored], npt.NDArray[np.generic]]) -> Metric:
@@ -94,6 +96,8 @@ def mean_of(value: Callable[[Scored], npt.NDArray[np.generic]]) -> Metric:
     def per_face(scored: Scored) -> FloatArray:
         value_N = value(scored).astype(np.float64)
         known_N = np.isfinite(value_N)
+        if known_N.all():
+            return value_N[:, None]
         return np.stack([np.where(known_N, value_N, 0.0), known_N.astype(np.float64)], axis=1)
 
     return Metric(per_face=per_face, combine=ratio)

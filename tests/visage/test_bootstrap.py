@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 
 from visage import bootstrap as bootstrap_module
-from visage.bootstrap import Bootstrap, Estimate, by_group, cluster_sums, estimate, paired_bootstrap
+from visage.bootstrap import Bootstrap, Estimate, by_group, cluster_codes, cluster_sums, estimate, paired_bootstrap
 from visage.metrics import Scored, mae, metric_set, pearson
 
 BOOTSTRAP = Bootstrap(num_resamples=400, interval=0.9, seed=7)
@@ -37,7 +37,7 @@ def test_estimates_equal_a_loop_over_resamples(clustered: bool) -> None:
         [np.flatnonzero(np.array(person_N) == name) for name in names] if clustered else list(np.arange(60)[:, None])
     )
     metrics = metric_set([3, 5])
-    found = estimate(scored, metrics, BOOTSTRAP, person_N if clustered else None)
+    found = estimate(scored, metrics, BOOTSTRAP, cluster_codes(person_N) if clustered else None)
     samples = [scored.take(rows) for rows in naive_draws(units, BOOTSTRAP)]
     for name in ("mae", "rmse", "pearson", "epsilon_error", "bias", "cs_3", "cs_5"):
         low, high = np.quantile([metrics[name](sample) for sample in samples], [0.05, 0.95])
@@ -69,15 +69,16 @@ def test_drawing_people_widens_the_interval_when_their_pictures_err_alike() -> N
     person_N = np.repeat(np.arange(40), 10)
     scored = Scored.of_points(np.zeros(400), generator.normal(0, 5, 40)[person_N])
     plain = estimate(scored, {"mae": mae}, BOOTSTRAP)["mae"]
-    clustered = estimate(scored, {"mae": mae}, BOOTSTRAP, person_N.tolist())["mae"]
+    clustered = estimate(scored, {"mae": mae}, BOOTSTRAP, person_N)["mae"]
     assert clustered.value == plain.value
     assert clustered.high - clustered.low > 2 * (plain.high - plain.low)
 
 
 def test_a_face_without_a_person_stands_for_itself() -> None:
     summand_NS = np.arange(4.0)[:, None]
-    assert cluster_sums(summand_NS, ["a", None, "a", None]).ravel().tolist() == [2, 1, 3]
-    assert cluster_sums(summand_NS, [0, 1, 0, 1]).ravel().tolist() == [2, 4]
+    assert cluster_sums(summand_NS, cluster_codes(["a", None, "a", None])).ravel().tolist() == [2, 1, 3]
+    assert cluster_sums(summand_NS, cluster_codes([0, 1, 0, 1])).ravel().tolist() == [2, 4]
+    assert cluster_codes(["b", "a", "b", None, None]).tolist() == [0, 1, 0, 2, 3]
 
 
 def test_undefined_metrics_stay_undefined_without_a_warning() -> None:

@@ -29,7 +29,7 @@ def calibrated_answers(size: int, width: float, person: bool) -> Answers:
     return Answers(
         name="test",
         photo_id_N=np.array([f"{row}.jpg" for row in range(size)], dtype=object),
-        cluster_N=[("person", row // 10) if person else ("picture", row) for row in range(size)],
+        cluster_N=np.arange(size) // (10 if person else 1),
         attribute={
             "sex": np.array([None] * size, dtype=object),
             "ethnicity": np.array(["a", "b"] * (size // 2), dtype=object),
