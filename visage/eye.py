@@ -10,7 +10,6 @@ from __future__ import annotations
 import math
 from dataclasses import dataclass
 from functools import cache
-from itertools import permutations
 
 import torch
 from torch import Tensor
@@ -20,7 +19,6 @@ from visage.card import NormaliseCard
 
 GREY = (0.299, 0.587, 0.114)  # ITU-R BT.601, the weights of Torch7's and Pillow's grey
 PAPER_NORMALISE = NormaliseCard(mean=(0.5958, 0.4637, 0.4065), std=(0.2693, 0.2409, 0.2352))  # released code
-JITTER_ORDERS = tuple(permutations(("brightness", "contrast", "saturation")))
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -29,7 +27,7 @@ class AugmentationSettings:
 
     `min_scale`: the crop is down-sampled to U(min_scale, 1) of its side and back (the paper's "random scaling", 112 to
     224 of 224 px). `rotation_degrees`: U(-r, r), bilinear, black fill. `zoom` and `translation`: U(1-z, 1+z) and
-    U(-t, t) of the side. `jitter`: brightness, contrast and saturation factors U(1-j, 1+j) in random order.
+    U(-t, t) of the side. `jitter`: brightness, contrast and saturation factors U(1-j, 1+j).
     `erase_probability`: one rectangle of 2 to 20 % of the crop becomes the mean colour.
     """
 
@@ -56,7 +54,7 @@ def training_view(
     """uint8 crops (B,3,H,W) -> augmented, normalised float32 of the same shape.
 
     Geometry is one resampling, and grey, jitter and normalisation together are one affine map of the colours of each
-    face. The jitter order is drawn once for every 16 faces, all else for each face.
+    face.
     """
     view_BCHW = crops_BCHW.to(torch.float32)
     if settings.min_scale < 1:
@@ -120,36 +118,21 @@ def _colour_maps(
 ) -> tuple[Tensor, Tensor]:
     """Per face, the matrix (B,3,3) and offset (B,3) that grey, jitter and normalisation amount to.
 
-    All of them are affine in the colours; contrast pulls towards the grey level of the face's mean colour, which each
-    step carries along. Nothing is clipped in between, as in the released code.
+    Brightness scales, contrast pulls towards the grey level of the face's mean colour, saturation pulls towards each
+    pixel's own grey level, and grey is saturation 0. Nothing is clipped in between, as in the released code, so the
+    random order in which it applies them has no effect: a scale commutes with the rest, and neither of the pulls
+    changes what the other pulls to.
     """
     count, grey_C = len(mean_BC), torch.tensor(GREY)
-    to_grey_CC = grey_C.expand(3, 3)
-    matrix_BCC = torch.eye(3).expand(count, 3, 3).clone()
-    matrix_BCC[torch.rand(count, generator=generator) < settings.grey_probability] = to_grey_CC
-    offset_BC = torch.zeros(count, 3)
-    names = ("brightness", "contrast", "saturation")
-    factors = {name: _uniform(1 - settings.jitter, 1 + settings.jitter, count, generator)[:, None] for name in names}
-    orders = torch.randint(len(JITTER_ORDERS), (math.ceil(count / 16),), generator=generator).tolist()
-    for chunk, order in enumerate(orders):
-        part = slice(16 * chunk, 16 * chunk + 16)
-        for name in JITTER_ORDERS[order] if settings.jitter else ():
-            factor_B1 = factors[name][part]
-            if name == "saturation":
-                keep_B11 = factor_B1[:, :, None]
-                mix_BCC = keep_B11 * torch.eye(3) + (1 - keep_B11) * to_grey_CC
-                matrix_BCC[part] = mix_BCC @ matrix_BCC[part]
-                offset_BC[part] = (mix_BCC @ offset_BC[part][:, :, None])[:, :, 0]
-                continue
-            if name == "contrast":
-                now_BC = (matrix_BCC[part] @ mean_BC[part][:, :, None])[:, :, 0] + offset_BC[part]
-                pull_BC = (1 - factor_B1) * (now_BC @ grey_C)[:, None]
-            else:
-                pull_BC = torch.zeros_like(offset_BC[part])
-            matrix_BCC[part] = factor_B1[:, :, None] * matrix_BCC[part]
-            offset_BC[part] = factor_B1 * offset_BC[part] + pull_BC
+    is_grey_B11 = (torch.rand(count, generator=generator) < settings.grey_probability)[:, None, None]
+    brightness_B11, contrast_B11, saturation_B11 = (
+        _uniform(1 - settings.jitter, 1 + settings.jitter, count, generator)[:, None, None] for _ in range(3)
+    )
+    saturation_B11 = saturation_B11.masked_fill(is_grey_B11, 0.0)
+    mix_BCC = saturation_B11 * torch.eye(3) + (1 - saturation_B11) * grey_C.expand(3, 3)
+    offset_BC = (brightness_B11 * (1 - contrast_B11))[:, 0] * (mean_BC @ grey_C)[:, None]
     mean_C, std_C = torch.tensor(normalise.mean), torch.tensor(normalise.std)
-    return matrix_BCC / std_C[:, None], (offset_BC - mean_C) / std_C
+    return brightness_B11 * contrast_B11 * mix_BCC / std_C[:, None], (offset_BC - mean_C) / std_C
 
 
 def _erase(view_BCHW: Tensor, settings: AugmentationSettings, generator: torch.Generator) -> Tensor:
