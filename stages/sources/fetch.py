@@ -114,7 +114,9 @@ def _fetch_with_patience(filesystem: Any, path: str, target: Path, num_bytes: in
             _append_rest(filesystem, path, _part(target), num_bytes, budget)
             _part(target).replace(target)
             return
-        except (OSError, TimeoutError, EOFError) as error:
+        except ValueError:  # a limit: trying again changes nothing
+            raise
+        except Exception as error:  # every kind of store has its own words for a broken connection
             broke = error
             time.sleep(FIRST_PAUSE_S * 2**attempt if attempt + 1 < NUM_ATTEMPTS else 0)
     raise ValueError(f"{path}: broke off {NUM_ATTEMPTS} times ({broke}); run again, it goes on from there") from broke

@@ -20,7 +20,8 @@ from typing import NamedTuple
 
 from PIL import Image, UnidentifiedImageError
 
-FORMATS = ("JPEG", "PNG", "WEBP", "GIF", "BMP", "TIFF", "PPM", "JPEG2000", "AVIF")  # MPO is opened as JPEG
+from visage.photos import FORMATS
+
 DRAFT_FACTOR = 8
 CHUNK_PHOTOS = 128
 FEW_PHOTOS = 1024  # starting processes takes longer than these
@@ -57,21 +58,23 @@ def measure(raw_dir: Path, photo_id: str, bounds: Bounds) -> Measured:
     data = path.read_bytes()
     digest = hashlib.sha256(data).hexdigest()
     width = height = 0
-    reason = None
+    unreadable: str | None = None
     try:
         width, height = decoded_size(data, bounds.max_photo_pixels)
     except UnidentifiedImageError:  # its own text holds a memory address
-        reason = f"not a picture in a known format ({', '.join(FORMATS)})" if data else "empty file"
+        unreadable = f"not a picture in a known format ({', '.join(FORMATS)})" if data else "empty file"
     except Exception as error:  # Pillow's plugins raise whatever their parsers stumble over
-        reason = f"cannot be decoded: {str(error) or type(error).__name__}"[:200]
-    return Measured(photo_id, status.st_size, status.st_mtime_ns, digest, width, height, reason)
+        unreadable = f"cannot be decoded: {str(error) or type(error).__name__}"[:200]
+    return Measured(photo_id, status.st_size, status.st_mtime_ns, digest, width, height, unreadable)
 
 
 def decoded_size(data: bytes, max_photo_pixels: int) -> tuple[int, int]:
     """(width, height) of the first frame, after decoding it; any exception means unreadable."""
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")  # odd metadata is no reason to lose a photo
-        with Image.open(io.BytesIO(data), formats=FORMATS) as image:
+        Image.init()  # or a format that nothing opened before is unknown
+        known = [name for name in FORMATS if name in Image.OPEN]
+        with Image.open(io.BytesIO(data), formats=known) as image:
             width, height = image.size
             if width * height > max_photo_pixels:
                 raise ValueError(f"{width} x {height} pixels, over limits.max_photo_pixels {max_photo_pixels}")

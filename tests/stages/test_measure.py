@@ -1,0 +1,58 @@
+"""Every photo's measures are true, or there is a reason why it cannot be read."""
+
+from __future__ import annotations
+
+import hashlib
+import os
+from pathlib import Path
+
+import pytest
+
+from stages.sources.measure import Bounds, decoded_size, measure, measure_all
+from tests.stages.photo_sets import lay, photo, three_people
+
+HOSTILE: dict[str, bytes] = {
+    "truncated.jpg": photo(1, 200, 200)[:-700],
+    "truncated.png": photo(1, kind="PNG")[:-200],
+    "empty.jpg": b"",
+    "text.jpg": b"this is no picture" * 20,
+    "huge.png": photo(2, 1100, 1000, "PNG"),
+    "heavy.bmp": photo(3, 600, 600, "BMP"),
+}
+
+
+@pytest.mark.parametrize("name", HOSTILE)
+def test_unreadable_photos_have_a_reason_and_nothing_else(name: str, tmp_path: Path) -> None:
+    lay(tmp_path, {name: HOSTILE[name]})
+    found = measure(tmp_path, name, Bounds(10**7 if name == "huge.png" else 10**6, 10**6))
+    reason = {"truncated": "truncated", "empty": "empty", "text": "known format", "huge": "max_photo_pixels"}
+    assert found.unreadable is not None
+    assert (reason | {"heavy": "max_photo_bytes"})[name.split(".")[0]] in found.unreadable
+    assert (found.width, found.height, found.num_bytes) == (0, 0, len(HOSTILE[name]))
+    assert found.sha256 == hashlib.sha256(HOSTILE[name]).hexdigest()
+    assert found == measure(tmp_path, name, Bounds(10**7 if name == "huge.png" else 10**6, 10**6)), "no addresses in it"
+
+
+@pytest.mark.parametrize("kind", ["JPEG", "PNG", "WEBP", "GIF", "BMP", "TIFF"])
+def test_every_format_is_measured_whatever_its_suffix(kind: str, tmp_path: Path) -> None:
+    lay(tmp_path, {"x.dat": photo(1, 37, 21, kind)})
+    assert measure(tmp_path, "x.dat", Bounds(10**6, 10**6))[4:] == (37, 21, None)
+
+
+def test_a_jpeg_cut_anywhere_is_unreadable() -> None:
+    data = photo(1, 90, 70)
+    for kept in range(0, len(data) - 1, 97):
+        with pytest.raises((OSError, SyntaxError)):
+            decoded_size(data[:kept], 10**6)
+
+
+def test_processes_measure_as_one_does(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    photos = three_people()
+    lay(tmp_path, photos)
+    names, bounds = sorted(photos), Bounds(10**6, 10**6)
+    alone = list(measure_all(tmp_path, names, len(names), bounds))
+    monkeypatch.setattr("stages.sources.measure.FEW_PHOTOS", 0)
+    monkeypatch.setattr("stages.sources.measure.CHUNK_PHOTOS", 3)
+    monkeypatch.setattr(os, "sched_getaffinity", lambda _: {0, 1})
+    assert list(measure_all(tmp_path, names, len(names), bounds)) == alone
+    assert [found.photo_id for found in alone] == names
