@@ -7,6 +7,7 @@
 from __future__ import annotations
 
 import ast
+import functools
 import sys
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -47,6 +48,12 @@ def module_file(root: Path, module: str) -> Path | None:
     return next((file for file in candidates if file.is_file()), None)
 
 
+@functools.cache
+def parsed(file: Path) -> ast.Module:
+    """A file's syntax tree; every rule reads every file."""
+    return ast.parse(file.read_text(encoding="utf-8"))
+
+
 def is_typing_block(node: ast.AST) -> bool:
     """`if TYPE_CHECKING:` is never run."""
     return isinstance(node, ast.If) and isinstance(node.test, ast.Name) and node.test.id == "TYPE_CHECKING"
@@ -54,7 +61,7 @@ def is_typing_block(node: ast.AST) -> bool:
 
 def imports(root: Path, file: Path) -> Iterator[Import]:
     """Every import that can run; `from a import b` counts as a.b where that is a module of ours, else as a."""
-    yield from _walk(root, ast.parse(file.read_text(encoding="utf-8")), lazy=False)
+    yield from _walk(root, parsed(file), lazy=False)
 
 
 def _walk(root: Path, node: ast.AST, *, lazy: bool) -> Iterator[Import]:
@@ -85,7 +92,7 @@ def with_parents(root: Path, module: str) -> list[str]:
 def _says_something(file: Path | None) -> bool:
     if file is None:
         return False
-    body = ast.parse(file.read_text(encoding="utf-8")).body
+    body = parsed(file).body
     return any(not (isinstance(node, ast.Expr) and isinstance(node.value, ast.Constant)) for node in body)
 
 

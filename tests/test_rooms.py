@@ -12,7 +12,7 @@ from pathlib import Path
 
 import pytest
 
-from tests.imports import REPOSITORY, ROOMS, closure, imports, module_file, room_files
+from tests.imports import REPOSITORY, ROOMS, closure, imports, module_file, parsed, room_files
 
 MAY_IMPORT = {
     "visage": {"visage"},
@@ -80,7 +80,7 @@ def more_than_a_bare_gpu_machine_has(root: Path) -> Iterator[str]:
 def environment_read_by_the_maths(root: Path) -> Iterator[str]:
     """visage takes tensors and arguments, never the environment."""
     for file in room_files(root, "visage"):
-        for node in ast.walk(ast.parse(file.read_text(encoding="utf-8"))):
+        for node in ast.walk(parsed(file)):
             if isinstance(node, ast.Attribute) and node.attr in ("environ", "getenv"):
                 yield f"{file.relative_to(root).as_posix()}:{node.lineno} reads the environment"
 
@@ -94,7 +94,7 @@ def names_that_say_nothing(root: Path) -> Iterator[str]:
 def settings_with_a_fallback(root: Path) -> Iterator[str]:
     """Rule 7: no `.get(key, default)` on settings."""
     for name, file in all_files(root):
-        for node in ast.walk(ast.parse(file.read_text(encoding="utf-8"))):
+        for node in ast.walk(parsed(file)):
             match node:
                 case ast.Call(func=ast.Attribute(attr="get", value=owner), args=[_, _]):
                     words = set(ast.unparse(owner).replace("[", ".").split("."))
@@ -107,7 +107,7 @@ def settings_with_a_fallback(root: Path) -> Iterator[str]:
 def settings_classes_with_defaults(root: Path) -> Iterator[str]:
     """Rule 7: types in frozen, keyword-only dataclasses; defaults nowhere."""
     for name, file in all_files(root):
-        for node in ast.walk(ast.parse(file.read_text(encoding="utf-8"))):
+        for node in ast.walk(parsed(file)):
             if not (isinstance(node, ast.ClassDef) and node.name.endswith("Settings")):
                 continue
             decorators = " ".join(ast.unparse(decorator) for decorator in node.decorator_list)
@@ -125,7 +125,7 @@ def stages_out_of_form(root: Path) -> Iterator[str]:
         if file is None:
             yield f"stages/{stage}.py is missing"
             continue
-        tree = ast.parse(file.read_text(encoding="utf-8"))
+        tree = parsed(file)
         functions = {node.name: node.args for node in tree.body if isinstance(node, ast.FunctionDef)}
         if not ast.get_docstring(tree):
             yield f"stages/{stage}.py has no docstring"
@@ -133,7 +133,7 @@ def stages_out_of_form(root: Path) -> Iterator[str]:
             yield f"stages/{stage}.py has no function {stage}"
         elif "report" not in [argument.arg for argument in functions[stage].args + functions[stage].kwonlyargs]:
             yield f"stages/{stage}.py: {stage} takes no report"
-    runnable = {file.stem for file in room_files(root, "stages") if "__main__" in file.read_text(encoding="utf-8")}
+    runnable = {file.stem for file in (root / "stages").glob("*.py") if "__main__" in file.read_text(encoding="utf-8")}
     yield from (f"stages/{name}.py cannot be run" for name in sorted(set(STAGES) - runnable))
     yield from (f"stages: {name}.py runs and is no stage" for name in sorted(runnable - set(STAGES) - {"settings"}))
 
