@@ -1,0 +1,287 @@
+"""Faces with labels become a model: its start, its phases, its card, and what is refused before anything is trained."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pandas as pd
+import pytest
+import torch
+from safetensors.torch import load_file
+
+import stages.finetune
+from stages.finetune import FinetuneSettings, finetune
+from stages.pretrain import pretrain
+from tests.small_faces import (
+    ALIGNMENT,
+    DETECTOR,
+    GRID,
+    RECIPE,
+    finetune_settings,
+    pretrain_settings,
+    some_faces,
+    write_faces,
+)
+from visage.card import NormaliseCard, load_model
+from visage.eye import evaluation_view
+from visage.faces import FaceTable
+from visage.labels import LabelGrid
+from visage.methods import METHODS, LossSettings
+
+OTHER_NORMALISE = NormaliseCard(mean=(0.5, 0.5, 0.5), std=(1.0, 1.0, 1.0))
+
+
+@pytest.fixture
+def faces(tmp_path: Path) -> Path:
+    return write_faces(tmp_path / "faces", some_faces())
+
+
+@pytest.fixture(scope="module")
+def backbone(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A backbone of four people."""
+    folder = tmp_path_factory.mktemp("identity")
+    pretrain(pretrain_settings(epochs=1), faces=write_faces(folder / "faces", some_faces()),
+             checkpoints=folder / "checkpoints", backbone=folder / "backbone", history=folder / "pretrain.csv",
+             report=lambda *_: None)  # fmt: skip
+    return folder / "backbone"
+
+
+def run(folder: Path, faces: Path, settings: FinetuneSettings, backbone: Path | None = None) -> pd.DataFrame:
+    """The history after a run in `folder`."""
+    finetune(settings, faces=faces, backbone=backbone or folder / "none", checkpoints=folder / "checkpoints",
+             model=folder / "model", history=folder / "finetune.csv", report=lambda *_: None)  # fmt: skip
+    return pd.read_csv(folder / "finetune.csv")
+
+
+def loss_settings(**changes: Any) -> LossSettings:
+    values: dict[str, Any] = {"lambda_": 1.0, "kl_reduction": "sum", "min_sigma": 0.5}
+    return LossSettings(**(values | changes))
+
+
+# ---------------------------------------------------------------------------------------------------------------------
+# What comes out
+# ---------------------------------------------------------------------------------------------------------------------
+
+
+def test_model_carries_what_it_needs(tmp_path: Path, faces: Path) -> None:
+    settings = finetune_settings()
+    history = run(tmp_path, faces, settings)
+    network, card = load_model(tmp_path / "model")
+    assert (card.grid, card.method, card.decode, card.normalise) == (GRID, "dldl_v2", "expectation", settings.normalise)
+    assert dataclasses.asdict(card.alignment) == ALIGNMENT
+    assert dataclasses.asdict(card.detector) == DETECTOR | {"thresholds": tuple(DETECTOR["thresholds"])}  # type: ignore[arg-type]
+    assert (card.data["train"]["num_faces"], card.data["val"]["num_faces"]) == (20, 6)
+    assert card.training["recipe"] == "small"
+    assert card.training["loss"] == dataclasses.asdict(settings.loss)
+    assert set(history) == {"epoch", "train_loss", "learning_rate", "val_mae", "seconds"}
+    assert card.metrics == {"val": {"val_mae": history["val_mae"].iloc[-1]}}
+    assert network.head.out_features == GRID.num_labels
+
+
+def test_validation_figure_is_the_saved_models_error(tmp_path: Path, faces: Path) -> None:
+    history = run(tmp_path, faces, finetune_settings())
+    network, card = load_model(tmp_path / "model")
+    table = FaceTable.open(faces, ["val"])
+    with torch.inference_mode():
+        p_BK = network(evaluation_view(table.decode(np.arange(6)), card.normalise)).softmax(1)
+    value_B = (p_BK @ torch.from_numpy(GRID.labels()).float()).numpy()
+    assert history["val_mae"].iloc[-1] == pytest.approx(np.abs(value_B - table.label).mean(), abs=1e-4)
+
+
+def test_same_settings_same_bytes_other_seed_others(tmp_path: Path, faces: Path) -> None:
+    weights = []
+    for number, seed in enumerate((1, 1, 2)):
+        run(tmp_path / str(number), faces, finetune_settings(seed=seed, epochs=1))
+        weights.append((tmp_path / str(number) / "model" / "model.safetensors").read_bytes())
+    assert weights[0] == weights[1] != weights[2]
+
+
+@pytest.mark.parametrize("changes", [{"num_workers": 0}, {"num_workers": 3}, {"cache_mb": 0}])
+def test_how_faces_are_read_changes_nothing(tmp_path: Path, faces: Path, changes: dict[str, Any]) -> None:
+    for name, settings in (("plain", finetune_settings(epochs=1)), ("other", finetune_settings(epochs=1, **changes))):
+        run(tmp_path / name, faces, settings)
+    first, second = (load_file(tmp_path / name / "model" / "model.safetensors") for name in ("plain", "other"))
+    assert all(torch.equal(first[name], second[name]) for name in first)
+
+
+def test_labels_are_learnt(tmp_path: Path) -> None:
+    """Brightness tells the label: a few epochs are far better than the mean label, and brighter is older."""
+    recipe = dataclasses.replace(RECIPE, learning_rate=5e-3)
+    settings = finetune_settings(epochs=12, recipes={"small": recipe}, augmentation="none")
+    rows = some_faces(64, 16, 0)
+    history = run(tmp_path, write_faces(tmp_path / "faces", rows), settings)
+    assert history["train_loss"].iloc[-1] < 0.5 * history["train_loss"].iloc[0]
+    labels = np.array([row["label"] for row in rows if row["split"] == "val"])
+    assert history["val_mae"].iloc[-1] < 0.6 * np.abs(labels - labels.mean()).mean()
+    network, card = load_model(tmp_path / "model")
+    greys_BCHW = torch.tensor([80, 110, 140, 170, 200], dtype=torch.uint8)[:, None, None, None].expand(5, 3, 32, 32)
+    value_B = network(evaluation_view(greys_BCHW, card.normalise)).softmax(1) @ torch.from_numpy(GRID.labels()).float()
+    assert value_B.tolist() == sorted(value_B.tolist())
+
+
+# ---------------------------------------------------------------------------------------------------------------------
+# Its start
+# ---------------------------------------------------------------------------------------------------------------------
+
+
+def start_of(folder: Path, faces: Path, settings: FinetuneSettings, backbone: Path) -> dict[str, torch.Tensor]:
+    """The state before the first step: `_start` alone."""
+    folder.mkdir(exist_ok=True)
+    return stages.finetune._start(settings, FaceTable.open(faces, ["train"]), backbone).state_dict()
+
+
+def test_trunk_comes_from_the_backbone_and_the_head_does_not(tmp_path: Path, faces: Path, backbone: Path) -> None:
+    trained = load_file(backbone / "backbone.safetensors")
+    scratch = start_of(tmp_path, faces, finetune_settings(), backbone)
+    started = start_of(tmp_path, faces, finetune_settings(init="backbone"), backbone)
+    trunk = [name for name in started if not name.startswith("head.")]
+    assert len(trunk) == len(started) - 2 == 13 * 6
+    assert all(torch.equal(started[name], trained[name]) for name in trunk)
+    assert not any(torch.equal(scratch[name], trained[name]) for name in trunk if name.endswith("0.weight"))
+    assert trained["head.weight"].shape == (4, 128)
+    assert all(torch.equal(started[name], scratch[name]) for name in ("head.weight", "head.bias"))
+
+
+@pytest.mark.parametrize(
+    ("key", "settings", "alignment"),
+    [
+        ("network", finetune_settings(init="backbone", network="thin"), ALIGNMENT),
+        ("normalise", finetune_settings(init="backbone", normalise=OTHER_NORMALISE), ALIGNMENT),
+        ("alignment", finetune_settings(init="backbone"), ALIGNMENT | {"face_scale": 1.4}),
+    ],
+)  # fmt: skip
+def test_backbone_of_other_make_is_refused(
+    tmp_path: Path, backbone: Path, key: str, settings: FinetuneSettings, alignment: dict[str, Any]
+) -> None:
+    faces = write_faces(tmp_path / "faces", some_faces(), alignment=alignment)
+    with pytest.raises(ValueError, match=rf"the backbone's {key} is .*finetune\.init: scratch"):
+        run(tmp_path, faces, settings, backbone)
+
+
+def test_absent_or_damaged_backbone_is_refused(tmp_path: Path, faces: Path, backbone: Path) -> None:
+    settings = finetune_settings(init="backbone")
+    with pytest.raises(ValueError, match=r"backbone\.json: missing"):
+        run(tmp_path, faces, settings, tmp_path / "nowhere")
+    damaged = tmp_path / "damaged"
+    damaged.mkdir()
+    (damaged / "backbone.json").write_bytes((backbone / "backbone.json").read_bytes())
+    (damaged / "backbone.safetensors").write_bytes((backbone / "backbone.safetensors").read_bytes()[:-8])
+    with pytest.raises(ValueError, match=r"backbone\.safetensors: truncated or edited"):
+        run(tmp_path, faces, settings, damaged)
+
+
+# ---------------------------------------------------------------------------------------------------------------------
+# Its phases
+# ---------------------------------------------------------------------------------------------------------------------
+
+
+def test_two_stages_are_kl_alone_then_a_zeroed_bias_then_all(
+    tmp_path: Path, faces: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    lambdas: list[float] = []
+    biases: list[float] = []
+    plain_fit, method = stages.finetune.fit, METHODS["dldl_v2"]
+
+    def watched_loss(*arguments: Any) -> torch.Tensor:
+        lambdas.append(arguments[4].lambda_)
+        return method.loss(*arguments)
+
+    def watched_fit(network: Any, *arguments: Any, **rest: Any) -> Any:
+        biases.append(network.head.bias.abs().sum().item())
+        return plain_fit(network, *arguments, **rest)
+
+    monkeypatch.setitem(METHODS, "dldl_v2", dataclasses.replace(method, loss=watched_loss))
+    monkeypatch.setattr("stages.finetune.fit", watched_fit)
+    history = run(tmp_path, faces, finetune_settings(schedule="two_stage", loss=loss_settings(lambda_=3.0)))
+    assert lambdas == [0.0] * 6 + [3.0] * 6  # 20 faces by 8 are 3 steps, 2 epochs a phase
+    assert biases == [0.0, 0.0]
+    assert history["epoch"].tolist() == [1, 2, 3, 4]
+    rates = history["learning_rate"].tolist()
+    assert rates[2:] == rates[:2]  # the second phase has a schedule of its own
+
+
+def test_second_phase_goes_on_from_the_model_of_the_first(tmp_path: Path, faces: Path) -> None:
+    """Each phase by itself, the second from the first one's average with its bias zeroed, gives the same weights."""
+    loss = loss_settings(lambda_=3.0)
+    run(tmp_path / "both", faces, finetune_settings(schedule="two_stage", loss=loss))
+    run(tmp_path / "first", faces, finetune_settings(loss=dataclasses.replace(loss, lambda_=0.0)))
+    first = load_model(tmp_path / "first" / "model")[0]
+    torch.nn.init.zeros_(first.head.bias)
+    settings = finetune_settings(seed=1, loss=loss)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr("stages.finetune._start", lambda *_: first)
+        run(tmp_path / "second", faces, settings)
+    both, second = (load_file(tmp_path / name / "model" / "model.safetensors") for name in ("both", "second"))
+    assert all(torch.equal(both[name], second[name]) for name in both)
+
+
+@pytest.mark.parametrize(
+    "changes", [{"method": "er"}, {"pooling": "gap"}, {"decode": "median"}, {"augmentation": "extended"}]
+)
+def test_every_choice_trains(tmp_path: Path, faces: Path, changes: dict[str, Any]) -> None:
+    history = run(tmp_path, faces, finetune_settings(epochs=1, **changes))
+    assert np.isfinite(history.to_numpy()).all()
+    load_model(tmp_path / "model")
+
+
+def test_sigma_of_the_faces_goes_before_the_fixed_one(tmp_path: Path) -> None:
+    """A fixed sigma has no say where each face has its own."""
+    rows = some_faces()
+    for row in rows:
+        row["sigma"] = 15.0
+    faces = write_faces(tmp_path / "faces", rows)
+    own, fixed = (
+        run(tmp_path / str(sigma), faces, finetune_settings(epochs=1, fixed_sigma=sigma)) for sigma in (3.0, 30.0)
+    )
+    assert own["train_loss"].tolist() == fixed["train_loss"].tolist()
+
+
+# ---------------------------------------------------------------------------------------------------------------------
+# Refusals
+# ---------------------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("label", [-3.0, 100.5, None])
+def test_label_off_the_grid_is_refused_by_its_photo(tmp_path: Path, label: float | None) -> None:
+    rows = some_faces()
+    photo = [row for row in rows if row["split"] == "train"][7]
+    photo["label"] = label
+    with pytest.raises(
+        ValueError, match=rf"{photo['photo_id']}: label .* off the grid 0\.0\.\.100\.0 \(1 such faces\)"
+    ):
+        run(tmp_path, write_faces(tmp_path / "faces", rows), finetune_settings())
+
+
+def test_grid_too_narrow_for_the_faces_is_refused(tmp_path: Path, faces: Path) -> None:
+    grid = LabelGrid(minimum=40.0, step=1.0, maximum=60.0)
+    with pytest.raises(
+        ValueError, match=r"train/\d+\.jpg: label .* off the grid 40\.0\.\.60\.0 .*widen finetune\.grid"
+    ):
+        run(tmp_path, faces, finetune_settings(grid=grid))
+
+
+@pytest.mark.parametrize("name", ["method", "decode", "recipe", "augmentation"])
+def test_unknown_name_is_refused_with_those_known(tmp_path: Path, faces: Path, name: str) -> None:
+    with pytest.raises(ValueError, match=rf"finetune\.{name}: 'unheard of' is unknown; known: "):
+        run(tmp_path, faces, finetune_settings(**{name: "unheard of"}))
+    assert not (tmp_path / "model").exists()
+
+
+def test_too_few_faces_are_refused(tmp_path: Path) -> None:
+    with pytest.raises(ValueError, match="fewer than 2 training faces"):
+        run(tmp_path, write_faces(tmp_path / "faces", some_faces(1, 2, 2)), finetune_settings())
+
+
+def test_checkpoints_of_other_settings_are_not_taken(tmp_path: Path, faces: Path) -> None:
+    run(tmp_path, faces, finetune_settings(epochs=1))
+    run(tmp_path, faces, finetune_settings(epochs=1, loss=loss_settings(lambda_=0.0)))
+    run(tmp_path / "fresh", faces, finetune_settings(epochs=1, loss=loss_settings(lambda_=0.0)))
+    first, second = (load_file(folder / "model" / "model.safetensors") for folder in (tmp_path, tmp_path / "fresh"))
+    assert all(torch.equal(first[name], second[name]) for name in first)
+    assert (
+        json.loads((tmp_path / "model" / "card.json").read_text(encoding="utf-8"))["training"]["loss"]["lambda_"] == 0
+    )
