@@ -76,7 +76,7 @@ def plot_tables(evaluation: Evaluation, card: ModelCard, seed: int) -> dict[str,
     if len(rows) > MAX_POINTS:
         rows = np.sort(np.random.default_rng(seed).choice(rows, MAX_POINTS, replace=False))
     by_band = [
-        {card.quantity: group.name, "num_faces": group.num_faces, "mae": mae.value, "mae_low": mae.low}
+        {"label": group.name, "num_faces": group.num_faces, "mae": mae.value, "mae_low": mae.low}
         | {"mae_high": mae.high, "bias": group.estimates["bias"].value}
         for group in evaluation.groups[card.quantity]
         for mae in [group.estimates["mae"]]
@@ -86,6 +86,6 @@ def plot_tables(evaluation: Evaluation, card: ModelCard, seed: int) -> dict[str,
     ]
     return {
         "predicted_vs_true": pd.DataFrame({"label": scored.label_N[rows], "prediction": scored.prediction_N[rows]}),
-        "error_by_age": pd.DataFrame(by_band),
+        "error_by_label": pd.DataFrame(by_band),
         "cs_curve": pd.DataFrame(curve),
     }

@@ -208,7 +208,7 @@ def test_the_page_needs_nothing_else_and_shows_every_picture(reports: Path) -> N
 
 def test_plot_tables_hold_what_dvc_draws(reports: Path) -> None:
     points, bands, curve = (
-        pd.read_csv(reports / "plots" / f"{name}.csv") for name in ("predicted_vs_true", "error_by_age", "cs_curve")
+        pd.read_csv(reports / "plots" / f"{name}.csv") for name in ("predicted_vs_true", "error_by_label", "cs_curve")
     )
     assert len(points) == NUM_TEST
     assert bands["num_faces"].sum() == NUM_TEST
