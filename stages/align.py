@@ -110,6 +110,7 @@ def align(
             raise ValueError(f"{path}: missing; {remedy}")
     if not gate.is_file():
         raise ValueError(f"{gate}: no validation report, so the data did not pass; see what the validate stage says")
+    summary.unlink(missing_ok=True)  # what lies there afterwards speaks of this run
     table, left_out = pq.ParquetFile(manifest), read_quarantine(quarantine)
     num_rows = table.metadata.num_rows
     paths = shard_paths(faces, num_rows, settings.shard_rows)
@@ -151,7 +152,8 @@ def run_local(num_workers: int, work: Work, chunks: Iterable[list[Row]]) -> Iter
         finally:
             torch.set_num_threads(threads)
         return
-    context, source = get_context("spawn"), iter(chunks)
+    context, source = get_context("forkserver"), iter(chunks)
+    context.set_forkserver_preload(["visage.detect"])  # torch is imported once, not once a process
     pool = ProcessPoolExecutor(num_workers, mp_context=context, initializer=torch.set_num_threads, initargs=(1,))
     try:
         running: deque[Future[Outcome]] = deque(
