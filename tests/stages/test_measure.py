@@ -4,6 +4,9 @@ from __future__ import annotations
 
 import hashlib
 import os
+import subprocess
+import sys
+import time
 from pathlib import Path
 
 import pytest
@@ -56,3 +59,35 @@ def test_processes_measure_as_one_does(tmp_path: Path, monkeypatch: pytest.Monke
     monkeypatch.setattr(os, "sched_getaffinity", lambda _: {0, 1})
     assert list(measure_all(tmp_path, names, len(names), bounds)) == alone
     assert [found.photo_id for found in alone] == names
+
+
+def test_no_worker_outlives_a_killed_run(tmp_path: Path) -> None:
+    lay(tmp_path, three_people())
+    program = """if __name__ == "__main__":
+    import multiprocessing, os, pathlib, sys
+    from stages.sources import measure
+    measure.FEW_PHOTOS, measure.CHUNK_PHOTOS = 0, 1
+    os.sched_getaffinity = lambda _: {0, 1}
+    found = measure.measure_all(pathlib.Path(sys.argv[1]), ["person0/0.jpg"] * 20, 20, measure.Bounds(10**6, 10**6))
+    next(found)
+    print(*[child.pid for child in multiprocessing.active_children()], flush=True)
+    sys.stdin.read()
+"""
+    script = tmp_path / "program.py"
+    script.write_text(program)
+    command = [sys.executable, str(script), str(tmp_path)]
+    environment = {**os.environ, "PYTHONPATH": str(Path(__file__).parents[2])}
+    with subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, env=environment) as run:
+        assert run.stdout is not None
+        workers = [Path(f"/proc/{int(pid)}/cmdline") for pid in run.stdout.readline().split()]
+        assert workers
+        run.kill()
+        patience = time.monotonic() + 20
+        while any(_is_alive(worker) for worker in workers) and time.monotonic() < patience:
+            time.sleep(0.05)
+        assert not any(_is_alive(worker) for worker in workers)
+
+
+def _is_alive(command_line: Path) -> bool:
+    """Whether a process runs still (a zombie has no command line)."""
+    return command_line.exists() and command_line.read_bytes() != b""
