@@ -84,7 +84,7 @@ results: $(STAMP)  ## write docs/results.md anew from the tracked result files i
 
 .PHONY: bench
 bench: $(STAMP)  ## the measurements of bench/, one after the other; minutes, on an idle machine
-	@set -e; for script in bench/*.py; do echo "== $$script"; $(BIN)/python "$$script"; done
+	@set -e; for file in bench/[a-z]*.py; do echo "== $$file"; $(BIN)/python -m "bench.$$(basename "$$file" .py)"; done
 
 .PHONY: test
 test: $(STAMP)  ## the tests that take seconds
