@@ -301,4 +301,4 @@ def test_a_persons_photos_lie_within_the_span() -> None:
 def test_the_contact_sheet(tmp_path: Path) -> None:
     drawn_sheet(tmp_path / "sheet.png", num_people=2, px=24, seed=1)
     with Image.open(tmp_path / "sheet.png") as sheet:
-        assert sheet.size == (240, 48)
+        assert sheet.size == (192, 48)

@@ -13,14 +13,13 @@ from PIL import Image
 from visage.drawn.face import draw_face
 from visage.drawn.people import SKIN_TONES, sample_person, sample_photo
 
-SHEET_AGES = (0.5, 3.0, 8.0, 15.0, 25.0, 38.0, 50.0, 62.0, 75.0, 88.0)
+SHEET_AGES = (0.5, 4.0, 10.0, 20.0, 35.0, 50.0, 66.0, 84.0)
 
 
 def drawn_sheet(path: Path, num_people: int, px: int, seed: int) -> None:
     """Writes a picture with a row a person (skin tones from light to dark, women and men in turn) and a column an age.
 
-    Every other row is clean, the others have all that photos may have; noise is left out and colours are reduced to 256
-    to keep the file small.
+    Two rows are clean, two have all that photos may have, and so on; sensor noise is left out to keep the file small.
     """
     rows = []
     for index in range(num_people):
@@ -32,7 +31,7 @@ def drawn_sheet(path: Path, num_people: int, px: int, seed: int) -> None:
         photos = [sample_photo(person, rng, age, clean=index % 4 < 2) for age in SHEET_AGES]
         rows.append(np.hstack([draw_face(dataclasses.replace(photo, noise=0.0), px) for photo in photos]))
     file = io.BytesIO()
-    sheet = Image.fromarray(np.vstack(rows)).quantize(256)
+    sheet = Image.fromarray(np.vstack(rows))
     sheet.save(file, format="PNG", optimize=True)
     part = path.with_name(f".{path.name}.part")
     part.write_bytes(file.getvalue())
@@ -40,4 +39,4 @@ def drawn_sheet(path: Path, num_people: int, px: int, seed: int) -> None:
 
 
 if __name__ == "__main__":
-    drawn_sheet(Path(sys.argv[1]), num_people=6, px=96, seed=4)
+    drawn_sheet(Path(sys.argv[1]), num_people=5, px=84, seed=4)
