@@ -52,10 +52,12 @@ def small_network(card: ModelCard, seed: int = 0) -> ThinVGG:
     network = build(card.network.name, card.network.pooling, card.network.num_outputs)
     initialise(network, torch.Generator().manual_seed(seed))
     crops = some_crops(64, seed=1).float() / 128 - 1
-    for _ in range(20):
-        network.train()(crops)
+    for module in network.modules():
+        if isinstance(module, torch.nn.BatchNorm2d):
+            module.momentum = 1.0
+    network.train()(crops)
     network.eval()
-    network.head.weight *= 3 / network(crops).std()
+    network.head.weight /= network(crops).std()
     return network
 
 

@@ -1,0 +1,119 @@
+"""The export stage: what it writes, and that a missed parity or a foreign face table leaves nothing behind."""
+
+from __future__ import annotations
+
+import dataclasses
+import io
+import json
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
+import pytest
+from PIL import Image
+
+from stages.export import ExportSettings, export
+from tests.small_model import small_card, small_model, some_crops
+from visage.export import load_onnx
+from visage.faces import FACE_SCHEMA, METADATA_KEY, FaceTable
+from visage.predictor import Predictor
+
+SETTINGS = ExportSettings(dtype="float16", parity_faces=10, parity_tolerance=1e-3)
+
+
+def jpeg(crop: np.ndarray) -> bytes:
+    stream = io.BytesIO()
+    Image.fromarray(crop).save(stream, "JPEG", quality=90)
+    return stream.getvalue()
+
+
+def face_table(folder: Path, count: int = 14, split: str = "test", **alignment: Any) -> Path:
+    """A shard of random crops."""
+    card = small_card()
+    eye = {
+        "alignment": dataclasses.asdict(card.alignment) | alignment,
+        "detector": dataclasses.asdict(card.detector),
+    }
+    rows = [
+        {"photo_id": f"{i:03}.jpg", "sha256": "", "jpeg": jpeg(crop.permute(1, 2, 0).numpy()), "box": [0.0] * 4,
+         "landmarks": [0.0] * 10, "probability": 1.0, "num_faces": 1, "found": "mtcnn", "label": 30.0, "sigma": None,
+         "person": None, "sex": None, "ethnicity": None, "split": split}
+        for i, crop in enumerate(some_crops(count))
+    ]  # fmt: skip
+    schema = FACE_SCHEMA.with_metadata({METADATA_KEY: json.dumps(eye).encode()})
+    folder.mkdir()
+    pq.write_table(pa.Table.from_pylist(rows, schema=schema), folder / "part-00000.parquet")
+    return folder
+
+
+def silent(step: int, values: Any) -> None: ...
+
+
+def test_a_model_becomes_an_exported_folder(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    model, faces, target = (
+        small_model(tmp_path / "model"),
+        face_table(tmp_path / "faces"),
+        tmp_path / "models" / "export",
+    )
+    seen: dict[str, float] = {}
+    export(SETTINGS, model=model, faces=faces, export=target, report=lambda _, values: seen.update(values))
+    assert sorted(path.name for path in target.parent.iterdir()) == ["export"]
+    assert sorted(path.name for path in target.iterdir()) == [
+        "card.json",
+        "model.onnx",
+        "model.safetensors",
+        "parity.json",
+    ]
+    parity = json.loads((target / "parity.json").read_text())
+    assert parity["num_faces"] == 10
+    assert 0 <= parity["max_abs_difference"] <= 1e-3
+    assert parity["max_abs_rounding"] > 0
+    assert parity.items() <= seen.items()
+    assert str(target) in capsys.readouterr().out
+    crops = FaceTable.open(faces, ["test"]).decode(np.arange(14))
+    values = [p.predict_crops(crops).value for p in (Predictor.load(target), load_onnx(target / "model.onnx"))]
+    np.testing.assert_allclose(*values, rtol=0, atol=1e-3)
+    assert (target / "model.safetensors").stat().st_size < 0.53 * (model / "model.safetensors").stat().st_size
+
+
+def test_a_second_export_takes_the_place_of_the_first(tmp_path: Path) -> None:
+    model, faces, target = small_model(tmp_path / "model"), face_table(tmp_path / "faces"), tmp_path / "export"
+    target.mkdir()
+    (target / "stale.txt").write_text("from before")
+    export(SETTINGS, model=model, faces=faces, export=target, report=silent)
+    assert not (target / "stale.txt").exists()
+
+
+def test_missed_parity_writes_nothing_and_keeps_what_was_there(tmp_path: Path) -> None:
+    model, faces, target = small_model(tmp_path / "model"), face_table(tmp_path / "faces"), tmp_path / "export"
+    target.mkdir()
+    (target / "card.json").write_text("the last good one")
+    strict = dataclasses.replace(SETTINGS, parity_tolerance=-1.0)
+    with pytest.raises(ValueError, match=r"export\.parity_tolerance"):
+        export(strict, model=model, faces=faces, export=target, report=silent)
+    assert [path.name for path in target.iterdir()] == ["card.json"]
+    assert not (tmp_path / ".export.part").exists()
+
+
+@pytest.mark.parametrize(
+    ("table", "complaint"),
+    [
+        ({"split": "train"}, "no faces of split 'test'"),
+        ({"face_scale": 1.0}, r"'face_scale': 1\.0.*card says.*'face_scale': 0\.75"),
+    ],
+)
+def test_faces_that_do_not_fit_are_refused(tmp_path: Path, table: dict[str, Any], complaint: str) -> None:
+    model, faces = small_model(tmp_path / "model"), face_table(tmp_path / "faces", **table)
+    with pytest.raises(ValueError, match=complaint):
+        export(SETTINGS, model=model, faces=faces, export=tmp_path / "export", report=silent)
+    assert not (tmp_path / "export").exists()
+
+
+def test_a_truncated_model_is_refused(tmp_path: Path) -> None:
+    model, faces = small_model(tmp_path / "model"), face_table(tmp_path / "faces")
+    weights = model / "model.safetensors"
+    weights.write_bytes(weights.read_bytes()[:-10])
+    with pytest.raises(ValueError, match="sha256"):
+        export(SETTINGS, model=model, faces=faces, export=tmp_path / "export", report=silent)
