@@ -53,7 +53,7 @@ def validate(
     failures = [outcome for outcome in findings.outcomes if outcome.result == "failed"]
     if failures:
         _write_json(failed, document)
-        raise ValueError(_complaint(failures, manifest, failed))
+        raise ValueError(_complaint(failures, len(findings.outcomes), manifest, failed))
     with written_whole(quarantine) as part, part.open("w", encoding="utf-8", newline="") as lines:
         writer = csv.writer(lines, lineterminator="\n")
         writer.writerow(["photo_id", "check", "reason"])
@@ -67,11 +67,13 @@ def expect(findings: Findings, name: str, docs: Path) -> Verdicts:
     """Tells Great Expectations every bound, lets it judge the measures, and writes its static site into `docs`."""
     os.environ["GX_ANALYTICS_ENABLED"] = "false"
     import great_expectations as gx  # six seconds, so not for whoever only wants the settings
+    from great_expectations.core.run_identifier import RunIdentifier
     from great_expectations.data_context.types.base import ProgressBarsConfig
 
     context = gx.get_context(mode="ephemeral")
     context.variables.progress_bars = ProgressBarsConfig(globally=False)
     source = context.data_sources.add_pandas(name)
+    run = RunIdentifier(run_name=name)
     tables = {True: ("photos", findings.photos), False: ("set", pd.DataFrame([findings.set_measures]))}
     verdicts: dict[tuple[str, str], Mapping[str, Any]] = {}
     for is_about_photos, (table, measures) in tables.items():
@@ -81,10 +83,9 @@ def expect(findings: Findings, name: str, docs: Path) -> Verdicts:
         suite = context.suites.add(gx.ExpectationSuite(name=table, expectations=_expectations(outcomes)))
         batch = source.add_dataframe_asset(table).add_batch_definition_whole_dataframe("all")
         definition = gx.ValidationDefinition(name=table, data=batch, suite=suite)
-        columns = [*(["photo_id"] if is_about_photos else []), *sorted({b.measure for o in outcomes for b in o.bounds})]
+        columns = sorted({bound.measure for outcome in outcomes for bound in outcome.bounds})
         ran = context.validation_definitions.add(definition).run(
-            batch_parameters={"dataframe": measures[columns]},
-            result_format={"result_format": "SUMMARY", "unexpected_index_column_names": columns[:1]},
+            batch_parameters={"dataframe": measures[columns]}, result_format="SUMMARY", run_id=run
         )
         verdicts |= dict(map(_verdict, ran.results))
     _write_docs(context, docs)
@@ -92,16 +93,20 @@ def expect(findings: Findings, name: str, docs: Path) -> Verdicts:
 
 
 def _expectations(outcomes: list[Outcome]) -> list[Any]:
+    """One expectation a bound; on the one row of the whole set it is about the maximum, whose value the docs show."""
+    from great_expectations.expectations.core.expect_column_max_to_be_between import ExpectColumnMaxToBeBetween
     from great_expectations.expectations.core.expect_column_values_to_be_between import ExpectColumnValuesToBeBetween
     from great_expectations.expectations.metadata_types import FailureSeverity
 
+    kinds: dict[bool, Any] = {True: ExpectColumnValuesToBeBetween, False: ExpectColumnMaxToBeBetween}
     return [
-        ExpectColumnValuesToBeBetween(
+        kinds[outcome.is_about_photos](
             column=bound.measure,
             min_value=bound.minimum,
             max_value=bound.maximum,
             severity=FailureSeverity(SEVERITY[outcome.policy]),
-            notes=f"{outcome.check} ({outcome.policy}): {outcome.claim}",
+            description=f"{outcome.check} ({outcome.policy}): {outcome.claim}; {bound}",
+            notes="; ".join(": ".join(example.values()) for example in outcome.examples) or None,
             meta={"check": outcome.check},
         )
         for outcome in outcomes
@@ -113,7 +118,8 @@ def _verdict(one: Any) -> tuple[tuple[str, str], Mapping[str, Any]]:
     """One expectation's result -> (check, measure), and whether it was met and by how many rows not."""
     if one.exception_info["raised_exception"]:
         raise RuntimeError(f"Great Expectations could not judge {one.expectation_config}: {one.exception_info}")
-    judged = {"success": bool(one.success), "unexpected": int(one.result["unexpected_count"])}
+    outside = int(one.result["unexpected_count"]) if "unexpected_count" in one.result else int(not one.success)
+    judged = {"success": bool(one.success), "outside": outside}
     return (one.expectation_config.meta["check"], one.expectation_config.kwargs["column"]), judged
 
 
@@ -143,7 +149,7 @@ def _told(outcome: Outcome, findings: Findings, verdicts: Verdicts) -> dict[str,
     told = [verdicts[outcome.check, bound.measure] for bound in outcome.bounds]
     assert any(not verdict["success"] for verdict in told) == bool(outcome.found), f"two counts differ: {outcome}"
     bounds = [
-        {"measure": b.measure, "minimum": b.minimum, "maximum": b.maximum, "outside": verdict["unexpected"]}
+        {"measure": b.measure, "minimum": b.minimum, "maximum": b.maximum, "outside": verdict["outside"]}
         for b, verdict in zip(outcome.bounds, told, strict=True)
     ]
     if not outcome.is_about_photos:
@@ -162,8 +168,8 @@ def _told(outcome: Outcome, findings: Findings, verdicts: Verdicts) -> dict[str,
     }
 
 
-def _complaint(failures: list[Outcome], manifest: Path, failed: Path) -> str:
-    lines = [f"{manifest}: {len(failures)} checks failed"]
+def _complaint(failures: list[Outcome], num_checks: int, manifest: Path, failed: Path) -> str:
+    lines = [f"{manifest}: {len(failures)} of {num_checks} checks failed"]
     for outcome in failures:
         first = outcome.examples[0]
         where = (

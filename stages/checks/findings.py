@@ -108,8 +108,9 @@ def _schema_outcome(faults: list[str]) -> Outcome:
 
 def _row_outcome(check: str, photos: pd.DataFrame, settings: ValidateSettings) -> Outcome:
     rule, policy = ROW_RULES[check], settings.policy[check]
-    rows = np.flatnonzero(rule.found(photos, settings))
-    first = rows[:NUM_EXAMPLES]
+    found_N = rule.found(photos, settings)
+    rows = np.flatnonzero(found_N)
+    first = np.flatnonzero(found_N if rule.leaves is None else found_N & rule.leaves(photos))[:NUM_EXAMPLES]
     reasons = zip(photos["photo_id"].iloc[first], rule.reasons(photos, first, settings), strict=True)
     return Outcome(
         check=check,

@@ -56,7 +56,8 @@ def measure(manifest: Path) -> pd.DataFrame:
 
     photo_id, unreadable, label, sigma, sex, ethnicity as they are; split as its place in SPLITS; has_label, readable
     (0 or 1); shorter_px, longer_px, aspect_ratio (>= 1), bytes_per_px of the readable; and per group of identical
-    pictures (same sha256) and of the same person, the columns of `_pictures` and `_people`.
+    pictures (same sha256) and of the same person, the columns of `_pictures` and `_people`. What rules bound has 64
+    bits: any other width Great Expectations compares one by one in Python, a hundred times slower.
     """
     codes = {name: place for place, name in enumerate(SPLITS)}
     split = _column(manifest, "split").dictionary_encode().combine_chunks()
@@ -64,7 +65,7 @@ def measure(manifest: Path) -> pd.DataFrame:
     split_N = place_of[split.indices.to_numpy()]
     columns = {"photo_id": _column(manifest, "photo_id").to_pandas(), "split": split_N}
     columns |= {name: _column(manifest, name).to_numpy().astype(np.float64) for name in ("label", "sigma")}
-    columns["has_label"] = np.isfinite(columns["label"]).astype(np.int8)
+    columns["has_label"] = np.isfinite(columns["label"]).astype(np.int64)
     columns["unreadable"] = _column(manifest, "unreadable").to_pandas()
     columns |= _sizes(manifest)
     columns |= _pictures(_picture_codes(manifest), split_N, columns["label"])
@@ -107,7 +108,7 @@ def _person_codes(manifest: Path) -> np.ndarray:
 def _sizes(manifest: Path) -> dict[str, np.ndarray]:
     readable = _column(manifest, "unreadable").is_null().to_numpy()
     width, height, num_bytes = (
-        _column(manifest, name).to_numpy().astype(np.float32) for name in ("width", "height", "num_bytes")
+        _column(manifest, name).to_numpy().astype(np.float64) for name in ("width", "height", "num_bytes")
     )
     shorter, longer = np.minimum(width, height), np.maximum(width, height)
     sized = readable & (shorter > 0)
@@ -115,7 +116,7 @@ def _sizes(manifest: Path) -> dict[str, np.ndarray]:
     with np.errstate(divide="ignore", invalid="ignore"):
         sizes["aspect_ratio"] = np.where(sized, longer / shorter, np.nan)
         sizes["bytes_per_px"] = np.where(sized, num_bytes / (width * height), np.nan)
-    return {"readable": readable.astype(np.int8)} | {name: size.astype(np.float32) for name, size in sizes.items()}
+    return {"readable": readable.astype(np.int64)} | sizes
 
 
 def _pictures(picture_N: np.ndarray, split_N: np.ndarray, label_N: np.ndarray) -> dict[str, np.ndarray]:
@@ -132,9 +133,9 @@ def _pictures(picture_N: np.ndarray, split_N: np.ndarray, label_N: np.ndarray) -
     firmest_N = _firmest(counts_GS)[picture_N]
     return {
         "picture": picture_N.astype(np.int32),
-        "copies_in_split": counts_GS.reshape(-1)[cells].astype(np.int32),
+        "copies_in_split": counts_GS.reshape(-1)[cells],
         "first_in_split": first_GS[cells],
-        "splits_of_picture": (counts_GS > 0).sum(1).astype(np.int8)[picture_N],
+        "splits_of_picture": (counts_GS > 0).sum(1)[picture_N],
         "firmest_split": firmest_N,
         "firmest_copy": first_GS[picture_N * len(SPLITS) + firmest_N],
         "label_gap": _gaps(picture_N, counts_GS.sum(1)[picture_N] > 1, label_N),
@@ -148,10 +149,10 @@ def _people(person_N: np.ndarray, split_N: np.ndarray) -> dict[str, np.ndarray]:
     code_N = np.where(unnamed, person_N.max(initial=-1) + 1, person_N)  # the unnamed share a last, ignored group
     counts_GS = _counts(code_N, split_N)
     return {
-        "named": (~unnamed).astype(np.int8),
+        "named": (~unnamed).astype(np.int64),
         "person": person_N.astype(np.int32),
-        "photos_of_person": np.where(unnamed, np.nan, counts_GS.sum(1)[code_N]).astype(np.float32),
-        "splits_of_person": np.where(unnamed, 0, (counts_GS > 0).sum(1)[code_N]).astype(np.int8),
+        "photos_of_person": np.where(unnamed, np.nan, counts_GS.sum(1)[code_N]),
+        "splits_of_person": np.where(unnamed, 0, (counts_GS > 0).sum(1)[code_N]),
         "firmest_split_of_person": _firmest(counts_GS)[code_N],
     }
 

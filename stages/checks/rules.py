@@ -27,6 +27,14 @@ class Bound:
     minimum: float | None = None
     maximum: float | None = None
 
+    def __str__(self) -> str:
+        ends = [
+            f"{word} {end:g}"
+            for word, end in (("at least", self.minimum), ("at most", self.maximum))
+            if end is not None
+        ]
+        return f"{self.measure} {' and '.join(ends)}"
+
     def outside(self, values_N: np.ndarray) -> np.ndarray:
         found_N = np.zeros(len(values_N), bool)
         if self.minimum is not None:

@@ -11,12 +11,13 @@ from typing import Any
 
 import pyarrow as pa
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 from scipy.stats import entropy
 
 from stages.checks.findings import Outcome, inspect
 from stages.checks.measures import SPLITS, divergence, measure
+from stages.checks.rules import ROW_RULES
 from stages.checks.settings import ABOUT_LABELS, POLICIES, ValidateSettings
 from tests.stages.manifests import REPORT_ALL, SAME, SETTINGS, Row, clean_rows, row, with_policy, write
 from visage.faces import MANIFEST_SCHEMA
@@ -82,7 +83,7 @@ def test_every_check_finds_its_planted_defect_and_no_other(check: str, tmp_path:
     found = outcome(check, tmp_path, clean_rows() + planted)
     assert (found.found, found.result) == (num_found, "reported")
     assert reason in found.examples[0]["reason"]
-    assert {each["photo_id"] for each in found.examples} == {each["photo_id"] for each in planted}
+    assert {each["photo_id"] for each in found.examples} <= {each["photo_id"] for each in planted}
     assert outcome(check, tmp_path, clean_rows() + twin).result == "passed"
 
 
@@ -165,6 +166,7 @@ def test_photos_without_labels_need_a_person(tmp_path: Path) -> None:
     assert outcome("images_per_person", tmp_path, rows, settings).result == "passed"
 
 
+@settings(max_examples=40)
 @given(st.lists(st.tuples(st.integers(0, 3), st.sampled_from(SPLITS), st.integers(0, 2)), min_size=1, max_size=12))
 def test_measures_of_identical_pictures_against_loops(
     tmp_path_factory: pytest.TempPathFactory, drawn: list[tuple[int, str, int]]
@@ -185,6 +187,13 @@ def test_measures_of_identical_pictures_against_loops(
         assert rows[told["firmest_copy"]]["split"] == SPLITS[max(splits)]
         labels = [other["label"] for _, other in group]
         assert (told["label_gap"], told["photos_of_person"]) == (max(labels) - min(labels), len(group))
+
+
+def test_measures_are_as_wide_as_great_expectations_wants_them(tmp_path: Path) -> None:
+    """Any other number is compared one by one in Python: minutes at a million photos."""
+    photos = measure(write(tmp_path, clean_rows()))
+    bounded = {bound.measure for rule in ROW_RULES.values() for bound in rule.bounds(SETTINGS)}
+    assert {str(photos[name].dtype) for name in bounded} == {"int64", "float64"}
 
 
 def test_divergence_is_the_smoothed_kullback_leibler_divergence() -> None:

@@ -4,15 +4,26 @@ from __future__ import annotations
 
 import csv
 import json
+import warnings
 from dataclasses import replace
+from importlib import import_module
 from pathlib import Path
 
 import pytest
 
 from stages.checks.findings import inspect
+from stages.checks.page import page
 from stages.checks.settings import ValidateSettings
 from stages.validate import validate
 from tests.stages.manifests import SAME, SETTINGS, Row, clean_rows, row, with_policy, write
+
+
+@pytest.fixture
+def imported_quietly() -> None:
+    """Great Expectations warns on import (of its own libraries), and is then held to warn no more."""
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        import_module("great_expectations")
 
 
 class Folder:
@@ -37,6 +48,7 @@ class Folder:
         )
 
 
+@pytest.mark.usefixtures("imported_quietly")
 def test_the_gate(tmp_path: Path) -> None:
     """Pass, pass again to the same bytes, then fail: the old report is gone, and the error says what to do."""
     folder = Folder(tmp_path)
@@ -59,15 +71,22 @@ def test_the_gate(tmp_path: Path) -> None:
             ["zz", "duplicates", "same bytes as z"],
         ]
     assert folder.reported["quarantined"] == 2
-    page = next((folder.docs / "validations" / "photos").rglob("*.html")).read_text(encoding="utf-8")
-    assert "116" in page
+    [verdicts] = (folder.docs / "validations" / "photos").rglob("*.html")
+    claims = (folder.docs / "expectations" / "photos.html").read_text(encoding="utf-8")
+    assert "every photo has a label inside the range" in verdicts.read_text(encoding="utf-8")
+    assert "label 116 lies outside 0 to 100" in claims
     assert (folder.docs / "index.html").is_file()
+
+    table = page({"Planted": told})
+    assert "| train / val / test | 16 / 6 / 6 |\n| left after quarantine | 14 / 6 / 6 |" in table
+    assert "| `duplicates` | 2 in 1 pictures, 1 quarantined |" in table
+    assert "| `people_across_splits` | nothing known |" in table
 
     folder.run(rows, settings)
     assert folder.result.read_bytes() == first
 
     with pytest.raises(
-        ValueError, match=r"(?s)1 checks failed.*label_range: 1 photos.*first: x: label 116.*params.yaml"
+        ValueError, match=r"(?s)1 of 15 checks failed.*label_range: 1 photos.*first: x: label 116.*params.yaml"
     ):
         folder.run(rows, with_policy(settings, label_range="fail"))
     assert not folder.result.exists()
