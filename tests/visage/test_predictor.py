@@ -3,21 +3,28 @@
 from __future__ import annotations
 
 import dataclasses
+import hashlib
 import io
 import json
 import sys
 from pathlib import Path
 
 import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
 import pytest
 import torch
 from PIL import Image
 
+from stages.align import AlignSettings
+from stages.align import align as align_photos
 from tests.small_model import CROP_PX, small_card, small_model, small_network, some_crops
 from visage import align, predictor
-from visage.detect import Faces
+from visage.detect import DetectorSettings, Faces
+from visage.drawn import encode_face, sample_person, sample_photo
 from visage.engine import TorchEngine
 from visage.eye import evaluation_view
+from visage.faces import MANIFEST_SCHEMA, FaceTable
 from visage.labels import LabelGrid
 from visage.predictor import Predictions, Predictor, as_document, default_model_folder
 
@@ -152,6 +159,47 @@ def test_a_photo_gets_the_numbers_of_evaluation() -> None:
     np.testing.assert_array_equal([face.probabilities for face in result.faces], expected.probabilities)
     assert (result.width, result.height, result.reason) == (260, 240, None)
     assert sum(face.chosen for face in result.faces) == 1
+
+
+def test_photo_files_get_the_numbers_of_the_align_stage_s_faces(tmp_path: Path) -> None:
+    """Drawn photos, the real detector, the real stage: what evaluation reads from the shards, exactly."""
+    rng = np.random.default_rng(11)
+    photos = {f"{i}.jpg": encode_face(sample_photo(sample_person(rng), rng, clean=True), 96) for i in range(3)}
+    rows = []
+    for number, (name, data) in enumerate(photos.items()):
+        (tmp_path / name).write_bytes(data)
+        known = {
+            "photo_id": name,
+            "sha256": hashlib.sha256(data).hexdigest(),
+            "num_bytes": len(data),
+            "width": 96,
+            "height": 96,
+            "label": number + 0.5,
+        }
+        rows.append(dict.fromkeys(MANIFEST_SCHEMA.names) | known | {"split": "test"})
+    pq.write_table(pa.Table.from_pylist(rows, schema=MANIFEST_SCHEMA), tmp_path / "manifest.parquet")
+    (tmp_path / "quarantine.csv").write_text("photo_id,check,reason\n")
+    (tmp_path / "gate.json").write_text("{}")
+    how = CARD.alignment
+    settings = AlignSettings(
+        crop_px=how.crop_px, face_scale=how.face_scale, jpeg_quality=how.jpeg_quality, choose="centre_largest",
+        detector=DetectorSettings(**dataclasses.asdict(CARD.detector)), fallback="none", min_detection_rate=0.5,
+        shard_rows=2, num_workers=0,
+    )  # fmt: skip
+    files = {name: tmp_path / f"{name}.{kind}" for name, kind in (("manifest", "parquet"), ("quarantine", "csv"))}
+    align_photos(
+        settings, **files, gate=tmp_path / "gate.json", raw=tmp_path, faces=tmp_path / "faces",
+        rejects=tmp_path / "rejects.csv", summary=tmp_path / "align.json", report=lambda *_: None,
+    )  # fmt: skip
+    answering = Predictor(NETWORK, CARD)
+    table = FaceTable.open(tmp_path / "faces", ["test"])
+    assert dataclasses.asdict(CARD.alignment) == table.alignment
+    evaluated = answering.predict_crops(table.decode(np.arange(len(table))))
+    results = answering.predict_photos([tmp_path / name for name in table.photo_id])
+    chosen = [next(face for face in result.faces if face.chosen) for result in results]
+    assert len(chosen) == 3
+    for name in ("value", "std", "low", "high"):
+        np.testing.assert_array_equal([getattr(face, name) for face in chosen], getattr(evaluated, name))
 
 
 def test_bad_photos_do_not_harm_their_neighbours(tmp_path: Path) -> None:
