@@ -10,9 +10,10 @@ import numpy as np
 import pytest
 import torch
 from facenet_pytorch import MTCNN
+from facenet_pytorch.models.utils.detect_face import nms_numpy
 from PIL import Image
 
-from visage.detect import Detector, DetectorSettings, Faces, Photo
+from visage.detect import Detector, DetectorSettings, Faces, Photo, _suppressed
 from visage.drawn import draw_face, sample_person, sample_photo
 from visage.photos import read_photo
 
@@ -91,6 +92,22 @@ def test_equals_the_reference_on_photos_of_mixed_sizes_in_one_call(
 def test_equals_the_reference_under_other_settings(changes: dict[str, object], crowd: Photo) -> None:
     settings = dataclasses.replace(SETTINGS, **changes)  # type: ignore[arg-type]
     assert_same(Detector(settings).detect([crowd])[0], reference(crowd, settings))
+
+
+@pytest.mark.parametrize("seed", range(20))
+def test_faces_within_faces_are_dropped_as_the_reference_drops_them(seed: int) -> None:
+    """The last suppression, by the smaller area: real photos seldom reach it."""
+    rng = np.random.default_rng(seed)
+    start = rng.uniform(0, 40, (30, 2))
+    boxes = np.concatenate([start, start + rng.uniform(10, 60, (30, 2))], axis=1).astype(np.float32)
+    scores = rng.uniform(0.7, 1, 30).astype(np.float32)
+    kept = nms_numpy(boxes, scores, 0.7, "Min")
+    found = _suppressed(boxes, boxes[:, :2, None].repeat(5, 2).transpose(0, 2, 1), scores)
+    assert 1 < len(kept) < 30
+    assert set(found.probabilities_N.tolist()) == set(scores[kept].tolist())
+    areas = (found.boxes_N4[:, 2:] - found.boxes_N4[:, :2]).prod(axis=1)
+    assert (np.diff(areas) <= 0).all()
+    np.testing.assert_array_equal(found.landmarks_N52[:, 0], found.boxes_N4[:, :2])
 
 
 def test_nothing_is_found_in_nothing() -> None:
