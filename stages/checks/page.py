@@ -23,7 +23,7 @@ def page(reports: Mapping[str, Mapping[str, Any]]) -> str:
         "photos": [f"{told['photos']:,}" for told in reports.values()],
         "train / val / test": [_splits(told, "photos") for told in reports.values()],
         "left after quarantine": [_splits(told, "kept") for told in reports.values()],
-        "names repaired, photos skipped": [_skipped(told) for told in reports.values()],
+        "lines of skipped.csv: repaired, skipped": [_skipped(told) for told in reports.values()],
     }
     checks = dict.fromkeys(check["check"] for told in reports.values() for check in told["checks"])
     rows |= {f"`{name}`": [_check(told, name) for told in reports.values()] for name in checks}
