@@ -5,7 +5,7 @@ can run on data that failed. On failure `<role>.failed.json` says the same besid
 `stages/checks/`: measures of every photo, and rules that bound them; Great Expectations is told the rules, judges the
 measures and draws the docs. The report holds no time and no run's name: same manifest, same settings, same bytes.
 
-Ten seconds, most of them the import of Great Expectations; a million photos half a minute.
+Ten seconds of a core, most of them imports; fifteen for a million photos, forty and 3.3 GB for five million.
 """
 
 from __future__ import annotations
