@@ -45,6 +45,7 @@ from visage import align as alignment
 from visage import detect, integral, photos
 from visage.detect import Detector, DetectorSettings, Faces, Photo
 from visage.photos import PhotoError, read_photo
+from visage.processes import die_with_parent
 
 Work = Callable[[list[Row]], Outcome]
 Runner = Callable[[Work, Iterable[list[Row]]], Iterator[Outcome]]  # outcomes in the chunks' order
@@ -154,7 +155,7 @@ def run_local(num_workers: int, work: Work, chunks: Iterable[list[Row]]) -> Iter
         return
     context, source = get_context("forkserver"), iter(chunks)
     context.set_forkserver_preload(["visage.detect"])  # torch is imported once, not once a process
-    pool = ProcessPoolExecutor(num_workers, mp_context=context, initializer=torch.set_num_threads, initargs=(1,))
+    pool = ProcessPoolExecutor(num_workers, mp_context=context, initializer=_start_worker)
     try:
         running: deque[Future[Outcome]] = deque(
             pool.submit(work, part) for part in itertools.islice(source, 4 * num_workers)
@@ -164,6 +165,11 @@ def run_local(num_workers: int, work: Work, chunks: Iterable[list[Row]]) -> Iter
             running.extend(pool.submit(work, part) for part in itertools.islice(source, 1))
     finally:
         pool.shutdown(wait=True, cancel_futures=True)
+
+
+def _start_worker() -> None:
+    die_with_parent()
+    torch.set_num_threads(1)
 
 
 def align_photos(settings: AlignSettings, raw: Path, rows: list[Row]) -> Outcome:

@@ -14,14 +14,14 @@ from collections import deque
 from collections.abc import Iterable, Iterator
 from concurrent.futures import Future, ProcessPoolExecutor
 from itertools import islice
-from multiprocessing import get_context, parent_process
+from multiprocessing import get_context
 from pathlib import Path
-from threading import Thread
 from typing import NamedTuple
 
 from PIL import Image, UnidentifiedImageError
 
 from visage.photos import FORMATS
+from visage.processes import die_with_parent
 
 DRAFT_FACTOR = 8
 CHUNK_PHOTOS = 128
@@ -92,25 +92,13 @@ def measure_all(raw_dir: Path, photo_ids: Iterable[str], num_photos: int, bounds
         yield from (measure(raw_dir, photo_id, bounds) for photo_id in remaining)
         return
     waiting: deque[Future[list[Measured]]] = deque()
-    with ProcessPoolExecutor(num_workers, get_context("spawn"), initializer=_die_with_parent) as pool:
+    with ProcessPoolExecutor(num_workers, get_context("spawn"), initializer=die_with_parent) as pool:
         while chunk := list(islice(remaining, CHUNK_PHOTOS)):
             waiting.append(pool.submit(_measure_chunk, raw_dir, chunk, bounds))
             if len(waiting) > 4 * num_workers:
                 yield from waiting.popleft().result()
         while waiting:
             yield from waiting.popleft().result()
-
-
-def _die_with_parent() -> None:
-    """In a worker: ends it when the run that started it is killed; it would wait for work forever."""
-
-    def watch() -> None:
-        parent = parent_process()
-        assert parent is not None
-        parent.join()
-        os._exit(1)
-
-    Thread(target=watch, daemon=True).start()
 
 
 def _measure_chunk(raw_dir: Path, photo_ids: list[str], bounds: Bounds) -> list[Measured]:

@@ -203,8 +203,13 @@ def _mapped(draw: Callable[[int], list[DrawnPhoto]], people: range, num_workers:
         _keep_memory()
         yield from map(draw, people)
         return
-    with get_context("spawn").Pool(num_workers, initializer=_keep_memory) as pool:
+    with get_context("spawn").Pool(num_workers, initializer=_start_worker) as pool:
         yield from pool.imap(draw, people, CHUNK_PEOPLE)
+
+
+def _start_worker() -> None:
+    die_with_parent()
+    _keep_memory()
 
 
 def _keep_memory() -> None:
