@@ -35,6 +35,7 @@ from visage.drawn.people import (
     sample_person,
     sample_photo,
 )  # fmt: skip
+from visage.processes import die_with_parent
 
 LABELS, SETTINGS = "labels.csv", ".drawn.json"
 CHUNK_PEOPLE = 4
