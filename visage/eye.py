@@ -79,10 +79,10 @@ def _down_and_up(view_BCHW: Tensor, settings: AugmentationSettings, generator: t
     """
     scale_B = _uniform(settings.min_scale, 1.0, len(view_BCHW), generator).tolist()
     height, width = view_BCHW.shape[-2:]
-    rows_B1HH = torch.stack([_down_and_up_matrix(height, round(height * scale)) for scale in scale_B])[:, None]
-    columns_B1WW = torch.stack([_down_and_up_matrix(width, round(width * scale)) for scale in scale_B])[:, None]
-    device = view_BCHW.device
-    return rows_B1HH.to(device) @ view_BCHW @ columns_B1WW.to(device).mT
+    rows_BHH = torch.stack([_down_and_up_matrix(height, round(height * scale)) for scale in scale_B])
+    columns_BWW = torch.stack([_down_and_up_matrix(width, round(width * scale)) for scale in scale_B])
+    across_BCHW = (view_BCHW.flatten(1, 2) @ columns_BWW.to(view_BCHW.device).mT).view_as(view_BCHW)
+    return rows_BHH.to(view_BCHW.device)[:, None] @ across_BCHW
 
 
 @cache
@@ -98,7 +98,8 @@ def _move(view_BCHW: Tensor, settings: AugmentationSettings, generator: torch.Ge
     count = len(view_BCHW)
     flip_B = torch.rand(count, generator=generator) < settings.flip_probability
     if not (settings.rotation_degrees or settings.zoom or settings.translation):
-        return torch.where(flip_B.to(view_BCHW.device)[:, None, None, None], view_BCHW.flip(3), view_BCHW)
+        turned = flip_B.nonzero()[:, 0].to(view_BCHW.device)
+        return view_BCHW.index_copy(0, turned, view_BCHW[turned].flip(3)) if len(turned) else view_BCHW
     angle_B = _uniform(-1, 1, count, generator) * math.radians(settings.rotation_degrees)
     zoom_B = 1 / _uniform(1 - settings.zoom, 1 + settings.zoom, count, generator)
     shift_B2 = 2 * settings.translation * (2 * torch.rand(count, 2, generator=generator) - 1)
