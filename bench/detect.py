@@ -58,6 +58,9 @@ def plain(networks: MTCNN, photos: list[bytes]) -> list[Faces]:
     return found
 
 
+detector: Detector  # a worker's own, made by `start`
+
+
 def start() -> None:
     """A worker's beginning, once: one thread, the networks read."""
     torch.set_num_threads(1)
