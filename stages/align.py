@@ -19,6 +19,7 @@ import json
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import Future, ProcessPoolExecutor
+from contextlib import contextmanager
 from dataclasses import dataclass
 from multiprocessing import get_context
 from pathlib import Path
@@ -146,16 +147,11 @@ def _fill_shards(settings: AlignSettings, shards: Iterator[Shard], raw: Path, ru
 def run_local(num_workers: int, work: Work, chunks: Iterable[list[Row]]) -> Iterator[Outcome]:
     """Chunks through processes of this machine, in order, at most four a process under way; 0 means this process."""
     if num_workers == 0:
-        threads = torch.get_num_threads()
-        torch.set_num_threads(1)
-        try:
-            yield from map(work, chunks)
-        finally:
-            torch.set_num_threads(threads)
+        yield from map(work, chunks)
         return
     context, source = get_context("forkserver"), iter(chunks)
     context.set_forkserver_preload(["visage.detect"])  # torch is imported once, not once a process
-    pool = ProcessPoolExecutor(num_workers, mp_context=context, initializer=_start_worker)
+    pool = ProcessPoolExecutor(num_workers, mp_context=context, initializer=die_with_parent)
     try:
         running: deque[Future[Outcome]] = deque(
             pool.submit(work, part) for part in itertools.islice(source, 4 * num_workers)
@@ -167,13 +163,20 @@ def run_local(num_workers: int, work: Work, chunks: Iterable[list[Row]]) -> Iter
         pool.shutdown(wait=True, cancel_futures=True)
 
 
-def _start_worker() -> None:
-    die_with_parent()
+@contextmanager
+def one_thread() -> Iterator[None]:
+    """torch on one thread: a convolution's last bits, and with them a crop's, depend on the number of threads."""
+    threads = torch.get_num_threads()
     torch.set_num_threads(1)
+    try:
+        yield
+    finally:
+        torch.set_num_threads(threads)
 
 
+@one_thread()
 def align_photos(settings: AlignSettings, raw: Path, rows: list[Row]) -> Outcome:
-    """Manifest rows -> faces and rejects. Whatever one photo does, the others are aligned."""
+    """Manifest rows -> faces and rejects, the same bytes in any runner; one bad photo never takes others with it."""
     outcome = Outcome()
     group: list[tuple[Row, Photo | str]] = []
     num_pixels = 0
