@@ -49,10 +49,7 @@ setup: $(STAMP)  ## make .venv as requirements.lock says (every verb does it fir
 .PHONY: demo
 demo: $(STAMP)  ## the whole pipeline on the embedded drawn faces: metrics, report, plots, model
 	@$(MAKE) --no-print-directory repro DATA=drawn
-	@$(BIN)/dvc metrics show --md
-	@echo "report  reports/report.html"
-	@echo "plots   reports/plots/"
-	@echo "model   models/export/   (make predict PHOTO=x.jpg)"
+	@$(BIN)/python docs/show_metrics.py
 
 .PHONY: repro
 repro: $(STAMP)  ## what is stale, as params.yaml says; DATA=utkface_coral takes presets/utkface_coral.yaml, DATA=drawn goes back
@@ -88,11 +85,11 @@ bench: $(STAMP)  ## the measurements of bench/, one after the other; minutes, on
 
 .PHONY: test
 test: $(STAMP)  ## the tests that take seconds
-	$(BIN)/python -m pytest
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest
 
 .PHONY: test-slow
 test-slow: $(STAMP)  ## the tests that take minutes: whole pipelines, real photos
-	$(BIN)/python -m pytest -m slow
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -m slow
 
 .PHONY: check
 check: $(STAMP)  ## ruff and mypy
