@@ -199,6 +199,7 @@ def write_weights(
     }
     part = path.with_name(f".{path.name}.part")
     save_file(state, part, metadata={MEANING_KEY: meaning})
+    part.chmod(0o644)  # safetensors makes it readable by its owner alone
     part.replace(path)
     count = sum(parameter.numel() for parameter in network.parameters())
     return WeightsCard(file=path.name, sha256=sha256_of(path), dtype=dtype, num_parameters=count)
