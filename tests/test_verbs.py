@@ -1,0 +1,100 @@
+"""The Makefile: its list of verbs, and how `make repro DATA=...` switches the settings and comes back."""
+
+from __future__ import annotations
+
+import re
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import yaml
+
+from tests.imports import REPOSITORY
+
+PRESETS = sorted(path.stem for path in (REPOSITORY / "presets").glob("*.yaml") if path.stem != "drawn")
+
+
+def drawn_settings() -> Path:
+    """The drawn set's settings: params.yaml, unless this working copy is switched to a real set."""
+    waiting = REPOSITORY / "presets" / "drawn.yaml"
+    return waiting if waiting.is_file() else REPOSITORY / "params.yaml"
+
+
+@pytest.fixture
+def workplace(tmp_path: Path) -> Path:
+    """Makefile, params.yaml and presets, set up already, with a dvc that only says it was asked."""
+    for name in ("Makefile", "requirements.lock", "pyproject.toml"):
+        shutil.copy(REPOSITORY / name, tmp_path)
+    shutil.copy(drawn_settings(), tmp_path / "params.yaml")
+    (tmp_path / "presets").mkdir()
+    for preset in PRESETS:
+        shutil.copy(REPOSITORY / "presets" / f"{preset}.yaml", tmp_path / "presets")
+    programs = tmp_path / ".venv" / "bin"
+    programs.mkdir(parents=True)
+    for name, line in {"python": f'exec {sys.executable} "$@"', "dvc": 'echo dvc "$@"', "uv": "exit 1"}.items():
+        (programs / name).write_text(f"#!/bin/sh\n{line}\n", encoding="utf-8")
+        (programs / name).chmod(0o755)
+    (tmp_path / ".venv" / ".installed").touch()
+    return tmp_path
+
+
+def make(folder: Path, *words: str) -> subprocess.CompletedProcess[str]:
+    return subprocess.run(["make", *words], cwd=folder, capture_output=True, text=True, check=False)
+
+
+def test_help_lists_every_verb_that_the_documents_name(workplace: Path) -> None:
+    listed = set(re.findall(r"^  ([a-z-]+) ", make(workplace).stdout, re.MULTILINE))
+    for document in ("README.md", "CONTRIBUTING.md", "docs/real-data.md", ".ci/run"):
+        text = (REPOSITORY / document).read_text(encoding="utf-8")
+        named = set(re.findall(r"(?:^|`)make ([a-z-]+)", text, re.MULTILINE))
+        assert named <= listed, document
+    assert {"demo", "test", "check", "predict", "repro", "bench", "results", "clean"} <= listed
+
+
+@pytest.mark.parametrize("preset", PRESETS)
+def test_a_preset_is_laid_over_and_taken_off_again(workplace: Path, preset: str) -> None:
+    params = workplace / "params.yaml"
+    params.write_text(params.read_text(encoding="utf-8") + "\n# my own remark\n", encoding="utf-8")
+    before = params.read_bytes()
+    first = make(workplace, "repro", f"DATA={preset}")
+    assert first.returncode == 0, first.stderr
+    assert first.stdout.strip().endswith("dvc repro")
+    assert yaml.safe_load(params.read_text(encoding="utf-8"))["download"]["identity"]["source"] != "drawn"
+    once = params.read_bytes()
+    assert make(workplace, "repro", f"DATA={preset}").returncode == 0  # again: over the drawn set's, not over itself
+    assert params.read_bytes() == once
+    assert make(workplace, "repro").returncode == 0
+    assert params.read_bytes() == once
+    for _ in range(2):
+        assert make(workplace, "repro", "DATA=drawn").returncode == 0
+        assert params.read_bytes() == before
+    assert not (workplace / "presets" / "drawn.yaml").exists()
+
+
+def test_an_unknown_preset_changes_nothing_and_names_the_known(workplace: Path) -> None:
+    before = (workplace / "params.yaml").read_bytes()
+    answer = make(workplace, "repro", "DATA=nonsense")
+    assert answer.returncode != 0
+    assert "presets/nonsense.yaml" in answer.stderr
+    assert all(preset in answer.stderr for preset in PRESETS)
+    assert "dvc" not in answer.stdout
+    assert (workplace / "params.yaml").read_bytes() == before
+
+
+def test_predict_without_a_photo_says_how(workplace: Path) -> None:
+    answer = make(workplace, "predict")
+    assert answer.returncode != 0
+    assert "PHOTO=" in answer.stderr
+
+
+def test_an_old_python_is_refused_with_the_remedy(workplace: Path) -> None:
+    shutil.rmtree(workplace / ".venv")
+    old = workplace / "python2"
+    old.write_text("#!/bin/sh\nexit 1\n", encoding="utf-8")
+    old.chmod(0o755)
+    answer = make(workplace, "setup", f"PYTHON={old}")
+    assert answer.returncode != 0
+    assert "3.11" in answer.stderr
+    assert not (workplace / ".venv").exists()
