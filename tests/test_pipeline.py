@@ -1,0 +1,122 @@
+"""The whole graph as DVC runs it, on few faces: drawn ones, and a few hundred real ones where there are any.
+
+The repository's own files are copied into a fresh git folder; smaller numbers in params.yaml are all that changes.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+import subprocess
+import sys
+import tarfile
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+import yaml
+
+from tests.conftest import REPOSITORY
+
+pytestmark = pytest.mark.slow
+Change = Callable[[dict[str, Any]], None]
+COPIED = ("visage", "stages", "dvc.yaml", "params.yaml", "presets", ".dvc", ".gitignore", ".dvcignore")
+NUM_REAL = 300
+
+
+def run(folder: Path, *command: str) -> str:
+    """A command's output; its failure is the test's, with all it said."""
+    environment = os.environ | {"PATH": f"{Path(sys.executable).parent}:{os.environ['PATH']}", "DVC_NO_ANALYTICS": "1"}
+    done = subprocess.run(command, cwd=folder, env=environment, capture_output=True, text=True, timeout=1200)
+    assert done.returncode == 0, done.stdout[-3000:] + done.stderr[-3000:]
+    return done.stdout
+
+
+def workspace(folder: Path, change: Change) -> Path:
+    """A fresh git folder with this repository's pipeline and `change` made to its params."""
+    folder.mkdir()
+    for name in COPIED:
+        source = REPOSITORY / name
+        if source.is_dir():
+            shutil.copytree(source, folder / name, ignore=shutil.ignore_patterns("__pycache__", "tmp", "cache"))
+        elif source.exists():
+            shutil.copy(source, folder / name)
+    set_params(folder, change)
+    run(folder, "git", "init", "-q")
+    run(folder, "git", "add", "-A")
+    run(folder, "git", "-c", "user.name=t", "-c", "user.email=t@example.org", "commit", "-qm", "start")
+    return folder
+
+
+def set_params(folder: Path, change: Change) -> None:
+    path = folder / "params.yaml"
+    params = yaml.safe_load(path.read_text(encoding="utf-8"))
+    change(params)
+    path.write_text(yaml.safe_dump(params, sort_keys=False), encoding="utf-8")
+
+
+def small(params: dict[str, Any]) -> None:
+    params["download"]["identity"]["options"] |= {"num_people": 8, "photos_per_person": 6}
+    params["download"]["target"]["options"] |= {"num_people": 60, "photos_per_person": 2}
+    params["download"]["target"]["options"]["dirt"] = {"duplicate": 1, "unreadable": 1}
+    for role in ("identity", "target"):
+        params["validate"][role]["min_photos"] = dict.fromkeys(params["validate"][role]["min_photos"], 1)
+        params["align"][role]["num_workers"] = 0
+    params["pretrain"] |= {"epochs": 1, "min_images_per_person": 2}
+    params["finetune"] |= {"epochs": 1}
+    params["evaluate"] |= {"num_resamples": 50}
+
+
+def stages_that_ran(output: str) -> set[str]:
+    return {line.split("'")[1] for line in output.splitlines() if line.startswith("Running stage")}
+
+
+def test_drawn_faces_end_to_end(tmp_path: Path) -> None:
+    folder = workspace(tmp_path / "pipeline", small)
+    ran = stages_that_ran(run(folder, "dvc", "repro"))
+    roles = {f"{stage}@{role}" for stage in ("download", "validate", "align") for role in ("identity", "target")}
+    assert ran == roles | {"pretrain", "finetune", "evaluate", "export"}
+
+    metrics = json.loads((folder / "reports/metrics.json").read_text(encoding="utf-8"))
+    assert 0 < metrics["test"]["mae"]["low"] <= metrics["test"]["mae"]["value"] <= metrics["test"]["mae"]["high"] < 60
+    assert (folder / "reports/report.html").stat().st_size > 10_000
+    parity = json.loads((folder / "models/export/parity.json").read_text(encoding="utf-8"))
+    assert parity["max_abs_difference"] <= 1e-4
+
+    photo = next((folder / "data/raw/target").rglob("*.jpg"))
+    command = (sys.executable, "-m", "visage.predictor", str(photo), "--model", "models/export")
+    answer = json.loads(run(folder, *command))
+    assert answer["model"]["name"] == "tiny-drawn-age"
+
+    assert stages_that_ran(run(folder, "dvc", "repro")) == set()
+
+    set_params(folder, lambda params: params["finetune"]["loss"].update(lambda_=0.5))
+    assert stages_that_ran(run(folder, "dvc", "repro")) == {"finetune", "evaluate", "export"}
+
+
+@pytest.mark.real_data
+def test_real_faces_end_to_end(tmp_path: Path, shared_data: Path) -> None:
+    """A few hundred of UTKFace through the adapter, the checks and the alignment to a model that answers."""
+    photos = tmp_path / "photos"
+    with tarfile.open(shared_data / "utkface" / "UTKFace-part2.tar") as archive:
+        members = [member for member in archive if member.isfile()]
+        archive.extractall(photos, members[:: len(members) // NUM_REAL], filter="data")
+
+    def real(params: dict[str, Any]) -> None:
+        small(params)
+        split = {"assign": "random", "group_by": "picture", "val_fraction": 0.1, "test_fraction": 0.3}
+        params["download"]["target"] |= {"source": "utkface", "locations": [str(photos)]}
+        params["download"]["target"] |= {"options": {"protocol": "all_ages", "lists": {}}}
+        params["download"]["target"]["split"] |= split
+        params["validate"]["target"]["max_quarantined_fraction"] = 0.2
+        params["align"]["target"] |= {"fallback": "frame"}
+
+    folder = workspace(tmp_path / "pipeline", real)
+    run(folder, "dvc", "repro")
+    summary = json.loads((folder / "data/target/align.json").read_text(encoding="utf-8"))
+    assert summary["num_photos"] > 0.9 * NUM_REAL
+    assert summary["detection_rate"] > 0.95
+    metrics = json.loads((folder / "reports/metrics.json").read_text(encoding="utf-8"))
+    assert metrics["test"]["num_faces"] > 0.2 * NUM_REAL
