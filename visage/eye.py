@@ -40,6 +40,13 @@ class AugmentationSettings:
     jitter: float
     erase_probability: float
 
+    def __post_init__(self) -> None:
+        for name, low, high in (("flip_probability", 0, 1), ("grey_probability", 0, 1), ("min_scale", 0.01, 1),
+                                ("rotation_degrees", 0, 180), ("zoom", 0, 0.9), ("translation", 0, 1),
+                                ("jitter", 0, 1), ("erase_probability", 0, 1)):  # fmt: skip
+            if not low <= getattr(self, name) <= high:
+                raise ValueError(f"{name} is {getattr(self, name)}: give {low} to {high}")
+
 
 def evaluation_view(crops_BCHW: Tensor, normalise: NormaliseCard) -> Tensor:
     """uint8 crops (B,3,H,W) -> normalised float32 of the same shape: what evaluation, export and serving all see."""

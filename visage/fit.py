@@ -53,8 +53,10 @@ def fit(
     one row of figures an epoch.
 
     `checkpoint` is rewritten after every epoch and continued from when its `fingerprint` (of settings and data) is
-    this run's; another run's checkpoint is started over. Errors: a loss that is not finite.
+    this run's; another run's checkpoint is started over. Errors: a loss that is not finite, less than one epoch.
     """
+    if epochs < 1:
+        raise ValueError(f"epochs is {epochs}: give 1 or more")
     device = next(network.parameters()).device
     dtype = computing_dtype(recipe.precision, device)
     if recipe.channels_last:

@@ -27,6 +27,10 @@ class LossSettings:
     kl_reduction: KLReduction
     min_sigma: float
 
+    def __post_init__(self) -> None:
+        if not (self.lambda_ >= 0 and self.min_sigma > 0):
+            raise ValueError(f"lambda_ is {self.lambda_}, min_sigma {self.min_sigma}: give 0 or more, and more than 0")
+
 
 @dataclass(frozen=True, kw_only=True)
 class Method:

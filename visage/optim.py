@@ -32,6 +32,13 @@ class RecipeSettings:
     precision: Literal["auto", "float32", "bfloat16"]
     channels_last: bool
 
+    def __post_init__(self) -> None:
+        for name, low, high in (("learning_rate", 1e-12, 1e3), ("weight_decay", 0, 1e3), ("batch_size", 2, 1 << 20),
+                                ("decay_fraction", 1e-6, 1), ("decay_factor", 0, 1), ("warmup_fraction", 0, 0.99),
+                                ("ema_decay", 0, 0.999999)):  # fmt: skip
+            if not low <= getattr(self, name) <= high:
+                raise ValueError(f"{name} is {getattr(self, name)}: give {low} to {high}")
+
 
 def parameter_groups(network: nn.Module, weight_decay: float) -> list[dict[str, object]]:
     """Weight matrices and kernels decay; biases and BatchNorm's scales (one-dimensional) do not."""

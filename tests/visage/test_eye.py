@@ -33,6 +33,24 @@ def view(crops_BCHW: Tensor, settings: AugmentationSettings, seed: int = 0, norm
     return training_view(crops_BCHW, settings, normalise, torch.Generator().manual_seed(seed))
 
 
+@pytest.mark.parametrize(
+    ("name", "value"),
+    [
+        ("flip_probability", 1.1),
+        ("grey_probability", -0.1),
+        ("min_scale", 0.0),
+        ("rotation_degrees", -5.0),
+        ("zoom", 1.0),
+        ("translation", -0.1),
+        ("jitter", 1.5),
+        ("erase_probability", math.nan),
+    ],
+)
+def test_augmentation_out_of_bounds_is_refused_by_name(name: str, value: float) -> None:
+    with pytest.raises(ValueError, match=f"{name} is {value}: give "):
+        only(**{name: value})
+
+
 def test_evaluation_view_is_the_plain_formula() -> None:
     crops_BCHW = crops(2, 4)
     found = evaluation_view(crops_BCHW, PAPER_NORMALISE)

@@ -240,6 +240,11 @@ def test_other_tensors_in_the_checkpoints_place_are_refused(tmp_path: Path) -> N
             run(tmp_path)
 
 
+def test_no_epoch_is_refused(tmp_path: Path) -> None:
+    with pytest.raises(ValueError, match="epochs is 0"):
+        run(tmp_path, epochs=0)
+
+
 @pytest.mark.parametrize("value", [math.nan, math.inf])
 def test_loss_that_is_not_finite_ends_the_run_and_keeps_the_last_good_checkpoint(tmp_path: Path, value: float) -> None:
     run(tmp_path, epochs=1, fingerprint="x")

@@ -141,6 +141,12 @@ def test_sigma_below_the_floor_trains_towards_the_floor() -> None:
     assert zero == low == floor != above
 
 
+@pytest.mark.parametrize("changes", [{"lambda_": -1.0}, {"min_sigma": 0.0}, {"min_sigma": math.nan}])
+def test_loss_settings_out_of_bounds_are_refused(changes: dict[str, float]) -> None:
+    with pytest.raises(ValueError, match=r"lambda_ is .*, min_sigma .*: give "):
+        settings(**changes)
+
+
 @pytest.mark.parametrize("name", list(METHODS))
 def test_probabilities_are_distributions_as_wide_as_the_grid(name: str) -> None:
     for grid in GRIDS:

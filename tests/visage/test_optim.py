@@ -35,6 +35,24 @@ def small_network() -> nn.Sequential:
     return network
 
 
+@pytest.mark.parametrize(
+    ("name", "value"),
+    [
+        ("learning_rate", 0.0),
+        ("weight_decay", -0.1),
+        ("batch_size", 1),
+        ("decay_fraction", 0.0),
+        ("decay_factor", 1.5),
+        ("warmup_fraction", 1.0),
+        ("ema_decay", 1.0),
+        ("learning_rate", math.nan),
+    ],
+)
+def test_recipe_out_of_bounds_is_refused_by_name(name: str, value: float) -> None:
+    with pytest.raises(ValueError, match=f"{name} is {value}: give "):
+        recipe(**{name: value})
+
+
 # ---------------------------------------------------------------------------------------------------------------------
 # Learning rate
 # ---------------------------------------------------------------------------------------------------------------------
