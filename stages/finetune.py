@@ -199,7 +199,7 @@ def _card(
         "fixed_sigma": settings.fixed_sigma,
     }
     training |= {"schedule": settings.schedule, "epochs": settings.epochs, "seed": settings.seed}
-    training |= {"recipe": settings.recipe, **asdict(recipe), "augmentation": settings.augmentation}
+    training |= {"recipe": {"name": settings.recipe, **asdict(recipe)}, "augmentation": settings.augmentation}
     training |= {"computed_in": str(computing_dtype(recipe.precision, available_device()))}
     training |= {"seconds": round(sum(row["seconds"] for row in rows))}
     network = NetworkCard(name=settings.network, pooling=settings.pooling,

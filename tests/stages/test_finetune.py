@@ -75,7 +75,8 @@ def test_model_carries_what_it_needs(tmp_path: Path, faces: Path) -> None:
     assert dataclasses.asdict(card.alignment) == ALIGNMENT
     assert dataclasses.asdict(card.detector) == DETECTOR | {"thresholds": tuple(DETECTOR["thresholds"])}  # type: ignore[arg-type]
     assert (card.data["train"]["num_faces"], card.data["val"]["num_faces"]) == (20, 6)
-    assert card.training["recipe"] == "small"
+    assert card.training["recipe"]["name"] == "small"
+    assert card.training["schedule"] == settings.schedule  # of the stage, not of the recipe, which has one too
     assert card.training["loss"] == dataclasses.asdict(settings.loss)
     assert set(history) == {"epoch", "train_loss", "learning_rate", "val_mae", "seconds"}
     assert card.metrics == {"val": {"val_mae": history["val_mae"].iloc[-1]}}
