@@ -10,6 +10,7 @@ from typing import Any
 
 import pytest
 
+from stages.settings import read_params
 from tests.small_model import small_model
 
 REPOSITORY = Path(__file__).resolve().parent.parent
@@ -68,8 +69,9 @@ def results(tmp_path: Path) -> Path:
 def test_a_record_holds_what_was_set_and_no_place(results: Path) -> None:
     text = (results / "tiny-fold0.json").read_text()
     kept = json.loads(text)
-    assert kept["settings"]["finetune"]["recipe"]["name"] == "paper"
-    assert kept["settings"]["finetune"]["recipe"]["optimiser"] == "adam"
+    finetune = read_params(REPOSITORY / "params.yaml")["finetune"]
+    assert kept["settings"]["finetune"]["recipe"]["name"] == finetune["recipe"]
+    assert kept["settings"]["finetune"]["recipe"]["optimiser"] == finetune["recipes"][finetune["recipe"]]["optimiser"]
     assert kept["trainings"]["finetune"] == {"epochs": 2, "seconds": 1000, "train_loss": 1, "val_mae": 5}
     assert [group["metric"] for group in kept["groups"]] == ["mae", "bias"]
     assert "locations" not in text
