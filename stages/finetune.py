@@ -144,8 +144,7 @@ def _start(settings: FinetuneSettings, train: FaceTable, backbone: Path) -> Thin
     if sha256_of(backbone / "backbone.safetensors") != lineage["weights"]["sha256"]:
         raise ValueError(f"{backbone / 'backbone.safetensors'}: truncated or edited; run the pretrain stage again")
     state = load_file(backbone / "backbone.safetensors")
-    trunk = {name: value for name, value in state.items() if not name.startswith("head.")}
-    network.load_state_dict(trunk | {f"head.{k}": v for k, v in network.head.state_dict().items()})
+    network.load_state_dict(state | {f"head.{name}": value for name, value in network.head.state_dict().items()})
     return network
 
 

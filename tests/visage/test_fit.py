@@ -226,7 +226,11 @@ def test_cut_checkpoint_is_refused_with_a_remedy(tmp_path: Path, share: float) -
         run(tmp_path)
 
 
-@pytest.mark.parametrize("content", [b"hello", b"PK\x03\x04 no archive", b"\x00" * 1000], ids=["text", "zip", "zeros"])
+@pytest.mark.parametrize(
+    "content",
+    [b"hello", b"PK\x03\x04 no archive", b"\x00" * 1000, b"\x89PNG\r\n\x1a\n", b"cposix\nsystem\n."],
+    ids=["text", "zip", "zeros", "picture", "attack"],
+)
 def test_foreign_file_in_the_checkpoints_place_is_refused(tmp_path: Path, content: bytes) -> None:
     (tmp_path / "last.pt").write_bytes(content)
     with pytest.raises(ValueError, match=r"last\.pt: this checkpoint cannot be read"):
@@ -253,6 +257,14 @@ def test_loss_that_is_not_finite_ends_the_run_and_keeps_the_last_good_checkpoint
     with pytest.raises(ValueError, match=r"epoch 2: the training loss is (nan|inf); lower learning_rate"):
         run(tmp_path, what=broken, fingerprint="x")
     assert (tmp_path / "last.pt").read_bytes() == before
+
+
+def test_every_checkpoint_is_a_new_file_put_in_place_of_the_old(tmp_path: Path) -> None:
+    """Never the same file written over: a kill would leave a part of it."""
+    inodes: list[int] = []
+    run(tmp_path, report=lambda _step, _values: inodes.append((tmp_path / "last.pt").stat().st_ino))
+    assert inodes[0] != inodes[1] != inodes[2]
+    assert [path.name for path in tmp_path.iterdir()] == ["last.pt"]
 
 
 def test_checkpoint_that_could_not_be_written_leaves_the_one_before(
