@@ -30,12 +30,13 @@ from PIL import Image
 from torch import Tensor
 
 from visage.eye import PAPER_NORMALISE, AugmentationSettings, evaluation_view, training_view
-from visage.faces import FACE_SCHEMA, METADATA_KEY, FaceTable, prefetched, shuffled_batches
+from visage.faces import FaceTable, prefetched, shuffled_batches
 from visage.fit import Task, available_device, fit
 from visage.labels import LabelGrid
 from visage.methods import METHODS, LossSettings
 from visage.networks import build, initialise
 from visage.optim import RecipeSettings
+from visage.schemas import FACE_SCHEMA, METADATA_KEY
 
 BLOCK, SETTLE = 12, 4  # steps that take their turn together; the first ones of each are not counted
 NONE = AugmentationSettings(

@@ -1,6 +1,6 @@
 """A data set, wherever it lies, becomes a raw folder and a manifest with one row a photo.
 
-locations (params.yaml) -> `data/raw/<role>/` -> `data/<role>/manifest.parquet` (`visage.faces.MANIFEST_SCHEMA`, sorted
+locations (params.yaml) -> `data/raw/<role>/` -> `data/<role>/manifest.parquet` (rows of `visage/schemas.py`, sorted
 by photo_id) and `data/<role>/skipped.csv` (photo_id, action, reason), which lists every photo that is left out and
 every name that was repaired; photo_id `*` counts photos that the chosen protocol does not use.
 Takes about a millisecond a photo and core: half a minute for UTKFace's 23,708 on two cores, then under two seconds
@@ -28,6 +28,7 @@ from stages.sources.gather import empty, gather
 from stages.sources.measure import Bounds, measure_all
 from stages.sources.splits import SplitSettings, assign_splits
 from stages.sources.spool import Spool
+from visage.schemas import MANIFEST_SCHEMA
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -82,8 +83,6 @@ def download(
 
 def _write_manifest(spool: Spool, manifest: Path) -> None:
     """The spool's rows as parquet, one row group a batch: memory stays flat."""
-    from visage.faces import MANIFEST_SCHEMA  # here: the measuring processes import this module and need no torch
-
     with written_whole(manifest) as part, pq.ParquetWriter(part, MANIFEST_SCHEMA) as writer:
         for batch in spool.manifest_rows():
             columns = zip(*batch, strict=True)

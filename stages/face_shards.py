@@ -19,7 +19,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from stages.settings import written_whole
-from visage.faces import FACE_SCHEMA, METADATA_KEY
+from visage.schemas import FACE_SCHEMA, METADATA_KEY
 
 Row = dict[str, Any]
 SHARD_KEY = b"align"  # metadata: JSON with fingerprint, rejects and counts

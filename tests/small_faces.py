@@ -17,10 +17,10 @@ from PIL import Image
 from stages.finetune import FinetuneSettings
 from stages.pretrain import PretrainSettings
 from visage.eye import PAPER_NORMALISE, AugmentationSettings
-from visage.faces import FACE_SCHEMA, METADATA_KEY
 from visage.labels import LabelGrid
 from visage.methods import LossSettings
 from visage.optim import RecipeSettings
+from visage.schemas import FACE_SCHEMA, METADATA_KEY
 
 CROP_PX = 32
 ALIGNMENT = {"template": "five_point_112", "crop_px": CROP_PX, "face_scale": 0.75, "jpeg_quality": 90}

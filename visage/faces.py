@@ -24,37 +24,8 @@ import torch
 from PIL import Image
 from tqdm import tqdm
 
-TEXT, REAL = pa.string(), pa.float64()
-WHO = [("person", TEXT), ("sex", TEXT), ("ethnicity", TEXT), ("split", TEXT)]
-MANIFEST_SCHEMA = pa.schema(
-    [
-        ("photo_id", TEXT),
-        ("sha256", TEXT),
-        ("num_bytes", pa.int64()),
-        ("width", pa.int32()),
-        ("height", pa.int32()),
-        ("unreadable", TEXT),
-        ("label", REAL),
-        ("sigma", REAL),
-        *WHO,
-    ]
-)
-FACE_SCHEMA = pa.schema(
-    [
-        ("photo_id", TEXT),
-        ("sha256", TEXT),
-        ("jpeg", pa.binary()),
-        ("box", pa.list_(pa.float32(), 4)),
-        ("landmarks", pa.list_(pa.float32(), 10)),
-        ("probability", pa.float32()),
-        ("num_faces", pa.int32()),
-        ("found", TEXT),
-        ("label", REAL),
-        ("sigma", REAL),
-        *WHO,
-    ]
-)
-METADATA_KEY = b"visage"  # FACE_SCHEMA's metadata: JSON with `alignment` and `detector`, as in a model's card
+from visage.schemas import FACE_SCHEMA, METADATA_KEY
+
 COLUMNS = ("photo_id", "sha256", "found", "label", "sigma", "person", "sex", "ethnicity", "split")
 FACE_COLUMNS = pa.schema([FACE_SCHEMA.field(name) for name in COLUMNS])
 
@@ -150,7 +121,7 @@ class FaceTable:
 def _rows(path: Path, splits: Sequence[str]) -> Iterator[pa.RecordBatch]:
     """A shard's rows of some splits, a thousand at a time."""
     for rows in pq.ParquetFile(path).iter_batches(1024, columns=["jpeg", *COLUMNS]):
-        yield rows.filter(pc.is_in(rows["split"], pa.array(splits, TEXT))) if splits else rows
+        yield rows.filter(pc.is_in(rows["split"], pa.array(splits, pa.string()))) if splits else rows
 
 
 def _eye(path: Path) -> dict[str, Any]:

@@ -16,7 +16,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
-from visage.faces import MANIFEST_SCHEMA
+from visage.schemas import MANIFEST_SCHEMA
 
 SPLITS = ("train", "val", "test")  # in the order of how firmly a photo is held out
 NEVER_NULL = ("photo_id", "sha256", "num_bytes", "width", "height", "split")

@@ -11,7 +11,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from stages.checks.settings import POLICIES, LabelSettings, ValidateSettings
-from visage.faces import MANIFEST_SCHEMA
+from visage.schemas import MANIFEST_SCHEMA
 
 Row = dict[str, Any]
 REPORT_ALL = {name: "fail" if name == "schema" else "report" for name in POLICIES}

@@ -22,8 +22,9 @@ from stages.face_shards import Outcome, Row
 from visage import align as alignment
 from visage.detect import Detector, DetectorSettings, Faces
 from visage.drawn import encode_face, sample_person, sample_photo
-from visage.faces import FACE_SCHEMA, MANIFEST_SCHEMA, FaceTable
+from visage.faces import FaceTable
 from visage.photos import read_photo
+from visage.schemas import FACE_SCHEMA, MANIFEST_SCHEMA
 
 SETTINGS = AlignSettings(
     crop_px=64,

@@ -20,7 +20,7 @@ from stages.checks.measures import SPLITS, divergence, measure
 from stages.checks.rules import ROW_RULES
 from stages.checks.settings import ABOUT_LABELS, POLICIES, ValidateSettings
 from tests.stages.manifests import REPORT_ALL, SAME, SETTINGS, Row, clean_rows, row, with_policy, write
-from visage.faces import MANIFEST_SCHEMA
+from visage.schemas import MANIFEST_SCHEMA
 
 
 def outcome(check: str, folder: Path, rows: list[Row], settings: ValidateSettings = SETTINGS) -> Outcome:

@@ -15,7 +15,7 @@ import pytest
 
 from stages.sources import archives
 from tests.stages.photo_sets import LIMITS, SPLIT, House, Killed, lay, photo, settings, tar, three_people
-from visage.faces import MANIFEST_SCHEMA
+from visage.schemas import MANIFEST_SCHEMA
 
 
 @pytest.fixture

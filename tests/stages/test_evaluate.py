@@ -22,8 +22,9 @@ from PIL import Image
 from stages.evaluate import EvaluateSettings, evaluate
 from tests.small_model import small_card, small_model, some_crops
 from visage.evaluation import unseen
-from visage.faces import FACE_SCHEMA, METADATA_KEY, FaceTable
+from visage.faces import FaceTable
 from visage.predictor import Predictor
+from visage.schemas import FACE_SCHEMA, METADATA_KEY
 
 SETTINGS = EvaluateSettings(
     splits=("test",), decode="expectation", flip=True, batch_size=16, num_resamples=100, interval=0.95, seed=3,

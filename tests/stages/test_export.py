@@ -17,8 +17,9 @@ from PIL import Image
 from stages.export import ExportSettings, export
 from tests.small_model import small_card, small_model, some_crops
 from visage.export import load_onnx
-from visage.faces import FACE_SCHEMA, METADATA_KEY, FaceTable
+from visage.faces import FaceTable
 from visage.predictor import Predictor
+from visage.schemas import FACE_SCHEMA, METADATA_KEY
 
 SETTINGS = ExportSettings(dtype="float16", parity_faces=10, parity_tolerance=1e-3)
 

@@ -24,9 +24,10 @@ from visage.detect import DetectorSettings, Faces
 from visage.drawn import encode_face, sample_person, sample_photo
 from visage.engine import TorchEngine
 from visage.eye import evaluation_view
-from visage.faces import MANIFEST_SCHEMA, FaceTable
+from visage.faces import FaceTable
 from visage.labels import LabelGrid
 from visage.predictor import Predictions, Predictor, as_document, default_model_folder
+from visage.schemas import MANIFEST_SCHEMA
 
 CARD = small_card()
 NETWORK = small_network(CARD)
