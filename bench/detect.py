@@ -27,7 +27,9 @@ from visage.detect import Detector, DetectorSettings, Faces
 from visage.drawn import encode_face, sample_person, sample_photo
 from visage.photos import read_photo
 
-SETTINGS = DetectorSettings(min_face_px=20, thresholds=(0.6, 0.7, 0.7), factor=0.709, max_side_px=100_000)
+SETTINGS = DetectorSettings(
+    min_face_px=20, thresholds=(0.6, 0.7, 0.7), factor=0.709, max_side_px=100_000, landmark_passes=0
+)
 CHUNK = 64
 TOLERANCE_PX = 1e-3
 SUFFIXES = (".jpg", ".jpeg", ".png")

@@ -40,13 +40,17 @@ from visage.schemas import FACE_SCHEMA, METADATA_KEY
 
 BLOCK, SETTLE = 12, 4  # steps that take their turn together; the first ones of each are not counted
 NONE = AugmentationSettings(
-    flip_probability=0.0, grey_probability=0.0, min_scale=1.0, rotation_degrees=0.0, zoom=0.0, translation=0.0,
-    jitter=0.0, erase_probability=0.0,
+    flip_probability=0.0, grey_probability=0.0, scale_probability=0.0, min_scale=1.0, rotation_degrees=0.0, zoom=0.0,
+    translation=0.0, interpolation="bilinear", jitter=0.0, erase_probability=0.0,
 )  # fmt: skip
 PAPER = dataclasses.replace(
-    NONE, flip_probability=0.5, grey_probability=0.5, min_scale=0.5, rotation_degrees=15.0, jitter=0.4
+    NONE, flip_probability=0.5, grey_probability=0.5, scale_probability=1.0, min_scale=0.5, rotation_degrees=15.0,
+    jitter=0.4,
+)  # fmt: skip
+EXTENDED = dataclasses.replace(
+    PAPER, scale_probability=0.2, zoom=0.1, translation=0.04, interpolation="bicubic", erase_probability=0.1
 )
-PRESETS = {"none": NONE, "paper": PAPER, "extended": dataclasses.replace(PAPER, zoom=0.1, erase_probability=0.1)}
+PRESETS = {"none": NONE, "paper": PAPER, "extended": EXTENDED}
 RECIPE = RecipeSettings(
     optimiser="adamw", learning_rate=1e-3, weight_decay=0.05, batch_size=64, schedule="cosine", decay_fraction=1.0,
     decay_factor=0.01, warmup_fraction=0.1, ema_decay=0.998, precision="auto", channels_last=True,

@@ -60,6 +60,7 @@ class AlignSettings:
     for sets of tight crops); `num_workers` 0 works in this process; `min_detection_rate` is a share of the photos that
     could be read."""
 
+    template: str
     crop_px: int
     face_scale: float
     jpeg_quality: int
@@ -71,7 +72,7 @@ class AlignSettings:
     num_workers: int
 
     def __post_init__(self) -> None:
-        alignment.template(self.crop_px, self.face_scale)
+        alignment.template(self.template, self.crop_px, self.face_scale)
         for name, low, high in (("jpeg_quality", 1, 100), ("min_detection_rate", 0, 1), ("shard_rows", 1, 10**6)):
             if not low <= getattr(self, name) <= high:
                 raise ValueError(f"{name} is {getattr(self, name)}: give {low} to {high}")
@@ -80,9 +81,9 @@ class AlignSettings:
 
     def eye(self) -> dict[str, Any]:
         """What a model's card must know of the crops, as the shards carry it."""
-        crop = {name: getattr(self, name) for name in ("crop_px", "face_scale", "jpeg_quality")}
+        crop = {name: getattr(self, name) for name in ("template", "crop_px", "face_scale", "jpeg_quality")}
         return {
-            "alignment": {"template": alignment.TEMPLATE_NAME, **crop},
+            "alignment": crop,
             "detector": dataclasses.asdict(self.detector),
         }
 
@@ -248,7 +249,8 @@ def _aligned(settings: AlignSettings, row: Row, photo: Photo, found: Faces | str
     else:
         return "no face found"
     try:
-        matrix_23 = alignment.similarity(landmarks, alignment.template(settings.crop_px, settings.face_scale))
+        points = alignment.template(settings.template, settings.crop_px, settings.face_scale)
+        matrix_23 = alignment.similarity(landmarks, points)
         jpeg = alignment.encode(alignment.crop(photo, matrix_23, settings.crop_px), settings.jpeg_quality)
     except Exception as error:  # as in _detect
         return f"crop failed: {type(error).__name__}: {error}"

@@ -24,15 +24,20 @@ from visage.schemas import FACE_SCHEMA, METADATA_KEY
 
 CROP_PX = 32
 ALIGNMENT = {"template": "five_point_112", "crop_px": CROP_PX, "face_scale": 0.75, "jpeg_quality": 90}
-DETECTOR = {"min_face_px": 20, "thresholds": [0.6, 0.7, 0.7], "factor": 0.709, "max_side_px": 1024}
+DETECTOR = {
+    "min_face_px": 20, "thresholds": [0.6, 0.7, 0.7], "factor": 0.709, "max_side_px": 1024, "landmark_passes": 2,
+}  # fmt: skip
 NOTHING = AugmentationSettings(
-    flip_probability=0.0, grey_probability=0.0, min_scale=1.0, rotation_degrees=0.0, zoom=0.0, translation=0.0,
-    jitter=0.0, erase_probability=0.0,
+    flip_probability=0.0, grey_probability=0.0, scale_probability=0.0, min_scale=1.0, rotation_degrees=0.0, zoom=0.0,
+    translation=0.0, interpolation="bilinear", jitter=0.0, erase_probability=0.0,
 )  # fmt: skip
 PAPER = dataclasses.replace(
-    NOTHING, flip_probability=0.5, grey_probability=0.5, min_scale=0.5, rotation_degrees=15.0, jitter=0.4
+    NOTHING, flip_probability=0.5, grey_probability=0.5, scale_probability=1.0, min_scale=0.5, rotation_degrees=15.0,
+    jitter=0.4,
+)  # fmt: skip
+EXTENDED = dataclasses.replace(
+    PAPER, scale_probability=0.2, zoom=0.1, translation=0.05, interpolation="bicubic", erase_probability=0.3
 )
-EXTENDED = dataclasses.replace(PAPER, zoom=0.1, translation=0.05, erase_probability=0.3)
 RECIPE = RecipeSettings(
     optimiser="adamw", learning_rate=2e-3, weight_decay=0.05, batch_size=8, schedule="cosine", decay_fraction=1.0,
     decay_factor=0.01, warmup_fraction=0.1, ema_decay=0.9, precision="float32", channels_last=True,

@@ -52,12 +52,14 @@ class AlignmentCard:
 
 @dataclass(frozen=True, kw_only=True)
 class DetectorCard:
-    """MTCNN's settings: least face side in pixels, thresholds of its three nets, pyramid factor, longest photo side."""
+    """MTCNN's settings: least face side in pixels, thresholds of its three nets, pyramid factor, longest photo side,
+    and how often the landmarks are looked at again."""
 
     min_face_px: int
     thresholds: tuple[float, float, float]
     factor: float
     max_side_px: int
+    landmark_passes: int
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -10,6 +10,7 @@ from __future__ import annotations
 import math
 from dataclasses import dataclass
 from functools import cache
+from typing import Literal
 
 import torch
 from torch import Tensor
@@ -25,25 +26,30 @@ PAPER_NORMALISE = NormaliseCard(mean=(0.5958, 0.4637, 0.4065), std=(0.2693, 0.24
 class AugmentationSettings:
     """Training augmentations of a preset, in the order of application; a probability or spread of 0 turns one off.
 
-    `min_scale`: the crop is down-sampled to U(min_scale, 1) of its side and back (the paper's "random scaling", 112 to
-    224 of 224 px). `rotation_degrees`: U(-r, r), bilinear, black fill. `zoom` and `translation`: U(1-z, 1+z) and
-    U(-t, t) of the side. `jitter`: brightness, contrast and saturation factors U(1-j, 1+j).
+    `scale_probability`, `min_scale`: so many faces are down-sampled to U(min_scale, 1) of their side and back (the
+    paper's "random scaling" of every face, 112 to 224 of 224 px). `rotation_degrees`: U(-r, r), black fill. `zoom` and
+    `translation`: U(1-z, 1+z) and U(-t, t) of the side. `interpolation` of these three: `bilinear` as released, or
+    `bicubic`. Bilinear, and down-sampling every face, blur small crops so that the network takes the sharper ones of
+    evaluation for older people (LOG.md, 2026-11-22).
+    `jitter`: brightness, contrast and saturation factors U(1-j, 1+j).
     `erase_probability`: one rectangle of 2 to 20 % of the crop becomes the mean colour.
     """
 
     flip_probability: float
     grey_probability: float
+    scale_probability: float
     min_scale: float
     rotation_degrees: float
     zoom: float
     translation: float
+    interpolation: Literal["bilinear", "bicubic"]
     jitter: float
     erase_probability: float
 
     def __post_init__(self) -> None:
-        for name, low, high in (("flip_probability", 0, 1), ("grey_probability", 0, 1), ("min_scale", 0.01, 1),
-                                ("rotation_degrees", 0, 180), ("zoom", 0, 0.9), ("translation", 0, 1),
-                                ("jitter", 0, 1), ("erase_probability", 0, 1)):  # fmt: skip
+        for name, low, high in (("flip_probability", 0, 1), ("grey_probability", 0, 1), ("scale_probability", 0, 1),
+                                ("min_scale", 0.01, 1), ("rotation_degrees", 0, 180), ("zoom", 0, 0.9),
+                                ("translation", 0, 1), ("jitter", 0, 1), ("erase_probability", 0, 1)):  # fmt: skip
             if not low <= getattr(self, name) <= high:
                 raise ValueError(f"{name} is {getattr(self, name)}: give {low} to {high}")
 
@@ -64,7 +70,7 @@ def training_view(
     face.
     """
     view_BCHW = crops_BCHW.to(torch.float32)
-    if settings.min_scale < 1:
+    if settings.scale_probability > 0:
         view_BCHW = _down_and_up(view_BCHW, settings, generator)
     view_BCHW = _move(view_BCHW, settings, generator)
     matrix_BCC, offset_BC = _colour_maps(view_BCHW.mean(dim=(2, 3)).cpu() / 255.0, settings, normalise, generator)
@@ -84,7 +90,8 @@ def _down_and_up(view_BCHW: Tensor, settings: AugmentationSettings, generator: t
     Both resamplings are linear and separable, so a face's whole journey is one matrix for its rows and one for its
     columns: two batched matrix products, several times faster than resampling each face on its own.
     """
-    scale_B = _uniform(settings.min_scale, 1.0, len(view_BCHW), generator).tolist()
+    is_scaled_B = torch.rand(len(view_BCHW), generator=generator) < settings.scale_probability
+    scale_B = _uniform(settings.min_scale, 1.0, len(view_BCHW), generator).masked_fill(~is_scaled_B, 1.0).tolist()
     height, width = view_BCHW.shape[-2:]
     rows_BHH = torch.stack([_down_and_up_matrix(height, round(height * scale)) for scale in scale_B])
     columns_BWW = torch.stack([_down_and_up_matrix(width, round(width * scale)) for scale in scale_B])
@@ -101,7 +108,7 @@ def _down_and_up_matrix(side: int, smaller: int) -> Tensor:
 
 
 def _move(view_BCHW: Tensor, settings: AugmentationSettings, generator: torch.Generator) -> Tensor:
-    """Flip, rotation, zoom and translation as one bilinear resampling with black fill; a mere flip stays exact."""
+    """Flip, rotation, zoom and translation as one resampling with black fill; a mere flip stays exact."""
     count = len(view_BCHW)
     flip_B = torch.rand(count, generator=generator) < settings.flip_probability
     if not (settings.rotation_degrees or settings.zoom or settings.translation):
@@ -118,7 +125,9 @@ def _move(view_BCHW: Tensor, settings: AugmentationSettings, generator: torch.Ge
     ]
     matrix_B23 = torch.stack(rows, dim=1).to(view_BCHW.device)
     places = functional.affine_grid(matrix_B23, list(view_BCHW.shape), align_corners=False)
-    return functional.grid_sample(view_BCHW, places, mode="bilinear", padding_mode="zeros", align_corners=False)
+    return functional.grid_sample(
+        view_BCHW, places, mode=settings.interpolation, padding_mode="zeros", align_corners=False
+    )
 
 
 def _colour_maps(

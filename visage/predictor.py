@@ -166,14 +166,14 @@ class Predictor:
 
     def _find_faces(self, photos: list[Pixels]) -> list[Any]:
         """The photos' faces, by the card's detector (made at the first photo)."""
-        from visage.align import TEMPLATE_NAME
+        from visage.align import TEMPLATES
         from visage.detect import Detector, DetectorSettings
 
         if self._detector is None:
-            if self.card.alignment.template != TEMPLATE_NAME:
+            if self.card.alignment.template not in TEMPLATES:
                 raise ValueError(
                     f"model {self.card.name!r} was trained on crops of template {self.card.alignment.template!r}, this "
-                    f"code cuts by {TEMPLATE_NAME!r}: use the version of visage that the model's card names"
+                    f"code knows {', '.join(TEMPLATES)}: use the version of visage that the model's card names"
                 )
             self._detector = Detector(DetectorSettings(**dataclasses.asdict(self.card.detector)))
         found: list[Any] = self._detector.detect(photos) if photos else []
@@ -184,7 +184,7 @@ class Predictor:
         from visage import align
 
         how = self.card.alignment
-        matrix_23 = align.similarity(landmarks_52, align.template(how.crop_px, how.face_scale))
+        matrix_23 = align.similarity(landmarks_52, align.template(how.template, how.crop_px, how.face_scale))
         return align.decode(align.encode(align.crop(photo_HWC, matrix_23, how.crop_px), how.jpeg_quality))
 
 

@@ -28,9 +28,12 @@ from visage.schemas import FACE_SCHEMA, MANIFEST_SCHEMA
 
 SETTINGS = AlignSettings(
     crop_px=64,
+    template="five_point_112",
     face_scale=0.9,
     jpeg_quality=90,
-    detector=DetectorSettings(min_face_px=20, thresholds=(0.6, 0.7, 0.7), factor=0.709, max_side_px=1024),
+    detector=DetectorSettings(
+        min_face_px=20, thresholds=(0.6, 0.7, 0.7), factor=0.709, max_side_px=1024, landmark_passes=2
+    ),
     choose="centre_largest",
     fallback="none",
     min_detection_rate=0.5,
@@ -149,7 +152,7 @@ def test_every_photo_is_a_face_or_a_reject_and_keeps_its_columns(bench: Bench) -
 def test_a_crop_is_what_the_photo_gives_by_itself(bench: Bench) -> None:
     """The path of a single photo, as prediction goes it: bit for bit the stored crop."""
     bench.align()
-    detector, points = Detector(SETTINGS.detector), alignment.template(64, 0.9)
+    detector, points = Detector(SETTINGS.detector), alignment.template("five_point_112", 64, 0.9)
     for face in bench.faces():
         photo = read_photo(bench.folder / "raw" / face["photo_id"])
         [faces] = detector.detect([photo])
@@ -181,7 +184,7 @@ class FailingDetector:
         if any(photo[0, 0].min() > 250 for photo in photos):
             raise RuntimeError("this photo kills")
         box = np.array([[30, 30, 60, 60]], np.float32)
-        points = (alignment.TEMPLATE_112[None] / 2 + 20).astype(np.float32)
+        points = (alignment.TEMPLATES["five_point_112"][None] * 56 + 20).astype(np.float32)
         every = Faces(boxes_N4=box, landmarks_N52=points, probabilities_N=np.ones(1, np.float32))
         none = Faces(boxes_N4=box[:0], landmarks_N52=points[:0], probabilities_N=np.ones(0, np.float32))
         return [none if photo[0, 0].max() < 5 else every for photo in photos]

@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 from PIL import Image
 
 from visage.align import (
-    TEMPLATE_112,
+    TEMPLATES,
     choose_face,
     crop,
     decode,
@@ -27,6 +27,8 @@ from visage.detect import Faces
 angles = st.floats(-math.pi, math.pi)
 scales = st.floats(0.05, 20)
 shifts = st.floats(-500, 500)
+
+TEMPLATE_112 = template("five_point_112", 112, 1.0)
 
 
 def matrix(angle: float, scale: float, x: float, y: float) -> np.ndarray:
@@ -85,15 +87,20 @@ def test_the_inverse_undoes(angle: float, scale: float, x: float, y: float) -> N
     np.testing.assert_allclose(invert(invert(there)), there, atol=1e-6)
 
 
-def test_the_template() -> None:
-    np.testing.assert_array_equal(template(112, 1.0), TEMPLATE_112)
-    np.testing.assert_allclose(template(224, 0.8), 2 * template(112, 0.8))
-    np.testing.assert_allclose(template(112, 0.5) - 56, (TEMPLATE_112 - 56) / 2)  # smaller: about the centre
-    np.testing.assert_allclose(template(112, 1.5) - [56, 112], (TEMPLATE_112 - [56, 112]) * 1.5)  # larger: the chin
-    np.testing.assert_allclose(template(112, 1.0 + 1e-9), template(112, 1.0), atol=1e-6)
+@pytest.mark.parametrize("name", TEMPLATES)
+def test_a_template_scales_about_the_centre(name: str) -> None:
+    np.testing.assert_allclose(template(name, 112, 1.0), TEMPLATES[name] * 112)
+    np.testing.assert_allclose(template(name, 224, 0.8), 2 * template(name, 112, 0.8))
+    for face_scale in (0.5, 1.5):
+        np.testing.assert_allclose(template(name, 112, face_scale) - 56, (template(name, 112, 1.0) - 56) * face_scale)
     for crop_px, face_scale in ((0, 1.0), (112, 0.0), (112, -1.0)):
         with pytest.raises(ValueError, match="positive"):
-            template(crop_px, face_scale)
+            template(name, crop_px, face_scale)
+
+
+def test_an_unknown_template_is_refused() -> None:
+    with pytest.raises(ValueError, match="'six_point' is unknown; known: five_point_112, whole_face"):
+        template("six_point", 112, 1.0)
 
 
 def test_the_identity_copies_the_photo() -> None:

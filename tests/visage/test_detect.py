@@ -17,7 +17,9 @@ from visage.detect import Detector, DetectorSettings, Faces, Photo, _suppressed
 from visage.drawn import draw_face, sample_person, sample_photo
 from visage.photos import read_photo
 
-SETTINGS = DetectorSettings(min_face_px=20, thresholds=(0.6, 0.7, 0.7), factor=0.709, max_side_px=1024)
+SETTINGS = DetectorSettings(
+    min_face_px=20, thresholds=(0.6, 0.7, 0.7), factor=0.709, max_side_px=1024, landmark_passes=0
+)
 TOLERANCE_PX = 1e-3
 
 
@@ -64,6 +66,10 @@ def reference(photo: Photo, settings: DetectorSettings = SETTINGS) -> Faces:
         landmarks_N52=landmarks.astype(np.float32),
         probabilities_N=np.asarray(probabilities, np.float32),
     )
+
+
+def replace_passes(landmark_passes: int) -> DetectorSettings:
+    return dataclasses.replace(SETTINGS, landmark_passes=landmark_passes)
 
 
 def assert_same(found: Faces, expected: Faces) -> None:
@@ -147,6 +153,39 @@ def test_a_large_photo_is_searched_small_and_answered_in_its_own_pixels(portrait
     np.testing.assert_allclose(found.boxes_N4 / 4, expected.boxes_N4, atol=3.0)
 
 
+def test_landmarks_looked_at_again_hold_still_where_the_rim_cuts_the_face(portrait: Photo) -> None:
+    """The portrait cut ever closer to the face: its landmarks should stay, and facenet-pytorch's do not."""
+    [whole] = Detector(replace_passes(2)).detect([portrait])
+    (left, top, right, bottom), wander = whole.boxes_N4[0], {0: 0.0, 2: 0.0}
+    for margin in (20, 10, 0, -5):
+        x, y = int(left) - margin, int(top) - margin
+        chip = np.ascontiguousarray(portrait[max(0, y) : int(bottom) + margin, max(0, x) : int(right) + margin])
+        for passes in wander:
+            [cut] = Detector(replace_passes(passes)).detect([chip])
+            points = cut.landmarks_N52[0] + [max(0, x), max(0, y)]
+            wander[passes] = max(wander[passes], float(np.abs(points - whole.landmarks_N52[0]).max()))
+    face_px = right - left
+    assert wander[2] < 0.03 * face_px
+    assert wander[0] > 2 * wander[2]
+
+
+def test_looking_again_keeps_boxes_and_probabilities_and_needs_no_face(portrait: Photo, crowd: Photo) -> None:
+    photos = [portrait, crowd, np.zeros((60, 60, 3), np.uint8)]
+    before, after = (Detector(replace_passes(passes)).detect(photos) for passes in (0, 2))
+    for mine, theirs in zip(after, before, strict=True):
+        np.testing.assert_array_equal(mine.boxes_N4, theirs.boxes_N4)
+        np.testing.assert_array_equal(mine.probabilities_N, theirs.probabilities_N)
+        assert mine.landmarks_N52.dtype == np.float32
+        assert mine.landmarks_N52.shape == theirs.landmarks_N52.shape
+
+
+def test_the_mirrored_photo_has_the_mirrored_landmarks(portrait: Photo) -> None:
+    [found], [mirrored] = (Detector(replace_passes(2)).detect([photo])
+                           for photo in (portrait, np.ascontiguousarray(portrait[:, ::-1])))  # fmt: skip
+    back = (np.array([portrait.shape[1], 0]) - np.array([1, -1]) * mirrored.landmarks_N52[0])[[1, 0, 2, 4, 3]]
+    np.testing.assert_allclose(back, found.landmarks_N52[0], atol=0.02 * np.ptp(found.boxes_N4[0, ::2]))
+
+
 def test_a_face_stands_where_it_was_drawn(portrait: Photo) -> None:
     """Landmarks in the order eyes, nose, mouth, left before right, as seen in the picture."""
     [faces] = Detector(SETTINGS).detect([portrait])
@@ -165,6 +204,7 @@ def test_a_face_stands_where_it_was_drawn(portrait: Photo) -> None:
         ({"thresholds": (0.6, 0.7)}, "thresholds"),
         ({"factor": 1.0}, "factor is 1.0"),
         ({"max_side_px": 5}, "max_side_px is 5"),
+        ({"landmark_passes": -1}, "landmark_passes is -1"),
     ],
 )
 def test_settings_that_cannot_be_are_refused(changes: dict[str, object], named: str) -> None:

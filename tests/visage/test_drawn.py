@@ -32,7 +32,9 @@ from visage.drawn.people import SKIN_TONES
 from visage.drawn.shape import proportions
 from visage.drawn.sheet import drawn_sheet
 
-DETECTOR = DetectorSettings(min_face_px=20, thresholds=(0.6, 0.7, 0.7), factor=0.709, max_side_px=1024)
+DETECTOR = DetectorSettings(
+    min_face_px=20, thresholds=(0.6, 0.7, 0.7), factor=0.709, max_side_px=1024, landmark_passes=2
+)
 seeds = st.integers(0, 2**20)
 
 

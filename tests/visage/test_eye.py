@@ -15,6 +15,7 @@ from torch.nn import functional
 
 from tests.small_faces import EXTENDED, NOTHING, PAPER
 from visage.card import NormaliseCard
+from visage.drawn import draw_face, sample_person, sample_photo
 from visage.eye import GREY, PAPER_NORMALISE, AugmentationSettings, evaluation_view, training_view
 
 PLAIN = NormaliseCard(mean=(0.0, 0.0, 0.0), std=(1.0, 1.0, 1.0))  # views in [0, 1]
@@ -38,6 +39,7 @@ def view(crops_BCHW: Tensor, settings: AugmentationSettings, seed: int = 0, norm
     [
         ("flip_probability", 1.1),
         ("grey_probability", -0.1),
+        ("scale_probability", 2.0),
         ("min_scale", 0.0),
         ("rotation_degrees", -5.0),
         ("zoom", 1.0),
@@ -108,6 +110,26 @@ def test_geometry_equals_a_loop_over_pixels() -> None:
     assert 0 < sum(flip_B) < 6
 
 
+def test_bicubic_moves_a_face_to_the_same_place_and_keeps_most_of_its_detail() -> None:
+    """Bilinear training views blur small crops, and what training never sees sharp, evaluation misjudges."""
+    rng = np.random.default_rng(0)
+    faces = [draw_face(sample_photo(sample_person(rng), rng, clean=True), 64) for _ in range(24)]
+    crops_BCHW = torch.from_numpy(np.stack(faces)).permute(0, 3, 1, 2)
+    settings = only(rotation_degrees=7.0, zoom=0.08, translation=0.03)
+    plain = view(crops_BCHW, NOTHING)
+    bilinear, bicubic = (view(crops_BCHW, dataclasses.replace(settings, interpolation=name), seed=1)
+                         for name in ("bilinear", "bicubic"))  # fmt: skip
+
+    def detail(view_BCHW: Tensor) -> float:
+        """The energy of differences between neighbours, away from the black corners."""
+        inner = view_BCHW[:, :, 16:48, 16:48]
+        return float(inner.diff(dim=3).square().mean() + inner.diff(dim=2).square().mean())
+
+    assert detail(bilinear) < 0.65 * detail(plain)
+    assert 0.8 < detail(bicubic) / detail(plain) < 1
+    assert (bilinear - bicubic).abs().mean() < 0.01
+
+
 def test_rotation_turns_marked_pixels_about_the_centre() -> None:
     """Two marks keep their distance from the centre and turn together, by at most the angle, to both sides."""
     crops_BCHW = torch.zeros(100, 3, 41, 41, dtype=torch.uint8)
@@ -143,8 +165,10 @@ def test_corners_that_a_rotation_uncovers_are_black() -> None:
 @pytest.mark.parametrize("side", [16, 21])
 def test_down_and_up_is_two_interpolations(side: int) -> None:
     crops_BCHW, generator = crops(8, side), torch.Generator().manual_seed(3)
-    scale_B = (0.5 + 0.5 * torch.rand(8, generator=generator)).tolist()
-    found = view(crops_BCHW, only(min_scale=0.5), seed=3)
+    is_scaled_B = torch.rand(8, generator=generator) < 0.6
+    scale_B = torch.where(is_scaled_B, 0.5 + 0.5 * torch.rand(8, generator=generator), 1.0).tolist()
+    assert 0 < is_scaled_B.sum() < 8
+    found = view(crops_BCHW, only(scale_probability=0.6, min_scale=0.5), seed=3)
     for b, scale in enumerate(scale_B):
         smaller = round(side * scale)
         face_1CHW = crops_BCHW[b : b + 1].float() / 255

@@ -148,7 +148,7 @@ def test_a_photo_gets_the_numbers_of_evaluation() -> None:
     photo, answering = a_photo(), with_detector((0, 0), (40, 20))
     [result] = answering.predict_photos([encoded(photo)])
     how = CARD.alignment
-    template = align.template(how.crop_px, how.face_scale)
+    template = align.template(how.template, how.crop_px, how.face_scale)
     crops = []
     for offset in ((0, 0), (40, 20)):
         matrix = align.similarity(UPRIGHT + np.float32(offset), template)
@@ -183,7 +183,8 @@ def test_photo_files_get_the_numbers_of_the_align_stage_s_faces(tmp_path: Path) 
     (tmp_path / "gate.json").write_text("{}")
     how = CARD.alignment
     settings = AlignSettings(
-        crop_px=how.crop_px, face_scale=how.face_scale, jpeg_quality=how.jpeg_quality, choose="centre_largest",
+        template=how.template, crop_px=how.crop_px, face_scale=how.face_scale, jpeg_quality=how.jpeg_quality,
+        choose="centre_largest",
         detector=DetectorSettings(**dataclasses.asdict(CARD.detector)), fallback="none", min_detection_rate=0.5,
         shard_rows=2, num_workers=0,
     )  # fmt: skip
