@@ -45,9 +45,15 @@ def workspace(folder: Path, change: Change) -> Path:
             shutil.copy(source, folder / name)
     set_params(folder, change)
     run(folder, "git", "init", "-q")
-    run(folder, "git", "add", "-A")
-    run(folder, "git", "-c", "user.name=t", "-c", "user.email=t@example.org", "commit", "-qm", "start")
+    run(folder, "git", "config", "user.name", "t")
+    run(folder, "git", "config", "user.email", "t@example.org")
+    commit(folder)
     return folder
+
+
+def commit(folder: Path) -> None:
+    run(folder, "git", "add", "-A")
+    run(folder, "git", "commit", "-qm", "as it is")
 
 
 def set_params(folder: Path, change: Change) -> None:
@@ -92,8 +98,15 @@ def test_drawn_faces_end_to_end(tmp_path: Path) -> None:
 
     assert stages_that_ran(run(folder, "dvc", "repro")) == set()
 
-    set_params(folder, lambda params: params["finetune"]["loss"].update(lambda_=0.5))
-    assert stages_that_ran(run(folder, "dvc", "repro")) == {"finetune", "evaluate", "export"}
+    commit(folder)
+    ran = stages_that_ran(run(folder, "dvc", "exp", "run", "-S", "finetune.loss.lambda_=0.5"))
+    assert ran == {"finetune", "evaluate", "export"}
+    assert yaml.safe_load((folder / "params.yaml").read_text(encoding="utf-8"))["finetune"]["loss"]["lambda_"] == 0.5
+    changed = json.loads(run(folder, "dvc", "metrics", "diff", "--json"))["reports/metrics.json"]
+    assert changed["test.mae.value"]["old"] == metrics["test"]["mae"]["value"]
+    assert changed["test.mae.value"]["diff"] != 0
+    run(folder, "dvc", "plots", "show")
+    assert "predicted against true" in (folder / "dvc_plots/index.html").read_text(encoding="utf-8")
 
 
 @pytest.mark.real_data
