@@ -115,6 +115,10 @@ def _check(settings: FinetuneSettings, train: FaceTable) -> None:
                         ("augmentation", settings.augmentations)):  # fmt: skip
         if getattr(settings, name) not in known:
             raise ValueError(f"finetune.{name}: {getattr(settings, name)!r} is unknown; known: {', '.join(known)}")
+    if settings.schedule == "two_stage" and settings.method != "dldl_v2":
+        raise ValueError(
+            f"finetune.schedule: two_stage is DLDL-v2's (first KL alone), {settings.method} has but one loss; say joint"
+        )
     grid = settings.grid
     off = ~((train.label >= grid.minimum) & (train.label <= grid.maximum))
     if off.any():
@@ -129,7 +133,8 @@ def _check(settings: FinetuneSettings, train: FaceTable) -> None:
 
 def _start(settings: FinetuneSettings, train: FaceTable, backbone: Path) -> ThinVGG:
     """A fresh network, its trunk from the backbone where the settings say so."""
-    network = build(settings.network, settings.pooling, METHODS[settings.method].head_width(settings.grid))
+    method = METHODS[settings.method]
+    network = build(settings.network, settings.pooling, method.head_width(settings.grid), method.shared_head)
     initialise(network, torch.Generator().manual_seed(settings.seed))
     if settings.init == "scratch":
         return network

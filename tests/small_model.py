@@ -19,7 +19,7 @@ from visage.card import (
     save_model,
 )
 from visage.labels import LabelGrid
-from visage.networks import ThinVGG, build, initialise
+from visage.networks import ThinVGG, initialise
 
 CROP_PX = 32
 
@@ -50,7 +50,7 @@ def some_crops(count: int, seed: int = 0) -> Tensor:
 @torch.no_grad()
 def small_network(card: ModelCard, seed: int = 0) -> ThinVGG:
     """The card's network with random weights, BatchNorm statistics of random crops, and answers that differ."""
-    network = build(card.network.name, card.network.pooling, card.network.num_outputs)
+    network = card.build_network()
     initialise(network, torch.Generator().manual_seed(seed))
     crops = some_crops(64, seed=1).float() / 128 - 1
     for module in network.modules():
@@ -58,7 +58,7 @@ def small_network(card: ModelCard, seed: int = 0) -> ThinVGG:
             module.momentum = 1.0
     network.train()(crops)
     network.eval()
-    network.head.weight /= network(crops).std()
+    next(network.head.parameters()).div_(network(crops).std())  # the weights; bias is 0
     return network
 
 

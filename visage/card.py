@@ -138,6 +138,11 @@ class ModelCard:
         part.write_text(self.to_json(), encoding="utf-8")
         part.replace(path)
 
+    def build_network(self) -> ThinVGG:
+        """The card's network, without its weights."""
+        shape = self.network
+        return build(shape.name, shape.pooling, shape.num_outputs, METHODS[self.method].shared_head)
+
     def check(self, source: str) -> None:
         """Refuses a card of unknown parts, or whose grid and network do not belong together."""
         for name, value, known in (("method", self.method, METHODS), ("decode", self.decode, DECODERS),
@@ -231,7 +236,7 @@ def load_model(folder: Path) -> tuple[ThinVGG, ModelCard]:
             "edited; fetch or export the model again"
         )
     _refuse_another_meaning(path, card)
-    network = build(card.network.name, card.network.pooling, card.network.num_outputs)
+    network = card.build_network()
     try:
         state = load_file(path)
         network.load_state_dict({k: v.float() if v.is_floating_point() else v for k, v in state.items()})

@@ -68,10 +68,17 @@ def argmax(p_BK: Tensor, grid: LabelGrid) -> Tensor:
     return grid.tensor(p_BK)[p_BK.argmax(dim=1)]
 
 
+def rank(p_BK: Tensor, grid: LabelGrid) -> Tensor:
+    """The first label at which the c.d.f. reaches one half, shape (B,): Ranking's l[1 + #(P(y > l_k) > 1/2)]."""
+    above_BR = p_BK.flip(1).cumsum(dim=1).flip(1)[:, 1:]  # P(y > l_k), k = 1 .. K - 1
+    return grid.tensor(p_BK)[(above_BR > 0.5).sum(dim=1)]
+
+
 DECODERS: dict[str, Callable[[Tensor, LabelGrid], Tensor]] = {
     "expectation": expectation,
     "median": median,
     "argmax": argmax,
+    "rank": rank,
 }
 
 

@@ -1,17 +1,18 @@
 """Methods by name: what a head's logits are trained towards, and how they become a label distribution.
 
 One frozen record a method, no if-chain; every method shares trunk, schedule and decoding.
-Legend: B batch, K labels of the grid. The formulas use the paper's letters: p, p-hat, x, y, lambda.
+Legend: B batch, K labels of the grid, R = K - 1 ranks. The formulas use the paper's letters: p, p-hat, x, y, lambda.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Literal
 
 import torch
 from torch import Tensor
+from torch.nn import functional
 
 from visage.labels import LabelGrid, expectation, gaussian
 
@@ -34,11 +35,15 @@ class LossSettings:
 
 @dataclass(frozen=True, kw_only=True)
 class Method:
-    """`head_width(grid)` outputs; `loss(logits, label, sigma, grid, settings)`; `probabilities(logits, grid)`."""
+    """`head_width(grid)` outputs; `loss(logits, label, sigma, grid, settings)`; `probabilities(logits, grid)`.
+
+    `shared_head`: all outputs have one weight vector, and a bias each.
+    """
 
     head_width: Callable[[LabelGrid], int]
     loss: Callable[[Tensor, Tensor, Tensor, LabelGrid, LossSettings], Tensor]
     probabilities: Callable[[Tensor, LabelGrid], Tensor]
+    shared_head: bool = False
 
 
 def kl_divergence(p_BK: Tensor, logits_BK: Tensor, reduction: KLReduction) -> Tensor:
@@ -46,7 +51,7 @@ def kl_divergence(p_BK: Tensor, logits_BK: Tensor, reduction: KLReduction) -> Te
 
     From log-softmax in float32 at least, also under autocast; 0 ln 0 = 0.
     """
-    logits_BK = logits_BK if logits_BK.dtype == torch.float64 else logits_BK.float()
+    logits_BK = _at_least_float32(logits_BK)
     divergence_BK = torch.special.xlogy(p_BK, p_BK) - p_BK * torch.log_softmax(logits_BK, dim=1)
     divergence: Tensor = divergence_BK.sum(dim=1).mean()
     return divergence / p_BK.shape[1] if reduction == "mean" else divergence
@@ -54,7 +59,7 @@ def kl_divergence(p_BK: Tensor, logits_BK: Tensor, reduction: KLReduction) -> Te
 
 def softmax_probabilities(logits_BK: Tensor, _grid: LabelGrid) -> Tensor:
     """p-hat (paper, Eq. 8), (B,K)."""
-    return torch.softmax(logits_BK if logits_BK.dtype == torch.float64 else logits_BK.float(), dim=1)
+    return torch.softmax(_at_least_float32(logits_BK), dim=1)
 
 
 def expectation_loss(
@@ -79,12 +84,130 @@ def dldl_v2_loss(
     return loss + settings.lambda_ * expectation_loss(logits_BK, label_B, sigma_B, grid, settings)
 
 
+def dldl_loss(logits_BK: Tensor, label_B: Tensor, sigma_B: Tensor, grid: LabelGrid, settings: LossSettings) -> Tensor:
+    """DLDL (Gao et al. 2017): the KL divergence alone, whatever lambda is; scalar."""
+    return dldl_v2_loss(logits_BK, label_B, sigma_B, grid, replace(settings, lambda_=0.0))
+
+
+def nearest(label_B: Tensor, grid: LabelGrid) -> Tensor:
+    """The number (B,) of the label nearest to each value."""
+    places_B: Tensor = ((label_B - grid.minimum) / grid.step).round().long().clamp(0, grid.num_labels - 1)
+    return places_B
+
+
+def dex_loss(logits_BK: Tensor, label_B: Tensor, _sigma_B: Tensor, grid: LabelGrid, _settings: LossSettings) -> Tensor:
+    """DEX (Rothe et al. 2015): cross-entropy on the nearest label, mean over the batch; scalar."""
+    return functional.cross_entropy(_at_least_float32(logits_BK), nearest(label_B, grid))
+
+
+def dex_released_loss(
+    logits_BK: Tensor, label_B: Tensor, _sigma_B: Tensor, grid: LabelGrid, _settings: LossSettings
+) -> Tensor:
+    """What DLDL-v2's released code minimises under DEX's name: minus the nearest label's probability; scalar."""
+    return functional.nll_loss(softmax_probabilities(logits_BK, grid), nearest(label_B, grid))
+
+
+MEAN_WEIGHT, VARIANCE_WEIGHT = 0.2, 0.05  # Pan et al. 2018, section 4.3
+
+
+def mean_variance_loss(
+    logits_BK: Tensor, label_B: Tensor, sigma_B: Tensor, grid: LabelGrid, settings: LossSettings
+) -> Tensor:
+    """Pan, Han, Shan, Chen 2018: cross-entropy + 0.2 (m - y)^2 / 2 + 0.05 v, with mean m and variance v of p-hat in
+    label units, mean over the batch; scalar."""
+    p_BK = softmax_probabilities(logits_BK, grid).to(label_B.dtype)
+    mean_B = expectation(p_BK, grid)
+    variance_B = (p_BK * (grid.tensor(p_BK) - mean_B[:, None]) ** 2).sum(dim=1)
+    penalty_B = MEAN_WEIGHT * (mean_B - label_B) ** 2 / 2 + VARIANCE_WEIGHT * variance_B
+    return dex_loss(logits_BK, label_B, sigma_B, grid, settings) + penalty_B.mean()
+
+
+def ranking_loss(
+    logits_BR: Tensor, label_B: Tensor, _sigma_B: Tensor, grid: LabelGrid, _settings: LossSettings
+) -> Tensor:
+    """Ranking (Niu et al. 2016; DLDL-v2 section 3.2): R = K - 1 questions y > l_k, k = 1 .. K - 1, binary
+    cross-entropy averaged over questions and batch; scalar."""
+    logits_BR = _at_least_float32(logits_BR)
+    above_BR = label_B[:, None] > grid.tensor(label_B)[:-1]
+    return functional.binary_cross_entropy_with_logits(logits_BR, above_BR.to(logits_BR.dtype))
+
+
+def coral_loss(logits_BR: Tensor, label_B: Tensor, sigma_B: Tensor, grid: LabelGrid, settings: LossSettings) -> Tensor:
+    """CORAL (Cao, Mirjalili, Raschka 2020, Eq. 4): as Ranking, summed over the questions, on a shared head; scalar."""
+    return (grid.num_labels - 1) * ranking_loss(logits_BR, label_B, sigma_B, grid, settings)
+
+
+def ranking_probabilities(logits_BR: Tensor, _grid: LabelGrid) -> Tensor:
+    """The distribution (B,K) whose survival function the sigmoids are: the ranking-distribution identity (Eq. 2-6).
+
+    Sigmoids that do not fall from label to label are sorted first, which leaves the number of those above 1/2 as it
+    is: so the decoder `rank` gives Ranking's own prediction l[1 + #(p > 1/2)].
+    """
+    above_BR = torch.sigmoid(_at_least_float32(logits_BR)).sort(dim=1, descending=True).values
+    return functional.pad(above_BR, (1, 0), value=1.0) - functional.pad(above_BR, (0, 1), value=0.0)
+
+
+def regression_value(logits_B1: Tensor, _grid: LabelGrid) -> Tensor:
+    """MR's one output through tanh, in [-1, 1], (B,)."""
+    return torch.tanh(_at_least_float32(logits_B1))[:, 0]
+
+
+def scaled(label_B: Tensor, grid: LabelGrid) -> Tensor:
+    """Labels mapped linearly from the grid's range to [-1, 1]."""
+    return 2 * (label_B - grid.minimum) / (grid.maximum - grid.minimum) - 1
+
+
+def mr_l1_loss(
+    logits_B1: Tensor, label_B: Tensor, _sigma_B: Tensor, grid: LabelGrid, _settings: LossSettings
+) -> Tensor:
+    """Metric regression, l1 on the scale [-1, 1], mean over the batch; scalar."""
+    return (regression_value(logits_B1, grid) - scaled(label_B, grid)).abs().mean()
+
+
+def mr_l2_loss(
+    logits_B1: Tensor, label_B: Tensor, _sigma_B: Tensor, grid: LabelGrid, _settings: LossSettings
+) -> Tensor:
+    """Metric regression, squared error on the scale [-1, 1], mean over the batch; scalar."""
+    return ((regression_value(logits_B1, grid) - scaled(label_B, grid)) ** 2).mean()
+
+
+def regression_probabilities(logits_B1: Tensor, grid: LabelGrid) -> Tensor:
+    """The narrowest distribution (B,K) whose expectation is the regressed value: its two neighbouring labels."""
+    value_B = (regression_value(logits_B1, grid) + 1) * (grid.maximum - grid.minimum) / 2 + grid.minimum
+    return (1 - (value_B[:, None] - grid.tensor(value_B)).abs() / grid.step).clamp_min(0)
+
+
+def _at_least_float32(logits: Tensor) -> Tensor:
+    return logits if logits.dtype == torch.float64 else logits.float()
+
+
+def one_output(_grid: LabelGrid) -> int:
+    """1."""
+    return 1
+
+
 def one_output_a_label(grid: LabelGrid) -> int:
     """K."""
     return grid.num_labels
 
 
+def one_output_a_question(grid: LabelGrid) -> int:
+    """K - 1."""
+    return grid.num_labels - 1
+
+
+_SOFTMAX = Method(head_width=one_output_a_label, loss=dldl_v2_loss, probabilities=softmax_probabilities)
+_RANKING = Method(head_width=one_output_a_question, loss=ranking_loss, probabilities=ranking_probabilities)
+_REGRESSION = Method(head_width=one_output, loss=mr_l1_loss, probabilities=regression_probabilities)
 METHODS: dict[str, Method] = {
-    "dldl_v2": Method(head_width=one_output_a_label, loss=dldl_v2_loss, probabilities=softmax_probabilities),
-    "er": Method(head_width=one_output_a_label, loss=expectation_loss, probabilities=softmax_probabilities),
+    "dldl_v2": _SOFTMAX,
+    "dldl": replace(_SOFTMAX, loss=dldl_loss),
+    "er": replace(_SOFTMAX, loss=expectation_loss),
+    "dex": replace(_SOFTMAX, loss=dex_loss),
+    "dex_released": replace(_SOFTMAX, loss=dex_released_loss),
+    "mean_variance": replace(_SOFTMAX, loss=mean_variance_loss),
+    "ranking": _RANKING,
+    "coral": replace(_RANKING, loss=coral_loss, shared_head=True),
+    "mr_l1": _REGRESSION,
+    "mr_l2": replace(_REGRESSION, loss=mr_l2_loss),
 }

@@ -31,6 +31,7 @@ from visage.eye import evaluation_view
 from visage.faces import FaceTable
 from visage.labels import LabelGrid
 from visage.methods import METHODS, LossSettings
+from visage.predictor import Predictor
 
 OTHER_NORMALISE = NormaliseCard(mean=(0.5, 0.5, 0.5), std=(1.0, 1.0, 1.0))
 
@@ -91,6 +92,21 @@ def test_validation_figure_is_the_saved_models_error(tmp_path: Path, faces: Path
         p_BK = network(evaluation_view(table.decode(np.arange(6)), card.normalise)).softmax(1)
     value_B = (p_BK @ torch.from_numpy(GRID.labels()).float()).numpy()
     assert history["val_mae"].iloc[-1] == pytest.approx(np.abs(value_B - table.label).mean(), abs=1e-4)
+
+
+@pytest.mark.parametrize("method", METHODS)
+def test_every_method_trains_and_answers(tmp_path: Path, faces: Path, method: str) -> None:
+    history = run(tmp_path, faces, finetune_settings(method=method, epochs=4, augmentation="none"))
+    assert history["train_loss"].iloc[-1] < history["train_loss"].iloc[0]
+    predictor, table = Predictor.load(tmp_path / "model"), FaceTable.open(faces, ["val"])
+    assert predictor.card.method == method
+    value_N = predictor.predict_crops(table.decode(np.arange(6)), flip=False).value
+    assert history["val_mae"].iloc[-1] == pytest.approx(np.abs(value_N - table.label).mean(), abs=1e-3)
+
+
+def test_two_stages_are_of_dldl_v2_alone(tmp_path: Path, faces: Path) -> None:
+    with pytest.raises(ValueError, match=r"finetune\.schedule: two_stage .* ranking has but one loss; say joint"):
+        run(tmp_path, faces, finetune_settings(method="ranking", schedule="two_stage"))
 
 
 def test_same_settings_same_bytes_other_seed_others(tmp_path: Path, faces: Path) -> None:

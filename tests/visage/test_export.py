@@ -17,8 +17,10 @@ from safetensors.torch import load_file
 
 from tests.small_model import CROP_PX, small_card, small_network, some_crops
 from visage import export
-from visage.card import DTYPES, ModelCard, load_model
+from visage.card import DTYPES, ModelCard, NetworkCard, load_model
 from visage.export import CARD_KEY, ONNX_FILE, SEAL_KEY, export_model, load_onnx, measure_parity, release, stamped
+from visage.labels import DECODERS
+from visage.methods import METHODS
 from visage.predictor import Predictor
 
 CARD = small_card()
@@ -101,12 +103,25 @@ def test_the_same_model_gives_the_same_bytes(both: dict[str, Path], tmp_path: Pa
 
 def test_every_decoding_rule_is_in_the_graph(tmp_path: Path) -> None:
     crops = some_crops(12)
-    for decode in ("median", "argmax"):
+    for decode in DECODERS:
         card = small_card(decode=decode)
         export_model(small_network(card), card, tmp_path / decode, "float32")
         value = export.OnnxEngine((tmp_path / decode / ONNX_FILE).read_bytes()).outputs(crops)[1]
         expected = Predictor.load(tmp_path / decode).predict_crops(crops, flip=False).value
         np.testing.assert_allclose(value, expected, rtol=0, atol=TOLERANCE)
+
+
+@pytest.mark.parametrize("method", METHODS)
+def test_every_method_is_in_the_graph(tmp_path: Path, method: str) -> None:
+    width = METHODS[method].head_width(small_card().grid)
+    card = small_card(method=method, network=NetworkCard(name="tiny", pooling="hybrid", num_outputs=width))
+    export_model(small_network(card), card, tmp_path, "float32")
+    crops = some_crops(12)
+    p_BK, value_B = export.OnnxEngine((tmp_path / ONNX_FILE).read_bytes()).outputs(crops)
+    expected = Predictor.load(tmp_path).predict_crops(crops, flip=False)
+    np.testing.assert_allclose(p_BK, expected.probabilities, rtol=0, atol=2e-5)
+    np.testing.assert_allclose(value_B, expected.value, rtol=0, atol=TOLERANCE)
+    assert np.ptp(value_B) > 0
 
 
 def test_parity_is_measured(exported: Path) -> None:

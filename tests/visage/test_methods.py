@@ -11,7 +11,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from torch import Tensor
 
-from visage.labels import LabelGrid, gaussian
+from visage.labels import DECODERS, LabelGrid, gaussian
 from visage.methods import METHODS, LossSettings, kl_divergence
 
 GRIDS = [
@@ -26,10 +26,10 @@ def settings(**changes: Any) -> LossSettings:
     return LossSettings(**(values | changes))
 
 
-def batch(grid: LabelGrid, seed: int, size: int = 5) -> tuple[Tensor, Tensor, Tensor]:
-    """Logits (B,K), labels inside the grid and sigmas, float64."""
-    generator = torch.Generator().manual_seed(seed)
-    logits_BK = 2 * torch.randn(size, grid.num_labels, generator=generator, dtype=torch.float64)
+def batch(grid: LabelGrid, seed: int, size: int = 5, name: str = "dldl_v2") -> tuple[Tensor, Tensor, Tensor]:
+    """Logits as wide as the method's head, labels inside the grid and sigmas, float64."""
+    generator, width = torch.Generator().manual_seed(seed), METHODS[name].head_width(grid)
+    logits_BK = 2 * torch.randn(size, width, generator=generator, dtype=torch.float64)
     span = grid.maximum - grid.minimum
     label_B = grid.minimum + span * torch.rand(size, generator=generator, dtype=torch.float64)
     return logits_BK, label_B, span * (0.02 + 0.1 * torch.rand(size, generator=generator, dtype=torch.float64))
@@ -62,27 +62,86 @@ def test_gradient_is_the_closed_form_of_equation_17(grid: LabelGrid, seed: int, 
 @pytest.mark.parametrize("grid", GRIDS)
 @pytest.mark.parametrize("kl_reduction", ["sum", "mean"])
 def test_gradient_agrees_with_differences_in_float64(name: str, grid: LabelGrid, kl_reduction: str) -> None:
-    logits_BK, label_B, sigma_B = batch(grid, seed=3, size=2)
+    logits_BK, label_B, sigma_B = batch(grid, seed=3, size=2, name=name)
     how = settings(kl_reduction=kl_reduction, lambda_=0.7)
     assert torch.autograd.gradcheck(
         lambda logits: METHODS[name].loss(logits, label_B, sigma_B, grid, how), logits_BK.requires_grad_()
     )
 
 
+def sigmoid(value: float) -> float:
+    return 1 / (1 + math.exp(-value))
+
+
+def naive_loss(name: str, logits: list[float], label: float, sigma: float, grid: LabelGrid) -> float:
+    """One face's loss, written out."""
+    labels = grid.labels().tolist()
+    if name in ("ranking", "coral"):
+        total = 0.0
+        for value, l_k in zip(logits, labels[:-1], strict=True):
+            total -= math.log(sigmoid(value)) if label > l_k else math.log(1 - sigmoid(value))
+        return total / (len(labels) - 1) if name == "ranking" else total
+    if name in ("mr_l1", "mr_l2"):
+        middle, half = (grid.minimum + grid.maximum) / 2, (grid.maximum - grid.minimum) / 2
+        off = math.tanh(logits[0]) - (label - middle) / half
+        return abs(off) if name == "mr_l1" else off**2
+    whole = sum(math.exp(value) for value in logits)
+    p_hat = [math.exp(value) / whole for value in logits]
+    at_label = p_hat[min(range(len(labels)), key=lambda k: abs(labels[k] - label))]
+    mean = sum(p * l_k for p, l_k in zip(p_hat, labels, strict=True))
+    variance = sum(p * (l_k - mean) ** 2 for p, l_k in zip(p_hat, labels, strict=True))
+    density = [math.exp(-0.5 * ((l_k - label) / sigma) ** 2) for l_k in labels]
+    divergence = 0.0
+    for weight, p in zip(density, p_hat, strict=True):
+        share = weight / sum(density)
+        divergence += share * math.log(share / p) if share > 0 else 0.0
+    return {
+        "dldl_v2": divergence + abs(mean - label),
+        "dldl": divergence,
+        "er": abs(mean - label),
+        "dex": -math.log(at_label),
+        "dex_released": -at_label,
+        "mean_variance": -math.log(at_label) + 0.2 * (mean - label) ** 2 / 2 + 0.05 * variance,
+    }[name]
+
+
+@pytest.mark.parametrize("name", list(METHODS))
 @pytest.mark.parametrize("grid", GRIDS)
-def test_losses_equal_naive_loops(grid: LabelGrid) -> None:
-    logits_BK, label_B, sigma_B = batch(grid, seed=1)
-    p_BK, labels = gaussian(label_B, sigma_B, grid), grid.labels().tolist()
-    divergence = absolute = 0.0
-    for p, logits, label in zip(p_BK.tolist(), logits_BK.tolist(), label_B.tolist(), strict=True):
-        total = sum(math.exp(value) for value in logits)
-        p_hat = [math.exp(value) / total for value in logits]
-        divergence += sum(a * math.log(a / b) if a > 0 else 0.0 for a, b in zip(p, p_hat, strict=True)) / len(p_BK)
-        absolute += abs(sum(b * value for b, value in zip(p_hat, labels, strict=True)) - label) / len(p_BK)
-    for lambda_ in (0.0, 0.5, 3.0):
-        loss = METHODS["dldl_v2"].loss(logits_BK, label_B, sigma_B, grid, settings(lambda_=lambda_))
-        assert loss.item() == pytest.approx(divergence + lambda_ * absolute, rel=1e-9)
-    assert METHODS["er"].loss(logits_BK, label_B, sigma_B, grid, settings()).item() == pytest.approx(absolute, rel=1e-9)
+def test_every_loss_is_the_mean_of_what_a_loop_gives(name: str, grid: LabelGrid) -> None:
+    logits_BK, label_B, sigma_B = batch(grid, seed=1, name=name)
+    rows = zip(logits_BK.tolist(), label_B.tolist(), sigma_B.tolist(), strict=True)
+    expected = sum(naive_loss(name, logits, label, sigma, grid) for logits, label, sigma in rows) / len(label_B)
+    loss = METHODS[name].loss(logits_BK, label_B, sigma_B, grid, settings())
+    assert loss.item() == pytest.approx(expected, rel=1e-9)
+
+
+@given(seed=st.integers(0, 10**6))
+def test_ranking_predicts_the_label_after_as_many_as_say_yes(seed: int) -> None:
+    """l[1 + #(p > 1/2)] in the paper's counting from 1, also where the sigmoids do not fall from label to label."""
+    for grid in GRIDS:
+        logits_BR, _, _ = batch(grid, seed, name="ranking")
+        p_BK = METHODS["ranking"].probabilities(logits_BR, grid)
+        expected = [grid.labels()[sum(sigmoid(value) > 0.5 for value in row)] for row in logits_BR.tolist()]
+        assert DECODERS["rank"](p_BK, grid).tolist() == pytest.approx(expected)
+
+
+@given(seed=st.integers(0, 10**6))
+def test_a_regressed_value_is_the_expectation_of_its_distribution(seed: int) -> None:
+    for grid in GRIDS:
+        logits_B1, _, _ = batch(grid, seed, name="mr_l1")
+        p_BK = METHODS["mr_l1"].probabilities(logits_B1, grid)
+        share_B = (torch.tanh(logits_B1[:, 0]) + 1) / 2
+        expected_B = grid.minimum + (grid.maximum - grid.minimum) * share_B
+        torch.testing.assert_close(DECODERS["expectation"](p_BK, grid), expected_B)
+        assert (p_BK > 1e-9).sum(dim=1).max() <= 2
+
+
+@pytest.mark.parametrize("name", list(METHODS))
+def test_labels_at_the_ends_of_the_range_are_in_reach(name: str) -> None:
+    for grid in GRIDS:
+        ends_B, sigma_B = torch.tensor([grid.minimum, grid.maximum]).double(), torch.ones(2).double()
+        logits_BK = batch(grid, seed=0, size=2, name=name)[0]
+        assert METHODS[name].loss(logits_BK, ends_B, sigma_B, grid, settings()).isfinite()
 
 
 @pytest.mark.parametrize("grid", GRIDS)

@@ -26,6 +26,24 @@ class VGGConfig:
     compression: float
     pooling: Pooling
     num_outputs: int
+    shared_head: bool = False
+
+
+class SharedLinear(nn.Module):
+    """CORAL's head: one weight vector for all outputs, a bias for each. (B,C) -> (B,K)."""
+
+    def __init__(self, num_features: int, num_outputs: int) -> None:
+        super().__init__()
+        self.vector_C = nn.Parameter(torch.empty(num_features))
+        self.bias = nn.Parameter(torch.empty(num_outputs))
+
+    @property
+    def weight(self) -> Tensor:
+        """As a linear head has it, (K,C)."""
+        return self.vector_C.expand(len(self.bias), -1)
+
+    def forward(self, features_BC: Tensor) -> Tensor:
+        return nn.functional.linear(features_BC, self.weight, self.bias)
 
 
 class ThinVGG(nn.Module):
@@ -48,7 +66,7 @@ class ThinVGG(nn.Module):
             self.blocks.append(nn.Sequential(*layers))
         self.pooling = config.pooling
         self.num_features = num_in
-        self.head = nn.Linear(num_in, config.num_outputs)
+        self.head = (SharedLinear if config.shared_head else nn.Linear)(num_in, config.num_outputs)
 
     def features(self, faces_BCHW: Tensor) -> Tensor:
         """Activation maps F^j of the last convolution block (before hybrid pooling), (B,C,H/16,W/16)."""
@@ -84,4 +102,8 @@ def initialise(network: nn.Module, generator: torch.Generator) -> None:
         elif isinstance(module, nn.Linear):
             bound = 1.0 / math.sqrt(module.in_features)
             module.weight.uniform_(-bound, bound, generator=generator)
+            module.bias.zero_()
+        elif isinstance(module, SharedLinear):
+            bound = 1.0 / math.sqrt(len(module.vector_C))
+            module.vector_C.uniform_(-bound, bound, generator=generator)
             module.bias.zero_()
