@@ -53,6 +53,25 @@ def gaussian(label_B: Tensor, sigma_B: Tensor, grid: LabelGrid) -> Tensor:
     return torch.softmax(-0.5 * distance_BK**2, dim=1)
 
 
+def normal_cdf(label_B: Tensor, sigma_B: Tensor, grid: LabelGrid) -> Tensor:
+    """c, the c.d.f. at every label of normal distributions around the labels (paper, Eq. 2), (B,K)."""
+    c_BK: Tensor = torch.special.ndtr((grid.tensor(label_B) - label_B[:, None]) / sigma_B[:, None])
+    return c_BK
+
+
+def ranking_encoding(label_B: Tensor, grid: LabelGrid) -> Tensor:
+    """p^rank (B,K-1): 1 where y > l_k, else 0; one minus the c.d.f. for sigma -> 0 (paper, Eq. 3-4)."""
+    return (label_B[:, None] > grid.tensor(label_B)[:-1]).to(label_B.dtype)
+
+
+def survival(p_BK: Tensor) -> Tensor:
+    """P(y > l_k) = 1 - T p (paper, Eq. 5-6), (B,K-1).
+
+    T_ij = 1 for i >= j makes T p the c.d.f.; as the paper prints T (i <= j), T p would be the survival function.
+    """
+    return p_BK.flip(1).cumsum(dim=1).flip(1)[:, 1:]
+
+
 def expectation(p_BK: Tensor, grid: LabelGrid) -> Tensor:
     """Expected value of each distribution (paper, Eq. 10), shape (B,)."""
     return p_BK @ grid.tensor(p_BK)
@@ -70,8 +89,7 @@ def argmax(p_BK: Tensor, grid: LabelGrid) -> Tensor:
 
 def rank(p_BK: Tensor, grid: LabelGrid) -> Tensor:
     """The first label at which the c.d.f. reaches one half, shape (B,): Ranking's l[1 + #(P(y > l_k) > 1/2)]."""
-    above_BR = p_BK.flip(1).cumsum(dim=1).flip(1)[:, 1:]  # P(y > l_k), k = 1 .. K - 1
-    return grid.tensor(p_BK)[(above_BR > 0.5).sum(dim=1)]
+    return grid.tensor(p_BK)[(survival(p_BK) > 0.5).sum(dim=1)]
 
 
 DECODERS: dict[str, Callable[[Tensor, LabelGrid], Tensor]] = {

@@ -14,7 +14,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional
 
-from visage.labels import LabelGrid, expectation, gaussian
+from visage.labels import LabelGrid, expectation, gaussian, ranking_encoding
 
 KLReduction = Literal["sum", "mean"]
 
@@ -128,8 +128,8 @@ def ranking_loss(
     """Ranking (Niu et al. 2016; DLDL-v2 section 3.2): R = K - 1 questions y > l_k, k = 1 .. K - 1, binary
     cross-entropy averaged over questions and batch; scalar."""
     logits_BR = _at_least_float32(logits_BR)
-    above_BR = label_B[:, None] > grid.tensor(label_B)[:-1]
-    return functional.binary_cross_entropy_with_logits(logits_BR, above_BR.to(logits_BR.dtype))
+    target_BR = ranking_encoding(label_B, grid).to(logits_BR.dtype)
+    return functional.binary_cross_entropy_with_logits(logits_BR, target_BR)
 
 
 def coral_loss(logits_BR: Tensor, label_B: Tensor, sigma_B: Tensor, grid: LabelGrid, settings: LossSettings) -> Tensor:

@@ -12,7 +12,17 @@ from hypothesis import strategies as st
 from hypothesis.extra.numpy import arrays
 from torch import Tensor
 
-from visage.labels import DECODERS, LabelGrid, central_interval, deviation, gaussian, quantile
+from visage.labels import (
+    DECODERS,
+    LabelGrid,
+    central_interval,
+    deviation,
+    gaussian,
+    normal_cdf,
+    quantile,
+    ranking_encoding,
+    survival,
+)
 
 AGES = LabelGrid(minimum=0.0, step=1.0, maximum=100.0)
 GRIDS = [
@@ -165,3 +175,62 @@ def test_every_row_of_a_batch_is_decoded_by_itself() -> None:
     for decode in [*DECODERS.values(), deviation, lambda p_BK, grid: quantile(p_BK, grid, 0.3)]:
         alone = torch.cat([decode(p_BK[row : row + 1], AGES) for row in range(3)])
         torch.testing.assert_close(decode(p_BK, AGES), alone)
+
+
+# ---------------------------------------------------------------------------------------------------------------------
+# Ranking is learning a label distribution (DLDL-v2 section 3.2)
+# ---------------------------------------------------------------------------------------------------------------------
+
+
+@given(gaussians())
+def test_cdf_is_equation_2_and_tells_as_equation_3_which_labels_lie_below(case: tuple[LabelGrid, float, float]) -> None:
+    grid, label, sigma = case
+    c_K = normal_cdf(one(label), one(sigma), grid)[0].tolist()
+    for c, l_k in zip(c_K, grid.labels().tolist(), strict=True):
+        assert c == pytest.approx(0.5 * (1 + math.erf((l_k - label) / (sigma * math.sqrt(2)))), abs=1e-12)
+        if abs(l_k - label) > 1e-9 * sigma:
+            assert (1 - c > 0.5) == (l_k < label)
+
+
+@given(gaussians())
+def test_ranking_encoding_is_the_limit_of_one_minus_the_cdf(case: tuple[LabelGrid, float, float]) -> None:
+    """Eq. 4: exact for sigma -> 0, wherever no label is the value itself."""
+    grid, label, _ = case
+    distance = float(np.abs(grid.labels() - label).min())
+    encoded_R = ranking_encoding(one(label), grid)[0]
+    assert encoded_R.tolist() == [float(label > l_k) for l_k in grid.labels()[:-1]]
+    if distance > 1e-3 * grid.step:
+        c_K = normal_cdf(one(label), one(distance / 10), grid)[0]
+        torch.testing.assert_close(1 - c_K[:-1], encoded_R)
+
+
+@given(any_distributions())
+def test_survival_is_linear_in_the_distribution_with_the_c_d_f_s_triangle(case: tuple[LabelGrid, Tensor]) -> None:
+    """Eq. 5-6 with T_ij = 1 for i >= j; and back: neighbouring differences are the distribution."""
+    grid, p_BK = case
+    triangle_KK = torch.ones(grid.num_labels, grid.num_labels).double().tril()
+    above_R = survival(p_BK)[0]
+    torch.testing.assert_close(above_R, 1 - (triangle_KK @ p_BK[0])[:-1], atol=1e-12, rtol=0)
+    ends = torch.cat([one(1.0), above_R, one(0.0)])
+    torch.testing.assert_close(-ends.diff(), p_BK[0], atol=1e-12, rtol=0)
+
+
+@given(st.floats(20, 80), st.floats(1.5, 5))
+def test_survival_of_a_gaussian_label_is_one_minus_its_cdf_half_a_step_on(label: float, sigma: float) -> None:
+    """A label's probability stands for its cell, so sums of p reach half a step further than the density's c.d.f."""
+    half_on = normal_cdf(one(label - AGES.step / 2), one(sigma), AGES)[0, :-1]
+    torch.testing.assert_close(survival(distribution(AGES, label, sigma))[0], 1 - half_on, atol=6e-3, rtol=0)
+
+
+@given(any_distributions())
+def test_rank_is_the_label_after_those_more_likely_exceeded_than_not(case: tuple[LabelGrid, Tensor]) -> None:
+    grid, p_BK = case
+    total, expected = 0.0, grid.maximum
+    for p, l_k in zip(p_BK[0].tolist(), grid.labels().tolist(), strict=True):
+        total += p
+        if abs(total - 0.5) < 1e-9:
+            return  # a tie falls either way, by rounding
+        if total > 0.5:
+            expected = l_k
+            break
+    assert DECODERS["rank"](p_BK, grid).item() == expected
