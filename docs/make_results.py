@@ -54,7 +54,8 @@ def record(name: str, run: Path, protocol: str, note: str, machine: str | None) 
         "note": note,
         "model": {
             "card": card.name, "network": card.network.name, "pooling": card.network.pooling, "method": card.method,
-            "crop_px": card.alignment.crop_px, "face_scale": card.alignment.face_scale, "unit": card.unit,
+            "template": card.alignment.template, "crop_px": card.alignment.crop_px,
+            "face_scale": card.alignment.face_scale, "unit": card.unit,
             "num_parameters": card.weights.num_parameters, "weights_sha256": card.weights.sha256,
         },
         "init": card.training["init"],

@@ -1,10 +1,10 @@
 """Manifest and photos become aligned faces: `data/<role>/manifest.parquet` -> `data/<role>/faces/part-*.parquet`.
 
 Each photo is read upright, MTCNN finds its faces, the one in charge (largest, weighted by closeness to the centre) is
-laid on the five-point template and kept as a JPEG, one row a face. Quarantined photos are left out; a photo that gives
-no face stands in `rejects.csv` with its reason. `align.json` counts, and appears only if enough faces were found.
+laid on the template of the settings and kept as a JPEG, one row a face. Quarantined photos are left out; a photo that
+gives no face stands in `rejects.csv` with its reason. `align.json` counts, and appears only if enough faces were found.
 
-Takes about 12 ms of one core for a photo of 200 px, and goes on where a stopped run was (stages/face_shards.py). The
+Takes about 15 ms of one core for a photo of 200 px, and goes on where a stopped run was (stages/face_shards.py). The
 same input gives the same bytes whatever `num_workers` is; memory does not grow with the number of photos.
 """
 

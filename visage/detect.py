@@ -16,7 +16,7 @@ conventions, order of the faces); the test holds them to 1e-3 px. What differs i
 Landmarks equal facenet-pytorch's where `landmark_passes` is 0. The library cuts a box at the photo's rim, stretches the
 rest to a square and takes the landmarks for those of the whole box: in UTKFace's tight chips they scatter by 7 % of the
 side. So each face is aligned by its landmarks, looked at again by the output network, upright, whole, with black beyond
-the rim, in its mirror image too, and aligned anew: two passes bring the scatter to 1 % (LOG.md, 2026-11-22).
+the rim, in its mirror image too, and aligned anew: two passes bring the scatter to 1.5 % (LOG.md, 2026-11-22).
 
 Shapes: B photos, H W photo px, N candidates of all photos, K side of a network's input.
 """
@@ -50,6 +50,8 @@ OUTPUT_CHUNK = 32
 # What is looked at again, for there landmarks scatter least: 0.8 of the common template's side, a little lower.
 LOOK_TEMPLATE = template("five_point_112", OUTPUT_PX, 112 / 90) - np.array([0, 9 / 90 * OUTPUT_PX])
 MIRRORED = [1, 0, 2, 4, 3]  # which landmark each one is in the mirror
+SEEN = 0.5  # a look to which the output network gives a lower probability of a face is not believed
+MIN_SPREAD_PX = 1.0  # landmarks nearer to each other are not looked at again: they span no face
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -188,9 +190,10 @@ class Detector:
         """The same faces, their landmarks from looking again."""
         landmarks_N52 = np.concatenate([faces.landmarks_N52 for faces in found]).astype(np.float64)
         photo_N = np.repeat(np.arange(len(found)), [len(faces) for faces in found])
+        [spread_N] = np.nonzero(np.ptp(landmarks_N52, axis=1).max(axis=1, initial=0) >= MIN_SPREAD_PX)
         for _ in range(self.settings.landmark_passes):
-            for start in range(0, len(photo_N), OUTPUT_CHUNK):
-                rows = slice(start, start + OUTPUT_CHUNK)
+            for start in range(0, len(spread_N), OUTPUT_CHUNK):
+                rows = spread_N[start : start + OUTPUT_CHUNK]
                 landmarks_N52[rows] = self._look_again([photos[index] for index in photo_N[rows]], landmarks_N52[rows])
         ends = np.cumsum([len(faces) for faces in found])[:-1]
         parts = np.split(landmarks_N52.astype(np.float32), ends)
@@ -206,7 +209,7 @@ class Detector:
         points_N52 = points_NP.double().reshape(-1, 2, 5).mT.numpy() * OUTPUT_PX
         seen_N52, mirrored_N52 = np.split(points_N52, 2)
         mirrored_N52 = np.array([OUTPUT_PX, 0]) - np.array([1, -1]) * mirrored_N52[:, MIRRORED]
-        sees_face_N = (score_N2[:, 1].reshape(2, -1).mean(dim=0) > 0.5).numpy()
+        sees_face_N = (score_N2[:, 1].reshape(2, -1).mean(dim=0) > SEEN).numpy()
         middle_N52 = (seen_N52 + mirrored_N52) / 2
         better = [transform(points_52, invert(matrix)) for points_52, matrix in zip(middle_N52, matrices, strict=True)]
         kept_N52: Reals = np.where(sees_face_N[:, None, None], np.stack(better), landmarks_N52)

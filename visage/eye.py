@@ -2,7 +2,7 @@
 
 Crops are uint8 RGB (B,3,H,W); views are float32, normalised. Every random number is drawn on the CPU from the
 generator that is passed in, so the same seed gives the same augmentations on CPU and GPU.
-Legend: B batch, C colour channels, H height, W width.
+Legend: B batch, S the scaled ones of it, C colour channels, H height, W width.
 """
 
 from __future__ import annotations
@@ -91,12 +91,16 @@ def _down_and_up(view_BCHW: Tensor, settings: AugmentationSettings, generator: t
     columns: two batched matrix products, several times faster than resampling each face on its own.
     """
     is_scaled_B = torch.rand(len(view_BCHW), generator=generator) < settings.scale_probability
-    scale_B = _uniform(settings.min_scale, 1.0, len(view_BCHW), generator).masked_fill(~is_scaled_B, 1.0).tolist()
-    height, width = view_BCHW.shape[-2:]
-    rows_BHH = torch.stack([_down_and_up_matrix(height, round(height * scale)) for scale in scale_B])
-    columns_BWW = torch.stack([_down_and_up_matrix(width, round(width * scale)) for scale in scale_B])
-    across_BCHW = (view_BCHW.flatten(1, 2) @ columns_BWW.to(view_BCHW.device).mT).view_as(view_BCHW)
-    return rows_BHH.to(view_BCHW.device)[:, None] @ across_BCHW
+    scale_S = _uniform(settings.min_scale, 1.0, len(view_BCHW), generator)[is_scaled_B].tolist()
+    if not scale_S:
+        return view_BCHW
+    (height, width), device = view_BCHW.shape[-2:], view_BCHW.device
+    rows_SHH = torch.stack([_down_and_up_matrix(height, round(height * scale)) for scale in scale_S])
+    columns_SWW = torch.stack([_down_and_up_matrix(width, round(width * scale)) for scale in scale_S])
+    chosen_S = is_scaled_B.nonzero()[:, 0].to(device)
+    view_SCHW = view_BCHW[chosen_S]
+    across_SCHW = (view_SCHW.flatten(1, 2) @ columns_SWW.to(device).mT).view_as(view_SCHW)
+    return view_BCHW.index_copy(0, chosen_S, rows_SHH.to(device)[:, None] @ across_SCHW)
 
 
 @cache

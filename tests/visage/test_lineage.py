@@ -18,11 +18,12 @@ from visage.lineage import TRAINING_CODE, code_digest, fingerprint_of, table_dig
 
 STAGE = REPOSITORY / "stages" / "finetune.py"
 # Imported by the training stages without a say in what the weights become: the card is written after training (its
-# normalisation is among the settings), and lineage only names things.
+# normalisation is among the settings), lineage and schemas only name things.
 WITHOUT_A_SAY = {
     "visage/__init__.py",
     "visage/card.py",
     "visage/lineage.py",
+    "visage/schemas.py",
     "stages/settings.py",
     "stages/__init__.py",
 }

@@ -137,7 +137,7 @@ def test_a_regressed_value_is_the_expectation_of_its_distribution(seed: int) -> 
 
 
 @pytest.mark.parametrize("name", list(METHODS))
-def test_labels_at_the_ends_of_the_range_are_in_reach(name: str) -> None:
+def test_losses_are_finite_at_the_ends_of_the_range(name: str) -> None:
     for grid in GRIDS:
         ends_B, sigma_B = torch.tensor([grid.minimum, grid.maximum]).double(), torch.ones(2).double()
         logits_BK = batch(grid, seed=0, size=2, name=name)[0]

@@ -9,6 +9,7 @@ import torch
 from torch import nn
 
 from visage.networks import NETWORKS, ThinVGG, VGGConfig, build, initialise
+from visage.optim import parameter_groups
 
 WIDTHS = {
     "thin": [32, 32, 64, 64, 128, 128, 128, 256, 256, 256, 256, 256, 256],
@@ -86,6 +87,19 @@ def test_start_is_the_released_ones() -> None:
     for norm in (module for module in network.modules() if isinstance(module, nn.BatchNorm2d)):
         assert (norm.weight == 1).all()
         assert (norm.bias == 0).all()
+
+
+def test_a_shared_head_has_one_weight_vector_that_decays_and_a_bias_for_each_output() -> None:
+    network = build("tiny", "hybrid", 40, shared_head=True).eval()
+    initialise(network, torch.Generator().manual_seed(0))
+    assert count(network.head) == 128 + 40
+    with torch.no_grad():
+        network.head.bias += torch.arange(40)
+        logits_BK = network(torch.randn(3, 3, 32, 32, generator=torch.Generator().manual_seed(0)))
+    torch.testing.assert_close(logits_BK - torch.arange(40), logits_BK[:, :1].expand(3, 40), atol=1e-4, rtol=0)
+    assert logits_BK[:, 0].std() > 0
+    decayed = parameter_groups(network, 0.05)[0]["params"]
+    assert any(parameter is network.head.vector_1C for parameter in decayed)  # type: ignore[attr-defined]
 
 
 def test_start_comes_from_its_generator_alone() -> None:

@@ -34,13 +34,13 @@ class SharedLinear(nn.Module):
 
     def __init__(self, num_features: int, num_outputs: int) -> None:
         super().__init__()
-        self.vector_C = nn.Parameter(torch.empty(num_features))
+        self.vector_1C = nn.Parameter(torch.empty(1, num_features))
         self.bias = nn.Parameter(torch.empty(num_outputs))
 
     @property
     def weight(self) -> Tensor:
         """As a linear head has it, (K,C)."""
-        return self.vector_C.expand(len(self.bias), -1)
+        return self.vector_1C.expand(len(self.bias), -1)
 
     def forward(self, features_BC: Tensor) -> Tensor:
         return nn.functional.linear(features_BC, self.weight, self.bias)
@@ -104,6 +104,6 @@ def initialise(network: nn.Module, generator: torch.Generator) -> None:
             module.weight.uniform_(-bound, bound, generator=generator)
             module.bias.zero_()
         elif isinstance(module, SharedLinear):
-            bound = 1.0 / math.sqrt(len(module.vector_C))
-            module.vector_C.uniform_(-bound, bound, generator=generator)
+            bound = 1.0 / math.sqrt(module.vector_1C.shape[1])
+            module.vector_1C.uniform_(-bound, bound, generator=generator)
             module.bias.zero_()

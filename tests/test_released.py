@@ -1,0 +1,46 @@
+"""The released models, as a fresh clone finds them: they answer a photo, both files alike, and say their terms."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from tests.conftest import REPOSITORY
+from visage.card import load_model
+from visage.drawn import encode_face, sample_person, sample_photo
+from visage.export import ONNX_FILE, load_onnx
+from visage.predictor import Predictor, default_model_folder
+
+RELEASED = REPOSITORY / "model_registry" / "released"
+MODELS = sorted(path.parent for path in RELEASED.glob("*/card.json"))
+MAX_BYTES = 8_000_000
+
+
+def test_one_of_them_answers_by_default() -> None:
+    default = RELEASED / (RELEASED / "default.txt").read_text(encoding="utf-8").strip()
+    assert default in MODELS
+    assert default_model_folder(RELEASED.parent.parent) in (default, REPOSITORY / "models" / "export")
+
+
+@pytest.mark.parametrize("folder", MODELS, ids=lambda folder: folder.name)
+def test_it_answers_a_photo_with_either_engine(folder: Path) -> None:
+    rng = np.random.default_rng(0)
+    photos = [encode_face(sample_photo(sample_person(rng), rng, clean=True), 200) for _ in range(2)]
+    answers = []
+    for predictor in (Predictor.load(folder), load_onnx(folder / ONNX_FILE)):
+        faces = [face for result in predictor.predict_photos(photos) for face in result.faces]
+        assert len(faces) == len(photos)
+        answers.append([face.value for face in faces])
+    np.testing.assert_allclose(*answers, rtol=0, atol=1e-3)
+
+
+@pytest.mark.parametrize("folder", MODELS, ids=lambda folder: folder.name)
+def test_its_card_says_terms_and_figures_and_its_files_are_small(folder: Path) -> None:
+    _, card = load_model(folder)
+    assert card.name == folder.name
+    assert "non-commercial" in card.terms
+    assert card.metrics["test"]["mae"]["low"] < card.metrics["test"]["mae"]["value"] < 10
+    for path in folder.iterdir():
+        assert path.stat().st_size <= MAX_BYTES
