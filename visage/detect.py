@@ -16,7 +16,7 @@ conventions, order of the faces); the test holds them to 1e-3 px. What differs i
 Landmarks equal facenet-pytorch's where `landmark_passes` is 0. The library cuts a box at the photo's rim, stretches the
 rest to a square and takes the landmarks for those of the whole box: in UTKFace's tight chips they scatter by 6 % of the
 side. So each face is aligned by its landmarks, looked at again by the output network, upright, whole, with black beyond
-the rim, in its mirror image too, and aligned anew: two passes bring the scatter to 1 % (bench/landmarks.py, 2026-11-22).
+the rim, in its mirror image too, and aligned anew: two passes bring the scatter to 1 % (bench/landmarks.py).
 
 Shapes: B photos, H W photo px, N candidates of all photos, K side of a network's input.
 """
