@@ -219,7 +219,8 @@ def details(record: Record) -> str:
         f"sigma: the label's own{'' if fixed is None else f', {fixed:g} {unit} where it has none'}.",
         "Seeds: " + ", ".join(f"{stage} {seed}" for stage, seed in seeds.items()) + ".",
         f"Machine: {record['machine']['words']}. Training: {minutes(seconds_of(record))}.",
-        f"Model: {record['model']['num_parameters']:,} parameters, trained by code {record['code']['trained_at']['git_commit'][:12]}.",
+        f"Model: {record['model']['num_parameters']:,} parameters, trained by code "
+        f"{record['code']['trained_at']['git_commit'][:12]}.",
     ]
     lines += [f"Note: {record['note']}"] if record["note"] else []
     lists = list(record["lists"])

@@ -117,7 +117,7 @@ def _check(settings: FinetuneSettings, train: FaceTable) -> None:
             raise ValueError(f"finetune.{name}: {getattr(settings, name)!r} is unknown; known: {', '.join(known)}")
     if settings.schedule == "two_stage" and settings.method != "dldl_v2":
         raise ValueError(
-            f"finetune.schedule: two_stage is DLDL-v2's (first KL alone), {settings.method} has but one loss; say joint"
+            f"finetune.schedule: two_stage is DLDL-v2's (first KL alone), {settings.method} knows no stages; say joint"
         )
     grid = settings.grid
     off = ~((train.label >= grid.minimum) & (train.label <= grid.maximum))

@@ -105,7 +105,7 @@ def test_every_method_trains_and_answers(tmp_path: Path, faces: Path, method: st
 
 
 def test_two_stages_are_of_dldl_v2_alone(tmp_path: Path, faces: Path) -> None:
-    with pytest.raises(ValueError, match=r"finetune\.schedule: two_stage .* ranking has but one loss; say joint"):
+    with pytest.raises(ValueError, match=r"finetune\.schedule: two_stage .* ranking knows no stages; say joint"):
         run(tmp_path, faces, finetune_settings(method="ranking", schedule="two_stage"))
 
 
