@@ -44,10 +44,10 @@ from visage.optim import RecipeSettings, computing_dtype
 
 @dataclass(frozen=True, kw_only=True)
 class FinetuneSettings:
-    """`init`: `backbone` (the pretrain stage's trunk) or `scratch`. `fixed_sigma`: where the set gives none. `method`: an
-    entry of visage.methods.METHODS; `loss` is DLDL-v2's, the others take what they have of it. `decode`: an entry of
-    visage.labels.DECODERS (Ranking's and CORAL's own rule is `rank`).
+    """`init`: `backbone` (the pretrain stage's trunk) or `scratch`. `fixed_sigma`: where the set gives none.
 
+    `method`: an entry of visage.methods.METHODS; `loss` is DLDL-v2's, the others take what they have of it. `decode`:
+    an entry of visage.labels.DECODERS (Ranking's and CORAL's own rule is `rank`).
     `schedule`: `joint`, or `two_stage` as released (all epochs with KL alone, the head's bias zeroed, then all epochs
     jointly). The last epoch is kept, or its running average. `terms`: the terms of the data, kept in the card.
     `recipe` and `augmentation` name entries of `recipes` and `augmentations`.
