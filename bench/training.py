@@ -29,6 +29,8 @@ import torch
 from PIL import Image
 from torch import Tensor
 
+from stages.finetune import FinetuneSettings
+from stages.settings import load_section
 from visage.eye import PAPER_NORMALISE, AugmentationSettings, evaluation_view, training_view
 from visage.faces import FaceTable, prefetched, shuffled_batches
 from visage.fit import Task, available_device, fit
@@ -38,19 +40,8 @@ from visage.networks import build, initialise
 from visage.optim import RecipeSettings
 from visage.schemas import FACE_SCHEMA, METADATA_KEY
 
+PARAMS = Path(__file__).resolve().parent.parent / "params.yaml"  # the augmentation presets
 BLOCK, SETTLE = 12, 4  # steps that take their turn together; the first ones of each are not counted
-NONE = AugmentationSettings(
-    flip_probability=0.0, grey_probability=0.0, scale_probability=0.0, min_scale=1.0, rotation_degrees=0.0, zoom=0.0,
-    translation=0.0, interpolation="bilinear", jitter=0.0, erase_probability=0.0,
-)  # fmt: skip
-PAPER = dataclasses.replace(
-    NONE, flip_probability=0.5, grey_probability=0.5, scale_probability=1.0, min_scale=0.5, rotation_degrees=15.0,
-    jitter=0.4,
-)  # fmt: skip
-EXTENDED = dataclasses.replace(
-    PAPER, scale_probability=0.2, zoom=0.1, translation=0.04, interpolation="bicubic", erase_probability=0.1
-)
-PRESETS = {"none": NONE, "paper": PAPER, "extended": EXTENDED}
 RECIPE = RecipeSettings(
     optimiser="adamw", learning_rate=1e-3, weight_decay=0.05, batch_size=64, schedule="cosine", decay_fraction=1.0,
     decay_factor=0.01, warmup_fraction=0.1, ema_decay=0.998, precision="auto", channels_last=True,
@@ -161,11 +152,12 @@ def main() -> None:
         tables = {"cached": FaceTable.open(faces, ["train"], 1 << 14), "not cached": FaceTable.open(faces, ["train"])}
     px = tables["cached"].alignment["crop_px"]
     tables["cached"].decode(np.arange(len(tables["cached"])))
+    presets = load_section(PARAMS, "finetune", FinetuneSettings).augmentations
     print(f"{arguments.network} at {px} px, batches of {arguments.batch_size}, {torch.get_num_threads()} threads, "
           f"{available_device()}\n")  # fmt: skip
     print("| faces | fixed batch, ms | with data, ms | wall, times | CPU, times |\n|---|---|---|---|---|")
     for cache, table in tables.items():
-        for preset, augmentation in PRESETS.items():
+        for preset, augmentation in presets.items():
             clock = Clock()
             feeds = {"fixed": fixed_batch(table, arguments.batch_size),
                      "fed": fed(table, arguments.batch_size, augmentation)}  # fmt: skip

@@ -2,8 +2,8 @@
 
 data/target/faces/ + models/backbone/ -> models/model/{model.safetensors, card.json}, reports/history/finetune.csv
 DLDL-v2: KL divergence to the label distribution plus lambda times the l1 error of its expectation (paper, Eq. 12).
-About 2 minutes for the embedded set; 25 minutes for UTKFace's CORAL split (TinyAgeNet, 96 px, 36 epochs, 2 cores with
-bfloat16 and nothing beside). Weights are saved after every epoch; a killed run goes on from there.
+About 2 minutes for the embedded set; 45 minutes for UTKFace's CORAL split (TinyAgeNet, 96 px, 36 epochs, one thread
+with bfloat16). Weights are saved after every epoch; a killed run goes on from there.
 """
 
 from __future__ import annotations

@@ -36,7 +36,7 @@ from torch import Tensor
 from torchvision.ops import nms
 
 from visage.align import Reals, crop, invert, similarity, template, transform
-from visage.integral import Integral
+from visage.integral import Integral, normalised_
 
 Photo = npt.NDArray[np.uint8]
 Floats = npt.NDArray[np.float32]
@@ -203,7 +203,7 @@ class Detector:
         """One pass: each face's photo and landmarks -> its landmarks; where no face is seen now, they stay."""
         matrices = [similarity(points_52, LOOK_TEMPLATE) for points_52 in landmarks_N52]
         looks = [crop(photo, matrix_23, OUTPUT_PX) for photo, matrix_23 in zip(photos, matrices, strict=True)]
-        view_NCHW = torch.from_numpy(np.stack(looks)).permute(0, 3, 1, 2).to(torch.float32).sub_(127.5).mul_(0.0078125)
+        view_NCHW = normalised_(torch.from_numpy(np.stack(looks)).permute(0, 3, 1, 2).to(torch.float32))
         with torch.inference_mode():
             _, points_NP, score_N2 = self._output(torch.cat([view_NCHW, view_NCHW.flip(3)]))
         points_N52 = points_NP.double().reshape(-1, 2, 5).mT.numpy() * OUTPUT_PX

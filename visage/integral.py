@@ -68,7 +68,12 @@ class Integral:
             else:
                 field_NKK = sums_PNKK[channel]
             torch.div(field_NKK, num_pixels, out=input_NCKK[:, channel])
-        return input_NCKK.sub_(127.5).mul_(0.0078125)
+        return normalised_(input_NCKK)
+
+
+def normalised_(input_NCHW: Tensor) -> Tensor:
+    """Pixel values 0 to 255 as MTCNN's networks were trained to see them, in place."""
+    return input_NCHW.sub_(127.5).mul_(0.0078125)
 
 
 def _bins(length_N: Tensor, count: int) -> tuple[Tensor, Tensor]:

@@ -147,7 +147,7 @@ def ranking_probabilities(logits_BR: Tensor, _grid: LabelGrid) -> Tensor:
     return functional.pad(above_BR, (1, 0), value=1.0) - functional.pad(above_BR, (0, 1), value=0.0)
 
 
-def regression_value(logits_B1: Tensor, _grid: LabelGrid) -> Tensor:
+def regression_value(logits_B1: Tensor) -> Tensor:
     """MR's one output through tanh, in [-1, 1], (B,)."""
     return torch.tanh(_at_least_float32(logits_B1))[:, 0]
 
@@ -161,19 +161,19 @@ def mr_l1_loss(
     logits_B1: Tensor, label_B: Tensor, _sigma_B: Tensor, grid: LabelGrid, _settings: LossSettings
 ) -> Tensor:
     """Metric regression, l1 on the scale [-1, 1], mean over the batch; scalar."""
-    return (regression_value(logits_B1, grid) - scaled(label_B, grid)).abs().mean()
+    return (regression_value(logits_B1) - scaled(label_B, grid)).abs().mean()
 
 
 def mr_l2_loss(
     logits_B1: Tensor, label_B: Tensor, _sigma_B: Tensor, grid: LabelGrid, _settings: LossSettings
 ) -> Tensor:
     """Metric regression, squared error on the scale [-1, 1], mean over the batch; scalar."""
-    return ((regression_value(logits_B1, grid) - scaled(label_B, grid)) ** 2).mean()
+    return ((regression_value(logits_B1) - scaled(label_B, grid)) ** 2).mean()
 
 
 def regression_probabilities(logits_B1: Tensor, grid: LabelGrid) -> Tensor:
     """The narrowest distribution (B,K) whose expectation is the regressed value: its two neighbouring labels."""
-    value_B = (regression_value(logits_B1, grid) + 1) * (grid.maximum - grid.minimum) / 2 + grid.minimum
+    value_B = (regression_value(logits_B1) + 1) * (grid.maximum - grid.minimum) / 2 + grid.minimum
     return (1 - (value_B[:, None] - grid.tensor(value_B)).abs() / grid.step).clamp_min(0)
 
 

@@ -99,11 +99,8 @@ def initialise(network: nn.Module, generator: torch.Generator) -> None:
             module.weight.normal_(0.0, spread, generator=generator)
         elif isinstance(module, nn.BatchNorm2d):
             module.reset_parameters()
-        elif isinstance(module, nn.Linear):
-            bound = 1.0 / math.sqrt(module.in_features)
-            module.weight.uniform_(-bound, bound, generator=generator)
-            module.bias.zero_()
-        elif isinstance(module, SharedLinear):
-            bound = 1.0 / math.sqrt(module.vector_1C.shape[1])
-            module.vector_1C.uniform_(-bound, bound, generator=generator)
+        elif isinstance(module, nn.Linear | SharedLinear):
+            weight = module.weight if isinstance(module, nn.Linear) else module.vector_1C
+            bound = 1.0 / math.sqrt(weight.shape[1])
+            weight.uniform_(-bound, bound, generator=generator)
             module.bias.zero_()
