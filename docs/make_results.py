@@ -13,8 +13,6 @@ from __future__ import annotations
 
 import argparse
 import json
-import os
-import platform
 import re
 import statistics
 import sys
@@ -23,13 +21,12 @@ from pathlib import Path
 from typing import Any
 
 import pandas as pd
-import torch
 from scipy import stats
 
 from stages.settings import read_params, written_whole
 from visage.bootstrap import Estimate
 from visage.card import ModelCard, sha256_of
-from visage.lineage import git_commit
+from visage.lineage import git_commit, machine_of
 from visage.report import Table, title_of, with_interval
 
 DOCS = Path(__file__).resolve().parent
@@ -96,16 +93,6 @@ def settings_of(params: Mapping[str, Any]) -> dict[str, Any]:
             section[chosen] = {"name": section[chosen], **presets[section[chosen]]}
         sections[stage] = section
     return sections
-
-
-def machine_of() -> dict[str, Any]:
-    """This machine in words: processor, cores, GPU, torch."""
-    cpuinfo = Path("/proc/cpuinfo")
-    found = re.search(r"model name\s*: (.+)", cpuinfo.read_text(encoding="utf-8")) if cpuinfo.is_file() else None
-    processor = found[1] if found else platform.processor() or platform.machine()
-    on_gpu = torch.cuda.is_available()
-    gpu = f", {torch.cuda.get_device_name()}" if on_gpu else ""
-    return {"words": f"{processor}, {os.cpu_count()} cores{gpu}, torch {torch.__version__}", "on_gpu": on_gpu}
 
 
 def digest(path: Path) -> str | None:
