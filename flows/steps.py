@@ -147,8 +147,7 @@ def run(steps: Iterable[Step], num_workers: int, num_threads: int) -> dict[str, 
     with ThreadPoolExecutor(num_workers) as pool, tqdm(total=len(waiting), unit="step", desc="steps") as bar:
         try:
             while waiting or running:
-                busy = {step.key for step in running.values()} | set(waiting)
-                for step in [s for s in waiting.values() if not busy & {one.key for one in s.inputs.values()}]:
+                for step in _ready(waiting, running.values())[: num_workers - len(running)]:
                     del waiting[step.key]
                     running[pool.submit(_attempt, step, num_threads, failed)] = step
                 for future in wait(running, return_when=FIRST_COMPLETED).done:
@@ -161,6 +160,12 @@ def run(steps: Iterable[Step], num_workers: int, num_threads: int) -> dict[str, 
             pool.shutdown(wait=False, cancel_futures=True)
             raise
     return failed
+
+
+def _ready(waiting: Mapping[str, Step], running: Iterable[Step]) -> list[Step]:
+    """The waiting steps with nothing before them to do, in their order: a cell is finished before the next begins."""
+    busy = {step.key for step in running} | set(waiting)
+    return [step for step in waiting.values() if not busy & {before.key for before in step.inputs.values()}]
 
 
 def _attempt(step: Step, num_threads: int, failed: Mapping[str, str]) -> str | None:
