@@ -121,7 +121,7 @@ def chapter(protocol: Mapping[str, Any], records: Sequence[Record]) -> str:
         return ""
     parts = [f"## {protocol['title']}", protocol["about"]]
     if records:
-        parts += [runs_table(records).markdown(), *families(records)]
+        parts += [runs_table(records, protocol["metrics"]).markdown(), *families(records)]
     if protocol["published"]:
         rows = [[entry["model"], entry["mae"], entry["source"]] for entry in protocol["published"]]
         parts += ["Published:", Table(caption="", header=["model", "MAE", "source"], rows=rows).markdown()]
@@ -139,18 +139,18 @@ def figure(record: Record, faces: str, metric: str) -> str:
     return with_interval(metric, Estimate(**known), 2) if known else ""
 
 
-def runs_table(records: Sequence[Record]) -> Table:
-    """One row a run, best first."""
+def runs_table(records: Sequence[Record], metrics: Sequence[str]) -> Table:
+    """One row a run, best first, with the protocol's metrics on the test list and MAE on its unseen part."""
     unit = records[0]["model"]["unit"]
-    header = ["run", "network", "start", "test faces", title_of("mae", unit), "MAE, unseen", title_of("cs_5", unit)]
+    header = ["run", "network", "start", "test faces", *(title_of(metric, unit) for metric in metrics), "MAE, unseen"]
     ordered = sorted(records, key=lambda r: float(r["lists"][first_list(r)]["mae"]["value"]))
     rows = []
     for run in ordered:
         faces = first_list(run)
         network = f"{run['model']['network']}, {run['model']['crop_px']} px"
         start = "pre-trained" if run["init"] == "backbone" else "scratch"
-        row = [run["name"], network, start, f"{run['lists'][faces]['num_faces']:,}", figure(run, faces, "mae")]
-        row += [figure(run, f"{faces}_unseen", "mae"), figure(run, faces, "cs_5")]
+        row = [run["name"], network, start, f"{run['lists'][faces]['num_faces']:,}"]
+        row += [*(figure(run, faces, metric) for metric in metrics), figure(run, f"{faces}_unseen", "mae")]
         rows.append([*row, minutes(seconds_of(run)), "GPU" if run["machine"]["on_gpu"] else "CPU"])
     return Table(caption="", header=[*header, "training", "on"], rows=rows)
 
