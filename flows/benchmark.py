@@ -36,6 +36,7 @@ from visage.lineage import git_commit, machine_of
 from visage.report import Table, title_of, with_interval
 
 TABLES = REPOSITORY / "benchmarks" / "tables.yaml"
+RESULTS, KEPT = REPOSITORY / "reports" / "benchmark", REPOSITORY / "docs" / "benchmark"
 BOOTSTRAP = Bootstrap(num_resamples=2000, interval=0.95, seed=0)
 ABOUT = (
     "Brackets after a figure: Student's t over the seeds, or, of one seed, the bootstrap over people (pictures where "
@@ -108,15 +109,13 @@ def _against(row: Mapping[str, Any]) -> list[str]:
 
 def write(name: str, found: Mapping[str, Any], tables: Mapping[str, TableSettings], record: bool) -> None:
     """reports/benchmark/NAME.json and NAME.md, and copies of both under docs/ where they are to be kept."""
-    folder = REPOSITORY / "reports" / "benchmark"
     texts = {".json": json.dumps(found, indent=1, ensure_ascii=False) + "\n", ".md": page(name, found, tables)}
     for suffix, text in texts.items():
-        with written_whole(folder / f"{name}{suffix}") as part:
+        with written_whole(RESULTS / f"{name}{suffix}") as part:
             part.write_text(text, encoding="utf-8")
         if record:
-            kept = REPOSITORY / "docs" / "benchmark"
-            kept.mkdir(exist_ok=True)
-            shutil.copyfile(folder / f"{name}{suffix}", kept / f"{name}{suffix}")
+            KEPT.mkdir(exist_ok=True)
+            shutil.copyfile(RESULTS / f"{name}{suffix}", KEPT / f"{name}{suffix}")
 
 
 def main() -> None:
@@ -161,7 +160,7 @@ def benchmark(arguments: argparse.Namespace) -> dict[str, str]:
         "tables": document(cells, tables, BOOTSTRAP),
     }
     write(file.stem, found, tables, arguments.record)
-    print((REPOSITORY / "reports" / "benchmark" / f"{file.stem}.md").read_text(encoding="utf-8"))
+    print((RESULTS / f"{file.stem}.md").read_text(encoding="utf-8"))
     return failed
 
 
