@@ -1,4 +1,4 @@
-"""`python -m flows.benchmark` on a small drawn set: it stops, goes on and becomes tables; and a protocol of two folds."""
+"""`python -m flows.benchmark` on a small drawn set: it stops, goes on, becomes tables; and a protocol of two folds."""
 
 from __future__ import annotations
 
