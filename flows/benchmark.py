@@ -4,8 +4,8 @@
     python -m flows.benchmark utkface_all_ages           (or: make protocol DATA=utkface_all_ages)
 
 The second runs all folds of a preset. Cells that are finished stay finished (`runs/`), so that it can be stopped and
-started at any time; those that failed are tried again and named at the end. Writes reports/benchmark/NAME.json and
-NAME.md; `--record` copies both to docs/benchmark/, and `--only-write` makes them from the cells that are there.
+started at any time; those that failed are tried again and named at the end. Writes reports/benchmark/NAME/TABLE.json
+and NAME.md; `--record` copies them to docs/benchmark/, and `--only-write` makes them from the cells that are there.
 """
 
 from __future__ import annotations
@@ -21,6 +21,7 @@ from typing import Any
 
 from flows.cells import (
     BenchmarkSettings,
+    Cell,
     Row,
     TableSettings,
     WantedSettings,
@@ -30,7 +31,7 @@ from flows.cells import (
 )
 from flows.outcomes import document
 from flows.steps import REPOSITORY, declared, run
-from stages.settings import written_whole
+from stages.settings import read_json, written_whole
 from visage.bootstrap import Bootstrap, Estimate
 from visage.lineage import git_commit, machine_of
 from visage.report import Table, title_of, with_interval
@@ -57,16 +58,25 @@ def protocol_of(preset: str, seeds: Sequence[int]) -> tuple[BenchmarkSettings, d
 
 
 def page(name: str, found: Mapping[str, Any], tables: Mapping[str, TableSettings]) -> str:
-    """The results as markdown."""
-    head = f"# Benchmark {name}\n\nWritten by `python -m flows.benchmark`; edit nothing here. {ABOUT}\n\nMachine: "
-    parts = [head + f"{found['machine']['words']}. Code: {found['git_commit'][:12]}."]
-    for key, sets in found["tables"].items():
-        for data, rows in sets.items():
-            parts += [
-                f"## {tables[key].title} ({data})",
-                rows_table(rows, tables[key], found["units"][data]).markdown(),
-            ]
+    """The results as markdown, table by table with the machine and the code that made it."""
+    parts = [f"# Benchmark {name}\n\nWritten by `python -m flows.benchmark`; edit nothing here. {ABOUT}"]
+    for key, one in found.items():
+        parts.append(f"## {tables[key].title}")
+        parts.append(f"Machine: {one['machine']['words']}. Code: {one['git_commit'][:12]}.")
+        for data, rows in one["sets"].items():
+            table = rows_table(rows, tables[key], one["units"][data])
+            parts += [f"{data}: {_words(one['settings'][data])}", table.markdown()]
     return "\n\n".join(parts) + "\n"
+
+
+def _words(budget: Mapping[str, Any]) -> str:
+    """What all rows of a set have in common, in a line."""
+    recipe = budget["recipe"]
+    return (
+        f"{budget['network']} at {budget['crop_px']} px from {budget['init']}, {budget['epochs']} epochs, "
+        f"{recipe['optimiser']} {recipe['learning_rate']:g} ({recipe['schedule']}), batches of {recipe['batch_size']}, "
+        f"augmentation {budget['augmentation']}, flip averaged; where a row does not say otherwise."
+    )
 
 
 def rows_table(rows: Sequence[Mapping[str, Any]], table: TableSettings, unit: str) -> Table:
@@ -108,14 +118,20 @@ def _against(row: Mapping[str, Any]) -> list[str]:
 
 
 def write(name: str, found: Mapping[str, Any], tables: Mapping[str, TableSettings], record: bool) -> None:
-    """reports/benchmark/NAME.json and NAME.md, and copies of both under docs/ where they are to be kept."""
-    texts = {".json": json.dumps(found, indent=1, ensure_ascii=False) + "\n", ".md": page(name, found, tables)}
-    for suffix, text in texts.items():
-        with written_whole(RESULTS / f"{name}{suffix}") as part:
-            part.write_text(text, encoding="utf-8")
-        if record:
-            KEPT.mkdir(exist_ok=True)
-            shutil.copyfile(RESULTS / f"{name}{suffix}", KEPT / f"{name}{suffix}")
+    """RESULTS/NAME/TABLE.json for each table that was asked for, and RESULTS/NAME.md of all that are there.
+
+    `record` copies them to KEPT.
+    """
+    for key, one in found.items():
+        with written_whole(RESULTS / name / f"{key}.json") as part:
+            part.write_text(json.dumps(one, indent=1, ensure_ascii=False) + "\n", encoding="utf-8")
+    there = {key: RESULTS / name / f"{key}.json" for key in tables}
+    all_found = {key: read_json(path) for key, path in there.items() if path.is_file()}
+    with written_whole(RESULTS / f"{name}.md") as part:
+        part.write_text(page(name, all_found, tables), encoding="utf-8")
+    if record:
+        shutil.copytree(RESULTS / name, KEPT / name, dirs_exist_ok=True)
+        shutil.copyfile(RESULTS / f"{name}.md", KEPT / f"{name}.md")
 
 
 def main() -> None:
@@ -152,22 +168,26 @@ def benchmark(arguments: argparse.Namespace) -> dict[str, str]:
     cells = cells_of(settings, tables, declared(), arguments.runs.absolute())
     steps = {step.key: step for cell in cells for step in cell.steps}
     failed = {} if arguments.only_write else run(steps.values(), arguments.workers, arguments.threads)
-    found = {
-        "machine": machine_of(),
-        "git_commit": git_commit(),
-        "units": {cell.data: cell.params["finetune"]["unit"] for cell in cells},
-        "settings": {cell.data: _budget(cell.params) for cell in cells if cell.row == tables[cell.table].reference},
-        "tables": document(cells, tables, BOOTSTRAP),
-    }
-    write(file.stem, found, tables, arguments.record)
+    write(file.stem, _found(cells, tables), tables, arguments.record)
     print((RESULTS / f"{file.stem}.md").read_text(encoding="utf-8"))
     return failed
+
+
+def _found(cells: Sequence[Cell], tables: Mapping[str, TableSettings]) -> dict[str, Any]:
+    """Table -> its rows on each set, and where they come from."""
+    origin = {"machine": machine_of(), "git_commit": git_commit()}
+    found = {}
+    for key, sets in document(cells, tables, BOOTSTRAP).items():
+        own = {cell.data: cell.params for cell in cells if (cell.table, cell.row) == (key, tables[key].reference)}
+        units = {data: params["finetune"]["unit"] for data, params in own.items()}
+        found[key] = origin | {"units": units, "settings": {d: _budget(p) for d, p in own.items()}, "sets": sets}
+    return found
 
 
 def _budget(params: Mapping[str, Any]) -> dict[str, Any]:
     """What all rows of a set have in common."""
     finetune = params["finetune"]
-    kept = {name: finetune[name] for name in ("epochs", "init", "grid", "loss", "augmentation")}
+    kept = {name: finetune[name] for name in ("network", "epochs", "init", "grid", "loss", "augmentation")}
     recipe = finetune["recipes"][finetune["recipe"]]
     return {"crop_px": params["align"]["target"]["crop_px"], **kept, "recipe": recipe}
 

@@ -40,7 +40,7 @@ def command(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.Capt
             main()
         capsys.readouterr()
         stem = tmp_path / "results" / Path(what).stem
-        found = json.loads(stem.with_suffix(".json").read_text(encoding="utf-8"))
+        found = {path.stem: json.loads(path.read_text(encoding="utf-8"))["sets"]["drawn"] for path in stem.iterdir()}
         return int(ended.value.code or 0), found, stem.with_suffix(".md").read_text(encoding="utf-8")
 
     return call
@@ -54,7 +54,7 @@ def test_a_benchmark_goes_on_where_it_stopped(tmp_path: Path, command: Any) -> N
     settings["classic"]["bands"] = 0  # refused by its settings: the BIF rows fail, all others stand
     status, found, text = command(str(file), settings, "--workers", "2")
     assert status == 1
-    rows = {row["row"]: row for row in found["tables"]["two_stage"]["drawn"]}
+    rows = {row["row"]: row for row in found["two_stage"]}
     assert rows["BIF, SVR"]["seeds"] == []
     assert rows["DLDL-v2"]["seeds"] == rows["CNN, BFGS-LDL"]["seeds"] == [0]
     assert "| BIF, SVR | not run |" in text
@@ -65,8 +65,8 @@ def test_a_benchmark_goes_on_where_it_stopped(tmp_path: Path, command: Any) -> N
     assert status == 0
     assert "not run" not in text
     assert before == {path: path.stat().st_mtime_ns for path in (tmp_path / "runs").glob("finetune-*/.done.json")}
-    against = found["tables"]["augmentation_pooling"]["drawn"][0]["against_reference"]
-    assert against["num_faces"] == found["tables"]["augmentation_pooling"]["drawn"][2]["num_faces"]
+    against = found["augmentation_pooling"][0]["against_reference"]
+    assert against["num_faces"] == found["augmentation_pooling"][2]["num_faces"]
 
 
 def test_a_protocol_adds_its_folds(command: Any) -> None:
@@ -75,7 +75,7 @@ def test_a_protocol_adds_its_folds(command: Any) -> None:
     settings["download"]["target"]["split"] |= {"assign": "folds", "num_folds": 2}
     status, found, text = command("drawn", settings)
     assert status == 0
-    [row] = found["tables"]["protocol"]["drawn"]
+    [row] = found["protocol"]
     assert row["num_folds"] == 2
     assert row["num_faces"] == 300, "every photo is tested once"
     assert "1, 2 folds" in text
