@@ -129,12 +129,17 @@ def _row(photo_id: str, name: str, entries: set[Entry] | None) -> Row:
     if len(entries) > 1:
         raise ValueError(f"the CSV's lines about it differ: {sorted(map(tuple, entries))}")
     (entry,) = entries
-    person, sex, age = str(int(found["person"])), found["sex"].upper(), int(found["age"])
-    if (entry.person.lstrip("0"), entry.sex.upper(), entry.age) != (person, sex, str(age)):
+    person, sex, age = _padded(found["person"]), found["sex"].upper(), int(found["age"])
+    if (_padded(entry.person), entry.sex.upper(), entry.age) != (person, sex, str(age)):
         raise ValueError(
             f"name {name!r} against {entry[:-1]} (person, sex, age) in the CSV: which holds is not certain"
         )
-    return Row(photo_id, float(age), None, person.zfill(6), SEXES[sex], ETHNICITIES.get(entry.race.upper()), None)
+    return Row(photo_id, float(age), None, person, SEXES[sex], ETHNICITIES.get(entry.race.upper()), None)
+
+
+def _padded(person: str) -> str:
+    """A person's number as six digits, however many the name or the CSV has."""
+    return person.lstrip("0").zfill(6)
 
 
 def _caucasian(rows: Iterator[Row], listed: Path | None, report_skip: ReportSkip) -> Iterator[Row]:
