@@ -51,11 +51,12 @@ class TestChalearn:
 
     def test_semicolons_and_commas_with_and_without_header_say_the_same(self, tmp_path: Path) -> None:
         touch(tmp_path, *(f"Train/image_{number}.jpg" for number in range(1, 9)), "Test/image_1.jpg")
+        """Written in Latin-1 with a letter that is no UTF-8; the second with the byte order mark of UTF-8."""
         lines = [*self.LINES, *self.DIRT, *self.MORE]
         commas = [line.replace(";", ",") for line in lines]
         ways = [
             write(tmp_path / "a" / "Train.csv", *lines, encoding="latin-1"),
-            write(tmp_path / "b" / "Train.csv", *commas, encoding="latin-1"),
+            write(tmp_path / "b" / "Train.csv", "\xef\xbb\xbf" + commas[0], *commas[1:], encoding="latin-1"),
             write(tmp_path / "c" / "Train.csv", "image,mean,stdv", *commas, encoding="latin-1"),
         ]
         found = [read("chalearn", tmp_path, self.lists(Train=way)) for way in ways]
