@@ -27,8 +27,9 @@ class LabelList:
     split: Literal["train", "val", "test"]
 
     def photo_id(self, name: str) -> str:
-        """The photo that the list means by a name."""
-        return f"{self.photos_folder}/{name}" if self.photos_folder else name
+        """The photo that the list means by a name, written in one way."""
+        parts = f"{self.photos_folder}/{name}".replace("\\", "/").split("/")
+        return "/".join(part for part in parts if part not in ("", "."))
 
 
 class Listed(NamedTuple):

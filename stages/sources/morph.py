@@ -114,9 +114,15 @@ def _read_entries(table: Path) -> dict[str, set[Entry]]:
     """File name -> what the CSV's lines say of it, each once."""
     entries: dict[str, set[Entry]] = {}
     for line in read_table(table, ",", ["id_num", "race", "gender", "age", "photo"]):
-        name = line["photo"].replace("\\", "/").rsplit("/", 1)[-1]
-        entries.setdefault(name, set()).add(Entry(line["id_num"], line["gender"], line["age"], line["race"]))
+        entries.setdefault(_base(line["photo"]), set()).add(
+            Entry(line["id_num"], line["gender"], line["age"], line["race"])
+        )
     return entries
+
+
+def _base(photo: str) -> str:
+    """A file's name less its folders, whichever system wrote them."""
+    return photo.replace("\\", "/").rsplit("/", 1)[-1]
 
 
 def _row(photo_id: str, name: str, entries: set[Entry] | None) -> Row:
@@ -144,7 +150,7 @@ def _padded(person: str) -> str:
 
 def _caucasian(rows: Iterator[Row], listed: Path | None, report_skip: ReportSkip) -> Iterator[Row]:
     """The white photos, and of them those that are listed."""
-    chosen = None if listed is None else {Path(line["photo"]).name for line in read_table(listed, ",", ["photo"])}
+    chosen = None if listed is None else {_base(line["photo"]) for line in read_table(listed, ",", ["photo"])}
     num_others = 0
     for row in rows:
         name = PurePosixPath(row.photo_id).name
@@ -194,7 +200,7 @@ def _listed_sets(listed: Path) -> dict[str, str]:
     """File name -> set, as a user's CSV says; a photo in two sets is an error, for the protocol's sets are disjoint."""
     set_of: dict[str, str] = {}
     for line in read_table(listed, ",", ["photo", "set"]):
-        name = Path(line["photo"]).name
+        name = _base(line["photo"])
         if line["set"] not in (*TRAINS, "S3") or set_of.setdefault(name, line["set"]) != line["set"]:
             raise ValueError(
                 f"{listed}: {name} is in {line['set']!r}; every photo wants one of S1, S2, S3, always the same"

@@ -41,7 +41,7 @@ def cells(values: Sequence[str], column: bool) -> np.ndarray:
 
 
 class TestChalearn:
-    LINES = ("image_1.jpg;34.5;4.2", "", " image_2.jpg ; 7 ; 0 ", "image_3.jpg;20;3", "image_3.jpg;20;3")
+    LINES = ("image_1.jpg;34.5;4.2", "", " image_2.jpg ; 7 ; 0 ", "image_3.jpg;20;3", "./image_3.jpg;20;3")
     DIRT = ("image_4.jpg;20;3", "image_4.jpg;21;3", "image_5.jpg;twenty;3", "image_6.jpg;20;-1", "image_7.jpg;;3")
     MORE = ("image_8.jpg;20", "image_9.jpg;20;3", "../out.jpg;20;3", "bj\xf6rn.jpg;20;3")
 

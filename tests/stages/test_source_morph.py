@@ -117,7 +117,7 @@ def test_a_users_lists_of_the_sets_go_before_the_draw(tmp_path: Path) -> None:
     photos = many()[:4]
     options = lay_morph(tmp_path, photos) | {"protocol": "s1_s2_s3"}
     names = [name for name, _ in photos]
-    lines = ["photo,set", f"Album2/{names[0]},S1", f"{names[1]},S2", f"{names[2]},S3", "nobody.JPG,S3"]
+    lines = ["photo,set", f"Album2\\{names[0]},S1", f"{names[1]},S2", f"{names[2]},S3", "nobody.JPG,S3"]
     sets = SETS | {"listed": write(tmp_path / "sets.csv", *lines), "fold": 1}
     rows, listed = read("morph", tmp_path / "raw", options | {"sets": sets})
     assert {row.photo_id.split("/")[1]: row.split for row in rows} == {
