@@ -16,8 +16,8 @@ assign
 group_by
 - `picture`: byte-identical photos (sha256) share every draw: no new split puts one in train and one in test. A given
   split is left as it was given, duplicates included. Where photos have a person, a person left without any train photo
-  gets back the picture whose val_draw is highest, for a classifier of persons must have seen them all. (A test fold is
-  never changed for that.)
+  gets back the val picture whose val_draw is highest, for a classifier of persons must have seen them all. The test set
+  is never changed for that.
 - `person`: a person's photos share every draw; persons who share a picture count as one.
 """
 
@@ -145,8 +145,8 @@ def _left_out(spool: sqlite3.Connection, merged: dict[str, str], settings: Split
 
 
 def _help_persons(spool: sqlite3.Connection, settings: SplitSettings) -> None:
-    """Gives persons without a train photo the movable picture of the highest val_draw."""
-    movable = "split IN ('val', 'test')" if settings.assign == "random" else "split = 'val' AND given IS NOT 'val'"
+    """Gives persons without a train photo the val picture of the highest val_draw."""
+    movable = "split = 'val' AND given IS NOT 'val'"
     spool.create_function("val_draw", 1, lambda group: draw(settings.seed, "val", group), deterministic=True)
     spool.execute("CREATE INDEX IF NOT EXISTS photos_person ON photos (person, split)")
     spool.execute("CREATE INDEX IF NOT EXISTS photos_sha256 ON photos (sha256)")

@@ -132,10 +132,22 @@ def _split_or_none(photos: Sequence[Photo], chosen: SplitSettings) -> dict[str, 
 
 
 @given(photo_lists, seeds)
-def test_every_person_trains(photos: list[Photo], seed: int) -> None:
-    found = split(photos, settings(seed=seed, val_fraction=0.6, test_fraction=0.6))
-    assert all("train" in splits for splits in splits_of(photos, found, "person").values())
-    assert all(len(splits) == 1 for splits in splits_of(photos, found, "sha256").values())
+def test_every_person_trains_who_is_not_in_test_alone(photos: list[Photo], seed: int) -> None:
+    chosen = settings(seed=seed, val_fraction=0.6, test_fraction=0.3)
+    found = _split_or_none(photos, chosen)
+    if found is not None:
+        assert all("train" in splits for splits in splits_of(photos, found, "person").values() if splits != {"test"})
+        assert all(len(splits) == 1 for splits in splits_of(photos, found, "sha256").values())
+
+
+@given(photo_lists, seeds)
+def test_who_is_shown_changes_no_test_set(photos: list[Photo], seed: int) -> None:
+    found = _split_or_none(photos, settings(seed=seed))
+    nameless = _split_or_none([photo._replace(person=None) for photo in photos], settings(seed=seed))
+    if found is not None and nameless is not None:
+        assert {name for name in found if found[name] == "test"} == {
+            name for name in nameless if nameless[name] == "test"
+        }
 
 
 def test_every_person_trains_without_costing_the_fractions() -> None:
