@@ -17,12 +17,12 @@ import torch
 
 from visage.bootstrap import Bootstrap, Estimate, Group, by_group, cluster_codes, estimate
 from visage.card import ModelCard
+from visage.crps import BATCH, batched_crps
 from visage.faces import FaceTable
 from visage.labels import LabelGrid, central_interval
-from visage.metrics import FloatArray, IntArray, Metric, Scored, bands, crps, cumulative_score, mean_of, metric_set
+from visage.metrics import FloatArray, IntArray, Metric, Scored, bands, cumulative_score, mean_of, metric_set
 from visage.predictor import Predictions
 
-BATCH = 4096  # faces whose distributions are looked at together, in float64
 MASSES = (0.1, 0.2, 0.3, 0.4, 0.5, 0.6, 0.7, 0.8, 0.9, 0.95)  # of the intervals whose coverage is looked at
 CURVE_STEPS = 40  # thresholds of the CS curve, up to a fifth of the label range
 ATTRIBUTES = ("sex", "ethnicity")
@@ -118,13 +118,6 @@ def answers_of(name: str, table: FaceTable, told: Predictions, grid: LabelGrid, 
         scored=scored,
         probability_NK=told.probabilities,
     )
-
-
-def batched_crps(probability_NK: npt.NDArray[np.float32], grid: LabelGrid, label_N: FloatArray) -> FloatArray:
-    """The CRPS of every face (N,), a bounded number of distributions at a time."""
-    starts = range(0, len(label_N), BATCH)
-    parts = [crps(probability_NK[i : i + BATCH], grid.labels(), label_N[i : i + BATCH]) for i in starts]
-    return np.concatenate([np.empty(0), *parts])
 
 
 def unseen(sha256_N: Sequence[str], label_N: FloatArray, elsewhere: Collection[str]) -> Booleans:

@@ -166,18 +166,6 @@ def metric_set(cs_thresholds: Iterable[float]) -> dict[str, Metric]:
     }
 
 
-def crps(probability_NK: npt.NDArray[np.floating], label_K: FloatArray, truth_N: FloatArray) -> FloatArray:
-    """Continuous ranked probability score of distributions on a grid: E|X - y| - E|X - X'| / 2, exact, (N,).
-
-    With the c.d.f. F constant between neighbouring labels, E|X - X'| / 2 is the sum of F (1 - F) times their distance.
-    Gneiting and Raftery 2007, Eq. 21. Label units; a distribution on one label scores its absolute error.
-    """
-    probability = probability_NK.astype(np.float64)
-    distance_N = (probability * np.abs(label_K - truth_N[:, None])).sum(axis=1)
-    cdf_NK = np.cumsum(probability, axis=1)[:, :-1]
-    return np.asarray(distance_N - (cdf_NK * (1.0 - cdf_NK)) @ np.diff(label_K))
-
-
 def bands(label_N: FloatArray, width: float) -> FloatArray:
     """The lower end of the band [lower, lower + width) that holds each label: decades of age for a width of 10."""
     return np.asarray(np.floor((label_N + TIE) / width) * width)

@@ -8,9 +8,9 @@ import torch
 
 from tests.small_model import small_card
 from visage.bootstrap import Bootstrap
-from visage.evaluation import Answers, assess, band_name, batched_crps, reliability
+from visage.evaluation import Answers, assess, band_name, reliability
 from visage.labels import LabelGrid, central_interval, expectation
-from visage.metrics import Scored, crps
+from visage.metrics import Scored
 
 GRID = LabelGrid(minimum=0.0, step=1.0, maximum=100.0)
 BOOTSTRAP = Bootstrap(num_resamples=60, interval=0.95, seed=1)
@@ -68,13 +68,6 @@ def test_intervals_draw_people_where_they_are_known() -> None:
     )
     assert alone.figures["mae"].value == people.figures["mae"].value
     assert alone.figures["mae"].low != people.figures["mae"].low
-
-
-def test_crps_in_batches_is_crps(monkeypatch: pytest.MonkeyPatch) -> None:
-    answers = calibrated_answers(50, 1.0, False)
-    whole = crps(answers.probability_NK, GRID.labels(), answers.scored.label_N)
-    monkeypatch.setattr("visage.evaluation.BATCH", 7)
-    np.testing.assert_allclose(batched_crps(answers.probability_NK, GRID, answers.scored.label_N), whole)
 
 
 @pytest.mark.parametrize(
