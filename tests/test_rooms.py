@@ -158,7 +158,6 @@ BROKEN = {
     "stages/pretrain.py": "def run():\n    from visage import detect\n",
     "stages/finetune.py": "import mlflow\nepochs = settings.get('epochs', 60)\n",
     "stages/calibrate.py": "from visage import predictor\n",
-    "stages/calibrate.py": "from visage import predictor\n",
     "stages/evaluate.py": (
         "from visage import predictor\n@dataclass(frozen=True, kw_only=True)\nclass EvaluateSettings:\n    k: int = 3\n"
     ),
