@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -135,13 +136,29 @@ def test_intervals_of_a_miscalibrated_model_hold_what_they_claim(width: float) -
 
 
 def test_a_model_that_is_off_and_skewed_is_covered_all_the_same() -> None:
-    """No temperature mends a bias or a heavy tail; the offset does, which is what conformal means."""
-    probability_NK, _ = told(10_400, 0.6, seed=4)
-    tail_N = stats.t(2).rvs(size=10_400, random_state=np.random.default_rng(5))
-    label_N = np.clip(values(probability_NK) + 6 + 3 * tail_N, 0, 100)
-    fitted = fit_calibration(probability_NK[:400], label_N[:400], GRID, flip=True)
-    rest = (probability_NK[400:], values(probability_NK[400:]), label_N[400:], GRID)
-    assert figures(*rest, fitted)["coverage"] == pytest.approx(0.8, abs=3 * math.sqrt(0.16 / 400))
+    """No temperature mends a bias and a heavy tail; the offset does, which is what conformal means."""
+    probability_NK, _ = told(12_000, 0.6, seed=4)
+    tail_N = stats.t(1.2).rvs(size=12_000, random_state=np.random.default_rng(5))
+    label_N = np.clip(values(probability_NK) + 8 + 0.5 * tail_N, 0, 100)
+    fitted = fit_calibration(probability_NK[:2000], label_N[:2000], GRID, flip=True)
+    rest = (probability_NK[2000:], values(probability_NK[2000:]), label_N[2000:], GRID)
+    error = math.sqrt(0.16 * (1 / 2000 + 1 / 10_000))
+    assert figures(*rest, fitted)["coverage"] == pytest.approx(0.8, abs=3 * error)
+    assert abs(figures(*rest, replace(fitted, offset=0.0))["coverage"] - 0.8) > 6 * error
+
+
+def test_a_method_that_knows_no_doubt_gets_its_interval_from_the_offset() -> None:
+    """Metric regression: two neighbouring labels, no deviation; as wide as its errors are."""
+    rng = np.random.default_rng(7)
+    value_N = rng.uniform(20, 80, 6000)
+    p_NK = np.clip(1 - np.abs(value_N[:, None] - GRID.labels()), 0, None).astype(np.float32)
+    label_N = value_N + rng.normal(0, 5, 6000)
+    fitted = fit_calibration(p_NK[:1000], label_N[:1000], GRID, flip=True)
+    assert fitted.offset == pytest.approx(
+        5 * stats.norm.ppf(0.9), abs=0.8
+    )  # 6.4, less the half cells of the two labels
+    after = figures(p_NK[1000:], value_N[1000:], label_N[1000:], GRID, fitted)
+    assert after["coverage"] == pytest.approx(0.8, abs=3 * math.sqrt(0.16 * (1 / 1000 + 1 / 5000)))
 
 
 def test_answers_are_scored_in_batches_alike(monkeypatch: pytest.MonkeyPatch) -> None:
