@@ -50,7 +50,7 @@ def group_rows(evaluations: Iterable[Evaluation]) -> pd.DataFrame:
 
 
 def prediction_schema(num_labels: int) -> pa.Schema:
-    """The columns of predictions.parquet; label units, `low` and `high` of the central 80% interval."""
+    """The columns of predictions.parquet; label units, `low` and `high` of the 80% interval, all as answered."""
     text, real = pa.string(), pa.float64()
     columns = {"photo_id": text, "label": real, "sigma": real, "split": text, **dict.fromkeys(ATTRIBUTES, text)}
     columns |= dict.fromkeys(("prediction", "std", "low", "high"), real)

@@ -253,7 +253,7 @@ def as_document(result: PhotoResult, card: ModelCard) -> dict[str, Any]:
     faces = [dataclasses.asdict(face) | {"probabilities": face.probabilities.tolist()} for face in result.faces]
     return {
         "model": {"name": card.name, "sha256": card.weights.sha256, "method": card.method, "decode": card.decode}
-        | {"code": card.code},
+        | {"code": card.code, "calibration": card.calibration and dataclasses.asdict(card.calibration)},
         "quantity": card.quantity,
         "unit": card.unit,
         "labels": dataclasses.asdict(card.grid),

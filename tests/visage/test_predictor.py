@@ -305,6 +305,10 @@ def test_the_document_says_who_spoke_and_is_json() -> None:
     document = json.loads(json.dumps(as_document(results[0], CARD)))
     assert next(iter(document)) == "model"
     assert document["model"]["name"] == "small"
+    assert document["model"]["calibration"] is None
+    known = CalibrationCard(temperature=1.6, mass=INTERVAL_MASS, offset=2.0, num_faces=100, flip=True)
+    calibrated = as_document(results[0], small_card(calibration=known))
+    assert calibrated["model"]["calibration"] == dataclasses.asdict(known)
     assert (document["quantity"], document["unit"]) == ("age", "years")
     [face] = document["faces"]
     assert len(face["probabilities"]) == CARD.grid.num_labels
