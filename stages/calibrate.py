@@ -36,8 +36,11 @@ class CalibrateSettings:
     min_faces: int
 
     def __post_init__(self) -> None:
-        if self.split == "test":
-            raise ValueError("split is 'test': test faces choose nothing, or evaluate would flatter; say val")
+        if self.split in ("train", "test"):
+            raise ValueError(
+                f"split is {self.split!r}: of train faces, which it has learnt, the model is too sure, and test faces "
+                "choose nothing; say val"
+            )
         if self.batch_size < 1:
             raise ValueError(f"batch_size is {self.batch_size}: give 1 or more")
         if self.min_faces < LEAST_FACES:

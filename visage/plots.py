@@ -205,10 +205,9 @@ def pit(pit_N: FloatArray) -> Figure:
     """Histogram of where labels fall in their distributions: level for a calibrated model, a U where it is too sure, a
     hill where it doubts too much, a slope where it is off to one side."""
     low, high, share = pit_histogram(pit_N)
-    chance = 1.36 / np.sqrt(len(pit_N))  # Kolmogorov's 5 % point
+    chance = 1.36 / np.sqrt(len(pit_N))  # exceeded by one calibrated model in twenty (Kolmogorov)
     figure = canvas(
-        f"Labels fall in their distributions up to {deviation_from_uniform(pit_N):.1%} unevenly (95% of calibrated "
-        f"models: up to {chance:.1%})",
+        f"Labels fall in their distributions {deviation_from_uniform(pit_N):.1%} off even (chance: up to {chance:.1%})",
         6.6,
         4.2,
     )

@@ -124,7 +124,8 @@ def test_a_broken_model_is_refused(run: Run) -> None:
 
 @pytest.mark.parametrize(
     ("change", "complaint"),
-    [({"split": "test"}, "test faces choose nothing"), ({"min_faces": 3}, "min_faces is 3: give 4 or more"),
+    [({"split": "test"}, "split is 'test': .* test faces choose nothing"), ({"split": "train"}, "split is 'train'"),
+     ({"min_faces": 3}, "min_faces is 3: give 4 or more"),
      ({"batch_size": 0}, "batch_size is 0")],
 )  # fmt: skip
 def test_settings_that_cannot_be_are_refused(change: dict[str, Any], complaint: str) -> None:
