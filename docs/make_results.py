@@ -12,6 +12,7 @@ per protocol, what others published and the bars to be met.
 from __future__ import annotations
 
 import argparse
+import dataclasses
 import json
 import re
 import statistics
@@ -43,7 +44,7 @@ def record(name: str, run: Path, protocol: str, note: str, machine: str | None) 
         if not file.is_file():
             raise ValueError(f"{file}: not there; evaluate the run first (dvc repro), or name its folder with --run")
     metrics = json.loads(metrics_file.read_text(encoding="utf-8"))
-    card = ModelCard.read(run / "models" / "model" / "card.json")
+    card = ModelCard.read(run / "models" / "calibrated" / "card.json")
     params = read_params(run / "params.yaml")
     return {
         "name": name,
@@ -54,6 +55,7 @@ def record(name: str, run: Path, protocol: str, note: str, machine: str | None) 
             "template": card.alignment.template, "crop_px": card.alignment.crop_px,
             "face_scale": card.alignment.face_scale, "unit": card.unit,
             "num_parameters": card.weights.num_parameters, "weights_sha256": card.weights.sha256,
+            "calibration": None if card.calibration is None else dataclasses.asdict(card.calibration),
         },
         "init": card.training["init"],
         "trainings": {stage: training(run / "reports" / "history" / f"{stage}.csv") for stage in STAGES},
@@ -87,6 +89,7 @@ def settings_of(params: Mapping[str, Any]) -> dict[str, Any]:
     download = {key: value for key, value in params["download"]["target"].items() if key not in PLACES}
     download["options"] = {key: value for key, value in download["options"].items() if key not in PLACES}
     sections = {"download": download, "align": params["align"]["target"], "evaluate": params["evaluate"]}
+    sections["calibrate"] = params["calibrate"]
     for stage in STAGES:
         section = dict(params[stage])
         for chosen, presets in (("recipe", section.pop("recipes")), ("augmentation", section.pop("augmentations"))):
@@ -209,6 +212,11 @@ def details(record: Record) -> str:
         f"Model: {record['model']['num_parameters']:,} parameters, trained by code "
         f"{record['code']['trained_at']['git_commit'][:12]}.",
     ]
+    if known := record["model"].get("calibration"):  # absent from records of before there was one
+        lines.append(
+            f"Calibration on {known['num_faces']:,} validation faces: temperature {known['temperature']:.3f}, interval "
+            f"{known['offset']:+.2f} {unit} at both ends."
+        )
     lines += [f"Note: {record['note']}"] if record["note"] else []
     lists = list(record["lists"])
     names = [key for key, value in record["lists"][lists[0]].items() if isinstance(value, dict)]

@@ -2,7 +2,7 @@
 
     python docs/show_metrics.py
 
-reports/metrics.json + models/model/card.json -> text. Seconds.
+reports/metrics.json + models/calibrated/card.json -> text. Seconds.
 """
 
 from __future__ import annotations
@@ -37,7 +37,7 @@ def metrics_table(metrics: Path, card: ModelCard) -> Table:
 def main() -> None:
     repository = Path(__file__).resolve().parents[1]
     try:
-        card = ModelCard.read(repository / "models" / "model" / CARD_FILE)
+        card = ModelCard.read(repository / "models" / "calibrated" / CARD_FILE)
         print(metrics_table(repository / "reports" / "metrics.json", card).text(), end="\n\n")
     except ValueError as error:
         print(f"show_metrics: {error}", file=sys.stderr)

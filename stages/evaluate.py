@@ -1,8 +1,8 @@
 """Model and labelled faces become figures, tables, pictures and one HTML page that needs nothing else.
 
-models/model/, data/target/faces/ -> reports/metrics.json (every metric with its interval, the rule of decision, the
-data's digests), groups.csv (the same per band of the label, sex, ethnicity), predictions.parquet, plots/ (PNG, and the
-CSV files that `dvc plots show` draws), report.html. The manifest and the rejects tell which photos got no answer.
+models/calibrated/, data/target/faces/ -> reports/metrics.json (every metric with its interval, the rule of decision,
+the data's digests), groups.csv (the same per band of the label, sex, ethnicity), predictions.parquet, plots/ (PNG, and
+the CSV files that `dvc plots show` draws), report.html. The manifest and the rejects tell which photos got no answer.
 Seconds for the embedded set; forward passes dominate: about 100 faces a second on one CPU core at 80 px with Tiny.
 """
 
@@ -20,22 +20,20 @@ import numpy as np
 import pandas as pd
 import pyarrow.compute as pc
 import pyarrow.parquet as pq
-from tqdm import tqdm
 
 from stages.settings import Report, print_report, stage_main, written_whole
+from visage.answering import answer, check_eye
 from visage.bootstrap import Bootstrap
 from visage.card import CARD_FILE, ModelCard, load_model, sha256_of
 from visage.evaluation import Answers, Lost, answers_of, assess, unseen
 from visage.evaluation_page import headline, pictures, sections
 from visage.evaluation_tables import group_rows, metrics_document, plot_tables, prediction_rows, prediction_schema
-from visage.faces import FaceTable, prefetched
+from visage.faces import FaceTable
 from visage.fit import available_device
 from visage.labels import DECODERS
 from visage.lineage import table_digest
-from visage.predictor import Predictions, Predictor
+from visage.predictor import Predictor
 from visage.report import Picture, page
-
-DECODING_THREADS = 2
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -84,8 +82,10 @@ def evaluate(
     data: dict[str, Any] = {}
     for split in settings.splits:
         table = FaceTable.open(faces, [split])
-        check_eye(card, table, faces, split)
-        whole = answers_of(split, table, answer(predictor, table, settings), card.grid, settings.epsilon_sigma)
+        check_split(table, faces, split)
+        check_eye(card, table, faces)
+        told = answer(predictor, table, flip=settings.flip, batch_size=settings.batch_size, task="evaluate")
+        whole = answers_of(split, table, told, card.grid, settings.epsilon_sigma)
         lists += [whole, *(deduplicated(whole, table, faces) if settings.with_dedup else [])]
         losses[split] = lost(table, split, manifest, rejects)
         data[split] = table_digest(table)
@@ -110,37 +110,9 @@ def evaluate(
     print(f"{'report':<12}{html}")
 
 
-def check_eye(card: ModelCard, table: FaceTable, faces: Path, split: str) -> None:
-    """Refuses faces that were cut or found in another way than the model was trained on, and an empty split."""
+def check_split(table: FaceTable, faces: Path, split: str) -> None:
     if len(table) == 0:
         raise ValueError(f"{faces}: no face of split {split!r}; look at the manifest's splits, or at evaluate.splits")
-    for name, mine in (("alignment", card.alignment), ("detector", card.detector)):
-        wanted = json.loads(json.dumps(dataclasses.asdict(mine)))
-        found = getattr(table, name)
-        if wanted != found:
-            raise ValueError(
-                f"{faces}: the faces' {name} is {found}, the model's card says {wanted}; align the photos with the "
-                "card's settings, or train a model on these faces"
-            )
-
-
-def answer(predictor: Predictor, table: FaceTable, settings: EvaluateSettings) -> Predictions:
-    """The model's predictions for all faces, decoded and asked batch by batch."""
-    order = [
-        np.arange(start, min(start + settings.batch_size, len(table)))
-        for start in range(0, len(table), settings.batch_size)
-    ]
-    num_labels = predictor.card.grid.num_labels
-    numbers = {name: np.empty(len(table)) for name in ("value", "std", "low", "high")}
-    probabilities = np.empty((len(table), num_labels), np.float32)
-    with tqdm(total=len(table), unit="face", desc="evaluate") as bar:
-        for rows, crops_BCHW in prefetched(table, order, DECODING_THREADS):
-            told = predictor.predict_crops(crops_BCHW, settings.flip)
-            for name, column in numbers.items():
-                column[rows] = getattr(told, name)
-            probabilities[rows] = told.probabilities
-            bar.update(len(rows))
-    return Predictions(**numbers, probabilities=probabilities)
 
 
 def deduplicated(whole: Answers, table: FaceTable, faces: Path) -> list[Answers]:

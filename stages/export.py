@@ -1,6 +1,6 @@
-"""The fine-tuned model becomes files that others can run, held to parity on the test faces.
+"""The calibrated model becomes files that others can run, held to parity on the test faces.
 
-models/model/ + data/target/faces/ -> models/export/{model.safetensors, card.json, model.onnx, parity.json}
+models/calibrated/ + data/target/faces/ -> models/export/{model.safetensors, card.json, model.onnx, parity.json}
 The ONNX file must give the test faces the values that torch gives them with the same weights, within
 `parity_tolerance`; what storing the weights as float16 changed is measured beside it. About 20 s.
 """

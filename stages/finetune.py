@@ -215,7 +215,7 @@ def _card(
         grid=settings.grid, method=settings.method, decode=settings.decode,
         alignment=AlignmentCard(**train.alignment), detector=DetectorCard(**_tuples(train.detector)),
         normalise=settings.normalise, weights=WeightsCard(file="", sha256="", dtype="float32", num_parameters=0),
-        training=training, data={"train": table_digest(train), "val": table_digest(validation)},
+        calibration=None, training=training, data={"train": table_digest(train), "val": table_digest(validation)},
         metrics={"val": {k: v for k, v in rows[-1].items() if k.startswith("val_")}}, terms=settings.terms,
         code={"git_commit": git_commit(), "torch": torch.__version__, "machine": platform.machine()},
     )  # fmt: skip

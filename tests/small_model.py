@@ -36,6 +36,7 @@ def small_card(**changes: Any) -> ModelCard:
                                  landmark_passes=2),
         "normalise": NormaliseCard(mean=(0.6, 0.5, 0.4), std=(0.3, 0.25, 0.2)),
         "weights": WeightsCard(file="model.safetensors", sha256="", dtype="float32", num_parameters=0),
+        "calibration": None,
         "training": {"epochs": 1}, "data": {}, "metrics": {}, "terms": "none", "code": {"git_commit": "unknown"},
     }  # fmt: skip
     return ModelCard(**(fields | changes))

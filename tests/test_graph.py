@@ -16,7 +16,7 @@ import yaml
 
 from tests.imports import REPOSITORY, ROOMS, code_dependencies, module_file
 
-ORDER = ["download", "validate", "align", "pretrain", "finetune", "evaluate", "export"]
+ORDER = ["download", "validate", "align", "pretrain", "finetune", "calibrate", "evaluate", "export"]
 ROLES = ["identity", "target"]
 
 

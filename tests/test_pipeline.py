@@ -72,6 +72,7 @@ def small(params: dict[str, Any]) -> None:
         params["align"][role]["num_workers"] = 0
     params["pretrain"] |= {"epochs": 1, "min_images_per_person": 2}
     params["finetune"] |= {"epochs": 1}
+    params["calibrate"] |= {"min_faces": 4}
     params["evaluate"] |= {"num_resamples": 50}
 
 
@@ -83,7 +84,7 @@ def test_drawn_faces_end_to_end(tmp_path: Path) -> None:
     folder = workspace(tmp_path / "pipeline", small)
     ran = stages_that_ran(run(folder, "dvc", "repro"))
     roles = {f"{stage}@{role}" for stage in ("download", "validate", "align") for role in ("identity", "target")}
-    assert ran == roles | {"pretrain", "finetune", "evaluate", "export"}
+    assert ran == roles | {"pretrain", "finetune", "calibrate", "evaluate", "export"}
 
     metrics = json.loads((folder / "reports/metrics.json").read_text(encoding="utf-8"))
     assert 0 < metrics["test"]["mae"]["low"] <= metrics["test"]["mae"]["value"] <= metrics["test"]["mae"]["high"] < 60
@@ -97,10 +98,17 @@ def test_drawn_faces_end_to_end(tmp_path: Path) -> None:
     assert answer["model"]["name"] == "tiny-drawn-age"
 
     assert stages_that_ran(run(folder, "dvc", "repro")) == set()
+    set_params(folder, lambda params: params["calibrate"].update(flip=False))
+    assert stages_that_ran(run(folder, "dvc", "repro")) == {"calibrate", "evaluate", "export"}
+    calibration = json.loads((folder / "models/export/card.json").read_text(encoding="utf-8"))["calibration"]
+    assert calibration["num_faces"] >= 4
+    assert calibration["flip"] is False
+    set_params(folder, lambda params: params["calibrate"].update(flip=True))
+    assert stages_that_ran(run(folder, "dvc", "repro")) == set()  # from DVC's run cache
 
     commit(folder)
     ran = stages_that_ran(run(folder, "dvc", "exp", "run", "-S", "finetune.loss.lambda_=0.5"))
-    assert ran == {"finetune", "evaluate", "export"}
+    assert ran == {"finetune", "calibrate", "evaluate", "export"}
     assert yaml.safe_load((folder / "params.yaml").read_text(encoding="utf-8"))["finetune"]["loss"]["lambda_"] == 0.5
     changed = json.loads(run(folder, "dvc", "metrics", "diff", "--json"))["reports/metrics.json"]
     assert changed["test.mae.value"]["old"] == metrics["test"]["mae"]["value"]

@@ -12,6 +12,7 @@ import pytest
 
 from stages.settings import read_params
 from tests.small_model import small_model
+from visage.card import INTERVAL_MASS, CalibrationCard
 
 REPOSITORY = Path(__file__).resolve().parent.parent
 RESULTS = REPOSITORY / "docs" / "results"
@@ -36,7 +37,8 @@ def test_results_are_rendered_from_the_tracked_files() -> None:
 
 def finished_run(folder: Path, mae: float) -> Path:
     """A run's folder as evaluate leaves it, with one group."""
-    small_model(folder / "models" / "model", training={"init": "backbone"})
+    calibration = CalibrationCard(temperature=1.125, mass=INTERVAL_MASS, offset=-0.5, num_faces=664, flip=True)
+    small_model(folder / "models" / "calibrated", training={"init": "backbone"}, calibration=calibration)
     figure = {"value": mae, "low": mae - 0.1, "high": mae + 0.1}
     share = {"value": 0.7, "low": 0.6, "high": 0.8}
     decision = {"decode": "expectation", "flip": True, "epsilon_sigma": 2.0}
@@ -89,6 +91,7 @@ def test_runs_are_listed_best_first_with_intervals_time_and_hardware(results: Pa
     assert "| female | 1,600 | 4.50 (4.40 to 4.60) | -0.50 (-0.60 to -0.40) |" in text
     assert "a small CPU, 2 cores" in text
     assert "a note" in text
+    assert "Calibration on 664 validation faces: temperature 1.125, interval -0.50 years at both ends." in text
 
 
 def test_a_family_has_its_mean_with_a_student_interval(results: Path) -> None:

@@ -3,7 +3,8 @@
 The card is the one place that knows network, label grid, normalisation, alignment, detector and decoding rule of a
 model (architecture rule 8); training, evaluation, export and serving read it, none retypes it. Loading refuses a
 weights file that is truncated, edited or of another network, and a card edited since: the weights carry a note of what
-they were trained to mean, the label grid above all.
+they were trained to mean, the label grid above all. Calibration is no part of that meaning: it is fitted to finished
+weights, and fitted again without touching them.
 """
 
 from __future__ import annotations
@@ -11,6 +12,8 @@ from __future__ import annotations
 import dataclasses
 import hashlib
 import json
+import math
+import types
 import typing
 from dataclasses import dataclass
 from pathlib import Path
@@ -24,11 +27,12 @@ from visage.labels import DECODERS, LabelGrid
 from visage.methods import METHODS
 from visage.networks import NETWORKS, Pooling, ThinVGG, build
 
-CARD_FORMAT = 1
+CARD_FORMAT = 2
 WEIGHTS_FILE, CARD_FILE = "model.safetensors", "card.json"
 MEANING_KEY = "visage"  # the note inside the weights file
 MEANING = ("quantity", "unit", "network", "grid", "method", "decode", "alignment", "detector", "normalise")
 DTYPES = {"float32": torch.float32, "float16": torch.float16}
+INTERVAL_MASS = 0.8  # of the interval that is served, and of all that is called by it (coverage_80)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -81,6 +85,30 @@ class WeightsCard:
 
 
 @dataclass(frozen=True, kw_only=True)
+class CalibrationCard:
+    """How far the answers are to be believed, fitted on `num_faces` validation faces (visage.calibration).
+
+    `temperature` of the distribution; `offset`, label units: what both ends of its central interval of `mass` move out
+    by, below 0 where it was too wide. `flip`: fitted on the mean of face and mirror image.
+    """
+
+    temperature: float
+    mass: float
+    offset: float
+    num_faces: int
+    flip: bool
+
+    def __post_init__(self) -> None:
+        if not (math.isfinite(self.temperature) and self.temperature > 0 and math.isfinite(self.offset)):
+            raise ValueError(
+                f"temperature {self.temperature}, offset {self.offset}: the first must be above 0 and both finite; "
+                "calibrate the model again"
+            )
+        if self.mass != INTERVAL_MASS:
+            raise ValueError(f"mass {self.mass} is not {INTERVAL_MASS}, what is served; calibrate the model again")
+
+
+@dataclass(frozen=True, kw_only=True)
 class ModelCard:
     """Everything a prediction depends on (first block) and where the model comes from (second block)."""
 
@@ -96,6 +124,7 @@ class ModelCard:
     detector: DetectorCard
     normalise: NormaliseCard
     weights: WeightsCard
+    calibration: CalibrationCard | None
 
     training: dict[str, Any]
     data: dict[str, Any]
@@ -119,6 +148,11 @@ class ModelCard:
             document = json.loads(text)
         except ValueError as error:
             raise ValueError(f"{source}: not valid JSON ({error}); take the card that came with the weights") from error
+        if isinstance(document, dict) and document.get("format") == 1:
+            raise ValueError(
+                f"{source}: a model card of format 1, from before calibration; this version reads {CARD_FORMAT}. "
+                'Export the model again, or (in card.json, not in ONNX) set "format": 2 and add "calibration": null'
+            )
         if not isinstance(document, dict) or document.get("format") != CARD_FORMAT:
             raise ValueError(f"{source}: not a model card of format {CARD_FORMAT}; export the model again")
         card: ModelCard = _build(cls, document, source)
@@ -160,7 +194,7 @@ class ModelCard:
 
 
 def _build(wanted: Any, value: Any, where: str) -> Any:
-    """A JSON value as the type `wanted` (dataclass, Literal, tuple or plain), strict about keys and types."""
+    """A JSON value as the type `wanted` (dataclass or None, Literal, tuple or plain), strict about keys and types."""
     if dataclasses.is_dataclass(wanted):
         kinds = typing.get_type_hints(wanted)
         odd = sorted(set(value) ^ set(kinds)) if isinstance(value, dict) else list(kinds)
@@ -172,6 +206,8 @@ def _build(wanted: Any, value: Any, where: str) -> Any:
         except ValueError as error:  # a dataclass's own check: say where the value stands
             raise ValueError(f"{where}: {error}") from error
     origin, arguments = typing.get_origin(wanted) or wanted, typing.get_args(wanted)
+    if origin is types.UnionType:  # a part or None
+        return None if value is None else _build(arguments[0], value, where)
     if origin is Literal and value in arguments:
         return value
     if origin is tuple and isinstance(value, list) and len(value) == len(arguments):

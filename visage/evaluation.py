@@ -9,20 +9,21 @@ Shapes: N faces, K labels of the grid. Everything is in label units.
 from __future__ import annotations
 
 from collections.abc import Collection, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 import numpy.typing as npt
 import torch
 
 from visage.bootstrap import Bootstrap, Estimate, Group, by_group, cluster_codes, estimate
+from visage.calibration import tempered
 from visage.card import ModelCard
+from visage.crps import BATCH, batched_crps
 from visage.faces import FaceTable
 from visage.labels import LabelGrid, central_interval
-from visage.metrics import FloatArray, IntArray, Metric, Scored, bands, crps, cumulative_score, mean_of, metric_set
+from visage.metrics import FloatArray, IntArray, Metric, Scored, bands, cumulative_score, mean_of, metric_set, pit
 from visage.predictor import Predictions
 
-BATCH = 4096  # faces whose distributions are looked at together, in float64
 MASSES = (0.1, 0.2, 0.3, 0.4, 0.5, 0.6, 0.7, 0.8, 0.9, 0.95)  # of the intervals whose coverage is looked at
 CURVE_STEPS = 40  # thresholds of the CS curve, up to a fifth of the label range
 ATTRIBUTES = ("sex", "ethnicity")
@@ -78,7 +79,8 @@ class Evaluation:
     """What is reported of one list of faces.
 
     `groups` has a table an attribute, first the bands of the label itself; `cs_curve` maps an error to the share of
-    faces within it; `reliability` maps the mass of a central interval to the share of labels inside.
+    faces within it; `reliability` maps the mass of a central interval to the share of labels inside, `uncalibrated` of
+    those before calibration (empty where there was none). `pit_N`: visage.metrics.pit of every face.
     """
 
     answers: Answers
@@ -86,6 +88,8 @@ class Evaluation:
     groups: dict[str, list[Group]]
     cs_curve: dict[float, Estimate]
     reliability: dict[float, Estimate]
+    uncalibrated: dict[float, Estimate]
+    pit_N: FloatArray
 
 
 def answers_of(name: str, table: FaceTable, told: Predictions, grid: LabelGrid, epsilon_sigma: float | None) -> Answers:
@@ -118,13 +122,6 @@ def answers_of(name: str, table: FaceTable, told: Predictions, grid: LabelGrid, 
         scored=scored,
         probability_NK=told.probabilities,
     )
-
-
-def batched_crps(probability_NK: npt.NDArray[np.float32], grid: LabelGrid, label_N: FloatArray) -> FloatArray:
-    """The CRPS of every face (N,), a bounded number of distributions at a time."""
-    starts = range(0, len(label_N), BATCH)
-    parts = [crps(probability_NK[i : i + BATCH], grid.labels(), label_N[i : i + BATCH]) for i in starts]
-    return np.concatenate([np.empty(0), *parts])
 
 
 def unseen(sha256_N: Sequence[str], label_N: FloatArray, elsewhere: Collection[str]) -> Booleans:
@@ -165,6 +162,8 @@ def assess(
         groups=groups,
         cs_curve=curve(scored, card.grid, bootstrap, clusters),
         reliability=reliability(answers, card.grid, bootstrap),
+        uncalibrated=uncalibrated(answers, card, bootstrap),
+        pit_N=pit_of(answers, card.grid, np.random.default_rng(bootstrap.seed)),
     )
 
 
@@ -195,6 +194,25 @@ def reliability(answers: Answers, grid: LabelGrid, bootstrap: Bootstrap) -> dict
     metrics = {f"{mass}": column_mean(inside_NM[:, place]) for place, mass in enumerate(MASSES)}
     estimates = estimate(answers.scored, metrics, bootstrap, answers.cluster_N)
     return dict(zip(MASSES, estimates.values(), strict=True))
+
+
+def uncalibrated(answers: Answers, card: ModelCard, bootstrap: Bootstrap) -> dict[float, Estimate]:
+    """The reliability that the answers had before calibration: tempering is undone by the inverse temperature."""
+    if card.calibration is None:
+        return {}
+    p_NK, starts = np.empty_like(answers.probability_NK), range(0, len(answers.probability_NK), BATCH)
+    for rows in (slice(start, start + BATCH) for start in starts):
+        served_BK = torch.from_numpy(answers.probability_NK[rows]).double()
+        p_NK[rows] = tempered(served_BK, 1 / card.calibration.temperature).numpy()
+    return reliability(replace(answers, probability_NK=p_NK), card.grid, bootstrap)
+
+
+def pit_of(answers: Answers, grid: LabelGrid, rng: np.random.Generator) -> FloatArray:
+    """The PIT of every face (N,), its labels randomised within their cells by `rng`."""
+    label_N, level_N = answers.scored.label_N, rng.random(len(answers.scored))
+    batches = [slice(start, start + BATCH) for start in range(0, len(label_N), BATCH)]
+    parts = [pit(answers.probability_NK[rows], grid.labels(), label_N[rows], level_N[rows]) for rows in batches]
+    return np.concatenate([np.empty(0), *parts])
 
 
 def inside_intervals(probability_BK: npt.NDArray[np.float32], label_B: FloatArray, grid: LabelGrid) -> Booleans:

@@ -20,7 +20,7 @@ from visage.report import Code, Part, Picture, Section, Table, Words, figures_ta
 
 MAX_LISTED = 200  # rejected photos named on the page
 NUM_CASES = 8  # best and worst answers shown
-GROUP_METRICS = ("mae", "bias", "pearson")
+GROUP_METRICS = ("mae", "bias", "coverage_80", "pearson")
 History = Mapping[str, FloatArray]  # column name -> number per epoch
 
 
@@ -61,13 +61,15 @@ def pictures(
     both = np.concatenate([bands(scored.label_N, band_width), bands(scored.prediction_N, band_width)])
     names = {lower: band_name(lower, band_width, card.grid.step) for lower in np.unique(both).tolist()}
     mae, curve, reliable = evaluation.figures["mae"], evaluation.cs_curve, evaluation.reliability
+    served, before = evaluation.figures["coverage_80"], list(evaluation.uncalibrated.values())
     drawn = {
         "predicted_vs_true": plots.predicted_vs_true(scored, mae, unit),
         "error_by_band": plots.error_by_band(evaluation.groups[card.quantity], card.quantity, unit),
         "cs_curve": plots.cs_curve(list(curve), list(curve.values()), cs_thresholds, unit),
         "group_errors": plots.group_errors(evaluation.groups, mae, unit),
         "confusion": plots.confusion(scored, band_width, names, unit),
-        "reliability": plots.reliability(list(reliable), list(reliable.values())),
+        "reliability": plots.reliability(list(reliable), list(reliable.values()), served, before),
+        "pit": plots.pit(evaluation.pit_N),
         "best_cases": case_figure(evaluation, "best", card),
         "worst_cases": case_figure(evaluation, "worst", card),
         **{f"learning_{stage}": plots.learning_curves(stage, rows, unit) for stage, rows in histories.items() if rows},
@@ -133,6 +135,18 @@ def flat(values: Mapping[str, Any], prefix: str = "") -> list[tuple[str, Any]]:
     return rows
 
 
+def trust_in_words(card: ModelCard) -> str:
+    """What was done so that intervals hold what they claim."""
+    found = card.calibration
+    if found is None:
+        return "Not calibrated: distributions and intervals are the method's own."
+    return (
+        f"Calibrated on {found.num_faces:,} validation faces{', flip averaged' if found.flip else ''}: temperature "
+        f"{found.temperature:.3f}, both ends of the {found.mass:.0%} interval moved out by "
+        f"{found.offset:.{digits_of(card)}f} {card.unit}. No value was changed."
+    )
+
+
 def sections(
     evaluations: Sequence[Evaluation],
     card: ModelCard,
@@ -145,11 +159,12 @@ def sections(
     first, digits = evaluations[0], digits_of(card)
     how = f"Prediction: {card.decode} of the distribution, {'flip averaged' if settings['flip'] else 'one view'}. "
     intervals = f"Brackets: {settings['interval']:.0%} percentile bootstrap, {settings['num_resamples']:,} resamples."
+    trust = Words(text=trust_in_words(card))
     tables = [groups_table(name, groups, GROUP_METRICS, card.unit, digits) for name, groups in first.groups.items()]
     learning = [picture for name, picture in drawn.items() if name.startswith("learning_")]
-    overview = ("predicted_vs_true", "cs_curve", "reliability", "confusion")
+    overview = ("predicted_vs_true", "cs_curve", "reliability", "pit", "confusion")
     return [
-        Section(title="Figures", parts=[headline(evaluations, card), Words(text=how + intervals)]),
+        Section(title="Figures", parts=[headline(evaluations, card), Words(text=how + intervals), trust]),
         Section(title="Photos without an answer", parts=left_out(losses)),
         Section(title=f"Answers on {first.answers.name}", parts=[drawn[name] for name in overview]),
         Section(title="Groups", parts=[drawn["error_by_band"], drawn["group_errors"], *tables]),

@@ -13,6 +13,7 @@ import pyarrow as pa
 
 from visage.card import ModelCard
 from visage.evaluation import ATTRIBUTES, Answers, Evaluation, Lost
+from visage.metrics import deviation_from_uniform, pit_histogram
 
 MAX_POINTS = 5000  # rows of the scatter plot's table: as many as one can show
 
@@ -20,15 +21,17 @@ MAX_POINTS = 5000  # rows of the scatter plot's table: as many as one can show
 def metrics_document(
     evaluations: Iterable[Evaluation], losses: Mapping[str, Lost], decision: Mapping[str, Any]
 ) -> dict[str, Any]:
-    """One entry a list of faces: counts, and value, low, high of every metric; an undefined metric is left out."""
+    """One entry a list of faces: counts, the PIT's greatest distance from uniform (0 for a calibrated model of many
+    faces), and value, low, high of every metric; an undefined metric is left out."""
     document: dict[str, Any] = {}
     for evaluation in evaluations:
         name, scored = evaluation.answers.name, evaluation.answers.scored
         counts = {"num_faces": len(scored), "num_with_sigma": int(np.isfinite(evaluation.answers.sigma_N).sum())}
         if name in losses:
             counts |= losses[name].counts()
+        spread = {"pit_max_deviation": deviation_from_uniform(evaluation.pit_N)}
         known = {key: figure for key, figure in evaluation.figures.items() if math.isfinite(figure.value)}
-        document[name] = counts | {key: dataclasses.asdict(figure) for key, figure in known.items()}
+        document[name] = counts | spread | {key: dataclasses.asdict(figure) for key, figure in known.items()}
     return document | {"decision": dict(decision)}
 
 
@@ -47,7 +50,7 @@ def group_rows(evaluations: Iterable[Evaluation]) -> pd.DataFrame:
 
 
 def prediction_schema(num_labels: int) -> pa.Schema:
-    """The columns of predictions.parquet; label units, `low` and `high` of the central 80% interval."""
+    """The columns of predictions.parquet; label units, `low` and `high` of the 80% interval, all as answered."""
     text, real = pa.string(), pa.float64()
     columns = {"photo_id": text, "label": real, "sigma": real, "split": text, **dict.fromkeys(ATTRIBUTES, text)}
     columns |= dict.fromkeys(("prediction", "std", "low", "high"), real)
@@ -71,7 +74,8 @@ def prediction_rows(answers: Answers) -> pa.Table:
 
 
 def plot_tables(evaluation: Evaluation, card: ModelCard, seed: int) -> dict[str, pd.DataFrame]:
-    """What `dvc plots show` draws, by file name: at most `MAX_POINTS` random points, error by band, CS curve."""
+    """What `dvc plots show` draws, by file name: at most `MAX_POINTS` random points, error by band, CS curve, coverage
+    of central intervals (and before calibration), PIT histogram."""
     scored, rows = evaluation.answers.scored, np.arange(len(evaluation.answers.scored))
     if len(rows) > MAX_POINTS:
         rows = np.sort(np.random.default_rng(seed).choice(rows, MAX_POINTS, replace=False))
@@ -88,4 +92,16 @@ def plot_tables(evaluation: Evaluation, card: ModelCard, seed: int) -> dict[str,
         "predicted_vs_true": pd.DataFrame({"label": scored.label_N[rows], "prediction": scored.prediction_N[rows]}),
         "error_by_label": pd.DataFrame(by_band),
         "cs_curve": pd.DataFrame(curve),
+        "reliability": reliability_table(evaluation),
+        "pit": pd.DataFrame(dict(zip(("low", "high", "share"), pit_histogram(evaluation.pit_N), strict=True))),
     }
+
+
+def reliability_table(evaluation: Evaluation) -> pd.DataFrame:
+    """One row a mass: share of labels inside, its interval, and the share before calibration where there was one."""
+    rows = [
+        {"mass": mass, "share": inside.value, "low": inside.low, "high": inside.high}
+        | ({"share_before": evaluation.uncalibrated[mass].value} if evaluation.uncalibrated else {})
+        for mass, inside in evaluation.reliability.items()
+    ]
+    return pd.DataFrame(rows)

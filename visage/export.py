@@ -1,8 +1,10 @@
 """A model becomes files that others can run: safetensors with its card, and one ONNX file with the card inside.
 
 The ONNX graph takes uint8 RGB crops `crops` (B,3,crop_px,crop_px), any B, and gives float32 `probabilities` (B,K) and
-`value` (B,): normalisation, softmax and decoding are inside, so nobody retypes them. Flip averaging is the caller's:
-the mean over a crop and its mirror image, as `visage.predictor` does on either engine.
+`value` (B,): normalisation, softmax and decoding are inside, so nobody retypes them. Two things are the caller's, and
+`visage.predictor` does both on either engine: flip averaging, the mean over a crop and its mirror image; and then the
+card's calibration, since the graph's probabilities are the method's own (`visage.calibration`: the mean to the power of
+1 / temperature, renormalised; both ends of its central interval moved out by the offset).
 
 Its weights are those of the safetensors file, rounding included; what float16 holds exactly is stored so and widened
 on loading, which halves the file and changes no number. The file ends in a seal, the sha256 of all before it, as a
@@ -20,7 +22,6 @@ import copy
 import dataclasses
 import hashlib
 import json
-import shutil
 import sys
 from collections.abc import Iterable
 from dataclasses import dataclass
@@ -208,15 +209,20 @@ def measure_parity(folder: Path, original: Predictor, batches: Iterable[Tensor])
 
 def release(exported: Path, released: Path, *, name: str, terms: str, metrics: dict[str, Any]) -> ModelCard:
     """Copies an exported model, all checks made, under its own name with terms and figures in both of its cards."""
-    import onnx
-
     card = dataclasses.replace(load_model(exported)[1], name=name, terms=terms, metrics=metrics)
     load_onnx(exported / ONNX_FILE)
+    copy_with_card(exported, released, card)
+    return card
+
+
+def copy_with_card(exported: Path, released: Path, card: ModelCard) -> None:
+    """An exported model's files, weights and graph as they are, with another card beside and inside."""
+    import onnx
+
     released.mkdir(parents=True, exist_ok=True)
-    shutil.copyfile(exported / WEIGHTS_FILE, released / WEIGHTS_FILE)
+    _write(released / WEIGHTS_FILE, (exported / WEIGHTS_FILE).read_bytes())
     _write(released / ONNX_FILE, stamped(onnx.load_from_string(checked_bytes(exported / ONNX_FILE)), card))
     card.write(released / CARD_FILE)
-    return card
 
 
 def _write(path: Path, data: bytes) -> None:

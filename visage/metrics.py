@@ -18,6 +18,7 @@ FloatArray = npt.NDArray[np.float64]
 IntArray = npt.NDArray[np.int64]
 
 ZERO_SIGMA = 1e-10  # what a sigma of 0 becomes in the epsilon-error: released code of DLDL-v2
+PIT_BINS = 20
 TIE = 1e-9  # slack of "at most k", so that 3.6 - 3.3 <= 0.3
 
 
@@ -166,16 +167,32 @@ def metric_set(cs_thresholds: Iterable[float]) -> dict[str, Metric]:
     }
 
 
-def crps(probability_NK: npt.NDArray[np.floating], label_K: FloatArray, truth_N: FloatArray) -> FloatArray:
-    """Continuous ranked probability score of distributions on a grid: E|X - y| - E|X - X'| / 2, exact, (N,).
+def pit(
+    probability_NK: npt.NDArray[np.floating], label_K: FloatArray, truth_N: FloatArray, level_N: FloatArray
+) -> FloatArray:
+    """Randomised probability integral transform (N,): how much of each distribution lies below its label.
 
-    With the c.d.f. F constant between neighbouring labels, E|X - X'| / 2 is the sum of F (1 - F) times their distance.
-    Gneiting and Raftery 2007, Eq. 21. Label units; a distribution on one label scores its absolute error.
+    The label's own cell counts to the share `level_N` (uniform draws, which make the PIT of a calibrated model exactly
+    uniform; Czado, Gneiting, Held 2009, section 2.1). A label belongs to the nearest of the grid's.
     """
-    probability = probability_NK.astype(np.float64)
-    distance_N = (probability * np.abs(label_K - truth_N[:, None])).sum(axis=1)
-    cdf_NK = np.cumsum(probability, axis=1)[:, :-1]
-    return np.asarray(distance_N - (cdf_NK * (1.0 - cdf_NK)) @ np.diff(label_K))
+    cell_N1 = np.rint((truth_N - label_K[0]) / (label_K[1] - label_K[0])).astype(np.int64)[:, None]
+    cell_N1 = cell_N1.clip(0, len(label_K) - 1)
+    cumulative_NK = np.cumsum(probability_NK, axis=1, dtype=np.float64)
+    inside_N, upto_N = (np.take_along_axis(a, cell_N1, axis=1)[:, 0] for a in (probability_NK, cumulative_NK))
+    return np.asarray((upto_N - (1 - level_N) * inside_N) / cumulative_NK[:, -1])
+
+
+def deviation_from_uniform(level_N: FloatArray) -> float:
+    """The greatest distance of an empirical c.d.f. from that of the uniform distribution on [0, 1] (Kolmogorov)."""
+    ordered_N, size = np.sort(level_N), len(level_N)
+    steps = np.arange(size + 1) / size
+    return float(max((steps[1:] - ordered_N).max(), (ordered_N - steps[:-1]).max()))
+
+
+def pit_histogram(pit_N: FloatArray) -> tuple[FloatArray, FloatArray, FloatArray]:
+    """PIT values -> lower ends, upper ends and shares of `PIT_BINS` equal bins, (PIT_BINS,) each."""
+    count_B, edges = np.histogram(pit_N, bins=PIT_BINS, range=(0, 1))
+    return edges[:-1], edges[1:], count_B / len(pit_N)
 
 
 def bands(label_N: FloatArray, width: float) -> FloatArray:

@@ -17,7 +17,8 @@ from matplotlib.colors import LogNorm
 from matplotlib.figure import Figure
 
 from visage.bootstrap import Estimate, Group
-from visage.metrics import FloatArray, Scored, bands
+from visage.card import INTERVAL_MASS
+from visage.metrics import PIT_BINS, FloatArray, Scored, bands, deviation_from_uniform, pit_histogram
 
 BLUE, ORANGE, GREEN, VERMILION, GREY = "#0072B2", "#E69F00", "#009E73", "#D55E00", "#7F7F7F"
 DOTS_PER_INCH = 130
@@ -168,25 +169,56 @@ def group_errors(tables: Mapping[str, Sequence[Group]], overall: Estimate, unit:
     return figure
 
 
-def reliability(masses: Sequence[float], covered: Sequence[Estimate]) -> Figure:
-    """Share of labels inside the central interval of a given mass: on the diagonal where the model knows its doubt."""
-    at = min(range(len(masses)), key=lambda index: abs(masses[index] - 0.8))
-    share = covered[at].value
+def reliability(
+    masses: Sequence[float], covered: Sequence[Estimate], served: Estimate, before: Sequence[Estimate]
+) -> Figure:
+    """Share of labels inside the central interval of a given mass: on the diagonal where the model knows its doubt.
+
+    `served`: the share inside the interval that is answered, of INTERVAL_MASS; `before`: the shares before
+    calibration, none where there was none.
+    """
+    share = served.value
     verdict = (
         "as wide as they claim"
-        if abs(share - masses[at]) < 0.03
+        if abs(share - INTERVAL_MASS) < 0.03
         else "too wide"
-        if share > masses[at]
+        if share > INTERVAL_MASS
         else "too narrow"
     )
-    figure = canvas(f"Intervals are {verdict}: those of {masses[at]:.0%} hold {share:.1%} of the labels", 6.2, 5.2)
+    figure = canvas(f"Intervals are {verdict}: those of {INTERVAL_MASS:.0%} hold {share:.1%} of the labels", 6.2, 5.2)
     axes = figure.subplots()
+    axes.plot([0, 1], [0, 1], color=GREY, linestyle="--", linewidth=1.2, label="as claimed")
+    if before:
+        value, span = spans(before)
+        axes.errorbar(masses, value, span, color=ORANGE, marker="s", capsize=3, label="before calibration")
     value, span = spans(covered)
-    axes.plot([0, 1], [0, 1], color=GREY, linestyle="--", linewidth=1.2, label="calibrated")
-    axes.errorbar(masses, value, span, color=BLUE, marker="o", capsize=3, label="observed")
+    axes.errorbar(masses, value, span, color=BLUE, marker="o", capsize=3, label="central intervals")
+    value, span = spans([served])
+    axes.errorbar([INTERVAL_MASS], value, span, color=VERMILION, marker="D", capsize=3, label="the interval answered")
     axes.legend(frameon=False, loc="upper left")
     axes.set(xlim=(0, 1), ylim=(0, 1), aspect="equal")
     dress(axes, "mass of the central interval", "share of labels inside it")
+    return figure
+
+
+def pit(pit_N: FloatArray) -> Figure:
+    """Histogram of where labels fall in their distributions: level for a calibrated model, a U where it is too sure, a
+    hill where it doubts too much, a slope where it is off to one side."""
+    low, high, share = pit_histogram(pit_N)
+    chance = 1.36 / np.sqrt(len(pit_N))  # exceeded by one calibrated model in twenty (Kolmogorov)
+    figure = canvas(
+        f"Labels fall in their distributions {deviation_from_uniform(pit_N):.1%} off even (chance: up to {chance:.1%})",
+        6.6,
+        4.2,
+    )
+    axes = figure.subplots()
+    axes.bar(low, share, high - low, align="edge", color=BLUE, alpha=0.75, edgecolor="white")
+    level, spread = 1 / PIT_BINS, 1.96 * np.sqrt((1 - 1 / PIT_BINS) / PIT_BINS / len(pit_N))
+    axes.axhspan(level - spread, level + spread, color=GREY, alpha=0.25, linewidth=0)
+    axes.axhline(level, color=GREY, linestyle="--", linewidth=1.2)
+    axes.set_xlim(0, 1)
+    axes.yaxis.set_major_formatter(lambda value, _: f"{value:.1%}")
+    dress(axes, "share of the distribution below the label (PIT); grey: chance", "share of labels")
     return figure
 
 

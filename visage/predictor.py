@@ -7,8 +7,10 @@ the align stage does, so that a photo gets exactly the numbers that evaluation g
     python -m visage.predictor PHOTO [--model FOLDER] [--flip | --no-flip]     (or: make predict PHOTO=...)
 
 prints one JSON document. Flip averaging: the value is the mean of the face's and its mirror image's values, the
-distribution (with its deviation and interval) the mean of the two distributions. For the expectation the two agree;
-the mean of two medians or of two most probable labels is in general not that of the mean distribution.
+distribution the mean of the two distributions. For the expectation the two agree; the mean of two medians or of two
+most probable labels is in general not that of the mean distribution.
+Then the card's calibration is applied (visage.calibration): it changes distribution, deviation and interval, and never
+the value, which is therefore not the expectation of the distribution beside it where the card has a temperature.
 Legend: B faces of a call, K labels of the grid, H and W crop side in pixels.
 """
 
@@ -30,15 +32,15 @@ import torch
 from PIL import Image
 from torch import Tensor, nn
 
+from visage.calibration import calibrated
 from visage.card import ModelCard, load_model
 from visage.engine import Engine, TorchEngine
-from visage.labels import DECODERS, central_interval, deviation
+from visage.labels import DECODERS, deviation
 
 Floats = npt.NDArray[np.float64]
 Pixels = npt.NDArray[np.uint8]
 PhotoSource = bytes | Path | Image.Image
 
-INTERVAL_MASS = 0.8
 BATCH_ROWS = 32  # crops and mirrored crops that go through the network together; more gains nothing on a CPU
 NO_FACE = "no face found"
 TIFF_MODES = ("CMYK", "F", "LAB", "YCbCr")  # of Pillow's, those that PNG does not hold
@@ -48,8 +50,8 @@ GROUP_PHOTOS, GROUP_PIXELS = 32, 50_000_000  # photos held in memory together: a
 
 @dataclass(frozen=True, kw_only=True)
 class Predictions:
-    """Of N faces: value, standard deviation, ends of the central 80 % interval (N,), all in label units, float64;
-    and the distribution over the grid (N,K), float32."""
+    """Of N faces: value, standard deviation, ends of the 80 % interval (N,), low <= value <= high, all in label units,
+    float64; and the distribution over the grid (N,K), float32."""
 
     value: Floats
     std: Floats
@@ -129,7 +131,7 @@ class Predictor:
         else:
             p_BK = self._engine(crops_BCHW)
             value_B = decode(p_BK, grid)
-        low_B, high_B = central_interval(p_BK, grid, INTERVAL_MASS)
+        p_BK, low_B, high_B = calibrated(p_BK, value_B, grid, self.card.calibration)
         numbers = {"value": value_B, "std": deviation(p_BK, grid), "low": low_B, "high": high_B}
         return Predictions(**{k: v.numpy() for k, v in numbers.items()}, probabilities=p_BK.float().numpy())
 
@@ -251,7 +253,7 @@ def as_document(result: PhotoResult, card: ModelCard) -> dict[str, Any]:
     faces = [dataclasses.asdict(face) | {"probabilities": face.probabilities.tolist()} for face in result.faces]
     return {
         "model": {"name": card.name, "sha256": card.weights.sha256, "method": card.method, "decode": card.decode}
-        | {"code": card.code},
+        | {"code": card.code, "calibration": card.calibration and dataclasses.asdict(card.calibration)},
         "quantity": card.quantity,
         "unit": card.unit,
         "labels": dataclasses.asdict(card.grid),

@@ -21,6 +21,7 @@ from PIL import Image
 
 from stages.evaluate import EvaluateSettings, evaluate
 from tests.small_model import small_card, small_model, some_crops
+from visage.card import CalibrationCard, ModelCard
 from visage.evaluation import unseen
 from visage.faces import FaceTable
 from visage.predictor import Predictor
@@ -148,6 +149,7 @@ def test_metrics_are_those_of_the_predictions(reports: Path) -> None:
         assert document[name]["value"] == pytest.approx(value, abs=1e-6), name
         assert document[name]["low"] <= document[name]["value"] <= document[name]["high"], name
     assert document["num_with_sigma"] == NUM_TEST / 2
+    assert 0 < document["pit_max_deviation"] < 1
 
 
 def test_missing_photos_are_counted_and_named(reports: Path) -> None:
@@ -183,6 +185,11 @@ def test_groups_hold_every_face_once_per_attribute_that_is_known(reports: Path) 
     assert ages["group"].tolist() == ["0", "10", "20", "30"]
     answers = predictions(reports)
     women = answers[answers["sex"] == "female"]
+    found = table[(table["list"] == "test") & (table["metric"] == "coverage_80") & (table["group"] == "female")]
+    inside = (women["low"] <= women["label"]) & (women["label"] <= women["high"])
+    assert found["value"].item() == pytest.approx(inside.mean(), rel=1e-4)
+    page = (reports / "report.html").read_text()
+    assert page.count("labels inside the 80% interval") == 3  # of all, by age, by sex
     found = mae.loc[mae["group"] == "female", "value"].item()
     assert found == pytest.approx((women["prediction"] - women["label"]).abs().mean(), rel=1e-4)
 
@@ -200,10 +207,11 @@ def test_the_page_needs_nothing_else_and_shows_every_picture(reports: Path) -> N
     assert not re.search(r"<script|<link|https?://|url\(", page)
     pictures = sorted(path.stem for path in (reports / "plots").glob("*.png"))
     assert len(re.findall(r'src="data:image/png;base64,', page)) == len(pictures)
-    assert {"predicted_vs_true", "cs_curve", "reliability", "learning_finetune", "worst_cases"} <= set(pictures)
+    assert {"predicted_vs_true", "cs_curve", "reliability", "pit", "learning_finetune", "worst_cases"} <= set(pictures)
     assert "learning_pretrain" not in pictures
     assert "no &lt;face&gt; found" in page
-    for word in ("label_range", "across_splits", "&quot;method&quot;: &quot;dldl_v2&quot;", "test_unseen", "By sex"):
+    for word in ("label_range", "across_splits", "&quot;method&quot;: &quot;dldl_v2&quot;", "test_unseen", "By sex",
+                 "Not calibrated"):  # fmt: skip
         assert word in page, word
 
 
@@ -215,6 +223,10 @@ def test_plot_tables_hold_what_dvc_draws(reports: Path) -> None:
     assert bands["num_faces"].sum() == NUM_TEST
     assert curve["error"].tolist() == sorted(curve["error"])
     assert curve["share"].is_monotonic_increasing
+    reliability, pit = (pd.read_csv(reports / "plots" / f"{name}.csv") for name in ("reliability", "pit"))
+    assert list(reliability) == ["mass", "share", "low", "high"]  # a model without calibration
+    assert reliability["mass"].between(0, 1).all()
+    assert pit["share"].sum() == pytest.approx(1)
     error = (points["prediction"] - points["label"]).abs()
     assert curve["share"].iloc[-1] == pytest.approx((error <= 20).mean(), abs=1e-5)
 
@@ -239,6 +251,28 @@ def test_rule_flip_fixed_sigma_and_several_splits_are_obeyed(run: Run) -> None:
     sigma = np.where(table["sigma"].isna(), 2.0, table["sigma"])
     cost = 1 - np.exp(-((table["prediction"] - table["label"]) ** 2) / (2 * sigma**2))
     assert document["test"]["epsilon_error"]["value"] == pytest.approx(cost.mean(), abs=1e-6)
+
+
+def test_a_calibrated_model_is_measured_as_it_is_served(run: Run, reports: Path) -> None:
+    """The same values and errors, other intervals; the page and the tables say what was changed."""
+    card = ModelCard.read(run.folder / "model" / "card.json")
+    known = CalibrationCard(temperature=1.5, mass=0.8, offset=7.5, num_faces=664, flip=True)
+    try:
+        replace(card, calibration=known).write(run.folder / "model" / "card.json")
+        after = run.evaluate(replace(SETTINGS, num_resamples=5), out="calibrated")
+    finally:
+        card.write(run.folder / "model" / "card.json")
+    old, new = predictions(reports), predictions(after)
+    np.testing.assert_array_equal(new["prediction"], old["prediction"])
+    assert (new["high"] - new["low"] > old["high"] - old["low"]).all()
+    assert metrics(after)["test"]["coverage_80"]["value"] > metrics(reports)["test"]["coverage_80"]["value"]
+    reliability = [pd.read_csv(folder / "plots" / "reliability.csv") for folder in (reports, after)]
+    np.testing.assert_allclose(reliability[1]["share_before"], reliability[0]["share"], atol=1e-5)
+    page = (after / "report.html").read_text()
+    assert (
+        "664 validation faces, flip averaged: temperature 1.500, both ends of the 80% interval moved out by 7.50"
+        in page
+    )
 
 
 def test_faces_cut_in_another_way_are_refused(tmp_path: Path) -> None:

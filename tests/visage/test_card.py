@@ -14,7 +14,17 @@ import torch
 from safetensors.torch import load_file, save_file
 
 from tests.small_model import small_card, small_model, small_network
-from visage.card import CARD_FILE, WEIGHTS_FILE, ModelCard, load_model, save_model, sha256_of, write_weights
+from visage.card import (
+    CARD_FILE,
+    INTERVAL_MASS,
+    WEIGHTS_FILE,
+    CalibrationCard,
+    ModelCard,
+    load_model,
+    save_model,
+    sha256_of,
+    write_weights,
+)
 from visage.labels import LabelGrid
 
 
@@ -46,6 +56,15 @@ def test_card_comes_back_equal(tmp_path: Path) -> None:
     assert ModelCard.read(tmp_path / "card.json") == card
     assert [path.name for path in tmp_path.iterdir()] == ["card.json"]
     assert ModelCard.from_json(card.to_json(), "x").to_json() == card.to_json()
+
+
+def test_a_calibration_comes_back_and_needs_no_new_weights(model: Path) -> None:
+    _, card = load_model(model)
+    calibration = CalibrationCard(temperature=1.25, mass=INTERVAL_MASS, offset=-0.5, num_faces=240, flip=True)
+    dataclasses.replace(card, calibration=calibration).write(model / CARD_FILE)
+    loaded = load_model(model)[1]
+    assert loaded.calibration == calibration
+    assert loaded.meaning() == card.meaning()
 
 
 def test_whole_numbers_of_a_hand_written_card_are_numbers() -> None:
@@ -166,6 +185,7 @@ def test_names_terms_and_figures_may_be_edited(model: Path) -> None:
 # ---------------------------------------------------------------------------------------------------------------------
 
 GOOD = json.loads(small_card().to_json())
+CALIBRATION = {"temperature": 1.25, "mass": 0.8, "offset": -0.5, "num_faces": 240, "flip": True}
 
 
 @pytest.mark.parametrize("text", ["", "{", '{"format": 1,}', b"\xff\xfe", b'{"name": "\xff"}'])
@@ -174,10 +194,18 @@ def test_text_that_is_not_json_is_refused(text: str | bytes) -> None:
         ModelCard.from_json(text, "the card")
 
 
-@pytest.mark.parametrize("document", [[], "card", 3, {}, {"format": 2}, GOOD | {"format": 2}, GOOD | {"format": "1"}])
+@pytest.mark.parametrize("document", [[], "card", 3, {}, {"format": 3}, GOOD | {"format": 3}, GOOD | {"format": "2"}])
 def test_other_documents_are_refused(document: Any) -> None:
-    with pytest.raises(ValueError, match="the card: not a model card of format 1"):
+    with pytest.raises(ValueError, match="the card: not a model card of format 2"):
         ModelCard.from_json(json.dumps(document), "the card")
+
+
+def test_a_card_from_before_calibration_is_refused_and_its_remedy_works(model: Path) -> None:
+    edit(model, lambda document: document.update(format=1) or document.pop("calibration"))
+    with pytest.raises(ValueError, match=r'card of format 1, .*set "format": 2 and add "calibration": null'):
+        load_model(model)
+    edit(model, lambda document: document.update(format=2, calibration=None))
+    assert load_model(model)[1].calibration is None
 
 
 @pytest.mark.parametrize("field", [field.name for field in dataclasses.fields(ModelCard) if field.name != "format"])
@@ -211,6 +239,21 @@ def test_missing_field_is_refused_by_name(field: str) -> None:
         ({"weights": GOOD["weights"] | {"dtype": "int8"}}, "weights: dtype: 'int8' is not"),
         ({"weights": GOOD["weights"] | {"file": "../other/model.safetensors"}}, "must be a name beside the card"),
         ({"name": None}, "name: None is not"),
+        (
+            {"calibration": CALIBRATION | {"temperature": 0.0}},
+            "calibration: temperature 0.0, offset -0.5: the first must",
+        ),
+        (
+            {"calibration": CALIBRATION | {"offset": float("nan")}},
+            "calibration: temperature 1.25, offset nan: the first",
+        ),
+        ({"calibration": CALIBRATION | {"mass": 0.9}}, "calibration: mass 0.9 is not 0.8"),
+        ({"calibration": CALIBRATION | {"num_faces": 2.5}}, "calibration: num_faces: 2.5 is not"),
+        (
+            {"calibration": {"temperature": 1.0}},
+            "calibration: fields missing or unknown: flip, mass, num_faces, offset",
+        ),
+        ({"calibration": 1.0}, "calibration: fields missing or unknown"),
         ({"training": []}, r"training: \[\] is not"),
     ],
 )

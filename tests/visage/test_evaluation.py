@@ -2,15 +2,19 @@
 
 from __future__ import annotations
 
+import dataclasses
+
 import numpy as np
 import pytest
 import torch
 
 from tests.small_model import small_card
 from visage.bootstrap import Bootstrap
-from visage.evaluation import Answers, assess, band_name, batched_crps, reliability
+from visage.calibration import tempered
+from visage.card import INTERVAL_MASS, CalibrationCard
+from visage.evaluation import Answers, assess, band_name, reliability
 from visage.labels import LabelGrid, central_interval, expectation
-from visage.metrics import Scored, crps
+from visage.metrics import Scored, deviation_from_uniform
 
 GRID = LabelGrid(minimum=0.0, step=1.0, maximum=100.0)
 BOOTSTRAP = Bootstrap(num_resamples=60, interval=0.95, seed=1)
@@ -54,6 +58,23 @@ def test_reliability_at_eighty_percent_is_the_coverage_that_is_reported() -> Non
     assert evaluation.reliability[0.8].value == pytest.approx(evaluation.figures["coverage_80"].value, abs=0.004)
 
 
+def test_what_calibration_changed_is_told() -> None:
+    """Tempered by 2.5^2, Gaussians 0.4 times too narrow are as wide as they should be; undone, they are too narrow."""
+    sure, card = calibrated_answers(1500, 0.4, False), small_card(grid=GRID)
+    known = CalibrationCard(temperature=2.5**2, mass=INTERVAL_MASS, offset=0.0, num_faces=100, flip=True)
+    p_NK = tempered(torch.from_numpy(sure.probability_NK).double(), known.temperature).numpy().astype(np.float32)
+    served = dataclasses.replace(sure, probability_NK=p_NK)
+    plain = assess(sure, card, BOOTSTRAP, [5.0], 10.0)
+    told = assess(served, dataclasses.replace(card, calibration=known), BOOTSTRAP, [5.0], 10.0)
+    assert plain.uncalibrated == {}
+    for mass, before in told.uncalibrated.items():
+        assert before.value == pytest.approx(plain.reliability[mass].value, abs=0.002)
+        assert told.reliability[mass].value == pytest.approx(mass, abs=0.04)
+    assert deviation_from_uniform(told.pit_N) < 0.04 < 0.1 < deviation_from_uniform(plain.pit_N)
+    again = assess(served, card, BOOTSTRAP, [5.0], 10.0)
+    np.testing.assert_array_equal(again.pit_N, told.pit_N)
+
+
 def test_an_unknown_attribute_has_no_table_and_the_curve_passes_through_the_scores() -> None:
     evaluation = assess(calibrated_answers(200, 1.0, False), small_card(grid=GRID), BOOTSTRAP, [5.0], 10.0)
     assert list(evaluation.groups) == ["age", "ethnicity"]
@@ -68,13 +89,6 @@ def test_intervals_draw_people_where_they_are_known() -> None:
     )
     assert alone.figures["mae"].value == people.figures["mae"].value
     assert alone.figures["mae"].low != people.figures["mae"].low
-
-
-def test_crps_in_batches_is_crps(monkeypatch: pytest.MonkeyPatch) -> None:
-    answers = calibrated_answers(50, 1.0, False)
-    whole = crps(answers.probability_NK, GRID.labels(), answers.scored.label_N)
-    monkeypatch.setattr("visage.evaluation.BATCH", 7)
-    np.testing.assert_allclose(batched_crps(answers.probability_NK, GRID, answers.scored.label_N), whole)
 
 
 @pytest.mark.parametrize(

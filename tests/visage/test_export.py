@@ -17,8 +17,18 @@ from safetensors.torch import load_file
 
 from tests.small_model import CROP_PX, small_card, small_network, some_crops
 from visage import export
-from visage.card import DTYPES, ModelCard, NetworkCard, load_model
-from visage.export import CARD_KEY, ONNX_FILE, SEAL_KEY, export_model, load_onnx, measure_parity, release, stamped
+from visage.card import DTYPES, INTERVAL_MASS, CalibrationCard, ModelCard, NetworkCard, load_model
+from visage.export import (
+    CARD_KEY,
+    ONNX_FILE,
+    SEAL_KEY,
+    copy_with_card,
+    export_model,
+    load_onnx,
+    measure_parity,
+    release,
+    stamped,
+)
 from visage.labels import DECODERS
 from visage.methods import METHODS
 from visage.predictor import Predictor
@@ -55,6 +65,31 @@ def test_both_engines_answer_alike_at_any_batch_size(exported: Path) -> None:
         for name in ("value", "std", "low", "high"):
             np.testing.assert_allclose(getattr(theirs, name), getattr(ours, name), rtol=0, atol=10 * TOLERANCE)
         np.testing.assert_allclose(theirs.value, ours.value, rtol=0, atol=TOLERANCE)
+
+
+def test_a_calibrated_model_answers_alike_on_either_engine_and_its_graph_stays_raw(
+    both: dict[str, Path], tmp_path: Path
+) -> None:
+    """Another card inside and beside; the README's recipe on the graph's output gives the predictor's numbers."""
+    folder, crops = both["float16"], some_crops(9)
+    known = CalibrationCard(temperature=0.7, mass=INTERVAL_MASS, offset=-3.0, num_faces=100, flip=True)
+    copy_with_card(folder, tmp_path, dataclasses.replace(load_model(folder)[1], calibration=known))
+    in_torch, in_onnx = (
+        one.predict_crops(crops) for one in (Predictor.load(tmp_path), load_onnx(tmp_path / ONNX_FILE))
+    )
+    plain = Predictor.load(folder).predict_crops(crops)
+    for name in ("value", "std", "low", "high"):
+        np.testing.assert_allclose(getattr(in_onnx, name), getattr(in_torch, name), rtol=0, atol=10 * TOLERANCE)
+    np.testing.assert_allclose(in_onnx.probabilities, in_torch.probabilities, rtol=0, atol=1e-5)
+    np.testing.assert_array_equal(in_torch.value, plain.value)
+    assert np.abs(in_torch.std - plain.std).min() > 100 * TOLERANCE
+    engines = [export.OnnxEngine((each / ONNX_FILE).read_bytes()) for each in (folder, tmp_path)]
+    for raw, stamped_again in zip(*(engine.outputs(crops) for engine in engines), strict=True):
+        np.testing.assert_array_equal(raw, stamped_again)
+    p_BK = (engines[1](crops) + engines[1](crops.flip(3))).numpy() / 2
+    p_BK = p_BK ** (1 / 0.7)
+    p_BK /= p_BK.sum(axis=1, keepdims=True)
+    np.testing.assert_allclose(in_onnx.probabilities, p_BK, rtol=0, atol=1e-6)
 
 
 def test_a_reader_of_the_file_alone_gets_the_same_numbers(exported: Path) -> None:

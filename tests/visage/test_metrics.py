@@ -9,6 +9,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 from hypothesis.extra.numpy import arrays
+from scipy import stats
 
 from visage import metrics
 from visage.metrics import Scored, metric_set
@@ -106,33 +107,33 @@ def test_cumulative_score_counts_the_threshold_itself_also_on_a_tenth_grid() -> 
     assert metrics.cumulative_score(0.3)(scored) == pytest.approx(2 / 3)
 
 
-def distributions(size: int, seed: int) -> tuple[np.ndarray, np.ndarray]:
-    generator = np.random.default_rng(seed)
-    return generator.dirichlet(np.full(11, 0.3), size=size), generator.uniform(-3, 14, size)
+def test_pit_is_uniform_for_labels_of_the_distributions_and_for_no_others() -> None:
+    rng = np.random.default_rng(8)
+    probability_NK, label_K = rng.dirichlet(np.full(11, 0.5), size=4000), np.linspace(1, 6, 11)
+    place_N = (probability_NK.cumsum(axis=1) < rng.random((4000, 1))).sum(axis=1)
+    level_N = rng.random(4000)
+
+    def uneven(truth_N: np.ndarray) -> float:
+        pit_N = metrics.pit(probability_NK, label_K, truth_N, level_N)
+        assert ((pit_N >= 0) & (pit_N <= 1)).all()
+        found = metrics.deviation_from_uniform(pit_N)
+        assert found == pytest.approx(stats.kstest(pit_N, "uniform").statistic)
+        return found
+
+    assert uneven(label_K[place_N]) < 1.63 / math.sqrt(4000)  # 1 % point
+    assert uneven(label_K[place_N] + rng.uniform(-0.2, 0.2, 4000)) < 1.63 / math.sqrt(4000)  # the same cells
+    assert uneven(label_K[np.minimum(place_N + 1, 10)]) > 0.1
+    assert uneven(np.full(4000, 3.5)) > 0.1
 
 
-def test_crps_equals_the_double_sum_and_the_integral() -> None:
-    probability_NK, truth_N = distributions(7, seed=1)
-    label_K = np.linspace(0, 10, 11)
-    found_N = metrics.crps(probability_NK.astype(np.float32), label_K, truth_N)
-    fine = np.arange(-5, 16, 1e-3) + 5e-4
-    for p_K, truth, found in zip(probability_NK, truth_N, found_N, strict=True):
-        spread = sum(
-            p * q * abs(a - b) for p, a in zip(p_K, label_K, strict=True) for q, b in zip(p_K, label_K, strict=True)
-        )
-        naive = sum(p * abs(a - truth) for p, a in zip(p_K, label_K, strict=True)) - spread / 2
-        cdf = np.array([p_K[label_K <= x].sum() for x in fine])
-        integral = ((cdf - (fine >= truth)) ** 2).sum() * 1e-3
-        assert found == pytest.approx(naive, abs=1e-5)
-        assert found == pytest.approx(integral, abs=5e-3)
-
-
-def test_crps_of_a_point_is_the_absolute_error_and_a_wider_distribution_pays_less_when_wrong() -> None:
-    label_K = np.linspace(0, 10, 11)
-    point, wide = np.eye(11)[[4]], np.full((1, 11), 1 / 11)
-    truth = np.array([9.5])
-    assert metrics.crps(point, label_K, truth)[0] == pytest.approx(5.5)
-    assert metrics.crps(wide, label_K, truth)[0] < 5.5
+def test_pit_by_hand() -> None:
+    """0.2 below the label's cell, 0.5 in it; labels beyond the grid belong to its ends."""
+    p_NK, label_K = np.tile([0.2, 0.5, 0.3], (5, 1)), np.array([0.0, 1.0, 2.0])
+    truth_N, level_N = np.array([1.0, 1.4, 0.6, -7.0, 9.0]), np.array([0.0, 0.5, 1.0, 0.5, 1.0])
+    np.testing.assert_allclose(metrics.pit(p_NK, label_K, truth_N, level_N), [0.2, 0.45, 0.7, 0.1, 1.0])
+    low, high, share = metrics.pit_histogram(np.array([0.0, 0.01, 0.99, 1.0]))
+    assert (low[0], high[-1]) == (0, 1)
+    assert share.tolist() == [0.5, *[0.0] * 18, 0.5]
 
 
 def with_intervals(low_N: list[float], high_N: list[float]) -> Scored:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import io
+import re
 
 import numpy as np
 import pytest
@@ -53,7 +54,10 @@ def every_figure() -> dict[str, Figure]:
         "error_by_band": plots.error_by_band(groups, "age", "years"),
         "cs_curve": plots.cs_curve([0, 3, 6], [figures["cs_3"]] * 3, [3], "years"),
         "group_errors": plots.group_errors({"age": groups}, figures["mae"], "years"),
-        "reliability": plots.reliability([0.5, 0.8], [figures["cs_3"]] * 2),
+        "reliability": plots.reliability(
+            [0.5, 0.8], [figures["cs_3"]] * 2, figures["coverage_80"], [figures["mae"]] * 2
+        ),
+        "pit": plots.pit(np.linspace(0.01, 0.8, 200)),
         "confusion": plots.confusion(faces, 10, names, "years"),
         "learning_curves": plots.learning_curves("finetune", history, "years"),
         "label_distributions": plots.label_distributions("five", LABELS, probability_NK, faces.take(np.arange(5)), "y"),
@@ -88,11 +92,20 @@ def test_error_bars_reach_from_low_to_high() -> None:
 
 def test_the_reliability_title_reads_the_eighty_percent_interval() -> None:
     def read(share: float) -> str:
-        return title(plots.reliability([0.5, 0.8], [Estimate(value=share, low=share, high=share)] * 2))
+        half = Estimate(value=0.5, low=0.5, high=0.5)
+        return title(plots.reliability([0.5], [half], Estimate(value=share, low=share, high=share), []))
 
     assert "too narrow" in read(0.6)
     assert "too wide" in read(0.95)
     assert "as wide as they claim" in read(0.81)
+
+
+def test_the_pit_title_tells_the_unevenness_and_what_chance_makes() -> None:
+    """100 values in the lower half: half of them are missing above; 1.36 / sqrt(100)."""
+    figure = plots.pit(np.arange(0.0025, 0.5, 0.005))
+    assert re.search(r"50\.[23]% off even", title(figure))
+    assert "up to 13.6%" in title(figure)
+    assert [round(bar.get_height(), 3) for bar in figure.axes[0].patches[:20]] == [0.1] * 10 + [0.0] * 10
 
 
 def test_confusion_rows_are_shares_of_the_labelled_band() -> None:

@@ -20,12 +20,13 @@ from stages.align import AlignSettings
 from stages.align import align as align_photos
 from tests.small_model import CROP_PX, small_card, small_model, small_network, some_crops
 from visage import align, predictor
+from visage.card import INTERVAL_MASS, CalibrationCard
 from visage.detect import DetectorSettings, Faces
 from visage.drawn import encode_face, sample_person, sample_photo
 from visage.engine import TorchEngine
 from visage.eye import evaluation_view
 from visage.faces import FaceTable
-from visage.labels import LabelGrid
+from visage.labels import LabelGrid, central_interval
 from visage.predictor import Predictions, Predictor, as_document, default_model_folder
 from visage.schemas import MANIFEST_SCHEMA
 
@@ -110,6 +111,26 @@ def test_flip_averages_values_and_distributions() -> None:
         same(both, answering.predict_crops(crops.flip(3)), tolerance=1e-6)  # a mirror image is as old as its face
         if decode == "expectation":
             np.testing.assert_allclose(both.value, both.probabilities @ CARD.grid.labels(), atol=1e-4)
+
+
+@pytest.mark.parametrize("decode", ["expectation", "median", "argmax", "rank"])
+@pytest.mark.parametrize("flip", [True, False])
+def test_calibration_changes_the_doubt_and_never_the_value(decode: str, flip: bool) -> None:
+    known = CalibrationCard(temperature=1.6, mass=INTERVAL_MASS, offset=2.0, num_faces=100, flip=True)
+    crops, plain = some_crops(20), small_card(decode=decode)
+    before, after = (
+        Predictor(NETWORK, card).predict_crops(crops, flip)
+        for card in (plain, dataclasses.replace(plain, calibration=known))
+    )
+    np.testing.assert_array_equal(after.value, before.value)
+    naive = before.probabilities.astype(np.float64) ** (1 / 1.6)
+    naive /= naive.sum(axis=1, keepdims=True)
+    np.testing.assert_allclose(after.probabilities, naive, atol=1e-6)
+    labels = CARD.grid.labels()
+    np.testing.assert_allclose(after.std, np.sqrt(naive @ labels**2 - (naive @ labels) ** 2), atol=1e-3)
+    low, high = (end.numpy() for end in central_interval(torch.from_numpy(naive), CARD.grid, 0.8))
+    np.testing.assert_allclose(after.low, np.minimum(np.maximum(low - 2, 0), after.value), atol=1e-3)
+    np.testing.assert_allclose(after.high, np.maximum(np.minimum(high + 2, 100), after.value), atol=1e-3)
 
 
 def test_the_caller_s_network_is_left_alone() -> None:
@@ -284,6 +305,10 @@ def test_the_document_says_who_spoke_and_is_json() -> None:
     document = json.loads(json.dumps(as_document(results[0], CARD)))
     assert next(iter(document)) == "model"
     assert document["model"]["name"] == "small"
+    assert document["model"]["calibration"] is None
+    known = CalibrationCard(temperature=1.6, mass=INTERVAL_MASS, offset=2.0, num_faces=100, flip=True)
+    calibrated = as_document(results[0], small_card(calibration=known))
+    assert calibrated["model"]["calibration"] == dataclasses.asdict(known)
     assert (document["quantity"], document["unit"]) == ("age", "years")
     [face] = document["faces"]
     assert len(face["probabilities"]) == CARD.grid.num_labels
