@@ -48,7 +48,7 @@ def show_face(axes: Axes, face: Pixels | FloatArray) -> None:
     axes.set_axis_off()
 
 
-def show_score(axes: Axes, face: Pixels | FloatArray, score_HW: FloatArray) -> None:
+def show_score(axes: Axes, face: Pixels | FloatArray, score_HW: npt.NDArray[np.floating]) -> None:
     """A score map over the face in grey, from its own lowest to its own highest score."""
     axes.imshow(np.asarray(face, np.float64).mean(axis=2), cmap="gray")
     axes.imshow(score_HW, cmap=HEAT, alpha=MAP_ALPHA)
@@ -139,30 +139,31 @@ def heat_map(axes: Axes, loss_RC: FloatArray, limit: float) -> None:
 def face_sheet(
     title: str,
     faces_FHW3: Pixels,
-    score_FHW: FloatArray,
+    score_FHW: npt.NDArray[np.floating],
     label_K: FloatArray,
     p_FK: npt.NDArray[np.float32],
-    label_F: FloatArray,
+    label_F: FloatArray | None,
     value_F: FloatArray,
     unit: str,
 ) -> Figure:
-    """Single faces, one a column: the crop, its score map, the answered distribution with label and prediction."""
-    figure = canvas(title, 1.35 * len(faces_FHW3) + 0.6, 4.7)
+    """Single faces, one a column: the crop, its score map, the answered distribution with prediction and label."""
+    figure = canvas(title, max(3.6, 1.35 * len(faces_FHW3) + 0.6), 4.7)
     panels = figure.subplots(3, len(faces_FHW3), squeeze=False)
     for face, (crop, score, curve) in enumerate(panels.T):
-        crop.set_title(f"label {label_F[face]:.3g}\npredicted {value_F[face]:.3g}", fontsize=8)
         show_face(crop, faces_FHW3[face])
         show_score(score, faces_FHW3[face], score_FHW[face])
         curve.fill_between(label_K, p_FK[face], color=BLUE, alpha=0.45, step="mid", linewidth=0)
         curve.axvline(value_F[face], color=BLUE, linewidth=1.2, label="prediction")
-        curve.axvline(label_F[face], color=VERMILION, linewidth=1.2, linestyle="--", label="label")
+        if label_F is not None:
+            curve.axvline(label_F[face], color=VERMILION, linewidth=1.2, linestyle="--", label="label")
+        lines = [] if label_F is None else [f"label {label_F[face]:.3g}"]
+        crop.set_title("\n".join([*lines, f"predicted {value_F[face]:.3g}"]), fontsize=8)
         curve.set(yticks=[], xlim=(label_K[0], label_K[-1]), ylim=(0, None))
         curve.tick_params(labelsize=7)
         curve.spines[["top", "right", "left"]].set_visible(False)
     score_bar(figure, panels[:2].ravel().tolist())
-    figure.legend(
-        *panels[2, 0].get_legend_handles_labels(), loc="outside lower right", ncols=2, frameon=False, fontsize=8
-    )
+    handles, names = panels[2, 0].get_legend_handles_labels()
+    figure.legend(handles, names, loc="outside lower right", ncols=2, frameon=False, fontsize=8)
     figure.supxlabel(unit, fontsize=8)
     return figure
 

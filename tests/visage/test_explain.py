@@ -108,12 +108,12 @@ def test_maps_have_the_crops_size_and_type_and_leave_the_network_alone() -> None
     assert pooled_features(network, card, some_crops(2)).shape == (2, network.num_features)
 
 
-def test_scaling_up_keeps_constants_and_the_place_of_a_peak() -> None:
-    torch.testing.assert_close(scaled_up(torch.full((1, 4, 4), 2.5), 30), torch.full((1, 30, 30), 2.5))
-    coarse = torch.zeros(1, 4, 4)
-    coarse[0, 1, 3] = 1.0
-    row, column = divmod(int(scaled_up(coarse, 32).argmax()), 32)
-    assert (row // 8, column // 8) == (1, 3)
+def test_scaling_up_lays_each_value_over_the_middle_of_its_cell() -> None:
+    coarse = torch.rand(2, 4, 4, generator=torch.Generator().manual_seed(0))
+    found = scaled_up(coarse, 12)
+    torch.testing.assert_close(found[:, 1::3, 1::3], coarse)
+    torch.testing.assert_close(found[:, 1, 2], (2 * coarse[:, 0, 0] + coarse[:, 0, 1]) / 3)
+    assert scaled_up(coarse, 30).shape == (2, 30, 30)
 
 
 @pytest.mark.parametrize("flip", [False, True])
