@@ -114,6 +114,13 @@ def test_losses_are_relative_to_the_mean_error_with_intervals_around_them() -> N
     assert all(loss.low == pytest.approx(loss.high) == pytest.approx(loss.value) for loss in one_person)
 
 
+def test_errors_that_grow_by_one_factor_leave_no_doubt() -> None:
+    """Both means of the ratio are of the same resample."""
+    error_N = np.random.default_rng(2).uniform(1, 9, 30)
+    [loss] = relative_losses(np.stack([error_N, 1.5 * error_N], axis=1), np.arange(30), BOOTSTRAP)
+    assert [loss.value, loss.low, loss.high] == pytest.approx([0.5] * 3)
+
+
 def test_a_loss_of_exact_answers_is_undefined() -> None:
     [loss] = relative_losses(np.array([[0.0, 1.0]]), np.zeros(1, np.int64), BOOTSTRAP)
     assert np.isnan([loss.value, loss.low, loss.high]).all()
