@@ -79,7 +79,7 @@ def score_maps(groups: Sequence[GroupView], unit: str) -> Figure:
 
 def occlusion(groups: Sequence[GroupView], unit: str) -> Figure:
     """Fig. 8: mean face, relative loss of hidden squares, and of hidden stripes, one column a group."""
-    figure = canvas(costliest(groups[0]), 1.75 * len(groups) + 0.9, 5.9)
+    figure = canvas(costliest(groups[0]), max(7.4, 1.75 * len(groups) + 0.9), 5.9)
     faces, *rows = figure.subplots(3, len(groups), squeeze=False)
     for axes, group in zip(faces, groups, strict=True):
         axes.set_title(f"{group.name}\n{group.num_faces:,} faces, MAE {group.mae:.3g}", fontsize=8)
@@ -184,7 +184,7 @@ def contact_sheet(title: str, faces_FHW3: Pixels, label_F: FloatArray, value_F: 
 
 def embedding(place_N2: FloatArray, label_N: FloatArray, error_N: FloatArray, quantity: str, unit: str) -> Figure:
     """t-SNE of pooled features, coloured by label and by absolute error (colours end at its 95th percentile)."""
-    figure = canvas(f"What the head sees of {len(place_N2):,} faces, laid out by t-SNE", 9.4, 4.3)
+    figure = canvas(f"What the head sees of {len(place_N2):,} faces, laid out by t-SNE", 9.4, 3.8)
     error_end = max(float(np.quantile(error_N, 0.95)), 1e-9)
     for axes, colour_N, name, colours, end in zip(
         figure.subplots(1, 2), (label_N, error_N), (f"label: {quantity}", "absolute error"), (SCATTER, HEAT + "_r"),
