@@ -16,7 +16,7 @@ import yaml
 
 from tests.imports import REPOSITORY, ROOMS, code_dependencies, module_file
 
-ORDER = ["download", "validate", "align", "pretrain", "finetune", "calibrate", "evaluate", "export"]
+ORDER = ["download", "validate", "align", "pretrain", "finetune", "calibrate", "evaluate", "explain", "export"]
 ROLES = ["identity", "target"]
 
 
@@ -101,9 +101,9 @@ def test_params_has_one_section_a_stage_in_the_same_order() -> None:
 
 
 def test_only_the_evaluation_reads_the_metrics() -> None:
-    """Editing visage/metrics.py re-runs evaluate alone."""
+    """Editing visage/metrics.py re-runs evaluate, and explain which reads its predictions; no training."""
     users = [name for name in ORDER if "visage/metrics.py" in STAGES[name]["deps"]]
-    assert users == ["evaluate"]
+    assert users == ["evaluate", "explain"]
 
 
 def test_what_dvc_keeps_git_ignores() -> None:

@@ -74,6 +74,7 @@ def small(params: dict[str, Any]) -> None:
     params["finetune"] |= {"epochs": 1}
     params["calibrate"] |= {"min_faces": 4}
     params["evaluate"] |= {"num_resamples": 50}
+    params["explain"] |= {"max_faces": 4, "num_resamples": 50}
 
 
 def stages_that_ran(output: str) -> set[str]:
@@ -84,11 +85,12 @@ def test_drawn_faces_end_to_end(tmp_path: Path) -> None:
     folder = workspace(tmp_path / "pipeline", small)
     ran = stages_that_ran(run(folder, "dvc", "repro"))
     roles = {f"{stage}@{role}" for stage in ("download", "validate", "align") for role in ("identity", "target")}
-    assert ran == roles | {"pretrain", "finetune", "calibrate", "evaluate", "export"}
+    assert ran == roles | {"pretrain", "finetune", "calibrate", "evaluate", "explain", "export"}
 
     metrics = json.loads((folder / "reports/metrics.json").read_text(encoding="utf-8"))
     assert 0 < metrics["test"]["mae"]["low"] <= metrics["test"]["mae"]["value"] <= metrics["test"]["mae"]["high"] < 60
     assert (folder / "reports/report.html").stat().st_size > 10_000
+    assert (folder / "reports/explain/explain.html").stat().st_size > 10_000
     parity = json.loads((folder / "models/export/parity.json").read_text(encoding="utf-8"))
     assert parity["max_abs_difference"] <= 1e-4
 
@@ -108,7 +110,7 @@ def test_drawn_faces_end_to_end(tmp_path: Path) -> None:
 
     commit(folder)
     ran = stages_that_ran(run(folder, "dvc", "exp", "run", "-S", "finetune.loss.lambda_=0.5"))
-    assert ran == {"finetune", "calibrate", "evaluate", "export"}
+    assert ran == {"finetune", "calibrate", "evaluate", "explain", "export"}
     assert yaml.safe_load((folder / "params.yaml").read_text(encoding="utf-8"))["finetune"]["loss"]["lambda_"] == 0.5
     changed = json.loads(run(folder, "dvc", "metrics", "diff", "--json"))["reports/metrics.json"]
     assert changed["test.mae.value"]["old"] == metrics["test"]["mae"]["value"]

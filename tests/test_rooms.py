@@ -30,7 +30,7 @@ ADDRESS = {
     "yaml": "stages/settings.py",
     "facenet_pytorch": "visage/detect.py",
 }
-STAGES = ("download", "validate", "align", "pretrain", "finetune", "calibrate", "evaluate", "export")
+STAGES = ("download", "validate", "align", "pretrain", "finetune", "calibrate", "evaluate", "explain", "export")
 BARE_GPU_STAGES = ("pretrain", "finetune", "calibrate", "evaluate")
 BARE_GPU_LIBRARIES = {
     "torch", "torchvision", "numpy", "scipy", "sklearn", "pandas", "pyarrow", "PIL", "yaml", "matplotlib",

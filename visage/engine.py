@@ -1,7 +1,8 @@
 """A network with its card becomes an engine: uint8 crops in, label distributions out, the same numbers in any company.
 
 The torch engine lives here; `visage.export` makes the one that runs in ONNX Runtime out of the same graph.
-Legend: B crops, C channels, H and W crop side in pixels, K labels of the grid.
+Legend: B crops, C channels, H and W crop side in pixels, h and w side of the last maps, K labels of the grid, M outputs
+of the head.
 """
 
 from __future__ import annotations
@@ -36,12 +37,21 @@ class Inference(nn.Module):
 
     def forward(self, crops_BCHW: Tensor) -> tuple[Tensor, Tensor]:
         network: Any = self.network
-        view_BCHW = evaluation_view(crops_BCHW, self.card.normalise)
-        features_BC = network.pool(network.features(view_BCHW)).to(self.head_dtype)
-        weight_KC, bias_K = (value.to(self.head_dtype) for value in (network.head.weight, network.head.bias))
-        logits_BK = functional.linear(features_BC, weight_KC, bias_K)
-        p_BK = METHODS[self.card.method].probabilities(logits_BK, self.card.grid)
+        p_BK = self.probabilities(network.pool(self.maps(crops_BCHW)))
         return p_BK, DECODERS[self.card.decode](p_BK, self.card.grid)
+
+    def maps(self, crops_BCHW: Tensor) -> Tensor:
+        """uint8 crops (B,3,H,W) -> the activation maps of the last convolution block."""
+        network: Any = self.network
+        maps_BChw: Tensor = network.features(evaluation_view(crops_BCHW, self.card.normalise))
+        return maps_BChw
+
+    def probabilities(self, features_BC: Tensor) -> Tensor:
+        """Pooled maps (B,C) -> (B,K), in the head's own type."""
+        network: Any = self.network
+        weight_MC, bias_M = (value.to(self.head_dtype) for value in (network.head.weight, network.head.bias))
+        logits_BM = functional.linear(features_BC.to(self.head_dtype), weight_MC, bias_M)
+        return METHODS[self.card.method].probabilities(logits_BM, self.card.grid)
 
 
 class TorchEngine:

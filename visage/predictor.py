@@ -155,7 +155,7 @@ class Predictor:
         photos = [photo for photo in group if not isinstance(photo, str)]
         found = self._find_faces(photos)
         seen = list(zip(photos, found, strict=True))
-        crops = [self._crop(photo, points_52) for photo, faces in seen for points_52 in faces.landmarks_N52]
+        crops = [self.crop(photo, points_52) for photo, faces in seen for points_52 in faces.landmarks_N52]
         px = self.card.alignment.crop_px
         crops_BHWC = torch.from_numpy(np.stack(crops)) if crops else torch.zeros(0, px, px, 3, dtype=torch.uint8)
         predictions = self.predict_crops(crops_BHWC.permute(0, 3, 1, 2), flip)
@@ -181,7 +181,7 @@ class Predictor:
         found: list[Any] = self._detector.detect(photos) if photos else []
         return found
 
-    def _crop(self, photo_HWC: Pixels, landmarks_52: npt.NDArray[np.float32]) -> Pixels:
+    def crop(self, photo_HWC: Pixels, landmarks_52: npt.NDArray[np.float32]) -> Pixels:
         """One face as the align stage would have stored it, uint8 (crop_px, crop_px, 3)."""
         from visage import align
 
