@@ -64,7 +64,8 @@ def download(
     with Spool(work / "spool.sqlite", bounds, f"Pillow {PIL.__version__}") as spool:
         if source.produce is None:
             budget = Budget(limits=settings.limits)
-            gather(settings.locations, settings.sha256, budget, raw, work / "fetched", spool.report_skip)
+            fetched = work / "fetched"
+            gather(settings.locations, settings.sha256, budget, raw, fetched, spool.report_skip, source.containers)
         else:
             empty(raw)
             source.produce(raw, options)

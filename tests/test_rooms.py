@@ -28,6 +28,7 @@ ADDRESS = {
     "mlflow": "model_registry/",
     "great_expectations": "stages/validate.py",
     "yaml": "stages/settings.py",
+    "openpyxl": "stages/sources/sheet.py",
     "facenet_pytorch": "visage/detect.py",
 }
 STAGES = ("download", "validate", "align", "pretrain", "finetune", "evaluate", "export")

@@ -5,11 +5,19 @@ The form of a record, of its `Row`s and of its options is written at the head of
 
 from __future__ import annotations
 
+from stages.sources.cfd import CFD
 from stages.sources.drawn import DRAWN
 from stages.sources.mebeauty import MEBEAUTY
+from stages.sources.ms_celeb import MS_CELEB
 from stages.sources.people import LFW, PEOPLE
 from stages.sources.records import Source
+from stages.sources.scut_fbp import SCUT_FBP
+from stages.sources.scut_fbp5500 import SCUT_FBP5500
 from stages.sources.table import TABLE
 from stages.sources.utkface import UTKFACE
 
-SOURCES: dict[str, Source] = {source.name: source for source in (DRAWN, UTKFACE, LFW, PEOPLE, MEBEAUTY, TABLE)}
+ALL = (
+    *(DRAWN, UTKFACE, LFW, PEOPLE, MEBEAUTY, TABLE),
+    *(SCUT_FBP, SCUT_FBP5500, CFD, MS_CELEB),
+)
+SOURCES: dict[str, Source] = {source.name: source for source in ALL}
