@@ -58,7 +58,7 @@ def gather(
     if containers:
         located = [file for found in located for file in _container_files(found, containers)]
     steps = _plan(located, sha256, containers)
-    _begin(raw_dir, steps)
+    _begin(raw_dir, sorted([step.name, step.key] for step in steps))
     for step in steps:
         fill = _unpack_once if step.is_archive or step.reader is not None else _link
         fill(step, raw_dir, budget, skip)
@@ -131,10 +131,14 @@ def _checked_sha256(found: Located, sha256: Mapping[str, str]) -> str:
     return digest
 
 
-def _begin(raw_dir: Path, steps: Sequence[Step]) -> None:
-    """Empties `raw_dir` unless everything in it comes from this plan, then notes the plan."""
+def begin_parts(raw_dir: Path, names: Sequence[str]) -> None:
+    """Makes `raw_dir` one that holds several sets, each in the folder of its name; what it held as one set goes."""
+    _begin(raw_dir, [["parts", *names]])
+
+
+def _begin(raw_dir: Path, entries: list[list[str]]) -> None:
+    """Empties `raw_dir` unless everything in it comes from the plan of these entries, then notes the plan."""
     plan = raw_dir / CONTROL / PLAN
-    entries = sorted([step.name, step.key] for step in steps)
     before = json.loads(plan.read_text(encoding="utf-8")) if plan.is_file() else None
     if before is None or any(entry not in entries for entry in before):
         empty(raw_dir)
