@@ -29,6 +29,7 @@ ADDRESS = {
     "great_expectations": "stages/validate.py",
     "yaml": "stages/settings.py",
     "openpyxl": "stages/sources/sheet.py",
+    "imagehash": "visage/picture_hash.py",
     "facenet_pytorch": "visage/detect.py",
 }
 STAGES = ("download", "validate", "align", "pretrain", "finetune", "evaluate", "export")
