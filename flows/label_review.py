@@ -39,9 +39,18 @@ def write_rows(path: Path, header: Sequence[str], rows: Iterator[tuple[object, .
 
 
 def write_review(store: Store, review: Path) -> int:
-    """review.csv: what the models say, the widest spread first, and an empty column for what a person says."""
+    """review.csv: what the models say, the widest spread first, and the column for what a person says.
+
+    Corrections that an earlier review.csv holds are carried over, and that one is kept as review_before.csv.
+    """
+    corrections = {}
+    if review.is_file():
+        corrections = {cells["photo"]: cells["corrected"] for cells in _read_review(review) if cells["corrected"]}
+    if corrections:
+        with written_whole(review.with_name("review_before.csv")) as part:
+            part.write_bytes(review.read_bytes())
     rows = (
-        (photo_id, f"{label:.4g}", f"{spread:.3g}", f"{sigma:.3g}", group, "")
+        (photo_id, f"{label:.4g}", f"{spread:.3g}", f"{sigma:.3g}", group, corrections.get(photo_id, ""))
         for photo_id, label, spread, sigma, group, _ in store.review()
     )
     return write_rows(review, COLUMNS, rows)

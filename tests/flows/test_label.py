@@ -104,7 +104,13 @@ def test_a_second_run_asks_only_about_what_is_new(
     flow.label(photos, models[:1], tmp_path / "out", num_shown=0)
     assert (asked, hashed) == ([], [])
     assert (tmp_path / "out" / "review.csv").read_bytes() == review
+    corrected = review.replace(b",\n", b",33\n", 1)
+    (tmp_path / "out" / "review.csv").write_bytes(corrected)
     flow.label(photos, models, tmp_path / "out", num_shown=0)
+    said = {row["photo"]: row["corrected"] for row in rows_of(tmp_path / "out" / "review.csv")}
+    [photo_id] = [photo_id for photo_id, text in said.items() if text]
+    assert (photo_id.encode(), said[photo_id]) == (review.split(b"\n")[1].split(b",")[0], "33")
+    assert (tmp_path / "out" / "review_before.csv").read_bytes() == corrected
     assert len(asked) == NUM_FACES + 1
     assert all(name.startswith("small-1") for name in asked)
     monkeypatch.setattr(label_hashes, "perceptual_hash", lambda _: hashed.append("x") or 2**64 - 1)
