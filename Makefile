@@ -81,6 +81,15 @@ label: $(STAMP)  ## a folder of unlabelled photos becomes a sheet to correct, PH
 	@$(BIN)/python -m flows.label "$(PHOTOS)" $(foreach model,$(MODELS),--model "$(model)") \
 	  $(if $(REVIEW),--finish "$(REVIEW)") $(if $(UNREVIEWED),--unreviewed "$(UNREVIEWED)")
 
+.PHONY: benchmark
+benchmark: $(STAMP)  ## the paper's tables, cell by cell; SIZE=full for a GPU, WORKERS=2 steps at a time, stop and go on at will
+	@$(BIN)/python -m flows.benchmark benchmarks/$(or $(SIZE),quick).yaml --workers $(or $(WORKERS),2)
+
+.PHONY: protocol
+protocol: $(STAMP)  ## all folds of a preset and their sum: DATA=fg_net; SEEDS="0 1 2"
+	@test -n "$(DATA)" || { echo 'usage: make protocol DATA=preset [SEEDS="0 1 2"] [WORKERS=2]' >&2; exit 1; }
+	@$(BIN)/python -m flows.benchmark "$(DATA)" --seeds $(or $(SEEDS),0) --workers $(or $(WORKERS),2)
+
 .PHONY: results
 results: $(STAMP)  ## write docs/results.md anew from the tracked result files in docs/results/
 	$(BIN)/python docs/make_results.py render

@@ -13,8 +13,6 @@ from __future__ import annotations
 
 import argparse
 import json
-import os
-import platform
 import re
 import statistics
 import sys
@@ -23,13 +21,12 @@ from pathlib import Path
 from typing import Any
 
 import pandas as pd
-import torch
 from scipy import stats
 
 from stages.settings import read_params, written_whole
 from visage.bootstrap import Estimate
 from visage.card import ModelCard, sha256_of
-from visage.lineage import git_commit
+from visage.lineage import git_commit, machine_of
 from visage.report import Table, title_of, with_interval
 
 DOCS = Path(__file__).resolve().parent
@@ -98,16 +95,6 @@ def settings_of(params: Mapping[str, Any]) -> dict[str, Any]:
     return sections
 
 
-def machine_of() -> dict[str, Any]:
-    """This machine in words: processor, cores, GPU, torch."""
-    cpuinfo = Path("/proc/cpuinfo")
-    found = re.search(r"model name\s*: (.+)", cpuinfo.read_text(encoding="utf-8")) if cpuinfo.is_file() else None
-    processor = found[1] if found else platform.processor() or platform.machine()
-    on_gpu = torch.cuda.is_available()
-    gpu = f", {torch.cuda.get_device_name()}" if on_gpu else ""
-    return {"words": f"{processor}, {os.cpu_count()} cores{gpu}, torch {torch.__version__}", "on_gpu": on_gpu}
-
-
 def digest(path: Path) -> str | None:
     return sha256_of(path) if path.is_file() else None
 
@@ -134,7 +121,7 @@ def chapter(protocol: Mapping[str, Any], records: Sequence[Record]) -> str:
         return ""
     parts = [f"## {protocol['title']}", protocol["about"]]
     if records:
-        parts += [runs_table(records).markdown(), *families(records)]
+        parts += [runs_table(records, protocol["metrics"]).markdown(), *families(records)]
     if protocol["published"]:
         rows = [[entry["model"], entry["mae"], entry["source"]] for entry in protocol["published"]]
         parts += ["Published:", Table(caption="", header=["model", "MAE", "source"], rows=rows).markdown()]
@@ -152,18 +139,18 @@ def figure(record: Record, faces: str, metric: str) -> str:
     return with_interval(metric, Estimate(**known), 2) if known else ""
 
 
-def runs_table(records: Sequence[Record]) -> Table:
-    """One row a run, best first."""
+def runs_table(records: Sequence[Record], metrics: Sequence[str]) -> Table:
+    """One row a run, best first, with the protocol's metrics on the test list and MAE on its unseen part."""
     unit = records[0]["model"]["unit"]
-    header = ["run", "network", "start", "test faces", title_of("mae", unit), "MAE, unseen", title_of("cs_5", unit)]
+    header = ["run", "network", "start", "test faces", *(title_of(metric, unit) for metric in metrics), "MAE, unseen"]
     ordered = sorted(records, key=lambda r: float(r["lists"][first_list(r)]["mae"]["value"]))
     rows = []
     for run in ordered:
         faces = first_list(run)
         network = f"{run['model']['network']}, {run['model']['crop_px']} px"
         start = "pre-trained" if run["init"] == "backbone" else "scratch"
-        row = [run["name"], network, start, f"{run['lists'][faces]['num_faces']:,}", figure(run, faces, "mae")]
-        row += [figure(run, f"{faces}_unseen", "mae"), figure(run, faces, "cs_5")]
+        row = [run["name"], network, start, f"{run['lists'][faces]['num_faces']:,}"]
+        row += [*(figure(run, faces, metric) for metric in metrics), figure(run, f"{faces}_unseen", "mae")]
         rows.append([*row, minutes(seconds_of(run)), "GPU" if run["machine"]["on_gpu"] else "CPU"])
     return Table(caption="", header=[*header, "training", "on"], rows=rows)
 

@@ -84,7 +84,7 @@ def test_runs_are_listed_best_first_with_intervals_time_and_hardware(results: Pa
     cells = [cell.strip() for cell in first.strip("|").split("|")]
     assert cells[0] == "tiny-fold0"
     assert cells[2:] == [
-        "pre-trained", "3,287", "4.40 (4.30 to 4.50)", "4.45 (4.30 to 4.50)", "70.0% (60.0% to 80.0%)", "20 min", "CPU",
+        "pre-trained", "3,287", "4.40 (4.30 to 4.50)", "70.0% (60.0% to 80.0%)", "4.45 (4.30 to 4.50)", "20 min", "CPU",
     ]  # fmt: skip
     assert "| female | 1,600 | 4.50 (4.40 to 4.60) | -0.50 (-0.60 to -0.40) |" in text
     assert "a small CPU, 2 cores" in text

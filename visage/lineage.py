@@ -1,4 +1,4 @@
-"""Where a model comes from: digests of settings, face tables and code."""
+"""Where a model comes from: digests of settings, face tables and code, and the machine."""
 
 from __future__ import annotations
 
@@ -6,6 +6,9 @@ import ast
 import dataclasses
 import hashlib
 import json
+import os
+import platform
+import re
 import subprocess
 from pathlib import Path
 from typing import Any
@@ -59,3 +62,13 @@ def git_commit() -> str:
         return subprocess.run(command, capture_output=True, text=True, check=True, timeout=10).stdout.strip()
     except (OSError, subprocess.SubprocessError):
         return "unknown"
+
+
+def machine_of() -> dict[str, Any]:
+    """This machine in words: processor, cores, GPU, torch."""
+    cpuinfo = Path("/proc/cpuinfo")
+    found = re.search(r"model name\s*: (.+)", cpuinfo.read_text(encoding="utf-8")) if cpuinfo.is_file() else None
+    processor = found[1] if found else platform.processor() or platform.machine()
+    on_gpu = torch.cuda.is_available()
+    gpu = f", {torch.cuda.get_device_name()}" if on_gpu else ""
+    return {"words": f"{processor}, {os.cpu_count()} cores{gpu}, torch {torch.__version__}", "on_gpu": on_gpu}

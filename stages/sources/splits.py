@@ -9,13 +9,15 @@ assign
 - `random`: test_draw < test_fraction is test; of the rest, val_draw < val_fraction is val.
 - `folds`: floor(test_draw * num_folds) == fold is test; of the rest, val_draw < val_fraction is val. Folds of one seed
   are disjoint and together are everything; the same seed with other folds keeps the draws.
+- `leave_person_out`: the person number `fold` in sorted order is test; of the others, val is carved as above. There are
+  as many folds as persons, and `num_folds` must say so; `group_by` must be person.
 `val_fraction` is thus always a fraction of what is not test.
 
 group_by
 - `picture`: byte-identical photos (sha256) share every draw: no new split puts one in train and one in test. A given
   split is left as it was given, duplicates included. Where photos have a person, a person left without any train photo
-  gets back the picture whose val_draw is highest, for a classifier of persons must have seen them all. (A test fold is
-  never changed for that.)
+  gets back the val picture whose val_draw is highest, for a classifier of persons must have seen them all. The test set
+  is never changed for that.
 - `person`: a person's photos share every draw; persons who share a picture count as one.
 """
 
@@ -33,7 +35,7 @@ KNOWN = ("train", "val", "test")
 class SplitSettings:
     """How the photos are split; what a way of assigning does not use is still checked."""
 
-    assign: Literal["given", "random", "folds"]
+    assign: Literal["given", "random", "folds", "leave_person_out"]
     group_by: Literal["picture", "person"]
     val_fraction: float
     test_fraction: float
@@ -45,10 +47,13 @@ class SplitSettings:
         for name in ("val_fraction", "test_fraction"):
             if not 0 <= getattr(self, name) < 1:
                 raise ValueError(f"{name} {getattr(self, name)}: must be at least 0 and below 1")
-        if self.assign == "folds" and self.num_folds < 2:
+        has_folds = self.assign in ("folds", "leave_person_out")
+        if has_folds and self.num_folds < 2:
             raise ValueError(f"num_folds {self.num_folds}: at least 2")
-        if self.assign == "folds" and not 0 <= self.fold < self.num_folds:
+        if has_folds and not 0 <= self.fold < self.num_folds:
             raise ValueError(f"fold {self.fold}: must be 0 to {self.num_folds - 1}")
+        if self.assign == "leave_person_out" and self.group_by != "person":
+            raise ValueError(f"group_by {self.group_by}: leave_person_out goes by person")
 
 
 def draw(seed: int, purpose: str, group: str) -> float:
@@ -56,8 +61,8 @@ def draw(seed: int, purpose: str, group: str) -> float:
     return int.from_bytes(hashlib.sha256(f"{seed}:{purpose}:{group}".encode()).digest()[:8]) / 2**64
 
 
-def choose(group: str, given: str | None, settings: SplitSettings) -> str:
-    """The split of one group of photos, before any person is helped."""
+def choose(group: str, given: str | None, settings: SplitSettings, left_out: str | None) -> str:
+    """The split of one group of photos, before any person is helped; `left_out`: the group that leaves, if any."""
     if settings.assign == "given":
         assert given in KNOWN, given
         is_test, may_be_val = given == "test", given == "train"
@@ -68,6 +73,8 @@ def choose(group: str, given: str | None, settings: SplitSettings) -> str:
         may_be_val = True
         if settings.assign == "random":
             is_test = number < settings.test_fraction
+        elif settings.assign == "leave_person_out":
+            is_test = group == left_out
         else:
             is_test = int(number * settings.num_folds) == settings.fold
     if is_test:
@@ -80,9 +87,10 @@ def assign_splits(spool: sqlite3.Connection, settings: SplitSettings) -> None:
     _check(spool, settings)
     merged = _merged_persons(spool) if settings.group_by == "person" else {}
     by_person = settings.group_by == "person"
+    left_out = _left_out(spool, merged, settings) if settings.assign == "leave_person_out" else None
 
     def chosen(sha256: str, person: str | None, given: str | None) -> str:
-        return choose(merged.get(str(person), str(person)) if by_person else sha256, given, settings)
+        return choose(merged.get(str(person), str(person)) if by_person else sha256, given, settings, left_out)
 
     spool.create_function("chosen", 3, chosen, deterministic=True)
     spool.execute("UPDATE photos SET split = chosen(sha256, person, given)")
@@ -124,9 +132,21 @@ def _merged_persons(spool: sqlite3.Connection) -> dict[str, str]:
     return {person: find(person) for person in list(leader)}
 
 
+def _left_out(spool: sqlite3.Connection, merged: dict[str, str], settings: SplitSettings) -> str:
+    """The group number `fold` of all persons' groups in sorted order; ValueError unless there are `num_folds`."""
+    persons = (person for (person,) in spool.execute("SELECT DISTINCT person FROM photos"))
+    groups = sorted({merged.get(person, person) for person in persons})
+    if len(groups) != settings.num_folds:
+        raise ValueError(
+            f"split.num_folds {settings.num_folds}: the set has {len(groups)} persons (those who share a picture count "
+            f"as one), and leave_person_out has one fold each; set {len(groups)}, or complete the set"
+        )
+    return str(groups[settings.fold])
+
+
 def _help_persons(spool: sqlite3.Connection, settings: SplitSettings) -> None:
-    """Gives persons without a train photo the movable picture of the highest val_draw."""
-    movable = "split IN ('val', 'test')" if settings.assign == "random" else "split = 'val' AND given IS NOT 'val'"
+    """Gives persons without a train photo the val picture of the highest val_draw."""
+    movable = "split = 'val' AND given IS NOT 'val'"
     spool.create_function("val_draw", 1, lambda group: draw(settings.seed, "val", group), deterministic=True)
     spool.execute("CREATE INDEX IF NOT EXISTS photos_person ON photos (person, split)")
     spool.execute("CREATE INDEX IF NOT EXISTS photos_sha256 ON photos (sha256)")

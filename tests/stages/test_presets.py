@@ -1,44 +1,85 @@
-"""Every preset, laid over params.yaml, fits the settings of every stage that it touches."""
+"""Every preset, laid over the drawn set's settings: the stages take it, its parts fit together, and so do its folds."""
 
 from __future__ import annotations
 
+import copy
+from functools import reduce
 from pathlib import Path
+from typing import Any
 
 import pytest
+import yaml
 
 from stages.align import AlignSettings
+from stages.checks.settings import ValidateSettings
 from stages.download import DownloadSettings
 from stages.evaluate import EvaluateSettings
+from stages.export import ExportSettings
 from stages.finetune import FinetuneSettings
 from stages.pretrain import PretrainSettings
-from stages.settings import load_section, read_params, use_preset
-from stages.validate import ValidateSettings
+from stages.settings import convert, load_section, use_preset
 from tests.imports import REPOSITORY
+from tests.test_verbs import PRESETS, drawn_settings
 
-PRESETS = sorted(path for path in (REPOSITORY / "presets").glob("*.yaml") if path.name != "drawn.yaml")
+BY_ROLE = {"download": DownloadSettings, "validate": ValidateSettings, "align": AlignSettings}
+ONCE = {
+    "pretrain": PretrainSettings,
+    "finetune": FinetuneSettings,
+    "evaluate": EvaluateSettings,
+    "export": ExportSettings,
+}
+FOLDS = {
+    "utkface_all_ages": 5,
+    "morph_80_20": 5,
+    "morph_caucasian": 5,
+    "morph_s1_s2_s3": 2,
+    "fg_net": 82,
+    "aaf": 5,
+    "scut_fbp5500_folds": 5,
+}
 
 
-@pytest.mark.parametrize("preset", PRESETS, ids=lambda path: path.stem)
-def test_a_preset_fits_every_stage(preset: Path, tmp_path: Path) -> None:
-    params = tmp_path / "params.yaml"
-    use_preset(REPOSITORY / "params.yaml", preset, params)
-    for role in ("identity", "target"):
-        load_section(params, "download", DownloadSettings, role)
-        load_section(params, "validate", ValidateSettings, role)
-        load_section(params, "align", AlignSettings, role)
-    load_section(params, "pretrain", PretrainSettings)
-    finetune = load_section(params, "finetune", FinetuneSettings)
-    load_section(params, "evaluate", EvaluateSettings)
-    labels = load_section(params, "validate", ValidateSettings, "target").labels
-    assert labels is not None
+@pytest.fixture(scope="module", params=PRESETS)
+def params(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """params.yaml as `make repro DATA=...` writes it."""
+    path = tmp_path_factory.mktemp(request.param) / "params.yaml"
+    use_preset(drawn_settings(), REPOSITORY / "presets" / f"{request.param}.yaml", path)
+    return path
+
+
+def load_all(params: Path) -> dict[str, Any]:
+    """Section (and role) -> its settings."""
+    found = {f"{name}.{role}": load_section(params, name, cls, role) for name, cls in BY_ROLE.items()
+             for role in ("identity", "target")}  # fmt: skip
+    return found | {name: load_section(params, name, cls) for name, cls in ONCE.items()}
+
+
+def test_every_stage_takes_it_and_the_parts_fit(params: Path) -> None:
+    found = load_all(params)
+    target, finetune, pretrain = found["align.target"], found["finetune"], found["pretrain"]
+    assert (target.crop_px, target.template) == (found["align.identity"].crop_px, found["align.identity"].template)
+    assert (pretrain.network, pretrain.normalise) == (finetune.network, finetune.normalise)
+    labels = found["validate.target"].labels
     assert finetune.grid.minimum <= labels.minimum < labels.maximum <= finetune.grid.maximum
+    options = found["download.target"].options
+    if found["download.target"].split.assign == "given" and "lists" in options and isinstance(options["lists"], list):
+        assert {"train", "test"} <= {each["split"] for each in options["lists"]}
 
 
-def test_folds_name_a_setting_that_is_there() -> None:
-    for preset in PRESETS:
-        folds = read_params(preset).get("folds")
-        if folds is not None:
-            place = read_params(preset)
-            for key in folds["key"].split("."):
-                place = place[key]
-            assert place in folds["values"], preset
+def test_every_fold_is_taken(params: Path) -> None:
+    document = yaml.safe_load(params.read_text(encoding="utf-8"))
+    name = params.parent.name[:-1]  # pytest numbers its folders
+    assert len(document["folds"]["values"]) == FOLDS[name] if name in FOLDS else "folds" not in document
+    if name not in FOLDS:
+        return
+    *sections, last = document["folds"]["key"].split(".")
+    folds: list[DownloadSettings] = []
+    for value in document["folds"]["values"]:
+        changed = copy.deepcopy(document)
+        section = reduce(lambda part, key: part[key], sections, changed)
+        assert last in section, document["folds"]["key"]
+        section[last] = value
+        folds.append(convert(changed["download"]["target"], DownloadSettings, name))
+    assert all(one != other for index, one in enumerate(folds) for other in folds[:index])
+    if folds[0].split.assign != "given":
+        assert len(folds) == folds[0].split.num_folds

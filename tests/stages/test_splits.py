@@ -87,6 +87,26 @@ def test_folds_are_disjoint_and_together_everything() -> None:
     assert all(len(test) == pytest.approx(1000, abs=120) for test in tests)
 
 
+@pytest.mark.parametrize("seed", [0, 1])
+def test_leaving_one_person_out_tests_everybody_once_in_order(seed: int) -> None:
+    """12 people with 5 photos each, of whom 03 and 07 share a picture and so are one."""
+    photos = [Photo(f"{who:02}-{n}", f"sha{who}-{n}", f"{who:02}", None) for who in range(12) for n in range(5)]
+    photos[7 * 5] = photos[7 * 5]._replace(sha256="sha3-0")
+    chosen = {"assign": "leave_person_out", "group_by": "person", "num_folds": 11, "seed": seed}
+    tests, vals = [], set()
+    for fold in range(11):
+        found = split(photos, settings(**chosen, fold=fold))
+        for column in ("person", "sha256"):
+            assert all(len(splits) == 1 for splits in splits_of(photos, found, column).values())
+        tests.append(sorted({photo.person for photo in photos if found[photo.photo_id] == "test"}))
+        vals |= {photo.person for photo in photos if found[photo.photo_id] == "val"}
+    one_each = [[f"{who:02}"] for who in (0, 1, 2, 3, 4, 5, 6, 8, 9, 10, 11)]
+    assert tests == [["03", "07"] if test == ["03"] else test for test in one_each]
+    assert 0 < len(vals) < 12, "val is the same people in every fold, less the one who tests"
+    with pytest.raises(ValueError, match="the set has 11 persons"):
+        split(photos, settings(**chosen | {"num_folds": 12}))
+
+
 @given(photo_lists, seeds, st.sampled_from(["random", "folds"]))
 def test_identical_pictures_never_straddle_a_new_split(photos: list[Photo], seed: int, assign: str) -> None:
     found = _split_or_none(photos, settings(assign=assign, seed=seed))
@@ -112,10 +132,22 @@ def _split_or_none(photos: Sequence[Photo], chosen: SplitSettings) -> dict[str, 
 
 
 @given(photo_lists, seeds)
-def test_every_person_trains(photos: list[Photo], seed: int) -> None:
-    found = split(photos, settings(seed=seed, val_fraction=0.6, test_fraction=0.6))
-    assert all("train" in splits for splits in splits_of(photos, found, "person").values())
-    assert all(len(splits) == 1 for splits in splits_of(photos, found, "sha256").values())
+def test_every_person_trains_who_is_not_in_test_alone(photos: list[Photo], seed: int) -> None:
+    chosen = settings(seed=seed, val_fraction=0.6, test_fraction=0.3)
+    found = _split_or_none(photos, chosen)
+    if found is not None:
+        assert all("train" in splits for splits in splits_of(photos, found, "person").values() if splits != {"test"})
+        assert all(len(splits) == 1 for splits in splits_of(photos, found, "sha256").values())
+
+
+@given(photo_lists, seeds)
+def test_who_is_shown_changes_no_test_set(photos: list[Photo], seed: int) -> None:
+    found = _split_or_none(photos, settings(seed=seed))
+    nameless = _split_or_none([photo._replace(person=None) for photo in photos], settings(seed=seed))
+    if found is not None and nameless is not None:
+        assert {name for name in found if found[name] == "test"} == {
+            name for name in nameless if nameless[name] == "test"
+        }
 
 
 def test_every_person_trains_without_costing_the_fractions() -> None:
@@ -173,8 +205,10 @@ def test_what_a_set_cannot_give_is_told() -> None:
         {"test_fraction": -0.1},
         {"assign": "folds", "num_folds": 1},
         {"assign": "folds", "fold": 5},
+        {"assign": "leave_person_out", "group_by": "person", "fold": 5},
+        {"assign": "leave_person_out", "group_by": "picture"},
     ],
 )
 def test_settings_out_of_range_are_refused(wrong: dict[str, Any]) -> None:
-    with pytest.raises(ValueError, match=next(name for name in wrong if name != "assign")):
+    with pytest.raises(ValueError, match=list(wrong)[-1]):
         settings(**wrong)
