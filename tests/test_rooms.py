@@ -28,6 +28,8 @@ ADDRESS = {
     "mlflow": "model_registry/",
     "great_expectations": "stages/validate.py",
     "yaml": "stages/settings.py",
+    "openpyxl": "stages/sources/sheet.py",
+    "imagehash": "visage/picture_hash.py",
     "facenet_pytorch": "visage/detect.py",
 }
 STAGES = ("download", "validate", "align", "pretrain", "finetune", "calibrate", "evaluate", "explain", "export")

@@ -8,14 +8,18 @@ from __future__ import annotations
 from stages.sources.aaf import AAF
 from stages.sources.appa_real import APPA_REAL
 from stages.sources.cacd import CACD
+from stages.sources.cfd import CFD
 from stages.sources.chalearn import CHALEARN
 from stages.sources.drawn import DRAWN
 from stages.sources.fg_net import FG_NET
 from stages.sources.imdb_wiki import IMDB_WIKI
 from stages.sources.mebeauty import MEBEAUTY
 from stages.sources.morph import MORPH
+from stages.sources.ms_celeb import MS_CELEB
 from stages.sources.people import LFW, PEOPLE
 from stages.sources.records import Source
+from stages.sources.scut_fbp import SCUT_FBP
+from stages.sources.scut_fbp5500 import SCUT_FBP5500
 from stages.sources.table import TABLE
 from stages.sources.utkface import UTKFACE
 
@@ -32,6 +36,10 @@ ALL = (
     CACD,
     IMDB_WIKI,
     AAF,
+    SCUT_FBP,
+    SCUT_FBP5500,
+    CFD,
+    MS_CELEB,
     TABLE,
 )
 SOURCES: dict[str, Source] = {source.name: source for source in ALL}

@@ -1,5 +1,7 @@
 """Locations become the raw folder: archives unpacked, folders and single files hard-linked (copied across devices).
 
+Container files are unpacked too, by the reader that their source brings; of such a source's folders nothing else comes.
+
 State lies in `raw_dir/.visage` and depends on the content alone: `plan.json` (what the folder is being filled from)
 and one note per finished archive. An archive with a note is not unpacked again; a run that was killed goes on. When the
 plan no longer holds something that the folder was filled from, the folder is emptied and filled anew: nothing stale.
@@ -21,9 +23,10 @@ from tqdm import tqdm
 
 from stages.settings import written_whole
 from stages.sources.archives import CONTROL, Budget, Placer, odd_name, printable, unpack
+from stages.sources.containers import unpack_container
 from stages.sources.fetch import Located, locate
 from stages.sources.parts import grouped_parts, is_archive
-from stages.sources.records import ReportSkip, files_under
+from stages.sources.records import Reader, ReportSkip, files_under
 
 CHUNK_BYTES = 1 << 20
 PLAN = "plan.json"
@@ -31,12 +34,14 @@ PLAN = "plan.json"
 
 @dataclass(frozen=True, kw_only=True)
 class Step:
-    """One entry of the plan: an archive (its parts), or a folder or file to link. `key` changes with its content."""
+    """One entry of the plan: an archive (its parts), a container (it has a reader), or a folder or file to link. `key`
+    changes with its content."""
 
     name: str
     key: str
     paths: tuple[Path, ...]
     is_archive: bool
+    reader: Reader | None
 
 
 def gather(
@@ -46,13 +51,16 @@ def gather(
     raw_dir: Path,
     fetched_dir: Path,
     skip: ReportSkip,
+    containers: Mapping[str, Reader],
 ) -> None:
     """Fills `raw_dir` from `locations`, each named file checked against `sha256` first."""
     located = [found for location in locations for found in locate(location, fetched_dir, budget)]
-    steps = _plan(located, sha256)
-    _begin(raw_dir, steps)
+    if containers:
+        located = [file for found in located for file in _container_files(found, containers)]
+    steps = _plan(located, sha256, containers)
+    _begin(raw_dir, sorted([step.name, step.key] for step in steps))
     for step in steps:
-        fill = _unpack_once if step.is_archive else _link
+        fill = _unpack_once if step.is_archive or step.reader is not None else _link
         fill(step, raw_dir, budget, skip)
 
 
@@ -76,20 +84,32 @@ def file_sha256(path: Path) -> str:
     return digest.hexdigest()
 
 
-def _plan(located: Sequence[Located], sha256: Mapping[str, str]) -> list[Step]:
+def _container_files(found: Located, containers: Mapping[str, Reader]) -> list[Located]:
+    """A location's containers, and its archive if it is one; the other files of a folder are not wanted."""
+    if found.path.is_file():
+        return [found] if is_archive(found.name) or found.path.suffix in containers else []
+    names = [name for name in files_under(found.path) if Path(name).suffix in containers]
+    return [Located(name=Path(name).name, path=found.path / name) for name in names]
+
+
+def _plan(located: Sequence[Located], sha256: Mapping[str, str], containers: Mapping[str, Reader]) -> list[Step]:
     files = [found for found in located if found.path.is_file()]
     unknown = sorted(set(sha256) - {found.name for found in files})
     if unknown:
         raise ValueError(f"sha256 names {unknown[0]!r}, but the locations give only {sorted({f.name for f in files})}")
     hashes = {found.path: _checked_sha256(found, sha256) for found in files}
     steps = [
-        Step(name=name, key="+".join(hashes[path] for path in parts), paths=tuple(parts), is_archive=True)
+        Step(name=name, key="+".join(hashes[p] for p in parts), paths=tuple(parts), is_archive=True, reader=None)
         for name, parts in grouped_parts([found.path for found in files if is_archive(found.name)])
     ]
     plain = [found for found in located if not (found.path in hashes and is_archive(found.name))]
     for found in plain:
         key = hashes[found.path] if found.path in hashes else _listing_key(found.path)
-        steps.append(Step(name=found.name, key=key, paths=(found.path,), is_archive=False))
+        reader = containers.get(found.path.suffix)
+        steps.append(Step(name=found.name, key=key, paths=(found.path,), is_archive=False, reader=reader))
+    named = [step.name for step in steps if step.reader is not None]
+    if len(set(named)) < len(named):
+        raise ValueError(f"two containers are named {max(named, key=named.count)}; give one another name")
     return steps
 
 
@@ -111,10 +131,14 @@ def _checked_sha256(found: Located, sha256: Mapping[str, str]) -> str:
     return digest
 
 
-def _begin(raw_dir: Path, steps: Sequence[Step]) -> None:
-    """Empties `raw_dir` unless everything in it comes from this plan, then notes the plan."""
+def begin_parts(raw_dir: Path, names: Sequence[str]) -> None:
+    """Makes `raw_dir` one that holds several sets, each in the folder of its name; what it held as one set goes."""
+    _begin(raw_dir, [["parts", *names]])
+
+
+def _begin(raw_dir: Path, entries: list[list[str]]) -> None:
+    """Empties `raw_dir` unless everything in it comes from the plan of these entries, then notes the plan."""
     plan = raw_dir / CONTROL / PLAN
-    entries = sorted([step.name, step.key] for step in steps)
     before = json.loads(plan.read_text(encoding="utf-8")) if plan.is_file() else None
     if before is None or any(entry not in entries for entry in before):
         empty(raw_dir)
@@ -133,10 +157,15 @@ def _unpack_once(step: Step, raw_dir: Path, budget: Budget, skip: ReportSkip) ->
         budget.num_files += done["num_files"]
         budget.num_bytes += done["num_bytes"]
     else:
-        unpacked = unpack(step.name, step.paths, raw_dir, budget)
+        mark = note.with_suffix(".part.json")
+        if step.reader is not None:
+            unpacked = unpack_container(step.paths[0], step.reader, raw_dir, mark, budget)
+        else:
+            unpacked = unpack(step.name, step.paths, raw_dir, budget)
         done = {"name": step.name, "num_files": unpacked.num_files, "num_bytes": unpacked.num_bytes}
         done["skipped"] = unpacked.skipped
         _write(note, done)
+        mark.unlink(missing_ok=True)
     for photo_id, reason in done["skipped"]:
         skip(photo_id, reason)
 

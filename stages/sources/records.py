@@ -6,6 +6,7 @@ An adapter is one frozen `Source`, a constant of its module (`DRAWN` in drawn.py
 - `rows(raw_dir, options, report_skip)`: yields one `Row` for every usable photo that lies under `raw_dir`, in any
   order, each `photo_id` once. One that cannot be used goes to `report_skip(photo_id, reason)`; one whose meaning was
   repaired goes to `report_skip(photo_id, reason, action="repaired")` and is yielded too. Nothing is renamed on disk.
+- `containers`: file suffix -> `Reader`, for a set that comes in container files of its own (no tar, no zip).
 - `produce(raw_dir, options)`, or None: for a set that is made, not fetched. It writes its photos, and whatever `rows`
   needs to know about them (a labels.csv, say), into the empty `raw_dir`; `locations` must then be empty.
 Names that begin with a dot are not photos; `.visage` in `raw_dir` belongs to download.
@@ -14,8 +15,8 @@ Names that begin with a dot are not photos; `.visage` in `raw_dir` belongs to do
 from __future__ import annotations
 
 import os
-from collections.abc import Callable, Iterator
-from dataclasses import dataclass
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Literal, NamedTuple, Protocol
 
@@ -44,6 +45,22 @@ class ReportSkip(Protocol):
     def __call__(self, photo_id: str, reason: str, *, action: Action = "skipped") -> None: ...
 
 
+class Record(NamedTuple):
+    """One record of a container file: `end` is where the next begins, `name` the photo's posix path below the raw
+    folder. A damaged one has a reason, no photo, and its place in the file for a name."""
+
+    end: int
+    name: str
+    photo: bytes
+    reason: str | None
+
+
+class Reader(Protocol):
+    """The records of a container file from position `start` on, which is 0 or where one ended."""
+
+    def __call__(self, path: Path, start: int, max_photo_bytes: int, /) -> Iterator[Record]: ...
+
+
 @dataclass(frozen=True, kw_only=True)
 class Source:
     """One adapter: how a data set's native files become rows."""
@@ -52,6 +69,7 @@ class Source:
     options: type[Any]
     rows: Callable[[Path, Any, ReportSkip], Iterator[Row]]
     produce: Callable[[Path, Any], None] | None
+    containers: Mapping[str, Reader] = field(default_factory=dict)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -67,6 +85,15 @@ def from_repository(path: Path) -> Path:
 def photos_under(folder: Path) -> Iterator[str]:
     """The photos below a folder as posix paths relative to it, in the order of those strings; one folder in memory."""
     return (name for name in files_under(folder) if Path(name).suffix.lower() in PHOTO_SUFFIXES)
+
+
+def only_file(raw_dir: Path, ending: str) -> Path:
+    """The one file below the raw folder whose path ends in `ending`, whole names; ValueError for none or several."""
+    found = [name for name in files_under(raw_dir) if f"/{name}".endswith(f"/{ending}")]
+    if len(found) != 1:
+        there = f"{len(found)} times there ({', '.join(found[:2])})" if found else "not there"
+        raise ValueError(f"{raw_dir}: {ending!r} is {there}; the locations must bring it along once")
+    return raw_dir / found[0]
 
 
 def files_under(folder: Path, prefix: str = "") -> Iterator[str]:

@@ -118,6 +118,17 @@ class Spool:
             self.database.execute(f"INSERT INTO skipped {unsplit}")
             self.database.execute("DELETE FROM photos WHERE given IS NULL")
 
+    def leave_out_test(self) -> None:
+        """Leaves out the photos that were assigned to test, counted in one line: another set is tested on."""
+        (number,) = self.database.execute("SELECT COUNT(*) FROM photos WHERE split = 'test'").fetchone()
+        if number:
+            self.report_skip("*", f"{number} photos are the set's own test split; download.test_set takes its place")
+            self.database.execute("DELETE FROM photos WHERE split = 'test'")
+
+    def rest_is_test(self) -> int:
+        """Photos that were added after the others were assigned become test; how many there are."""
+        return self.database.execute("UPDATE photos SET split = 'test' WHERE split IS NULL").rowcount
+
     def counts(self) -> dict[str, float]:
         """What was made, for the report: photos in all and of each split, unreadable, skipped and repaired ones."""
         counts: dict[str, float] = {"photos": self.num_photos()}

@@ -35,6 +35,7 @@ FOLDS = {
     "morph_s1_s2_s3": 2,
     "fg_net": 82,
     "aaf": 5,
+    "scut_fbp5500_folds": 5,
 }
 
 
