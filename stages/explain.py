@@ -1,8 +1,8 @@
 """Model and labelled faces become pictures of what the model looks at: score maps, occlusion, sheets of faces, t-SNE.
 
-models/calibrated/ + data/target/faces/ + reports/predictions.parquet -> reports/explain/{*.png, explain.json, explain.html}
-(DLDL-v2 section 5). The pictures show faces of the data set: they stay on this disk, as the photos do. A face is
-answered for 1 + 49 + 7 times, each with its mirror image: about 20 s for 64 faces of 64 px on one core.
+models/calibrated/ + data/target/faces/ + reports/predictions.parquet -> reports/explain/{*.png, explain.json,
+explain.html} (DLDL-v2 section 5). The pictures show faces of the data set: they stay on this disk, as the photos do. A
+face is answered for 1 + 49 + 7 times, each with its mirror image: about 20 s for 64 faces of 64 px on one core.
 """
 
 from __future__ import annotations
