@@ -1,8 +1,9 @@
 """Model and labelled faces become pictures of what the model looks at: score maps, occlusion, sheets of faces, t-SNE.
 
-models/calibrated/ + data/target/faces/ + reports/predictions.parquet -> reports/explain/{*.png, explain.json,
-explain.html} (DLDL-v2 section 5). The pictures show faces of the data set: they stay on this disk, as the photos do. A
-face is answered for 1 + 49 + 7 times, each with its mirror image: about 20 s for 64 faces of 64 px on one core.
+models/calibrated/ + data/target/faces/ + reports/{predictions.parquet, metrics.json} -> reports/explain/{*.png,
+explain.json, explain.html} (DLDL-v2 section 5); decoded and flip averaged as evaluate did. The pictures show faces of
+the data set: they stay on this disk, as the photos do. A face is answered for 1 + 49 + 7 times, each with its mirror
+image: about 20 s for 64 faces of 64 px on one core.
 """
 
 from __future__ import annotations
@@ -17,8 +18,9 @@ from typing import Any
 import numpy as np
 import pyarrow.parquet as pq
 
-from stages.settings import Report, print_report, stage_main, written_whole
+from stages.settings import Report, print_report, read_json, stage_main, written_whole
 from visage import explain_plots
+from visage.answering import check_eye
 from visage.bootstrap import Bootstrap
 from visage.card import CARD_FILE, ModelCard, load_model, sha256_of
 from visage.explain_page import group_document, sections
@@ -26,7 +28,6 @@ from visage.explain_plots import GroupView
 from visage.explanation import Subject, contact_sheets, drawn_rows, feature_map, group_views, single_faces
 from visage.faces import FaceTable
 from visage.fit import available_device
-from visage.labels import DECODERS
 from visage.metrics import FloatArray, IntArray
 from visage.plots import png
 from visage.predictor import Predictor
@@ -35,14 +36,12 @@ from visage.report import Picture, page
 
 @dataclass(frozen=True, kw_only=True)
 class ExplainSettings:
-    """`split` must be one that evaluate measured; `decode` and `flip` as in evaluate. `max_faces` are drawn for score
+    """`split` must be one that evaluate measured. `max_faces` are drawn for score
     maps and occlusion, `places_per_side` squares and as many stripes each; groups are bands of the label, `band_width`
     label units wide. `num_sheet_faces` on each sheet of faces. `max_tsne_faces` are drawn for t-SNE; its `perplexity`
     is held to a third of them."""
 
     split: str
-    decode: str
-    flip: bool
     max_faces: int
     places_per_side: int
     band_width: float
@@ -54,8 +53,6 @@ class ExplainSettings:
     seed: int
 
     def __post_init__(self) -> None:
-        if self.decode not in DECODERS:
-            raise ValueError(f"decode {self.decode!r} is unknown; known: {', '.join(DECODERS)}")
         for name, least in (("max_faces", 1), ("places_per_side", 1), ("num_sheet_faces", 1), ("max_tsne_faces", 4)):
             if getattr(self, name) < least:
                 raise ValueError(f"{name} is {getattr(self, name)}: give {least} or more")
@@ -69,40 +66,34 @@ class ExplainSettings:
 
 
 def explain(
-    settings: ExplainSettings, *, model: Path, faces: Path, predictions: Path, explain: Path,
+    settings: ExplainSettings, *, model: Path, faces: Path, predictions: Path, metrics: Path, explain: Path,
     report: Report = print_report,
 ) -> None:  # fmt: skip
     """Draws what the model looks at; see the module docstring."""
     network, trained_card = load_model(model)
-    card = dataclasses.replace(trained_card, decode=settings.decode)
+    decision = read_json(metrics)["decision"]
+    card = dataclasses.replace(trained_card, decode=decision["decode"])
     network = network.to(available_device())
     table = FaceTable.open(faces, [settings.split])
-    check(card, table, faces, settings.split)
-    subject = Subject(network=network, predictor=Predictor(network, card), table=table, flip=settings.flip)
+    if not len(table):
+        raise ValueError(f"{faces}: no face of split {settings.split!r}; say one of evaluate.splits in explain.split")
+    check_eye(card, table, faces)
+    subject = Subject(network=network, predictor=Predictor(network, card), table=table, flip=decision["flip"])
     value_N = read_values(predictions, table, settings.split)
     rows = drawn_rows(len(table), settings.max_faces, settings.seed)
     groups = group_views(subject, rows, settings.places_per_side, settings.band_width, settings.bootstrap)
     drawn = pictures(subject, groups, rows, value_N, settings)
     chapters = sections(groups, drawn, dataclasses.asdict(settings))
     files = {f"{name}.png": picture.png for name, picture in drawn.items()}
-    files["explain.json"] = json.dumps(document(settings, model, card, groups), indent=1, allow_nan=False).encode()
+    files["explain.json"] = json.dumps(
+        document(settings, model, card, subject.flip, groups), indent=1, allow_nan=False
+    ).encode()
     files["explain.html"] = page(f"{card.name}: what it looks at", chapters).encode()
     for name, content in files.items():
         with written_whole(explain / name) as part:
             part.write_bytes(content)
     report(0, {"num_faces": groups[0].num_faces, "mae": groups[0].mae})
     print(f"explained: {explain / 'explain.html'}")
-
-
-def check(card: ModelCard, table: FaceTable, faces: Path, split: str) -> None:
-    """Refuses an empty split, and faces cut in another way than the model was trained on."""
-    if not len(table):
-        raise ValueError(f"{faces}: no face of split {split!r}; look at the manifest's splits, or at explain.split")
-    if dataclasses.asdict(card.alignment) != table.alignment:
-        raise ValueError(
-            f"{faces}: aligned as {table.alignment}, the model's card says {dataclasses.asdict(card.alignment)}; "
-            "run align and finetune with the same settings"
-        )
 
 
 def read_values(predictions: Path, table: FaceTable, split: str) -> FloatArray:
@@ -131,12 +122,16 @@ def pictures(
     return {name: Picture(caption=str(f.get_suptitle()), png=png(f)) for name, f in figures.items()}
 
 
-def document(settings: ExplainSettings, model: Path, card: ModelCard, groups: Sequence[GroupView]) -> dict[str, Any]:
+def document(
+    settings: ExplainSettings, model: Path, card: ModelCard, flip: bool, groups: Sequence[GroupView]
+) -> dict[str, Any]:
     """All figures, and what they depend on beside the code."""
-    names = ("split", "decode", "flip", "max_faces", "interval", "num_resamples", "seed")
+    names = ("split", "max_faces", "interval", "num_resamples", "seed")
     digests = {"card_sha256": sha256_of(model / CARD_FILE), "weights_sha256": card.weights.sha256}
     return {
         "model": {"name": card.name, **digests},
+        "decode": card.decode,
+        "flip": flip,
         **{name: getattr(settings, name) for name in names},
         "unit": card.unit,
         "groups": {group.name: group_document(group) for group in groups},
@@ -144,4 +139,4 @@ def document(settings: ExplainSettings, model: Path, card: ModelCard, groups: Se
 
 
 if __name__ == "__main__":
-    stage_main("explain", ExplainSettings, explain, ["model", "faces", "predictions", "explain"])
+    stage_main("explain", ExplainSettings, explain, ["model", "faces", "predictions", "metrics", "explain"])

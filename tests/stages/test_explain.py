@@ -25,7 +25,7 @@ from visage.faces import FaceTable
 from visage.predictor import Predictor
 
 SETTINGS = ExplainSettings(
-    split="test", decode="expectation", flip=True, max_faces=100, places_per_side=3, band_width=25.0, num_resamples=50,
+    split="test", max_faces=100, places_per_side=3, band_width=25.0, num_resamples=50,
     interval=0.9, num_sheet_faces=3, max_tsne_faces=100, perplexity=30.0, seed=0,
 )  # fmt: skip
 NUM_TEST = 12
@@ -47,7 +47,8 @@ class Run:
         return Predictor.load(self.folder / "model")
 
     def explain(self, out: str, report: Any = lambda *_: None, **changes: Any) -> dict[str, Any]:
-        names = {"model": "model", "faces": "faces", "predictions": "predictions.parquet", "explain": out}
+        names = {"model": "model", "faces": "faces", "predictions": "predictions.parquet"}
+        names |= {"metrics": "metrics.json", "explain": out}
         paths = {name: self.folder / path for name, path in names.items()}
         explain(dataclasses.replace(SETTINGS, **changes), **paths, report=report)
         document: dict[str, Any] = json.loads((self.folder / out / "explain.json").read_text(encoding="utf-8"))
@@ -65,6 +66,7 @@ def run(tmp_path_factory: pytest.TempPathFactory) -> Run:
     other = {"photo_id": ["train/x.jpg"], "split": ["train"], "prediction": [1.0]}
     both = [pa.table(other), pa.table(columns)]
     pq.write_table(pa.concat_tables(both), run.folder / "predictions.parquet")
+    (run.folder / "metrics.json").write_text(json.dumps({"decision": {"decode": "expectation", "flip": True}}))
     return run
 
 
@@ -149,7 +151,8 @@ def test_what_does_not_belong_together_is_refused(run: Run, tmp_path: Path) -> N
         run.explain("no", split="val")
     other = write_faces(tmp_path / "faces", some_faces(), alignment={**ALIGNMENT, "face_scale": 0.5})
     paths = {"model": run.folder / "model", "predictions": run.folder / "predictions.parquet"}
-    with pytest.raises(ValueError, match="run align and finetune with the same settings"):
+    paths |= {"metrics": run.folder / "metrics.json"}
+    with pytest.raises(ValueError, match="align the photos with the card's settings"):
         explain(SETTINGS, **paths, faces=other, explain=tmp_path / "no")
     with pytest.raises(ValueError, match=f"places_per_side is {CROP_PX + 1}"):
         run.explain("no", places_per_side=CROP_PX + 1)
@@ -159,7 +162,7 @@ def test_what_does_not_belong_together_is_refused(run: Run, tmp_path: Path) -> N
 
 @pytest.mark.parametrize(
     ("change", "said"),
-    [({"decode": "mode"}, "decode 'mode' is unknown"), ({"max_faces": 0}, "max_faces is 0"),
+    [({"max_faces": 0}, "max_faces is 0"),
      ({"band_width": 0.0}, "band_width is 0"), ({"max_tsne_faces": 3}, "max_tsne_faces is 3: give 4")],
 )  # fmt: skip
 def test_settings_out_of_bounds_are_refused(change: dict[str, Any], said: str) -> None:
