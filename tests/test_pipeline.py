@@ -72,6 +72,7 @@ def small(params: dict[str, Any]) -> None:
         params["align"][role]["num_workers"] = 0
     params["pretrain"] |= {"epochs": 1, "min_images_per_person": 2}
     params["finetune"] |= {"epochs": 1}
+    params["classic"] |= {"num_resamples": 50, "strengths": [1.0]}
     params["evaluate"] |= {"num_resamples": 50}
 
 
@@ -83,7 +84,7 @@ def test_drawn_faces_end_to_end(tmp_path: Path) -> None:
     folder = workspace(tmp_path / "pipeline", small)
     ran = stages_that_ran(run(folder, "dvc", "repro"))
     roles = {f"{stage}@{role}" for stage in ("download", "validate", "align") for role in ("identity", "target")}
-    assert ran == roles | {"pretrain", "finetune", "evaluate", "export"}
+    assert ran == roles | {"pretrain", "classic", "finetune", "evaluate", "export"}
 
     metrics = json.loads((folder / "reports/metrics.json").read_text(encoding="utf-8"))
     assert 0 < metrics["test"]["mae"]["low"] <= metrics["test"]["mae"]["value"] <= metrics["test"]["mae"]["high"] < 60

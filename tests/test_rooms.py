@@ -30,8 +30,8 @@ ADDRESS = {
     "yaml": "stages/settings.py",
     "facenet_pytorch": "visage/detect.py",
 }
-STAGES = ("download", "validate", "align", "pretrain", "finetune", "evaluate", "export")
-BARE_GPU_STAGES = ("pretrain", "finetune", "evaluate")
+STAGES = ("download", "validate", "align", "pretrain", "classic", "finetune", "evaluate", "export")
+BARE_GPU_STAGES = ("pretrain", "classic", "finetune", "evaluate")
 BARE_GPU_LIBRARIES = {
     "torch", "torchvision", "numpy", "scipy", "sklearn", "pandas", "pyarrow", "PIL", "yaml", "matplotlib",
     "safetensors", "tqdm",
@@ -68,7 +68,7 @@ def heavy_tools_away_from_home(root: Path) -> Iterator[str]:
 
 
 def more_than_a_bare_gpu_machine_has(root: Path) -> Iterator[str]:
-    """Rule 9: what pretrain, finetune and evaluate import, directly or not, at the top or inside a function."""
+    """Rule 9: what pretrain, classic, finetune and evaluate import, directly or not, at the top or inside a function."""
     for stage in BARE_GPU_STAGES:
         if module_file(root, f"stages.{stage}") is None:
             yield f"stages/{stage}.py is missing"
@@ -156,6 +156,7 @@ BROKEN = {
     "visage/predictor.py": "def photo():\n    from visage.detect import facenet_pytorch\n",
     "stages/__init__.py": "",
     "stages/pretrain.py": "def run():\n    from visage import detect\n",
+    "stages/classic.py": "",
     "stages/finetune.py": "import mlflow\nepochs = settings.get('epochs', 60)\n",
     "stages/evaluate.py": (
         "from visage import predictor\n@dataclass(frozen=True, kw_only=True)\nclass EvaluateSettings:\n    k: int = 3\n"

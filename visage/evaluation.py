@@ -10,13 +10,13 @@ from __future__ import annotations
 
 from collections.abc import Collection, Sequence
 from dataclasses import dataclass
+from typing import Protocol
 
 import numpy as np
 import numpy.typing as npt
 import torch
 
 from visage.bootstrap import Bootstrap, Estimate, Group, by_group, cluster_codes, estimate
-from visage.card import ModelCard
 from visage.faces import FaceTable
 from visage.labels import LabelGrid, central_interval
 from visage.metrics import FloatArray, IntArray, Metric, Scored, bands, crps, cumulative_score, mean_of, metric_set
@@ -56,6 +56,16 @@ class Answers:
             scored=self.scored.take(kept_N),
             probability_NK=self.probability_NK[kept_N],
         )
+
+
+class Subject(Protocol):
+    """What is estimated, on which grid: a model's card says it."""
+
+    @property
+    def quantity(self) -> str: ...
+
+    @property
+    def grid(self) -> LabelGrid: ...
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -141,7 +151,7 @@ def unseen(sha256_N: Sequence[str], label_N: FloatArray, elsewhere: Collection[s
 
 
 def assess(
-    answers: Answers, card: ModelCard, bootstrap: Bootstrap, cs_thresholds: Sequence[float], band_width: float
+    answers: Answers, card: Subject, bootstrap: Bootstrap, cs_thresholds: Sequence[float], band_width: float
 ) -> Evaluation:
     """All figures of a list of faces, with intervals."""
     scored, clusters, metrics = answers.scored, answers.cluster_N, metric_set(cs_thresholds)
