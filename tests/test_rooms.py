@@ -68,7 +68,7 @@ def heavy_tools_away_from_home(root: Path) -> Iterator[str]:
 
 
 def more_than_a_bare_gpu_machine_has(root: Path) -> Iterator[str]:
-    """Rule 9: what pretrain, classic, finetune and evaluate import, directly or not, at the top or inside a function."""
+    """Rule 9: what these stages import, directly or not, at the top or inside a function."""
     for stage in BARE_GPU_STAGES:
         if module_file(root, f"stages.{stage}") is None:
             yield f"stages/{stage}.py is missing"
