@@ -91,6 +91,13 @@ def test_validation_alone_chooses_the_strength(tmp_path: Path, backbone: Path) -
     assert alone["test"]["mae"] == document["test"]["mae"]
 
 
+def test_a_trials_error_is_that_on_the_validation_faces(tmp_path: Path, backbone: Path) -> None:
+    document, told = run(tmp_path, backbone, classic_settings(strengths=(10.0,), splits=("val",)))
+    assert len(told) == NUM_VAL
+    [one] = document["decision"]["model"]["trials"]
+    assert one["val_mae"] == pytest.approx(document["val"]["mae"]["value"], abs=1e-4)
+
+
 def test_the_backbones_features_tell_the_label(tmp_path: Path, backbone: Path) -> None:
     _, told = run(tmp_path, backbone, classic_settings(strengths=(100.0, 10_000.0)))
     train = [row["label"] for row in rows_of_faces() if row["split"] == "train"]
