@@ -4,8 +4,9 @@ data/target/faces/ + models/backbone/ -> reports/classic/{metrics.json, predicti
 One pair of features (BIF, or the backbone's pooled maps) and estimator (SVR, OHRank, BFGS-LDL) a run: fitted on the
 training faces with every strength C of the settings, of which the validation faces choose one.
 Seconds for the embedded set. A thousand faces on one core: BIF 5 s, with their mirror images 10 s; a fit takes a second
-with the backbone's features, up to a minute with BIF (LOG.md). The features of training and validation faces lie in memory as a
-whole (BIF with 6752 numbers a face: 26 GB a million faces), hence `max_feature_mb`; SVR takes six times that on top.
+with the backbone's features, up to a minute with BIF (LOG.md). The features of training and validation faces lie in
+memory as a whole (BIF with 6752 numbers a face: 27 GB a million faces), hence `max_feature_mb`; SVR takes six times
+that on top.
 """
 
 from __future__ import annotations

@@ -34,8 +34,8 @@ def narrowest_probabilities(outputs_B1: Tensor, grid: LabelGrid) -> Tensor:
     return narrowest(outputs_B1[:, 0].clamp(grid.minimum, grid.maximum), grid)
 
 
-# OHRank's decision values count as logits: `rank` of the distribution is then its own rule l[1 + #(w.x > 0)]. They are no
-# calibrated probabilities, so the spread is far too wide (LOG.md).
+# OHRank's decision values count as logits: `rank` of the distribution is then its own rule l[1 + #(w.x > 0)]. They are
+# no calibrated probabilities, so the spread is far too wide (LOG.md).
 ESTIMATORS: dict[str, Estimator] = {
     "svr": Estimator(fit=fit_svr, probabilities=narrowest_probabilities, decode="expectation"),
     "ohrank": Estimator(fit=fit_ohrank, probabilities=ranking_probabilities, decode="rank"),
