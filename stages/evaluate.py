@@ -8,27 +8,24 @@ Seconds for the embedded set; forward passes dominate: about 100 faces a second 
 
 from __future__ import annotations
 
-import csv
 import dataclasses
 import json
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pandas as pd
-import pyarrow.compute as pc
-import pyarrow.parquet as pq
 
+from stages.answers import decision_of, deduplicated, lost, open_split, write_json, write_predictions
 from stages.settings import Report, print_report, stage_main, written_whole
 from visage.answering import answer, check_eye
 from visage.bootstrap import Bootstrap
 from visage.card import CARD_FILE, ModelCard, load_model, sha256_of
-from visage.evaluation import Answers, Lost, answers_of, assess, unseen
+from visage.evaluation import Answers, Lost, answers_of, assess
 from visage.evaluation_page import headline, pictures, sections
-from visage.evaluation_tables import group_rows, metrics_document, plot_tables, prediction_rows, prediction_schema
-from visage.faces import FaceTable
+from visage.evaluation_tables import group_rows, metrics_document, plot_tables
 from visage.fit import available_device
 from visage.labels import DECODERS
 from visage.lineage import table_digest
@@ -81,8 +78,7 @@ def evaluate(
     losses: dict[str, Lost] = {}
     data: dict[str, Any] = {}
     for split in settings.splits:
-        table = FaceTable.open(faces, [split])
-        check_split(table, faces, split)
+        table = open_split(faces, split, "evaluate")
         check_eye(card, table, faces)
         told = answer(predictor, table, flip=settings.flip, batch_size=settings.batch_size, task="evaluate")
         whole = answers_of(split, table, told, card.grid, settings.epsilon_sigma)
@@ -90,14 +86,16 @@ def evaluate(
         losses[split] = lost(table, split, manifest, rejects)
         data[split] = table_digest(table)
     evaluations = [
-        assess(answers, card, settings.bootstrap, settings.cs_thresholds, settings.decade_years) for answers in lists
+        assess(answers, card, card.calibration, settings.bootstrap, settings.cs_thresholds, settings.decade_years)
+        for answers in lists
     ]
     histories = {"finetune": read_history(finetune_history), "pretrain": read_history(pretrain_history)}
     drawn = pictures(evaluations[0], card, settings.cs_thresholds, settings.decade_years, histories)
     chapters = sections(
         evaluations, trained_card, drawn, losses, read_validation(validation), dataclasses.asdict(settings)
     )
-    write_json(metrics, metrics_document(evaluations, losses, decision_of(settings, model, card, data)))
+    decision = decision_of(settings, card.decode, identity_of(model, card), data)
+    write_json(metrics, metrics_document(evaluations, losses, decision))
     write_table(groups, group_rows(evaluations))
     write_predictions(predictions, [answers for answers in lists if answers.name in settings.splits])
     write_plots(plots, drawn, plot_tables(evaluations[0], card, settings.seed))
@@ -110,74 +108,18 @@ def evaluate(
     print(f"{'report':<12}{html}")
 
 
-def check_split(table: FaceTable, faces: Path, split: str) -> None:
-    if len(table) == 0:
-        raise ValueError(f"{faces}: no face of split {split!r}; look at the manifest's splits, or at evaluate.splits")
-
-
-def deduplicated(whole: Answers, table: FaceTable, faces: Path) -> list[Answers]:
-    """The list `<split>_unseen`; nothing where no face of the split is in it."""
-    sha256_N = table.sha256.tolist()
-    kept_N = unseen(sha256_N, table.label, also_elsewhere(set(sha256_N), faces, whole.name))
-    return [whole.take(f"{whole.name}_unseen", kept_N)] if kept_N.any() else []
-
-
-def also_elsewhere(sha256: set[str], faces: Path, split: str) -> set[str]:
-    """Those of the pictures that have a face in another split too, read shard by shard."""
-    found: set[str] = set()
-    for path in sorted(faces.glob("part-*.parquet")):
-        table = pq.read_table(path, columns=["sha256", "split"])
-        found |= sha256.intersection(table.filter(pc.not_equal(table["split"], split))["sha256"].to_pylist())
-    return found
-
-
-def lost(table: FaceTable, split: str, manifest: Path, rejects: Path) -> Lost:
-    """The split's photos of the manifest that have no face: rejected by align with a reason, else quarantined."""
-    photos = pq.read_table(manifest, columns=["photo_id"], filters=[("split", "=", split)])["photo_id"].to_pylist()
-    with rejects.open(newline="", encoding="utf-8") as file:
-        reasons = {row["photo_id"]: row["reason"] for row in csv.DictReader(file)}
-    answered = set(table.photo_id)
-    missing = [photo for photo in photos if photo not in answered]
-    rejected = [(photo, reasons[photo]) for photo in missing if photo in reasons]
-    return Lost(
-        num_photos=len(photos),
-        num_quarantined=len(missing) - len(rejected),
-        num_found_frame=int((table.found == "frame").sum()),
-        rejects=rejected,
-    )
-
-
-def decision_of(settings: EvaluateSettings, model: Path, card: ModelCard, data: Mapping[str, Any]) -> dict[str, Any]:
-    """All that the figures depend on beside the code."""
+def identity_of(model: Path, card: ModelCard) -> dict[str, str]:
+    """Which model answered."""
     return {
-        **{name: getattr(settings, name) for name in ("decode", "flip", "interval", "num_resamples", "seed")},
-        "resampled": "person where known, else picture",
-        "epsilon_sigma": settings.epsilon_sigma,
-        "model": {
-            "name": card.name,
-            "card_sha256": sha256_of(model / CARD_FILE),
-            "weights_sha256": card.weights.sha256,
-        },
-        "data": dict(data),
+        "name": card.name,
+        "card_sha256": sha256_of(model / CARD_FILE),
+        "weights_sha256": card.weights.sha256,
     }
-
-
-def write_json(path: Path, document: Mapping[str, Any]) -> None:
-    with written_whole(path) as part:
-        part.write_text(json.dumps(document, indent=1, allow_nan=False) + "\n", encoding="utf-8")
 
 
 def write_table(path: Path, table: pd.DataFrame) -> None:
     with written_whole(path) as part:
         table.to_csv(part, index=False, lineterminator="\n", float_format="%.6g")
-
-
-def write_predictions(path: Path, lists: Sequence[Answers]) -> None:
-    """One row a face of each split, in the order of the face table."""
-    schema = prediction_schema(lists[0].probability_NK.shape[1])
-    with written_whole(path) as part, pq.ParquetWriter(part, schema) as writer:
-        for answers in lists:
-            writer.write_table(prediction_rows(answers), row_group_size=65536)
 
 
 def write_plots(folder: Path, drawn: Mapping[str, Picture], tables: Mapping[str, pd.DataFrame]) -> None:

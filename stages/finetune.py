@@ -17,10 +17,10 @@ from typing import Any, Literal
 import numpy as np
 import pandas as pd
 import torch
-from safetensors.torch import load_file
 from torch import Tensor, nn
 
-from stages.settings import Report, print_report, read_json, stage_main, written_whole
+from stages.settings import Report, print_report, stage_main, written_whole
+from stages.start import read_backbone, refuse_off_grid
 from visage.card import (
     CARD_FORMAT,
     AlignmentCard,
@@ -121,14 +121,7 @@ def _check(settings: FinetuneSettings, train: FaceTable) -> None:
         raise ValueError(
             f"finetune.schedule: two_stage is DLDL-v2's (first KL alone), {settings.method} knows no stages; say joint"
         )
-    grid = settings.grid
-    off = ~((train.label >= grid.minimum) & (train.label <= grid.maximum))
-    if off.any():
-        worst = int(np.flatnonzero(off)[0])
-        raise ValueError(
-            f"{train.photo_id[worst]}: label {train.label[worst]} lies off the grid {grid.minimum}..{grid.maximum} "
-            f"({off.sum()} such faces); widen finetune.grid or narrow validate.target's label range"
-        )
+    refuse_off_grid(train, settings.grid, "finetune")
     if len(train) < 2:
         raise ValueError("fewer than 2 training faces; see data/target/rejects.csv and quarantine.csv")
 
@@ -140,17 +133,9 @@ def _start(settings: FinetuneSettings, train: FaceTable, backbone: Path) -> Thin
     initialise(network, torch.Generator().manual_seed(settings.seed))
     if settings.init == "scratch":
         return network
-    lineage = read_json(backbone / "backbone.json")
     mine = {"network": settings.network, "alignment": train.alignment, "normalise": _plain(settings.normalise)}
-    for key, value in mine.items():
-        if lineage[key] != value:
-            raise ValueError(
-                f"{backbone}: the backbone's {key} is {lineage[key]}, fine-tuning has {value}; run the pretrain stage "
-                "with the same settings, or set finetune.init: scratch"
-            )
-    if sha256_of(backbone / "backbone.safetensors") != lineage["weights"]["sha256"]:
-        raise ValueError(f"{backbone / 'backbone.safetensors'}: truncated or edited; run the pretrain stage again")
-    state = load_file(backbone / "backbone.safetensors")
+    remedy = "run the pretrain stage with the same settings, or set finetune.init: scratch"
+    _, state = read_backbone(backbone, mine, "fine-tuning", remedy)
     network.load_state_dict(state | {f"head.{name}": value for name, value in network.head.state_dict().items()})
     return network
 

@@ -14,8 +14,11 @@ import pyarrow.parquet as pq
 import yaml
 from PIL import Image
 
+from stages.classic import ClassicSettings
 from stages.finetune import FinetuneSettings
 from stages.pretrain import PretrainSettings
+from visage.classic.bif import BIFSettings
+from visage.classic.linear import FitSettings
 from visage.eye import PAPER_NORMALISE, AugmentationSettings
 from visage.labels import LabelGrid
 from visage.methods import LossSettings
@@ -105,6 +108,19 @@ def finetune_settings(**changes: Any) -> FinetuneSettings:
         "fixed_sigma": 10.0, "schedule": "joint", "terms": "none",
     }  # fmt: skip
     return FinetuneSettings(**(_training(**values) | changes))
+
+
+def classic_settings(**changes: Any) -> ClassicSettings:
+    """A baseline on the backbone's features that takes no time; `changes` replaces fields."""
+    values: dict[str, Any] = {
+        "quantity": "age", "features": "cnn", "estimator": "bfgs_ldl",
+        "bif": BIFSettings(side_px=24, num_bands=2, num_orientations=4), "flip": True, "grid": GRID,
+        "fixed_sigma": 10.0, "strengths": (1.0, 100.0),
+        "fit": FitSettings(max_iterations=500, tolerance=1e-3, min_sigma=0.5, tube=0.1), "batch_size": 8,
+        "num_workers": 1, "max_feature_mb": 16, "splits": ("test",), "num_resamples": 20, "interval": 0.95, "seed": 0,
+        "cs_thresholds": (5.0,), "decade_years": 10.0, "epsilon_sigma": None, "with_dedup": True,
+    }  # fmt: skip
+    return ClassicSettings(**(values | changes))
 
 
 def write_params(path: Path, **sections: Any) -> Path:

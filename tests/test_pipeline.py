@@ -73,6 +73,7 @@ def small(params: dict[str, Any]) -> None:
     params["pretrain"] |= {"epochs": 1, "min_images_per_person": 2}
     params["finetune"] |= {"epochs": 1}
     params["calibrate"] |= {"min_faces": 4}
+    params["classic"] |= {"num_resamples": 50, "strengths": [1.0]}
     params["evaluate"] |= {"num_resamples": 50}
     params["explain"] |= {"max_faces": 4, "num_resamples": 50}
 
@@ -85,7 +86,7 @@ def test_drawn_faces_end_to_end(tmp_path: Path) -> None:
     folder = workspace(tmp_path / "pipeline", small)
     ran = stages_that_ran(run(folder, "dvc", "repro"))
     roles = {f"{stage}@{role}" for stage in ("download", "validate", "align") for role in ("identity", "target")}
-    assert ran == roles | {"pretrain", "finetune", "calibrate", "evaluate", "explain", "export"}
+    assert ran == roles | {"pretrain", "classic", "finetune", "calibrate", "evaluate", "explain", "export"}
 
     metrics = json.loads((folder / "reports/metrics.json").read_text(encoding="utf-8"))
     assert 0 < metrics["test"]["mae"]["low"] <= metrics["test"]["mae"]["value"] <= metrics["test"]["mae"]["high"] < 60

@@ -32,8 +32,10 @@ ADDRESS = {
     "imagehash": "visage/picture_hash.py",
     "facenet_pytorch": "visage/detect.py",
 }
-STAGES = ("download", "validate", "align", "pretrain", "finetune", "calibrate", "evaluate", "explain", "export")
-BARE_GPU_STAGES = ("pretrain", "finetune", "calibrate", "evaluate")
+STAGES = (
+    "download", "validate", "align", "pretrain", "classic", "finetune", "calibrate", "evaluate", "explain", "export",
+)  # fmt: skip
+BARE_GPU_STAGES = ("pretrain", "classic", "finetune", "calibrate", "evaluate")
 BARE_GPU_LIBRARIES = {
     "torch", "torchvision", "numpy", "scipy", "sklearn", "pandas", "pyarrow", "PIL", "yaml", "matplotlib",
     "safetensors", "tqdm",
@@ -158,6 +160,7 @@ BROKEN = {
     "visage/predictor.py": "def photo():\n    from visage.detect import facenet_pytorch\n",
     "stages/__init__.py": "",
     "stages/pretrain.py": "def run():\n    from visage import detect\n",
+    "stages/classic.py": "",
     "stages/finetune.py": "import mlflow\nepochs = settings.get('epochs', 60)\n",
     "stages/calibrate.py": "from visage import predictor\n",
     "stages/evaluate.py": (

@@ -10,6 +10,7 @@ from __future__ import annotations
 
 from collections.abc import Collection, Sequence
 from dataclasses import dataclass, replace
+from typing import Protocol
 
 import numpy as np
 import numpy.typing as npt
@@ -17,7 +18,7 @@ import torch
 
 from visage.bootstrap import Bootstrap, Estimate, Group, by_group, cluster_codes, estimate
 from visage.calibration import tempered
-from visage.card import ModelCard
+from visage.card import CalibrationCard
 from visage.crps import BATCH, batched_crps
 from visage.faces import FaceTable
 from visage.labels import LabelGrid, central_interval
@@ -57,6 +58,16 @@ class Answers:
             scored=self.scored.take(kept_N),
             probability_NK=self.probability_NK[kept_N],
         )
+
+
+class Subject(Protocol):
+    """What is estimated, on which grid: a model's card says it."""
+
+    @property
+    def quantity(self) -> str: ...
+
+    @property
+    def grid(self) -> LabelGrid: ...
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -138,7 +149,12 @@ def unseen(sha256_N: Sequence[str], label_N: FloatArray, elsewhere: Collection[s
 
 
 def assess(
-    answers: Answers, card: ModelCard, bootstrap: Bootstrap, cs_thresholds: Sequence[float], band_width: float
+    answers: Answers,
+    card: Subject,
+    calibration: CalibrationCard | None,
+    bootstrap: Bootstrap,
+    cs_thresholds: Sequence[float],
+    band_width: float,
 ) -> Evaluation:
     """All figures of a list of faces, with intervals."""
     scored, clusters, metrics = answers.scored, answers.cluster_N, metric_set(cs_thresholds)
@@ -162,7 +178,7 @@ def assess(
         groups=groups,
         cs_curve=curve(scored, card.grid, bootstrap, clusters),
         reliability=reliability(answers, card.grid, bootstrap),
-        uncalibrated=uncalibrated(answers, card, bootstrap),
+        uncalibrated=uncalibrated(answers, card.grid, calibration, bootstrap),
         pit_N=pit_of(answers, card.grid, np.random.default_rng(bootstrap.seed)),
     )
 
@@ -196,15 +212,17 @@ def reliability(answers: Answers, grid: LabelGrid, bootstrap: Bootstrap) -> dict
     return dict(zip(MASSES, estimates.values(), strict=True))
 
 
-def uncalibrated(answers: Answers, card: ModelCard, bootstrap: Bootstrap) -> dict[float, Estimate]:
+def uncalibrated(
+    answers: Answers, grid: LabelGrid, calibration: CalibrationCard | None, bootstrap: Bootstrap
+) -> dict[float, Estimate]:
     """The reliability that the answers had before calibration: tempering is undone by the inverse temperature."""
-    if card.calibration is None:
+    if calibration is None:
         return {}
     p_NK, starts = np.empty_like(answers.probability_NK), range(0, len(answers.probability_NK), BATCH)
     for rows in (slice(start, start + BATCH) for start in starts):
         served_BK = torch.from_numpy(answers.probability_NK[rows]).double()
-        p_NK[rows] = tempered(served_BK, 1 / card.calibration.temperature).numpy()
-    return reliability(replace(answers, probability_NK=p_NK), card.grid, bootstrap)
+        p_NK[rows] = tempered(served_BK, 1 / calibration.temperature).numpy()
+    return reliability(replace(answers, probability_NK=p_NK), grid, bootstrap)
 
 
 def pit_of(answers: Answers, grid: LabelGrid, rng: np.random.Generator) -> FloatArray:

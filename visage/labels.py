@@ -53,6 +53,11 @@ def gaussian(label_B: Tensor, sigma_B: Tensor, grid: LabelGrid) -> Tensor:
     return torch.softmax(-0.5 * distance_BK**2, dim=1)
 
 
+def narrowest(value_B: Tensor, grid: LabelGrid) -> Tensor:
+    """The narrowest distributions (B,K) whose expectations are the values, which lie on the grid's range."""
+    return (1 - (value_B[:, None] - grid.tensor(value_B)).abs() / grid.step).clamp_min(0)
+
+
 def normal_cdf(label_B: Tensor, sigma_B: Tensor, grid: LabelGrid) -> Tensor:
     """c, the c.d.f. at every label of normal distributions around the labels (paper, Eq. 2), (B,K)."""
     c_BK: Tensor = torch.special.ndtr((grid.tensor(label_B) - label_B[:, None]) / sigma_B[:, None])

@@ -14,7 +14,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional
 
-from visage.labels import LabelGrid, expectation, gaussian, ranking_encoding
+from visage.labels import LabelGrid, expectation, gaussian, narrowest, ranking_encoding
 
 KLReduction = Literal["sum", "mean"]
 
@@ -173,8 +173,7 @@ def mr_l2_loss(
 
 def regression_probabilities(logits_B1: Tensor, grid: LabelGrid) -> Tensor:
     """The narrowest distribution (B,K) whose expectation is the regressed value: its two neighbouring labels."""
-    value_B = (regression_value(logits_B1) + 1) * (grid.maximum - grid.minimum) / 2 + grid.minimum
-    return (1 - (value_B[:, None] - grid.tensor(value_B)).abs() / grid.step).clamp_min(0)
+    return narrowest((regression_value(logits_B1) + 1) * (grid.maximum - grid.minimum) / 2 + grid.minimum, grid)
 
 
 def _at_least_float32(logits: Tensor) -> Tensor:

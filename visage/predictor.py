@@ -21,7 +21,7 @@ import dataclasses
 import io
 import json
 import sys
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -33,9 +33,9 @@ from PIL import Image
 from torch import Tensor, nn
 
 from visage.calibration import calibrated
-from visage.card import ModelCard, load_model
+from visage.card import CalibrationCard, ModelCard, load_model
 from visage.engine import Engine, TorchEngine
-from visage.labels import DECODERS, deviation
+from visage.labels import DECODERS, LabelGrid, deviation
 
 Floats = npt.NDArray[np.float64]
 Pixels = npt.NDArray[np.uint8]
@@ -61,6 +61,19 @@ class Predictions:
 
     def __len__(self) -> int:
         return len(self.value)
+
+
+def predictions_of(p_BK: Tensor, value_B: Tensor, grid: LabelGrid, calibration: CalibrationCard | None) -> Predictions:
+    """Distributions and the values decoded from them, both float64, as calibrated predictions."""
+    p_BK, low_B, high_B = calibrated(p_BK, value_B, grid, calibration)
+    numbers = {"value": value_B, "std": deviation(p_BK, grid), "low": low_B, "high": high_B}
+    return Predictions(**{k: v.numpy() for k, v in numbers.items()}, probabilities=p_BK.float().numpy())
+
+
+def joined(parts: Sequence[Predictions]) -> Predictions:
+    """The predictions of several batches, of one at least, as those of all their faces."""
+    names = [field.name for field in dataclasses.fields(Predictions)]
+    return Predictions(**{name: np.concatenate([getattr(part, name) for part in parts]) for name in names})
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -117,9 +130,7 @@ class Predictor:
             )
         size = BATCH_ROWS // 2 if flip else BATCH_ROWS
         starts = range(0, max(1, len(crops_BCHW)), size)
-        parts = [self._predict_batch(crops_BCHW[start : start + size], flip) for start in starts]
-        whole = {f.name: np.concatenate([getattr(p, f.name) for p in parts]) for f in dataclasses.fields(Predictions)}
-        return Predictions(**whole)
+        return joined([self._predict_batch(crops_BCHW[start : start + size], flip) for start in starts])
 
     def _predict_batch(self, crops_BCHW: Tensor, flip: bool) -> Predictions:
         grid, decode = self.card.grid, DECODERS[self.card.decode]
@@ -131,9 +142,7 @@ class Predictor:
         else:
             p_BK = self._engine(crops_BCHW)
             value_B = decode(p_BK, grid)
-        p_BK, low_B, high_B = calibrated(p_BK, value_B, grid, self.card.calibration)
-        numbers = {"value": value_B, "std": deviation(p_BK, grid), "low": low_B, "high": high_B}
-        return Predictions(**{k: v.numpy() for k, v in numbers.items()}, probabilities=p_BK.float().numpy())
+        return predictions_of(p_BK, value_B, grid, self.card.calibration)
 
     def predict_photos(self, photos: Iterable[PhotoSource], flip: bool = True) -> list[PhotoResult]:
         """Photos (encoded bytes, paths or Pillow images) -> one result each, in order.

@@ -28,7 +28,7 @@ from stages.settings import (
     use_preset,
     written_whole,
 )
-from tests.small_faces import finetune_settings, pretrain_settings, write_params
+from tests.small_faces import classic_settings, finetune_settings, pretrain_settings, write_params
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -165,7 +165,7 @@ def test_missing_file_is_refused_with_a_remedy(tmp_path: Path, read: Any) -> Non
         read(tmp_path / "absent")
 
 
-@pytest.mark.parametrize("settings", [finetune_settings(), pretrain_settings()])
+@pytest.mark.parametrize("settings", [classic_settings(), finetune_settings(), pretrain_settings()])
 def test_real_settings_come_back_from_a_file(tmp_path: Path, settings: Any) -> None:
     path = write_params(tmp_path / "params.yaml", stage=settings)
     assert load_section(path, "stage", type(settings)) == settings
@@ -180,7 +180,7 @@ def test_numbers_keep_their_value(real: float, whole: int) -> None:
 
 def test_settings_dataclasses_have_no_defaults() -> None:
     """Values live in params.yaml (rule 7); nested dataclasses included."""
-    waiting: list[type] = [type(finetune_settings()), type(pretrain_settings())]
+    waiting: list[type] = [type(classic_settings()), type(finetune_settings()), type(pretrain_settings())]
     while waiting:
         for field in dataclasses.fields(waiting.pop()):
             assert field.default is field.default_factory is dataclasses.MISSING, field.name

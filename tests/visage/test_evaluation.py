@@ -54,7 +54,7 @@ def test_reliability_is_the_diagonal_for_a_calibrated_model_and_tells_on_others(
 
 def test_reliability_at_eighty_percent_is_the_coverage_that_is_reported() -> None:
     answers = calibrated_answers(500, 1.0, False)
-    evaluation = assess(answers, small_card(grid=GRID, network=small_card().network), BOOTSTRAP, [5.0], 10.0)
+    evaluation = assess(answers, small_card(grid=GRID, network=small_card().network), None, BOOTSTRAP, [5.0], 10.0)
     assert evaluation.reliability[0.8].value == pytest.approx(evaluation.figures["coverage_80"].value, abs=0.004)
 
 
@@ -64,19 +64,19 @@ def test_what_calibration_changed_is_told() -> None:
     known = CalibrationCard(temperature=2.5**2, mass=INTERVAL_MASS, offset=0.0, num_faces=100, flip=True)
     p_NK = tempered(torch.from_numpy(sure.probability_NK).double(), known.temperature).numpy().astype(np.float32)
     served = dataclasses.replace(sure, probability_NK=p_NK)
-    plain = assess(sure, card, BOOTSTRAP, [5.0], 10.0)
-    told = assess(served, dataclasses.replace(card, calibration=known), BOOTSTRAP, [5.0], 10.0)
+    plain = assess(sure, card, None, BOOTSTRAP, [5.0], 10.0)
+    told = assess(served, card, known, BOOTSTRAP, [5.0], 10.0)
     assert plain.uncalibrated == {}
     for mass, before in told.uncalibrated.items():
         assert before.value == pytest.approx(plain.reliability[mass].value, abs=0.002)
         assert told.reliability[mass].value == pytest.approx(mass, abs=0.04)
     assert deviation_from_uniform(told.pit_N) < 0.04 < 0.1 < deviation_from_uniform(plain.pit_N)
-    again = assess(served, card, BOOTSTRAP, [5.0], 10.0)
+    again = assess(served, card, None, BOOTSTRAP, [5.0], 10.0)
     np.testing.assert_array_equal(again.pit_N, told.pit_N)
 
 
 def test_an_unknown_attribute_has_no_table_and_the_curve_passes_through_the_scores() -> None:
-    evaluation = assess(calibrated_answers(200, 1.0, False), small_card(grid=GRID), BOOTSTRAP, [5.0], 10.0)
+    evaluation = assess(calibrated_answers(200, 1.0, False), small_card(grid=GRID), None, BOOTSTRAP, [5.0], 10.0)
     assert list(evaluation.groups) == ["age", "ethnicity"]
     assert evaluation.cs_curve[5.0] == evaluation.figures["cs_5"]
     assert max(evaluation.cs_curve) == 20
@@ -85,7 +85,9 @@ def test_an_unknown_attribute_has_no_table_and_the_curve_passes_through_the_scor
 def test_intervals_draw_people_where_they_are_known() -> None:
     """Faces of a person are drawn together: other intervals, the same values."""
     alone, people = (
-        assess(calibrated_answers(200, 1.0, p), small_card(grid=GRID), BOOTSTRAP, [5.0], 10.0) for p in (False, True)
+        assess(calibrated_answers(200, 1.0, p), small_card(grid=GRID), None, BOOTSTRAP, [5.0], 10.0)
+        for p in (False, True)
+        for p in (False, True)
     )
     assert alone.figures["mae"].value == people.figures["mae"].value
     assert alone.figures["mae"].low != people.figures["mae"].low

@@ -1,0 +1,199 @@
+"""Aligned faces and the pre-trained backbone become the figures of a two-stage baseline (DLDL-v2 section 4.5.3).
+
+data/target/faces/ + models/backbone/ -> reports/classic/{metrics.json, predictions.parquet}, in the form of evaluate's.
+One pair of features (BIF, or the backbone's pooled maps) and estimator (SVR, OHRank, BFGS-LDL) a run: fitted on the
+training faces with every strength C of the settings, of which the validation faces choose one.
+Seconds for the embedded set. A thousand faces on one core: BIF 5 s, with their mirror images 10 s; a fit takes a second
+with the backbone's features, up to a minute with BIF (LOG.md). The features of training and validation faces lie in
+memory as a whole (BIF with 6752 numbers a face: 27 GB a million faces), hence `max_feature_mb`; SVR takes six times
+that on top.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import asdict, dataclass
+from functools import partial
+from pathlib import Path
+from typing import Any, Literal
+
+import torch
+from tqdm import tqdm
+
+from stages.answers import decision_of, deduplicated, lost, open_split, write_json, write_predictions
+from stages.settings import Report, print_report, stage_main
+from stages.start import read_backbone, refuse_off_grid
+from visage.bootstrap import Bootstrap
+from visage.card import NormaliseCard
+from visage.classic.bif import BIFSettings, bif, dimension
+from visage.classic.estimators import ESTIMATORS, Trial, best, predict, trial
+from visage.classic.features import Extractor, described, features_of, in_batches, trunk_extractor
+from visage.classic.linear import Examples, FitSettings
+from visage.evaluation import Answers, Lost, answers_of, assess
+from visage.evaluation_tables import metrics_document
+from visage.faces import FaceTable, prefetched
+from visage.fit import available_device
+from visage.labels import LabelGrid
+from visage.lineage import table_digest
+from visage.networks import build
+from visage.predictor import Predictions, joined
+
+MEGABYTE = 1 << 20
+
+
+@dataclass(frozen=True, kw_only=True)
+class ClassicSettings:
+    """`strengths`: the values of C that are tried. `flip`: features are the mean over a face and its mirror image.
+    `fixed_sigma`: where the set gives none. `max_feature_mb` bounds the features in memory, in MiB.
+    From `splits` on as in evaluate's settings."""
+
+    quantity: str
+    features: Literal["bif", "cnn"]
+    estimator: Literal["svr", "ohrank", "bfgs_ldl"]
+    bif: BIFSettings
+    flip: bool
+    grid: LabelGrid
+    fixed_sigma: float
+    strengths: tuple[float, ...]
+    fit: FitSettings
+    batch_size: int
+    num_workers: int
+    max_feature_mb: int
+    splits: tuple[str, ...]
+    num_resamples: int
+    interval: float
+    seed: int
+    cs_thresholds: tuple[float, ...]
+    decade_years: float
+    epsilon_sigma: float | None
+    with_dedup: bool
+
+    def __post_init__(self) -> None:
+        for name in ("splits", "strengths"):
+            if not getattr(self, name):
+                raise ValueError(f"{name} is empty: give at least one")
+        if min(self.strengths) <= 0:
+            raise ValueError(f"strengths has {min(self.strengths)}: give numbers above 0")
+        for name in ("fixed_sigma", "batch_size", "decade_years"):
+            if getattr(self, name) <= 0:
+                raise ValueError(f"{name} is {getattr(self, name)}: give a number above 0")
+
+    @property
+    def bootstrap(self) -> Bootstrap:
+        return Bootstrap(num_resamples=self.num_resamples, interval=self.interval, seed=self.seed)
+
+
+def classic(
+    settings: ClassicSettings, *, faces: Path, backbone: Path, manifest: Path, rejects: Path, metrics: Path,
+    predictions: Path, report: Report = print_report,
+) -> None:  # fmt: skip
+    """Extracts, fits, chooses and measures; see the module docstring."""
+    train, validation = (open_split(faces, split, "classic") for split in ("train", "val"))
+    extract, width = EXTRACTORS[settings.features](settings, backbone, train)
+    _check(settings, [train, validation], width)
+    trials = _trials(settings, _examples(settings, train, extract, width),
+                     _examples(settings, validation, extract, width), report)  # fmt: skip
+    lists: list[Answers] = []
+    losses: dict[str, Lost] = {}
+    data: dict[str, Any] = {name: table_digest(table) for name, table in (("train", train), ("val", validation))}
+    for split in settings.splits:
+        table = open_split(faces, split, "classic")
+        told = _answer(settings, best(trials), table, extract)
+        whole = answers_of(split, table, told, settings.grid, settings.epsilon_sigma)
+        lists += [whole, *(deduplicated(whole, table, faces) if settings.with_dedup else [])]
+        losses[split], data[split] = lost(table, split, manifest, rejects), table_digest(table)
+    evaluations = [
+        assess(answers, settings, None, settings.bootstrap, settings.cs_thresholds, settings.decade_years)
+        for answers in lists
+    ]
+    decision = decision_of(settings, ESTIMATORS[settings.estimator].decode, _identity(settings, trials, width), data)
+    write_json(metrics, metrics_document(evaluations, losses, decision))
+    write_predictions(predictions, [answers for answers in lists if answers.name in settings.splits])
+    report(len(trials), {f"{e.answers.name}_mae": e.figures["mae"].value for e in evaluations})
+
+
+def _bif_extractor(settings: ClassicSettings, _backbone: Path, _train: FaceTable) -> tuple[Extractor, int]:
+    return partial(bif, settings=settings.bif), dimension(settings.bif) + 1
+
+
+def _cnn_extractor(_settings: ClassicSettings, backbone: Path, train: FaceTable) -> tuple[Extractor, int]:
+    """The backbone's trunk; it says itself which network it is and how faces are normalised for it."""
+    remedy = "run the pretrain stage on faces that are cut as these are"
+    lineage, state = read_backbone(backbone, {"alignment": train.alignment}, "the target's faces", remedy)
+    network = build(lineage["network"], lineage["pooling"], lineage["num_people"])
+    network.load_state_dict(state)
+    normalise = NormaliseCard(**{name: tuple(values) for name, values in lineage["normalise"].items()})
+    return trunk_extractor(network.to(available_device()), normalise), network.num_features + 1
+
+
+# Each gives the extractor and the number of its features, with the constant.
+EXTRACTORS: dict[str, Callable[[ClassicSettings, Path, FaceTable], tuple[Extractor, int]]] = {
+    "bif": _bif_extractor,
+    "cnn": _cnn_extractor,
+}
+
+
+def _check(settings: ClassicSettings, tables: list[FaceTable], width: int) -> None:
+    """Refuses labels off the grid, and more features than may lie in memory, before the hours they would take."""
+    for table in tables:
+        refuse_off_grid(table, settings.grid, "classic")
+    num_faces = sum(map(len, tables))
+    needed_mb = 4 * width * num_faces / MEGABYTE
+    if needed_mb > settings.max_feature_mb:
+        raise ValueError(
+            f"features of {num_faces} faces, {width} numbers each, take {needed_mb:.0f} MiB, classic.max_feature_mb is "
+            f"{settings.max_feature_mb}: raise it, or take fewer faces, bands or orientations, or features: cnn"
+        )
+
+
+def _examples(settings: ClassicSettings, table: FaceTable, extract: Extractor, width: int) -> Examples:
+    features_ND = features_of(table, extract, width, flip=settings.flip, batch_size=settings.batch_size,
+                              num_workers=settings.num_workers)  # fmt: skip
+    label_N, sigma_N = (
+        torch.tensor(v, dtype=torch.float32) for v in (table.label, table.with_sigma(settings.fixed_sigma))
+    )
+    return Examples(features_ND=features_ND, label_N=label_N, sigma_N=sigma_N)
+
+
+def _trials(settings: ClassicSettings, train: Examples, validation: Examples, report: Report) -> list[Trial]:
+    """A fit a strength, each reported, and so is one that ended before its time."""
+    trials = []
+    for number, strength in enumerate(tqdm(settings.strengths, desc="fits")):
+        one = trial(ESTIMATORS[settings.estimator], strength, train, validation, settings.grid, settings.fit)
+        trials.append(one)
+        report(number, {"strength": strength, "val_mae": one.error, "iterations": one.model.num_iterations})
+        if not one.model.converged:
+            print(f"classic: C {strength:g} has not converged; raise classic.fit.max_iterations or its tolerance")
+    return trials
+
+
+def _answer(settings: ClassicSettings, chosen: Trial, table: FaceTable, extract: Extractor) -> Predictions:
+    """The chosen model's predictions for all faces, batch by batch."""
+    parts = []
+    with tqdm(total=len(table), unit="face", desc="classic") as bar:
+        for rows, crops_BCHW in prefetched(table, in_batches(table, settings.batch_size), settings.num_workers):
+            features_BD = described(crops_BCHW, extract, settings.flip)
+            parts.append(predict(ESTIMATORS[settings.estimator], chosen.model, features_BD, settings.grid))
+            bar.update(len(rows))
+    return joined(parts)
+
+
+def _identity(settings: ClassicSettings, trials: list[Trial], width: int) -> dict[str, Any]:
+    """Who answered: features, estimator, and every strength with its validation error."""
+    tried = [
+        {"strength": one.strength, "val_mae": one.error, "iterations": one.model.num_iterations}
+        | {"converged": one.model.converged}
+        for one in trials
+    ]
+    return {
+        "name": f"{settings.features} {settings.estimator}", "features": settings.features, "num_features": width - 1,
+        "bif": asdict(settings.bif) if settings.features == "bif" else None, "estimator": settings.estimator,
+        "strength": best(trials).strength, "trials": tried, "fit": asdict(settings.fit),
+        "fixed_sigma": settings.fixed_sigma,
+    }  # fmt: skip
+
+
+if __name__ == "__main__":
+    stage_main(
+        "classic", ClassicSettings, classic, ["faces", "backbone", "manifest", "rejects", "metrics", "predictions"]
+    )
