@@ -10,6 +10,7 @@ import torchvision
 from torch import nn
 
 from visage.networks import ThinVGG, VGGConfig, build, initialise
+from visage.networks.macs import count_macs
 from visage.optim import parameter_groups
 
 WIDTHS = {
@@ -149,6 +150,24 @@ def test_parameters_of_any_rate_of_compression(rate: float, pooling: str) -> Non
     widths = [round(rate * full) for full in (64, 64, 128, 128, 256, 256, 256, 512, 512, 512, 512, 512, 512)]
     expected = sum(9 * a * b + 2 * b for a, b in zip([3, *widths[:-1]], widths, strict=True)) + 101 * (widths[-1] + 1)
     assert count(build(f"vgg-{rate:g}", pooling, 101)) == expected  # type: ignore[arg-type]
+
+
+@pytest.mark.parametrize(
+    ("name", "pooling", "macs"),
+    [("thin", "hybrid", 3.86e9), ("tiny", "hybrid", 0.975e9), ("vgg16", "flatten", 15.47e9)],
+)
+def test_multiply_accumulates_are_as_many_as_published(name: str, pooling: str, macs: float) -> None:
+    with torch.device("meta"):
+        assert count_macs(build(name, pooling, 101), 224) == pytest.approx(macs, rel=1e-3)  # type: ignore[arg-type]
+
+
+def test_multiply_accumulates_against_a_naive_count() -> None:
+    """Output pixels x outputs x inputs x 9, layer by layer, and the head; the network is left as it was."""
+    network = build("vgg-0.125", "gap", 101, shared_head=True)
+    widths, sides = [3, 8, 8, 16, 16, 32, 32, 32, *[64] * 6], [48, 48, 24, 24, 12, 12, 12, 6, 6, 6, 3, 3, 3]
+    naive = sum(side**2 * a * b * 9 for side, a, b in zip(sides, widths[:-1], widths[1:], strict=True)) + 64 * 101
+    assert count_macs(network, 48) == count_macs(network, 48) == naive
+    assert network.training
 
 
 def test_vgg_16_is_the_published_one() -> None:
