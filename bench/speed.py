@@ -157,6 +157,8 @@ def print_errors(folder: Path, faces: Path) -> None:
     train, test = (FaceTable.open(faces, [split]) for split in ("train", "test"))
     if not (len(train) and len(test)):
         raise ValueError(f"{faces}: {len(train)} faces of split train, {len(test)} of test; both are needed")
+    if train.alignment != dataclasses.asdict(card.alignment):
+        raise ValueError(f"{faces}: aligned as {train.alignment}, the model's card says {card.alignment}")
     spread = np.unique(np.linspace(0, len(train) - 1, RANGE_FACES).round().astype(np.int64))
     runs = forms(network, card, (train.decode(places) for places in np.array_split(spread, -(-len(spread) // BATCH))))
     values: dict[str, list[Values]] = {form: [] for form in runs}

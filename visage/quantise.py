@@ -19,7 +19,7 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 import onnx
-from onnxruntime import quantization
+from onnxruntime.quantization import CalibrationDataReader, CalibrationMethod, QuantFormat, QuantType, quantize_static
 from torch import Tensor, nn
 from torch.nn.utils.fusion import fuse_conv_bn_eval
 
@@ -54,7 +54,7 @@ class CalibrationFaces:
         return None if crops_BCHW is None else {"crops": crops_BCHW.contiguous().numpy()}
 
 
-quantization.CalibrationDataReader.register(CalibrationFaces)
+CalibrationDataReader.register(CalibrationFaces)
 
 
 def write_int8(network: nn.Module, card: ModelCard, batches: Iterable[Tensor], path: Path) -> None:
@@ -63,18 +63,18 @@ def write_int8(network: nn.Module, card: ModelCard, batches: Iterable[Tensor], p
     onnx.helper.set_model_props(graph, PREPARED)
     with tempfile.TemporaryDirectory(dir=path.parent, prefix=".int8.") as folder:
         part = Path(folder) / path.name
-        quantization.quantize_static(
+        quantize_static(
             graph,
             part,
             CalibrationFaces(batches),
-            quant_format=quantization.QuantFormat.QDQ,
+            quant_format=QuantFormat.QDQ,
             op_types_to_quantize=[*WEIGHTED, *WEIGHTLESS],
             nodes_to_exclude=[node.name for node in graph.graph.node if _is_head(node)],
-            activation_type=quantization.QuantType.QUInt8,
-            weight_type=quantization.QuantType.QInt8,
+            activation_type=QuantType.QUInt8,
+            weight_type=QuantType.QInt8,
             per_channel=True,
             reduce_range=True,
-            calibrate_method=quantization.CalibrationMethod.MinMax,
+            calibrate_method=CalibrationMethod.MinMax,
         )
         model = onnx.load(part)
     forget_the_machine(model)
