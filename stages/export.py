@@ -1,8 +1,10 @@
 """The calibrated model becomes files that others can run, held to parity on the test faces.
 
-models/calibrated/ + data/target/faces/ -> models/export/{model.safetensors, card.json, model.onnx, parity.json}
-The ONNX file must give the test faces the values that torch gives them with the same weights, within
-`parity_tolerance`; what storing the weights as float16 changed is measured beside it. About 20 s.
+models/calibrated/ + data/target/faces/ -> models/export/{model.safetensors, card.json, model.onnx, parity.json}, and
+model.int8.onnx where `int8` says so. The ONNX file must give the test faces the values that torch gives them with the
+same weights, within `parity_tolerance`; what storing the weights as float16 changed is measured beside it. The file in
+8-bit integers, its ranges measured on training faces, must stay within `int8_tolerance` of the ONNX file. About 20 s,
+int8 as much again.
 """
 
 from __future__ import annotations
@@ -17,13 +19,15 @@ from pathlib import Path
 from typing import Literal
 
 import numpy as np
+from torch import Tensor
 from tqdm import tqdm
 
 from stages.settings import Report, print_report, stage_main
 from visage.card import ModelCard, load_model
-from visage.export import export_model, measure_parity
+from visage.export import INT8_FILE, ONNX_FILE, export_model, measure_parity
 from visage.faces import FaceTable
 from visage.predictor import Predictor
+from visage.quantise import measure_int8, write_int8
 
 RELEASE_MB = 8  # what a released model may weigh, each file
 BATCH_FACES = 32
@@ -31,32 +35,38 @@ BATCH_FACES = 32
 
 @dataclass(frozen=True, kw_only=True)
 class ExportSettings:
-    """`dtype` of the stored weights; parity on at most `parity_faces` test faces, `parity_tolerance` in label units."""
+    """`dtype` of the stored weights; parity on at most `parity_faces` test faces, `parity_tolerance` in label units.
+
+    `int8_faces` training faces measure the ranges; `int8_tolerance` bounds the mean absolute difference, in label
+    units, and with it what int8 can add to the mean absolute error.
+    """
 
     dtype: Literal["float32", "float16"]
     parity_faces: int
     parity_tolerance: float
+    int8: bool
+    int8_faces: int
+    int8_tolerance: float
 
 
 def export(settings: ExportSettings, *, model: Path, faces: Path, export: Path, report: Report = print_report) -> None:
     """Exports the model; see the module docstring. ValueError where parity is missed: nothing is written then."""
     network, card = load_model(model)
     table = FaceTable.open(faces, ["test"], 0)
-    _check(card, table, faces)
-    places = np.unique(np.linspace(0, len(table) - 1, min(settings.parity_faces, len(table))).round().astype(np.int64))
-    batches = np.array_split(places, -(-len(places) // BATCH_FACES))
+    _check(card, table, faces, "test")
     with _folder_written_whole(export) as part:
         export_model(network, card, part, settings.dtype)
-        crops = (table.decode(batch) for batch in tqdm(batches, desc="parity", unit="batch"))
-        parity = measure_parity(part, Predictor(network, card), crops)
+        parity = measure_parity(part, Predictor(network, card), _crops(table, settings.parity_faces, "parity"))
         if not parity.max_abs_difference <= settings.parity_tolerance:
             raise ValueError(
                 f"{model}: in ONNX its values differ by up to {parity.max_abs_difference:.3g} {card.unit} from "
                 f"torch's, more than export.parity_tolerance {settings.parity_tolerance}; nothing was exported"
             )
         numbers = dataclasses.asdict(parity)
+        if settings.int8:
+            numbers |= _export_int8(settings, part, table, faces)
         (part / "parity.json").write_text(json.dumps(numbers, indent=1) + "\n", encoding="utf-8")
-    sizes_mb = {f"{path.suffix[1:]}_mb": path.stat().st_size / 1e6 for path in sorted(export.glob("model.*"))}
+    sizes_mb = {f"{path.name[6:]}_mb": path.stat().st_size / 1e6 for path in sorted(export.glob("model.*"))}
     report(0, numbers | sizes_mb)
     for name, size_mb in sizes_mb.items():
         if size_mb > RELEASE_MB:
@@ -64,9 +74,32 @@ def export(settings: ExportSettings, *, model: Path, faces: Path, export: Path, 
     print(f"exported model: {export}")
 
 
-def _check(card: ModelCard, table: FaceTable, faces: Path) -> None:
+def _export_int8(settings: ExportSettings, part: Path, test: FaceTable, faces: Path) -> dict[str, float]:
+    """Adds model.int8.onnx to the exported folder; its differences from model.onnx."""
+    network, card = load_model(part)
+    train = FaceTable.open(faces, ["train"], 0)
+    _check(card, train, faces, "train")
+    write_int8(network, card, _crops(train, settings.int8_faces, "int8 ranges"), part / INT8_FILE)
+    found = measure_int8(part / INT8_FILE, part / ONNX_FILE, _crops(test, settings.parity_faces, "int8 parity"))
+    if not found.mean_abs_difference <= settings.int8_tolerance:
+        raise ValueError(
+            f"{card.name}: in int8 the values of test faces differ by {found.mean_abs_difference:.3g} {card.unit} on "
+            f"average, more than export.int8_tolerance {settings.int8_tolerance}; nothing was exported; raise "
+            "export.int8_faces, or set export.int8: false"
+        )
+    return {f"int8_{name}": value for name, value in dataclasses.asdict(found).items() if name != "num_faces"}
+
+
+def _crops(table: FaceTable, num_faces: int, label: str) -> Iterator[Tensor]:
+    """Batches of at most `num_faces` crops, evenly spread over the table."""
+    places = np.unique(np.linspace(0, len(table) - 1, min(num_faces, len(table))).round().astype(np.int64))
+    batches = np.array_split(places, -(-len(places) // BATCH_FACES))
+    yield from (table.decode(batch) for batch in tqdm(batches, desc=label, unit="batch"))
+
+
+def _check(card: ModelCard, table: FaceTable, faces: Path, split: str) -> None:
     if not len(table):
-        raise ValueError(f"{faces}: no faces of split 'test' to hold the export to; give the target role a test split")
+        raise ValueError(f"{faces}: no faces of split {split!r} to hold the export to; give the target role that split")
     if dataclasses.asdict(card.alignment) != table.alignment:
         raise ValueError(
             f"{faces}: aligned as {table.alignment}, the model's card says {dataclasses.asdict(card.alignment)}; "

@@ -38,7 +38,7 @@ from visage.fit import Task, available_device, fit
 from visage.labels import DECODERS, LabelGrid
 from visage.lineage import fingerprint_of, git_commit, table_digest
 from visage.methods import METHODS, LossSettings
-from visage.networks import Pooling, ThinVGG, build, initialise
+from visage.networks import Network, Pooling, build, initialise
 from visage.optim import RecipeSettings, computing_dtype
 
 
@@ -126,7 +126,7 @@ def _check(settings: FinetuneSettings, train: FaceTable) -> None:
         raise ValueError("fewer than 2 training faces; see data/target/rejects.csv and quarantine.csv")
 
 
-def _start(settings: FinetuneSettings, train: FaceTable, backbone: Path) -> ThinVGG:
+def _start(settings: FinetuneSettings, train: FaceTable, backbone: Path) -> Network:
     """A fresh network, its trunk from the backbone where the settings say so."""
     method = METHODS[settings.method]
     network = build(settings.network, settings.pooling, method.head_width(settings.grid), method.shared_head)

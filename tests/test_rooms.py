@@ -31,6 +31,7 @@ ADDRESS = {
     "openpyxl": "stages/sources/sheet.py",
     "imagehash": "visage/picture_hash.py",
     "facenet_pytorch": "visage/detect.py",
+    "onnxruntime.quantization": "visage/quantise.py",
 }
 STAGES = (
     "download", "validate", "align", "pretrain", "classic", "finetune", "calibrate", "evaluate", "explain", "export",
@@ -66,9 +67,9 @@ def heavy_tools_away_from_home(root: Path) -> Iterator[str]:
     """Rule 4: each heavy tool has one address."""
     for name, file in all_files(root):
         for found in imports(root, file):
-            tool = found.module.split(".")[0]
-            if tool in ADDRESS and not name.startswith(ADDRESS[tool]):
-                yield f"{name}:{found.line} imports {found.module}, whose address is {ADDRESS[tool]}"
+            for tool, address in ADDRESS.items():
+                if f"{found.module}.".startswith(f"{tool}.") and not name.startswith(address):
+                    yield f"{name}:{found.line} imports {found.module}, whose address is {address}"
 
 
 def more_than_a_bare_gpu_machine_has(root: Path) -> Iterator[str]:

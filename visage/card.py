@@ -25,7 +25,8 @@ from safetensors.torch import load_file, save_file
 
 from visage.labels import DECODERS, LabelGrid
 from visage.methods import METHODS
-from visage.networks import NETWORKS, Pooling, ThinVGG, build
+from visage.networks import Network, Pooling, build
+from visage.networks import check as check_network
 
 CARD_FORMAT = 2
 WEIGHTS_FILE, CARD_FILE = "model.safetensors", "card.json"
@@ -42,6 +43,9 @@ class NetworkCard:
     name: str
     pooling: Pooling
     num_outputs: int
+
+    def __post_init__(self) -> None:
+        check_network(self.name, self.pooling)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -172,15 +176,14 @@ class ModelCard:
         part.write_text(self.to_json(), encoding="utf-8")
         part.replace(path)
 
-    def build_network(self) -> ThinVGG:
+    def build_network(self) -> Network:
         """The card's network, without its weights."""
         shape = self.network
         return build(shape.name, shape.pooling, shape.num_outputs, METHODS[self.method].shared_head)
 
     def check(self, source: str) -> None:
         """Refuses a card of unknown parts, or whose grid and network do not belong together."""
-        for name, value, known in (("method", self.method, METHODS), ("decode", self.decode, DECODERS),
-                                   ("network", self.network.name, NETWORKS)):  # fmt: skip
+        for name, value, known in (("method", self.method, METHODS), ("decode", self.decode, DECODERS)):
             if value not in known:
                 raise ValueError(f"{source}: {name} {value!r} is unknown; known: {', '.join(known)}")
         if Path(self.weights.file).name != self.weights.file:
@@ -259,7 +262,7 @@ def save_model(
     return written
 
 
-def load_model(folder: Path) -> tuple[ThinVGG, ModelCard]:
+def load_model(folder: Path) -> tuple[Network, ModelCard]:
     """The network (float32, evaluation mode) and its card; refuses what does not belong together with a ValueError."""
     card = ModelCard.read(folder / CARD_FILE)
     path = folder / card.weights.file

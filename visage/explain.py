@@ -4,9 +4,9 @@ A score map is a weighted sum of the last convolution block's activation maps be
 the maps are weighed depends on what the head's outputs are:
 
 - one output a label (DLDL-v2, DLDL, ER, DEX, mean-variance): Eq. 24, every class map weighed by its probability;
-- else (Ranking, CORAL, metric regression), where an output is a question or the value itself and Eq. 24 has no meaning:
-  the slope of the expected label with respect to each pooled map (Grad-CAM without its rectifier, Selvaraju et al.
-  2017). High places there push the value up, low ones down.
+- else (Ranking, CORAL, metric regression, where an output is a question or the value itself; VGG-16, whose head does
+  not see the maps), where Eq. 24 has no meaning: the slope of the expected label with respect to each map, summed over
+  its places (Grad-CAM without its rectifier, Selvaraju et al. 2017). High places there push the value up, low ones down.
 
 Only differences inside one map count: the same vector added to every w_k moves no probability, yet adds its map to S.
 Legend: B crops, C channels, H and W crop side in pixels, h and w side of the last maps, K labels of the grid.
@@ -57,23 +57,26 @@ def coarse_map(inference: Inference, crops_BCHW: Tensor) -> Tensor:
 
     The sums are exchanged, S = sum_j (sum_k p_k w_kj) F^j + sum_k p_k b_k, so that no K class maps are ever held.
     """
-    network: Any = inference.network
     with torch.backends.cudnn.flags(enabled=True, deterministic=True, allow_tf32=False):
         maps_BChw = inference.maps(crops_BCHW)
-    weight_BC, offset_B = map_weights(inference, network.pool(maps_BChw))
+    weight_BC, offset_B = map_weights(inference, maps_BChw)
     return torch.einsum("bc,bchw->bhw", weight_BC.float(), maps_BChw) + offset_B.float()[:, None, None]
 
 
-def map_weights(inference: Inference, features_BC: Tensor) -> tuple[Tensor, Tensor]:
+def map_weights(inference: Inference, maps_BChw: Tensor) -> tuple[Tensor, Tensor]:
     """What each activation map counts (B,C) and what is added everywhere (B,), float64; see the module's head."""
-    grid, head = inference.card.grid, inference.network.head
-    if METHODS[inference.card.method].head_width(grid) == grid.num_labels:
-        p_BK = inference.probabilities(features_BC)
-        return p_BK @ head.weight.to(p_BK.dtype), p_BK @ head.bias.to(p_BK.dtype)  # type: ignore[operator, union-attr]
+    grid, network = inference.card.grid, inference.network
+    pool: Any = network.pool
+    head: Any = network.head
+    is_label_each = METHODS[inference.card.method].head_width(grid) == grid.num_labels
+    if is_label_each and head.weight.shape[1] == maps_BChw.shape[1]:
+        p_BK = inference.probabilities(pool(maps_BChw))
+        return p_BK @ head.weight.to(p_BK.dtype), p_BK @ head.bias.to(p_BK.dtype)
     with torch.enable_grad():
-        leaf_BC = features_BC.detach().double().requires_grad_()
-        value_B = expectation(inference.probabilities(leaf_BC), grid)
-        [slope_BC] = torch.autograd.grad(value_B.sum(), leaf_BC)
+        leaf_BChw = maps_BChw.detach().requires_grad_()
+        value_B = expectation(inference.probabilities(pool(leaf_BChw)), grid)
+        [slope_BChw] = torch.autograd.grad(value_B.sum(), leaf_BChw)
+    slope_BC = slope_BChw.double().sum(dim=(2, 3))
     return slope_BC, slope_BC.new_zeros(len(slope_BC))
 
 

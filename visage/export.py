@@ -37,7 +37,7 @@ from visage.card import CARD_FILE, WEIGHTS_FILE, ModelCard, load_model, save_mod
 from visage.engine import Inference
 from visage.predictor import Predictor
 
-ONNX_FILE = "model.onnx"
+ONNX_FILE, INT8_FILE = "model.onnx", "model.int8.onnx"
 OPSET = 18
 CARD_KEY, SEAL_KEY = "visage.card", "visage.sha256"
 HALVED_ELEMENTS = 1000  # tensors below are not worth a Cast node
@@ -69,6 +69,13 @@ def export_model(network: nn.Module, card: ModelCard, folder: Path, dtype: Liter
 
 def write_onnx(network: nn.Module, card: ModelCard, path: Path) -> None:
     """A network and its card as one sealed ONNX file, which appears whole or not at all."""
+    model = onnx_graph(network, card)
+    _halve(model)
+    write_whole(path, stamped(model, card))
+
+
+def onnx_graph(network: nn.Module, card: ModelCard) -> Any:
+    """All of a prediction as an ONNX model, float32, without card and seal."""
     from onnxscript import optimizer
 
     own: Any = copy.deepcopy(network).cpu().float().eval()
@@ -89,12 +96,11 @@ def write_onnx(network: nn.Module, card: ModelCard, path: Path) -> None:
     optimizer.fold_constants(program.model)
     optimizer.remove_unused_nodes(program.model)
     model = program.model_proto
-    _forget_the_machine(model)
-    _halve(model)
-    _write(path, stamped(model, card))
+    forget_the_machine(model)
+    return model
 
 
-def _forget_the_machine(model: Any) -> None:
+def forget_the_machine(model: Any) -> None:
     """Drops the exporter's notes on every node: stack traces with the paths of the machine that exported."""
     for item in (model, model.graph, *model.graph.node, *model.graph.value_info, *model.graph.initializer):
         item.doc_string = ""
@@ -220,12 +226,14 @@ def copy_with_card(exported: Path, released: Path, card: ModelCard) -> None:
     import onnx
 
     released.mkdir(parents=True, exist_ok=True)
-    _write(released / WEIGHTS_FILE, (exported / WEIGHTS_FILE).read_bytes())
-    _write(released / ONNX_FILE, stamped(onnx.load_from_string(checked_bytes(exported / ONNX_FILE)), card))
+    write_whole(released / WEIGHTS_FILE, (exported / WEIGHTS_FILE).read_bytes())
+    for path in sorted(exported.glob("model*.onnx")):
+        write_whole(released / path.name, stamped(onnx.load_from_string(checked_bytes(path)), card))
     card.write(released / CARD_FILE)
 
 
-def _write(path: Path, data: bytes) -> None:
+def write_whole(path: Path, data: bytes) -> None:
+    """A file that appears whole or not at all."""
     part = path.with_name(f".{path.name}.part")
     part.write_bytes(data)
     part.replace(path)

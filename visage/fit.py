@@ -1,7 +1,8 @@
 """The training loop, gradient in sight, resumable at every epoch.
 
 All randomness of an epoch comes from one generator seeded with (seed, epoch), so a run that was killed at any moment
-and started again ends in the same weights, bit for bit on CPU with the same number of threads.
+and started again ends in the same weights, bit for bit on CPU with the same number of threads. Dropout knows none but
+torch's global generator: every epoch seeds that one, too.
 Legend: B batch, C channels, H height, W width, K outputs.
 """
 
@@ -75,6 +76,7 @@ def fit(
     for epoch in range(len(history), epochs):
         started = time.perf_counter()
         generator = torch.Generator().manual_seed(seed * 1_000_003 + epoch)
+        torch.manual_seed(-1 - generator.initial_seed())
         network.train()
         total_loss, num_faces = torch.zeros((), device=device), 0
         for index, (faces_BCHW, *targets) in enumerate(_with_bar(task, generator, epoch, epochs)):

@@ -21,7 +21,10 @@ from visage.faces import FaceTable
 from visage.predictor import Predictor
 from visage.schemas import FACE_SCHEMA, METADATA_KEY
 
-SETTINGS = ExportSettings(dtype="float16", parity_faces=10, parity_tolerance=1e-3)
+SETTINGS = ExportSettings(
+    dtype="float16", parity_faces=10, parity_tolerance=1e-3, int8=False, int8_faces=30, int8_tolerance=5.0
+)
+IN_INT8 = dataclasses.replace(SETTINGS, int8=True)
 
 
 def jpeg(crop: np.ndarray) -> bytes:
@@ -118,3 +121,47 @@ def test_a_truncated_model_is_refused(tmp_path: Path) -> None:
     weights.write_bytes(weights.read_bytes()[:-10])
     with pytest.raises(ValueError, match="sha256"):
         export(SETTINGS, model=model, faces=faces, export=tmp_path / "export", report=silent)
+
+
+@pytest.fixture
+def both_splits(tmp_path: Path) -> Path:
+    """Faces to measure int8's ranges on, and faces to hold it to."""
+    faces = face_table(tmp_path / "faces")
+    train = face_table(tmp_path / "train", count=40, split="train")
+    (train / "part-00000.parquet").rename(faces / "part-00001.parquet")
+    return faces
+
+
+def test_int8_is_exported_beside_with_its_differences(tmp_path: Path, both_splits: Path) -> None:
+    model, target = small_model(tmp_path / "model"), tmp_path / "export"
+    seen: dict[str, float] = {}
+    export(IN_INT8, model=model, faces=both_splits, export=target, report=lambda _, values: seen.update(values))
+    assert sorted(path.name for path in target.glob("model.*")) == [
+        "model.int8.onnx",
+        "model.onnx",
+        "model.safetensors",
+    ]
+    crops = FaceTable.open(both_splits, ["test"]).decode(np.arange(14))
+    places = np.unique(np.linspace(0, 13, 10).round().astype(int))
+    rough, fine = (load_onnx(target / name) for name in ("model.int8.onnx", "model.onnx"))
+    assert rough.card == fine.card
+    difference = np.abs(rough.predict_crops(crops, flip=False).value - fine.predict_crops(crops, flip=False).value)
+    parity = json.loads((target / "parity.json").read_text())
+    assert parity["int8_mean_abs_difference"] == pytest.approx(difference[places].mean(), abs=1e-6)
+    assert parity["int8_max_abs_difference"] == pytest.approx(difference[places].max(), abs=1e-6)
+    assert parity.items() <= seen.items()
+    assert 0 < seen["int8.onnx_mb"] < 0.6 * seen["onnx_mb"]
+
+
+def test_int8_too_far_off_writes_nothing(tmp_path: Path, both_splits: Path) -> None:
+    model, strict = small_model(tmp_path / "model"), dataclasses.replace(IN_INT8, int8_tolerance=0.0)
+    with pytest.raises(ValueError, match=r"small: in int8 .* years on average, more than export\.int8_tolerance 0\.0"):
+        export(strict, model=model, faces=both_splits, export=tmp_path / "export", report=silent)
+    assert not (tmp_path / "export").exists()
+
+
+def test_int8_without_training_faces_is_refused(tmp_path: Path) -> None:
+    model, faces = small_model(tmp_path / "model"), face_table(tmp_path / "faces")
+    with pytest.raises(ValueError, match="no faces of split 'train'"):
+        export(IN_INT8, model=model, faces=faces, export=tmp_path / "export", report=silent)
+    assert not (tmp_path / "export").exists()

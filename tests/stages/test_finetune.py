@@ -104,6 +104,18 @@ def test_every_method_trains_and_answers(tmp_path: Path, faces: Path, method: st
     assert history["val_mae"].iloc[-1] == pytest.approx(np.abs(value_N - table.label).mean(), abs=1e-3)
 
 
+@pytest.mark.parametrize(
+    ("network", "pooling"),
+    [("vgg-0.125", "gap"), pytest.param("vgg16", "flatten", marks=pytest.mark.slow)],  # 134 million parameters
+)
+def test_every_network_trains_and_comes_back(tmp_path: Path, faces: Path, network: str, pooling: str) -> None:
+    history = run(tmp_path, faces, finetune_settings(network=network, pooling=pooling, epochs=1))
+    predictor, table = Predictor.load(tmp_path / "model"), FaceTable.open(faces, ["val"])
+    assert (predictor.card.network.name, predictor.card.network.pooling) == (network, pooling)
+    value_N = predictor.predict_crops(table.decode(np.arange(6)), flip=False).value
+    assert history["val_mae"].iloc[-1] == pytest.approx(np.abs(value_N - table.label).mean(), abs=1e-3)
+
+
 def test_two_stages_are_of_dldl_v2_alone(tmp_path: Path, faces: Path) -> None:
     with pytest.raises(ValueError, match=r"finetune\.schedule: two_stage .* ranking knows no stages; say joint"):
         run(tmp_path, faces, finetune_settings(method="ranking", schedule="two_stage"))

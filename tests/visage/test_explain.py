@@ -13,11 +13,11 @@ from tests.one_place import COLUMN, PLACES, ROW, OnePlace, one_place_card
 from tests.small_model import CROP_PX, small_card, small_network, some_crops
 from visage.card import ModelCard, NetworkCard
 from visage.engine import Inference
-from visage.explain import coarse_map, pooled_features, scaled_up, score_map
+from visage.explain import coarse_map, map_weights, pooled_features, scaled_up, score_map
 from visage.eye import evaluation_view
 from visage.labels import expectation
 from visage.methods import METHODS
-from visage.networks import ThinVGG
+from visage.networks import Network
 from visage.predictor import Predictor
 
 PER_LABEL = [name for name, method in METHODS.items() if method.head_width(small_card().grid) == 11]
@@ -29,13 +29,13 @@ def card_of(method: str, pooling: Any) -> ModelCard:
     return small_card(method=method, network=NetworkCard(name="tiny", pooling=pooling, num_outputs=width))
 
 
-def network_of(card: ModelCard) -> ThinVGG:
+def network_of(card: ModelCard) -> Network:
     network = small_network(card)
     nn.init.uniform_(network.head.bias, -1, 1, generator=torch.Generator().manual_seed(3))  # type: ignore[arg-type]
     return network
 
 
-def class_maps(network: ThinVGG, card: ModelCard, crops_BCHW: Tensor) -> Tensor:
+def class_maps(network: Network, card: ModelCard, crops_BCHW: Tensor) -> Tensor:
     """A of Eq. 23 as it is printed, (B,K,h,w), float64."""
     F_BCHW = network.features(evaluation_view(crops_BCHW, card.normalise)).detach().double()
     w_KC, b_K = network.head.weight.detach().double(), network.head.bias.detach().double()
@@ -126,3 +126,22 @@ def test_a_network_that_looks_at_one_place_is_seen_doing_so(flip: bool) -> None:
     mean_B44 = found.unfold(1, cell, cell).unfold(2, cell, cell).mean(dim=(3, 4))
     best = {divmod(place, PLACES) for place in mean_B44[0].flatten().topk(2 if flip else 1).indices.tolist()}
     assert best == {(ROW, COLUMN)} | ({(ROW, PLACES - 1 - COLUMN)} if flip else set())
+
+
+def test_a_head_that_does_not_see_the_maps_is_explained_by_slopes() -> None:
+    """VGG-16 has wide layers in between: a map counts what the value gains when all its places rise by 1."""
+    card = small_card(network=NetworkCard(name="vgg16", pooling="flatten", num_outputs=11))
+    network = network_of(card)
+    nn.init.uniform_(network.head.weight, -1e-3, 1e-3, generator=torch.Generator().manual_seed(4))  # type: ignore[arg-type]
+    inference, crops = Inference(network, card, torch.float64), some_crops(2)
+    maps_BChw = inference.maps(crops)
+    weight_BC, _ = map_weights(inference, maps_BChw)
+
+    def value_B(channel: int, rise: float) -> Tensor:
+        raised_BChw = maps_BChw.index_add(1, torch.tensor([channel]), torch.full_like(maps_BChw[:, :1], rise))
+        return expectation(inference.probabilities(inference.network.pool(raised_BChw)), card.grid).detach()
+
+    for channel in weight_BC.abs().sum(dim=0).topk(3).indices.tolist():
+        slope_B = (value_B(channel, 1e-2) - value_B(channel, -1e-2)) / 2e-2
+        torch.testing.assert_close(weight_BC[:, channel], slope_B, rtol=0.1, atol=1e-4)  # kinks of ReLU
+    assert score_map(network, card, crops, True).shape == (2, *crops.shape[2:])

@@ -194,6 +194,24 @@ def test_run_stopped_after_any_epoch_or_within_one_ends_in_the_same_weights(
         assert [row["train_loss"] for row in rows] == [row["train_loss"] for row in history]
 
 
+def test_dropout_of_a_resumed_run_is_that_of_a_whole_one(tmp_path: Path) -> None:
+    """And of any run: it does not hang on what was drawn from torch's global generator before."""
+    recipe = dataclasses.replace(RECIPE, ema_decay=0.0)
+
+    def dropped_out(folder: Path, *, epochs: int, disturbance: int) -> dict[str, Tensor]:
+        network = small_network()
+        network.insert(4, nn.Dropout(0.5))
+        torch.manual_seed(disturbance)
+        how = dataclasses.replace(recipe, schedule="step", decay_factor=1.0)
+        fit(network, task(), how, epochs=epochs, seed=0, checkpoint=folder / "last.pt", fingerprint="x",
+            report=silent)  # fmt: skip
+        return network.state_dict()
+
+    whole = dropped_out(tmp_path / "whole", epochs=2, disturbance=1)
+    dropped_out(tmp_path / "resumed", epochs=1, disturbance=2)
+    assert same(whole, dropped_out(tmp_path / "resumed", epochs=2, disturbance=3))
+
+
 def test_finished_run_is_not_trained_again(tmp_path: Path) -> None:
     whole, history = run(tmp_path)
     reported: list[int] = []

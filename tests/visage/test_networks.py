@@ -6,9 +6,11 @@ import math
 
 import pytest
 import torch
+import torchvision
 from torch import nn
 
-from visage.networks import NETWORKS, ThinVGG, VGGConfig, build, initialise
+from visage.networks import ThinVGG, VGGConfig, build, initialise
+from visage.networks.macs import count_macs
 from visage.optim import parameter_groups
 
 WIDTHS = {
@@ -113,10 +115,82 @@ def test_start_comes_from_its_generator_alone() -> None:
     assert not torch.equal(starts[0], starts[2])
 
 
-def test_unknown_network_is_refused_with_those_known() -> None:
-    with pytest.raises(ValueError, match=r"'resnet'.*thin, tiny"):
-        build("resnet", "hybrid", 101)
-    assert set(NETWORKS) == set(WIDTHS)
+@pytest.mark.parametrize(
+    ("name", "pooling", "said"),
+    [
+        ("resnet", "hybrid", r"'resnet' is unknown; known: thin, tiny, vgg-RATE, vgg16"),
+        ("vgg-wide", "hybrid", r"'vgg-wide' is unknown"),
+        ("vgg-", "hybrid", r"'vgg-' is unknown"),
+        ("0.5", "hybrid", r"'0\.5' is unknown"),
+        ("vgg-0", "hybrid", "give a rate"),
+        ("vgg-nan", "hybrid", "give a rate"),
+        ("vgg-1.5", "hybrid", "give a rate"),
+        ("vgg-0.50", "hybrid", r"write vgg-0\.5$"),
+        ("vgg-.5", "hybrid", r"write vgg-0\.5$"),
+        ("thin", "flatten", "'thin' has no pooling 'flatten'; it has: hybrid, gap"),
+        ("vgg16", "hybrid", "'vgg16' has no pooling 'hybrid'; it has: flatten"),
+        ("vgg16", "gap", "'vgg16' has no pooling 'gap'; it has: flatten"),
+    ],
+)
+def test_unknown_network_or_pooling_is_refused_with_those_known(name: str, pooling: str, said: str) -> None:
+    with pytest.raises(ValueError, match=said):
+        build(name, pooling, 101)  # type: ignore[arg-type]
+
+
+@pytest.mark.parametrize(("name", "rate"), [("thin", "vgg-0.5"), ("tiny", "vgg-0.25")])
+def test_thin_and_tiny_are_rates_of_compression(name: str, rate: str) -> None:
+    named, rated = (build(which, "hybrid", 101).state_dict() for which in (name, rate))
+    assert {key: value.shape for key, value in named.items()} == {key: value.shape for key, value in rated.items()}
+
+
+@pytest.mark.parametrize("rate", [0.015625, 0.1, 0.125, 0.3, 0.75, 1.0])
+@pytest.mark.parametrize("pooling", ["hybrid", "gap"])
+def test_parameters_of_any_rate_of_compression(rate: float, pooling: str) -> None:
+    """Weights 9 in x out, BatchNorm 2 x out, head."""
+    widths = [round(rate * full) for full in (64, 64, 128, 128, 256, 256, 256, 512, 512, 512, 512, 512, 512)]
+    expected = sum(9 * a * b + 2 * b for a, b in zip([3, *widths[:-1]], widths, strict=True)) + 101 * (widths[-1] + 1)
+    assert count(build(f"vgg-{rate:g}", pooling, 101)) == expected  # type: ignore[arg-type]
+
+
+@pytest.mark.parametrize(
+    ("name", "pooling", "macs"),
+    [("thin", "hybrid", 3.86e9), ("tiny", "hybrid", 0.975e9), ("vgg16", "flatten", 15.47e9)],
+)
+def test_multiply_accumulates_are_as_many_as_published(name: str, pooling: str, macs: float) -> None:
+    with torch.device("meta"):
+        assert count_macs(build(name, pooling, 101), 224) == pytest.approx(macs, rel=1e-3)  # type: ignore[arg-type]
+
+
+def test_multiply_accumulates_against_a_naive_count() -> None:
+    """Output pixels x outputs x inputs x 9, layer by layer, and the head; the network is left as it was."""
+    network = build("vgg-0.125", "gap", 101, shared_head=True)
+    widths, sides = [3, 8, 8, 16, 16, 32, 32, 32, *[64] * 6], [48, 48, 24, 24, 12, 12, 12, 6, 6, 6, 3, 3, 3]
+    naive = sum(side**2 * a * b * 9 for side, a, b in zip(sides, widths[:-1], widths[1:], strict=True)) + 64 * 101
+    assert count_macs(network, 48) == count_macs(network, 48) == naive
+    assert network.training
+
+
+def test_vgg_16_is_the_published_one() -> None:
+    """134,674,341 parameters with a 101-way head: torchvision's own, its 1000-way head replaced."""
+    with torch.device("meta"):
+        network, theirs = build("vgg16", "flatten", 101), torchvision.models.vgg16(num_classes=101)
+    assert count(network) == 134_674_341
+    ours = [tuple(parameter.shape) for parameter in network.parameters()]
+    assert ours == [tuple(parameter.shape) for parameter in theirs.parameters()]
+
+
+def test_vgg_16_answers_as_torchvision_s_with_the_same_weights() -> None:
+    network = build("vgg16", "flatten", 11).eval()
+    with torch.device("meta"):
+        theirs = torchvision.models.vgg16(num_classes=11).eval()
+    theirs.load_state_dict(dict(zip(theirs.state_dict(), network.state_dict().values(), strict=True)), assign=True)
+    with torch.inference_mode():
+        for px in (32, 96, 224):
+            faces_BCHW = torch.randn(2, 3, px, px, generator=torch.Generator().manual_seed(0))
+            logits_BK = network(faces_BCHW)
+            torch.testing.assert_close(logits_BK, theirs(faces_BCHW))
+            torch.testing.assert_close(logits_BK, network.head(network.pool(network.features(faces_BCHW))))
+            assert network.features(faces_BCHW).shape == (2, 512, px // 16, px // 16)
 
 
 def test_full_width_is_the_vgg_16_body() -> None:

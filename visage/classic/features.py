@@ -18,12 +18,12 @@ from tqdm import tqdm
 from visage.card import NormaliseCard
 from visage.eye import evaluation_view
 from visage.faces import FaceTable, prefetched
-from visage.networks import ThinVGG
+from visage.networks import Network
 
 Extractor = Callable[[Tensor], Tensor]  # uint8 crops (B,3,H,W) -> features of any length (B,D-1), float32
 
 
-def trunk_extractor(network: ThinVGG, normalise: NormaliseCard) -> Extractor:
+def trunk_extractor(network: Network, normalise: NormaliseCard) -> Extractor:
     """The pooled maps of a network's last block, (B,C): 256 of Thin, 128 of Tiny. Runs where the network's weights lie.
 
     Pooling is the network's own, hybrid in the paper.

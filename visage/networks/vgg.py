@@ -16,7 +16,7 @@ import torch
 from torch import Tensor, nn
 
 VGG16_BLOCKS = ((64, 2), (128, 2), (256, 3), (512, 3), (512, 3))  # (channels, convolutions) of VGG-16-D
-Pooling = Literal["hybrid", "gap"]
+Pooling = Literal["hybrid", "gap", "flatten"]  # the last is VGG-16's own (see vgg16.py)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -89,7 +89,7 @@ class ThinVGG(nn.Module):
 
 @torch.no_grad()
 def initialise(network: nn.Module, generator: torch.Generator) -> None:
-    """The released code's start: convolutions N(0, sqrt(2 / (k*k*out))), BatchNorm 1/0, Linear bias 0.
+    """The released code's start: convolutions N(0, sqrt(2 / (k*k*out))), BatchNorm 1/0, biases 0.
 
     The released code leaves Torch7's Linear weights as they come: U(-1/sqrt(in), 1/sqrt(in)).
     """
@@ -97,6 +97,8 @@ def initialise(network: nn.Module, generator: torch.Generator) -> None:
         if isinstance(module, nn.Conv2d):
             spread = math.sqrt(2.0 / (module.kernel_size[0] * module.kernel_size[1] * module.out_channels))
             module.weight.normal_(0.0, spread, generator=generator)
+            if module.bias is not None:
+                module.bias.zero_()
         elif isinstance(module, nn.BatchNorm2d):
             module.reset_parameters()
         elif isinstance(module, nn.Linear | SharedLinear):

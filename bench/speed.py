@@ -1,0 +1,199 @@
+"""How fast each network answers in each form, against VGG-16 in plain torch (DLDL-v2's Table 2), and how well.
+
+    python -m bench.speed                       # VGG-16, Thin and Tiny at 224 px on one thread: 10 minutes, 4 GB
+    python -m bench.speed --px 96 --threads 2 --networks vgg16 thin tiny vgg-0.125
+    python -m bench.speed --model models/export --faces data/target/faces     # and the error of each form of a model
+
+Time does not depend on what a network has learnt, so weights are random. Each form takes uint8 crops and gives values:
+normalisation, softmax and decoding are in the clock everywhere. All forms of all networks take turns in one process, so
+that other load hits them alike; medians over the turns. Processor time stands beside the clock's: with one thread it
+does not care for other load.
+"""
+
+from __future__ import annotations
+
+import argparse
+import copy
+import dataclasses
+import statistics
+import tempfile
+import time
+from collections.abc import Callable, Iterable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+import onnxruntime
+import torch
+from torch import Tensor, nn
+from torch.nn import functional
+from tqdm import tqdm
+
+from visage.card import CARD_FILE, ModelCard, load_model
+from visage.engine import Inference
+from visage.export import INT8_FILE, ONNX_FILE, write_onnx
+from visage.faces import FaceTable
+from visage.networks import Network, build, initialise
+from visage.networks.macs import count_macs
+from visage.quantise import write_int8
+
+RELEASED = Path(__file__).resolve().parent.parent / "model_registry" / "released"
+BATCH, SINGLES = 32, 4  # faces of a batch, as in Table 2; single faces in a row
+RANGE_FACES = 256  # training faces that measure int8's ranges, as in params.yaml
+
+Values = npt.NDArray[np.float32]
+Run = Callable[[Tensor], Values]  # uint8 crops (B,3,H,W) -> values (B,)
+Key = tuple[str, str]  # network, form
+Seconds = tuple[float, float]  # wall, processor over all threads
+
+
+def in_torch(network: nn.Module, card: ModelCard, layout: torch.memory_format, *, bfloat16: bool) -> Run:
+    """A network whose weights lie in `layout`, as torch runs it; autocast rounds the head, too."""
+    inference = Inference(network, card, torch.float32).eval()
+
+    @torch.inference_mode()
+    def run(crops_BCHW: Tensor) -> Values:
+        with torch.autocast("cpu", torch.bfloat16, enabled=bfloat16):
+            value_B: Tensor = inference(crops_BCHW.contiguous(memory_format=layout))[1]
+        return value_B.float().numpy()
+
+    return run
+
+
+def in_onnx(path: Path) -> Run:
+    """An ONNX file in ONNX Runtime, on as many threads as torch has."""
+    options = onnxruntime.SessionOptions()
+    options.intra_op_num_threads = torch.get_num_threads()
+    session = onnxruntime.InferenceSession(path, options, providers=["CPUExecutionProvider"])
+
+    def run(crops_BCHW: Tensor) -> Values:
+        value_B: Values = session.run(["value"], {"crops": crops_BCHW.contiguous().numpy()})[0]
+        return value_B
+
+    return run
+
+
+def forms(network: nn.Module, card: ModelCard, range_batches: Iterable[Tensor]) -> dict[str, Run]:
+    """A network in every form; int8 measures its ranges on `range_batches`."""
+    last: Any = copy.deepcopy(network).to(memory_format=torch.channels_last)
+    with tempfile.TemporaryDirectory() as folder:
+        exact, int8 = Path(folder) / ONNX_FILE, Path(folder) / INT8_FILE
+        write_onnx(network, card, exact)
+        write_int8(network, card, range_batches, int8)
+        return {
+            "torch": in_torch(network, card, torch.contiguous_format, bfloat16=False),
+            "torch, channels_last": in_torch(last, card, torch.channels_last, bfloat16=False),
+            "torch, bfloat16, channels_last": in_torch(last, card, torch.channels_last, bfloat16=True),
+            "ONNX float32": in_onnx(exact),
+            "ONNX int8": in_onnx(int8),
+        }
+
+
+def random_crops(count: int, px: int) -> Tensor:
+    """Smooth random crops, uint8 (count,3,px,px)."""
+    coarse = torch.rand(count, 3, 8, 8, generator=torch.Generator().manual_seed(0)) * 255
+    return functional.interpolate(coarse, size=px, mode="bilinear").to(torch.uint8)
+
+
+def random_network(name: str, px: int) -> tuple[Network, ModelCard]:
+    """A network with random weights, and a released model's card with this network and crop size in it."""
+    card = ModelCard.read(RELEASED / (RELEASED / "default.txt").read_text(encoding="utf-8").strip() / CARD_FILE)
+    network = build(name, "flatten" if name == "vgg16" else "hybrid", card.network.num_outputs)
+    initialise(network, torch.Generator().manual_seed(0))
+    shape = dataclasses.replace(card.network, name=name, pooling="flatten" if name == "vgg16" else "hybrid")
+    return network.eval(), dataclasses.replace(
+        card, network=shape, alignment=dataclasses.replace(card.alignment, crop_px=px)
+    )
+
+
+def timed(run: Run, crops_BCHW: Tensor) -> Seconds:
+    wall, processor = time.perf_counter(), time.process_time()
+    run(crops_BCHW)
+    return time.perf_counter() - wall, time.process_time() - processor
+
+
+def take_turns(runs: dict[Key, Run], crops_BCHW: Tensor, repeats: int) -> dict[Key, list[Seconds]]:
+    """Every form's seconds on the same crops, in turn; the first turn warms up and is not counted."""
+    seconds: dict[Key, list[Seconds]] = {key: [] for key in runs}
+    for _ in tqdm(range(repeats + 1), f"{len(crops_BCHW)} faces", unit="turn"):
+        for key, run in runs.items():
+            seconds[key].append(timed(run, crops_BCHW))
+    return {key: turns[1:] for key, turns in seconds.items()}
+
+
+def medians(turns: list[Seconds]) -> Seconds:
+    """Of the wall and of the processor, each on its own."""
+    return statistics.median(wall for wall, _ in turns), statistics.median(processor for _, processor in turns)
+
+
+def print_times(names: list[str], px: int, repeats: int) -> None:
+    """Parameters and multiply-accumulates, then the times of every form, as ratios to the first network's in torch."""
+    runs: dict[Key, Run] = {}
+    print(f"| network | parameters | multiply-accumulates at {px} px |\n|---|---|---|")
+    for name in names:
+        network, card = random_network(name, px)
+        num_parameters = sum(value.numel() for value in network.parameters())
+        print(f"| {name} | {num_parameters:,} | {count_macs(network, px) / 1e9:.3f} G |", flush=True)
+        runs |= {(name, form): run for form, run in forms(network, card, [random_crops(BATCH, px)]).items()}
+    batch = take_turns(runs, random_crops(BATCH, px), repeats)
+    single = take_turns(runs, random_crops(1, px), SINGLES * repeats)
+    print(f"\nTimes on the clock; ratios: {names[0]} in torch / this, on the clock (and of processor)\n")
+    print(f"| network | form | {BATCH} faces, ms | ratio | one face, ms | ratio |\n|---|---|---|---|---|---|")
+    for key in runs:
+        cells = [cell(turns[key], turns[names[0], "torch"]) for turns in (batch, single)]
+        print(f"| {' | '.join([*key, *cells])} |")
+
+
+def cell(turns: list[Seconds], reference: list[Seconds]) -> str:
+    """Milliseconds, and how many times as long the reference takes."""
+    (wall, processor), (wall_0, processor_0) = medians(turns), medians(reference)
+    return f"{1e3 * wall:.1f} | {wall_0 / wall:.1f} ({processor_0 / processor:.1f})"
+
+
+def print_errors(folder: Path, faces: Path) -> None:
+    """The mean absolute error of every form of a trained model on its test faces; ranges from its training faces."""
+    network, card = load_model(folder)
+    train, test = (FaceTable.open(faces, [split]) for split in ("train", "test"))
+    if not (len(train) and len(test)):
+        raise ValueError(f"{faces}: {len(train)} faces of split train, {len(test)} of test; both are needed")
+    if train.alignment != dataclasses.asdict(card.alignment):
+        raise ValueError(f"{faces}: aligned as {train.alignment}, the model's card says {card.alignment}")
+    spread = np.unique(np.linspace(0, len(train) - 1, RANGE_FACES).round().astype(np.int64))
+    runs = forms(network, card, (train.decode(places) for places in np.array_split(spread, -(-len(spread) // BATCH))))
+    values: dict[str, list[Values]] = {form: [] for form in runs}
+    parts = np.array_split(np.arange(len(test)), -(-len(test) // BATCH))
+    for places in tqdm(parts, "test faces", unit="batch"):
+        crops_BCHW = test.decode(places)
+        for form, run in runs.items():
+            values[form].append(run(crops_BCHW))
+    print(f"\n{card.name}, {len(test)} test faces, no flip, {card.unit}\n")
+    print("| form | MAE | differs from torch on average | at most |\n|---|---|---|---|")
+    value_N = {form: np.concatenate(parts) for form, parts in values.items()}
+    for form, own_N in value_N.items():
+        difference_N = np.abs(own_N - value_N["torch"])
+        mae = np.abs(own_N - test.label).mean()
+        print(f"| {form} | {mae:.3f} | {difference_N.mean():.4f} | {difference_N.max():.4f} |")
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--networks", nargs="+", default=["vgg16", "thin", "tiny"], help="the first is the reference")
+    parser.add_argument("--px", type=int, default=224)
+    parser.add_argument("--threads", type=int, default=1)
+    parser.add_argument("--repeats", type=int, default=5)
+    parser.add_argument("--model", type=Path, help="a trained model's folder; needs --faces")
+    parser.add_argument("--faces", type=Path, help="the folder of face shards that the model was evaluated on")
+    arguments = parser.parse_args()
+    if (arguments.model is None) != (arguments.faces is None):
+        parser.error("--model and --faces go together: a model, and the aligned faces to measure its error on")
+    torch.set_num_threads(arguments.threads)
+    print(f"{arguments.px} px, {arguments.threads} threads, torch {torch.__version__}, "
+          f"ONNX Runtime {onnxruntime.__version__}\n")  # fmt: skip
+    print_times(arguments.networks, arguments.px, arguments.repeats)
+    if arguments.model is not None:
+        print_errors(arguments.model, arguments.faces)
+
+
+if __name__ == "__main__":
+    main()
