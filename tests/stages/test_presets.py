@@ -11,9 +11,12 @@ import pytest
 import yaml
 
 from stages.align import AlignSettings
+from stages.calibrate import CalibrateSettings
 from stages.checks.settings import ValidateSettings
+from stages.classic import ClassicSettings
 from stages.download import DownloadSettings
 from stages.evaluate import EvaluateSettings
+from stages.explain import ExplainSettings
 from stages.export import ExportSettings
 from stages.finetune import FinetuneSettings
 from stages.pretrain import PretrainSettings
@@ -24,8 +27,11 @@ from tests.test_verbs import PRESETS, drawn_settings
 BY_ROLE = {"download": DownloadSettings, "validate": ValidateSettings, "align": AlignSettings}
 ONCE = {
     "pretrain": PretrainSettings,
+    "classic": ClassicSettings,
     "finetune": FinetuneSettings,
+    "calibrate": CalibrateSettings,
     "evaluate": EvaluateSettings,
+    "explain": ExplainSettings,
     "export": ExportSettings,
 }
 FOLDS = {
@@ -59,6 +65,11 @@ def test_every_stage_takes_it_and_the_parts_fit(params: Path) -> None:
     target, finetune, pretrain = found["align.target"], found["finetune"], found["pretrain"]
     assert (target.crop_px, target.template) == (found["align.identity"].crop_px, found["align.identity"].template)
     assert (pretrain.network, pretrain.normalise) == (finetune.network, finetune.normalise)
+    classic, evaluate = found["classic"], found["evaluate"]
+    for name in ("quantity", "grid", "fixed_sigma"):
+        assert getattr(classic, name) == getattr(finetune, name), f"{name}: the baselines estimate what networks do"
+    for name in ("splits", "cs_thresholds", "decade_years", "epsilon_sigma", "with_dedup", "num_resamples", "interval"):
+        assert getattr(classic, name) == getattr(evaluate, name), f"{name}: both are measured alike"
     labels = found["validate.target"].labels
     assert finetune.grid.minimum <= labels.minimum < labels.maximum <= finetune.grid.maximum
     options = found["download.target"].options
