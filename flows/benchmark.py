@@ -88,7 +88,7 @@ def rows_table(rows: Sequence[Mapping[str, Any]], table: TableSettings, unit: st
         f"MAE minus {table.reference}'s",
         "seeds better",
     ]
-    header += ["rule", "seeds", "min a seed", *(f"published: {name}" for name in published)]
+    header += ["rule", "seeds", *(f"published: {name}" for name in published)]
     return Table(caption="", header=header, rows=[_line(row, table, published) for row in rows])
 
 
@@ -97,11 +97,11 @@ def _line(row: Mapping[str, Any], table: TableSettings, published: Sequence[str]
         " / ".join(f"{value:.3f}" for value in table.rows[row["row"]].published.get(name, ())) for name in published
     ]
     if not row["seeds"]:
-        return [row["row"], *["not run"] * (len(table.metrics) + 2), "", "", "", *theirs]
+        return [row["row"], *["not run"] * (len(table.metrics) + 2), "", "", *theirs]
     figures = [_figure(metric, row["metrics"][metric]) for metric in table.metrics]
     folds = "" if row["num_folds"] == 1 else f", {row['num_folds']} folds"
     seeds = f"{len(row['seeds'])}{folds}"
-    return [row["row"], *figures, *_against(row), row["decode"], seeds, f"{row['seconds'] / 60:.1f}", *theirs]
+    return [row["row"], *figures, *_against(row), row["decode"], seeds, *theirs]
 
 
 def _figure(metric: str, figure: Mapping[str, float]) -> str:

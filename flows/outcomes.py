@@ -7,7 +7,6 @@ absolute errors are averaged over the seeds that both rows have, and the differe
 
 from __future__ import annotations
 
-import math
 import statistics
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
@@ -90,7 +89,6 @@ def outcome(cells: Sequence[Cell], reference: Sequence[Cell], table: TableSettin
         "decode": cells[0].params["evaluate"]["decode"],
         "metrics": {name: figure(told, METRICS[name], bootstrap) for name in table.metrics},
         "against_reference": None if is_reference or not others else against(told, others, bootstrap),
-        "seconds": sum(_seconds(cell) for folds in seeds.values() for cell in folds) / len(seeds),
         "published": {name: list(values) for name, values in table.rows[cells[0].row].published.items()},
     }
 
@@ -141,11 +139,6 @@ def against(told: Mapping[int, Told], reference: Mapping[int, Told], bootstrap: 
     )
     better = sum(told[seed].error.mean() < reference[seed].error.mean() for seed in reference)
     return {**asdict(difference), "num_faces": len(both), "num_seeds": len(reference), "num_seeds_better": int(better)}
-
-
-def _seconds(cell: Cell) -> float:
-    """How long the cell's own steps took, from the labelled faces on."""
-    return math.fsum(step.done["seconds"] for step in cell.steps if step.done and FACES in step.inputs)
 
 
 def document(
