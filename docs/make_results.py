@@ -15,17 +15,15 @@ import argparse
 import dataclasses
 import json
 import re
-import statistics
 import sys
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 import pandas as pd
-from scipy import stats
 
 from stages.settings import read_params, written_whole
-from visage.bootstrap import Estimate
+from visage.bootstrap import Estimate, student
 from visage.card import ModelCard, sha256_of
 from visage.lineage import git_commit, machine_of
 from visage.report import Table, title_of, with_interval
@@ -177,10 +175,9 @@ def families(records: Sequence[Record]) -> list[str]:
     sentences = []
     for family, values in members.items():
         if len(values) > 1:
-            half = stats.t.ppf(0.975, len(values) - 1) * statistics.stdev(values) / len(values) ** 0.5
-            mean = statistics.fmean(values)
+            mean = student(values, 0.95)
             sentences.append(
-                f"`{family}`, {len(values)} runs: mean MAE {mean:.2f} ({mean - half:.2f} to {mean + half:.2f}, "
+                f"`{family}`, {len(values)} runs: mean MAE {mean.value:.2f} ({mean.low:.2f} to {mean.high:.2f}, "
                 "Student t)."
             )
     return sentences

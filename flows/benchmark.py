@@ -29,11 +29,10 @@ from flows.cells import (
     read_benchmark,
     read_tables,
 )
-from flows.outcomes import document
+from flows.outcomes import document, refuse_unreadable
 from flows.steps import REPOSITORY, declared, run
 from stages.settings import read_json, written_whole
 from visage.bootstrap import Bootstrap, Estimate
-from visage.lineage import git_commit, machine_of
 from visage.report import Table, title_of, with_interval
 
 TABLES = REPOSITORY / "benchmarks" / "tables.yaml"
@@ -42,7 +41,7 @@ BOOTSTRAP = Bootstrap(num_resamples=2000, interval=0.95, seed=0)
 ABOUT = (
     "Brackets after a figure: Student's t over the seeds, or, of one seed, the bootstrap over people (pictures where "
     "nobody is known). Difference: MAE minus the reference's on the same faces, bootstrap over the same; bold where "
-    "the interval leaves out 0. No correction for the number of rows."
+    "the interval leaves out 0. No correction for the number of rows. Folds: the test faces of all folds together."
 )
 
 
@@ -62,7 +61,7 @@ def page(name: str, found: Mapping[str, Any], tables: Mapping[str, TableSettings
     parts = [f"# Benchmark {name}\n\nWritten by `python -m flows.benchmark`; edit nothing here. {ABOUT}"]
     for key, one in found.items():
         parts.append(f"## {tables[key].title}")
-        parts.append(f"Machine: {one['machine']['words']}. Code: {one['git_commit'][:12]}.")
+        parts.append(f"Made by {', '.join(one['machines'])}; code {', '.join(c[:12] for c in one['git_commits'])}.")
         for data, rows in one["sets"].items():
             table = rows_table(rows, tables[key], one["units"][data])
             parts += [f"{data}: {_words(one['settings'][data])}", table.markdown()]
@@ -75,7 +74,7 @@ def _words(budget: Mapping[str, Any]) -> str:
     return (
         f"{budget['network']} at {budget['crop_px']} px from {budget['init']}, {budget['epochs']} epochs, "
         f"{recipe['optimiser']} {recipe['learning_rate']:g} ({recipe['schedule']}), batches of {recipe['batch_size']}, "
-        f"augmentation {budget['augmentation']}, flip averaged; where a row does not say otherwise."
+        f"augmentation {budget['augmentation']}; where a row does not say otherwise."
     )
 
 
@@ -89,7 +88,8 @@ def rows_table(rows: Sequence[Mapping[str, Any]], table: TableSettings, unit: st
         "seeds better",
     ]
     header += ["rule", "seeds", *(f"published: {name}" for name in published)]
-    return Table(caption="", header=header, rows=[_line(row, table, published) for row in rows])
+    known = [row for row in rows if row["row"] in table.rows]  # results may be older than the table
+    return Table(caption="", header=header, rows=[_line(row, table, published) for row in known])
 
 
 def _line(row: Mapping[str, Any], table: TableSettings, published: Sequence[str]) -> list[str]:
@@ -98,10 +98,12 @@ def _line(row: Mapping[str, Any], table: TableSettings, published: Sequence[str]
     ]
     if not row["seeds"]:
         return [row["row"], *["not run"] * (len(table.metrics) + 2), "", "", *theirs]
-    figures = [_figure(metric, row["metrics"][metric]) for metric in table.metrics]
+    metrics = row["metrics"]
+    figures = [_figure(metric, metrics[metric]) if metric in metrics else "undefined" for metric in table.metrics]
     folds = "" if row["num_folds"] == 1 else f", {row['num_folds']} folds"
     seeds = f"{len(row['seeds'])}{folds}"
-    return [row["row"], *figures, *_against(row), row["decode"], seeds, *theirs]
+    rule = row["decode"] + ("" if row["flip"] else ", no flip") + ("" if row["converged"] else ", fit cut short")
+    return [row["row"], *figures, *_against(row), rule, seeds, *theirs]
 
 
 def _figure(metric: str, figure: Mapping[str, float]) -> str:
@@ -124,7 +126,7 @@ def write(name: str, found: Mapping[str, Any], tables: Mapping[str, TableSetting
     """
     for key, one in found.items():
         with written_whole(RESULTS / name / f"{key}.json") as part:
-            part.write_text(json.dumps(one, indent=1, ensure_ascii=False) + "\n", encoding="utf-8")
+            part.write_text(json.dumps(one, indent=1, ensure_ascii=False, allow_nan=False) + "\n", encoding="utf-8")
     there = {key: RESULTS / name / f"{key}.json" for key in tables}
     all_found = {key: read_json(path) for key, path in there.items() if path.is_file()}
     with written_whole(RESULTS / f"{name}.md") as part:
@@ -163,9 +165,12 @@ def benchmark(arguments: argparse.Namespace) -> dict[str, str]:
         settings, tables = read_benchmark(file), read_tables(TABLES)
     else:
         settings, tables = protocol_of(arguments.what, arguments.seeds)
+    if odd := sorted(set(arguments.tables or []) - set(settings.tables)):
+        raise ValueError(f"--tables {odd[0]}: {arguments.what} has {', '.join(settings.tables)}")
     if arguments.tables:
         settings = replace(settings, tables={name: settings.tables[name] for name in arguments.tables})
     cells = cells_of(settings, tables, declared(), arguments.runs.absolute())
+    refuse_unreadable(cells, tables)
     steps = {step.key: step for cell in cells for step in cell.steps}
     failed = {} if arguments.only_write else run(steps.values(), arguments.workers, arguments.threads)
     write(file.stem, _found(cells, tables), tables, arguments.record)
@@ -175,12 +180,18 @@ def benchmark(arguments: argparse.Namespace) -> dict[str, str]:
 
 def _found(cells: Sequence[Cell], tables: Mapping[str, TableSettings]) -> dict[str, Any]:
     """Table -> its rows on each set, and where they come from."""
-    origin = {"machine": machine_of(), "git_commit": git_commit()}
     found = {}
     for key, sets in document(cells, tables, BOOTSTRAP).items():
-        own = {cell.data: cell.params for cell in cells if (cell.table, cell.row) == (key, tables[key].reference)}
-        units = {data: params["finetune"]["unit"] for data, params in own.items()}
-        found[key] = origin | {"units": units, "settings": {d: _budget(p) for d, p in own.items()}, "sets": sets}
+        mine = [cell for cell in cells if cell.table == key]
+        own = {cell.data: cell.params for cell in mine if cell.row == tables[key].reference}
+        notes = [done for cell in mine if (done := cell.step.done)]
+        found[key] = {
+            "machines": sorted({note["machine"]["words"] for note in notes}),
+            "git_commits": sorted({note["git_commit"] for note in notes}),
+            "units": {data: params["finetune"]["unit"] for data, params in own.items()},
+            "settings": {data: _budget(params) for data, params in own.items()},
+            "sets": sets,
+        }
     return found
 
 

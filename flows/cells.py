@@ -18,6 +18,7 @@ from stages.settings import convert, merged, read_params, read_preset
 PRESETS = REPOSITORY / "presets"
 DRAWN = "drawn"  # the embedded set: params.yaml itself
 SEED = "finetune.seed"
+WHOLE = "whole"  # the fold of a set without folds
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -119,10 +120,12 @@ def _cells(
     stages: Sequence[Declared],
     runs: Path,
 ) -> Iterator[Cell]:
-    folds = base.get("folds") or {"key": SEED, "values": [seed]}
+    folds: list[tuple[Any, dict[str, Any]]] = [(WHOLE, {})]
+    if "folds" in base:
+        folds = [(value, {base["folds"]["key"]: value}) for value in base["folds"]["values"]]
     for row_name, row in table.rows.items():
-        for fold in folds["values"]:
-            changes = {**row.settings, SEED: seed, folds["key"]: fold}
+        for fold, chosen in folds:
+            changes = {**row.settings, SEED: seed, **chosen}
             params = with_settings(base, changes, f"table {name}, row {row_name}")
             steps = tuple(plan(stages, params, row.stage, runs).values())
             yield Cell(table=name, row=row_name, data=data, seed=seed, fold=fold, params=params, steps=steps)
@@ -138,7 +141,17 @@ def settings_of(preset: str, changes: Mapping[str, Any]) -> dict[str, Any]:
             known = sorted({path.stem for path in PRESETS.glob("*.yaml")} | {DRAWN})
             raise ValueError(f"{file}: no such preset; there are {', '.join(known)}")
         whole = merged(whole, read_preset(file))
+    _refuse_unknown(whole, changes, f"sets.{preset}")
     return dict(merged(whole, changes))
+
+
+def _refuse_unknown(params: Mapping[str, Any], changes: Mapping[str, Any], where: str) -> None:
+    """ValueError for a setting that no stage has, before hours are spent; what a download replaces is its adapter's."""
+    for name, value in changes.items():
+        if name not in params:
+            raise ValueError(f"{where}: params.yaml has no setting {name!r} there, only {', '.join(map(str, params))}")
+        if isinstance(value, Mapping) and isinstance(params[name], Mapping) and not where.endswith(".download"):
+            _refuse_unknown(params[name], value, f"{where}.{name}")
 
 
 def with_settings(params: Mapping[str, Any], changes: Mapping[str, Any], where: str) -> dict[str, Any]:

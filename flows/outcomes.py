@@ -7,7 +7,7 @@ absolute errors are averaged over the seeds that both rows have, and the differe
 
 from __future__ import annotations
 
-import statistics
+import math
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -16,15 +16,14 @@ from typing import Any
 import numpy as np
 import pandas as pd
 import pyarrow.parquet as pq
-from scipy import stats
 
 from flows.cells import Cell, TableSettings
-from visage.bootstrap import Bootstrap, Estimate, cluster_codes, estimate, paired_bootstrap
+from stages.settings import read_json
+from visage.bootstrap import Bootstrap, cluster_codes, estimate, paired_bootstrap, student
 from visage.metrics import Metric, Scored, epsilon_error, mae, pearson, rmse
 
 METRICS: dict[str, Metric] = {"mae": mae, "rmse": rmse, "pearson": pearson, "epsilon_error": epsilon_error}
-CONFIDENCE = 0.95
-PREDICTIONS, FACES = "predictions.parquet", "data/target/faces"
+PREDICTIONS, METRICS_FILE, FACES = "predictions.parquet", "metrics.json", "data/target/faces"
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -44,22 +43,30 @@ class Told:
         return pd.Series((self.faces["prediction"] - self.faces["label"]).abs().to_numpy(), keys)
 
 
+def refuse_unreadable(cells: Sequence[Cell], tables: Mapping[str, TableSettings]) -> None:
+    """ValueError, before anything runs, for a metric that is not known or a stage that leaves no predictions."""
+    for name in dict.fromkeys(cell.table for cell in cells):
+        if odd := sorted(set(tables[name].metrics) - set(METRICS)):
+            raise ValueError(f"table {name}: metric {odd[0]!r} is unknown; known: {', '.join(METRICS)}")
+    for stage in {cell.step.stage.name: cell.step.stage for cell in cells}.values():
+        if sum(Path(path).name == PREDICTIONS for path in stage.outputs) != 1:
+            raise ValueError(f"stage {stage.name} leaves no {PREDICTIONS}; name one that does, such as evaluate")
+
+
 def told_by(cells: Sequence[Cell]) -> Told:
     """The predictions of a row's folds with one seed, on the first list of faces that evaluation knows."""
     return Told(faces=pd.concat([_predictions(cell) for cell in cells], ignore_index=True))
 
 
 def _predictions(cell: Cell) -> pd.DataFrame:
-    step = cell.step
-    [path] = [path for path in step.stage.outputs if path.endswith(PREDICTIONS)]
     columns = ["photo_id", "label", "sigma", "split", "prediction"]
-    table: pd.DataFrame = pq.read_table(step.output(path), columns=columns).to_pandas()
+    table: pd.DataFrame = pq.read_table(_output(cell, PREDICTIONS), columns=columns).to_pandas()
     table = table[table["split"] == table["split"].iloc[0]].assign(fold=str(cell.fold))
     fixed = cell.params["evaluate"]["epsilon_sigma"]
     table["sigma"] = table["sigma"].astype(np.float64)
     if fixed is not None:
         table["sigma"] = table["sigma"].fillna(fixed)
-    return table.merge(_clusters(step.folder / FACES), on="photo_id", validate="many_to_one")
+    return table.merge(_clusters(cell.step.folder / FACES), on="photo_id", validate="many_to_one")
 
 
 def _clusters(faces: Path) -> pd.DataFrame:
@@ -86,11 +93,26 @@ def outcome(cells: Sequence[Cell], reference: Sequence[Cell], table: TableSettin
         "seeds": list(seeds),
         "num_folds": len(next(iter(seeds.values()))),
         "num_faces": len(first.faces),
-        "decode": cells[0].params["evaluate"]["decode"],
-        "metrics": {name: figure(told, METRICS[name], bootstrap) for name in table.metrics},
+        **_rule(next(iter(seeds.values()))),
+        "metrics": {name: value for name in table.metrics if (value := figure(told, METRICS[name], bootstrap))},
         "against_reference": None if is_reference or not others else against(told, others, bootstrap),
         "published": {name: list(values) for name, values in table.rows[cells[0].row].published.items()},
     }
+
+
+def _rule(cells: Sequence[Cell]) -> dict[str, Any]:
+    """How the answers were decoded, whether with flips, and whether every fit had come to its end (trainings have)."""
+    decisions = [read_json(_output(cell, METRICS_FILE))["decision"] for cell in cells]
+    trials = [one for decision in decisions for one in decision["model"].get("trials") or []]
+    chosen = [one for one in trials if one["strength"] in {d["model"].get("strength") for d in decisions}]
+    rule = {name: decisions[0][name] for name in ("decode", "flip")}
+    return {**rule, "converged": all(one["converged"] for one in chosen)}
+
+
+def _output(cell: Cell, name: str) -> Path:
+    """The one output of a cell's last step that has this file name."""
+    [path] = [path for path in cell.step.stage.outputs if Path(path).name == name]
+    return cell.step.output(path)
 
 
 def _by_seed(cells: Sequence[Cell]) -> dict[int, list[Cell]]:
@@ -108,21 +130,16 @@ def _by_seed(cells: Sequence[Cell]) -> dict[int, list[Cell]]:
     return kept
 
 
-def figure(told: Mapping[int, Told], metric: Metric, bootstrap: Bootstrap) -> dict[str, Any]:
-    """A metric's mean over seeds, its interval, and the seeds' own values."""
+def figure(told: Mapping[int, Told], metric: Metric, bootstrap: Bootstrap) -> dict[str, Any] | None:
+    """A metric's mean over seeds, its interval, and the seeds' own values; None where it is undefined."""
     values = [metric(one.scored) for one in told.values()]
-    if len(values) == 1:
-        [one] = told.values()
-        found = estimate(one.scored, {"it": metric}, bootstrap, cluster_codes(one.faces["cluster"].tolist()))["it"]
-        return {**asdict(found), "values": values}
-    return {**asdict(over_seeds(values)), "values": values}
-
-
-def over_seeds(values: Sequence[float]) -> Estimate:
-    """Mean and Student-t interval of at least two values."""
-    mean = statistics.fmean(values)
-    half = stats.t.ppf((1 + CONFIDENCE) / 2, len(values) - 1) * statistics.stdev(values) / len(values) ** 0.5
-    return Estimate(value=mean, low=mean - half, high=mean + half)
+    if not all(map(math.isfinite, values)):
+        return None
+    if len(values) > 1:
+        return {**asdict(student(values, bootstrap.interval)), "values": values}
+    [one] = told.values()
+    found = estimate(one.scored, {"it": metric}, bootstrap, cluster_codes(one.faces["cluster"].tolist()))["it"]
+    return {**asdict(found), "values": values}
 
 
 def against(told: Mapping[int, Told], reference: Mapping[int, Told], bootstrap: Bootstrap) -> dict[str, Any]:

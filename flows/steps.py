@@ -15,7 +15,6 @@ import os
 import shlex
 import subprocess
 import sys
-import time
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import FIRST_COMPLETED, Future, ThreadPoolExecutor, wait
 from contextlib import contextmanager
@@ -27,6 +26,7 @@ from typing import Any
 from tqdm import tqdm
 
 from stages.settings import written_whole
+from visage.lineage import git_commit, machine_of
 
 REPOSITORY = Path(__file__).resolve().parents[1]
 DONE, LOG, PARAMS = ".done.json", "log.txt", "params.yaml"
@@ -177,7 +177,10 @@ def _attempt(step: Step, num_threads: int, failed: Mapping[str, str]) -> str | N
     with _locked(step.folder / ".lock") as lock:
         if step.done is not None:  # another process was faster
             return None
-        return _execute(step, num_threads, lock)
+        try:
+            return _execute(step, num_threads, lock)
+        except OSError as error:  # a full disk, say: the other steps may still find room
+            return str(error)
 
 
 def _execute(step: Step, num_threads: int, lock: int) -> str | None:
@@ -190,8 +193,8 @@ def _execute(step: Step, num_threads: int, lock: int) -> str | None:
     program, *arguments = step.stage.command
     command = [sys.executable if program == "python" else program, *arguments]
     environment = os.environ | {"PYTHONPATH": str(REPOSITORY), "OMP_NUM_THREADS": str(num_threads)}
-    started = time.perf_counter()
     with (step.folder / LOG).open("a", encoding="utf-8") as log:
+        start = log.tell()
         process = subprocess.Popen(
             command, cwd=step.folder, env=environment, stdout=log, stderr=subprocess.STDOUT, pass_fds=[lock]
         )
@@ -200,10 +203,9 @@ def _execute(step: Step, num_threads: int, lock: int) -> str | None:
         finally:
             process.kill()
     if status != 0:
-        return f"exit status {status}; see {step.folder / LOG}: {last_line(step.folder / LOG)}"
-    note = {"seconds": round(time.perf_counter() - started, 1), "num_threads": num_threads}
+        return f"exit status {status}; see {step.folder / LOG}: {last_line(step.folder / LOG, start)}"
     with written_whole(step.folder / DONE) as part:
-        part.write_text(json.dumps(note) + "\n", encoding="utf-8")
+        part.write_text(json.dumps({"machine": machine_of(), "git_commit": git_commit()}) + "\n", encoding="utf-8")
     return None
 
 
@@ -222,7 +224,8 @@ def _locked(path: Path) -> Iterator[int]:
         yield file.fileno()
 
 
-def last_line(path: Path) -> str:
-    """The last line of a log that is not empty."""
-    lines = [line for line in path.read_text(encoding="utf-8", errors="replace").splitlines() if line.strip()]
-    return lines[-1] if lines else "(empty)"
+def last_line(path: Path, start: int) -> str:
+    """The last line of a log that is not empty, from byte `start` on."""
+    text = path.read_bytes()[start:].decode("utf-8", "replace")
+    lines = [line for line in text.splitlines() if line.strip()]
+    return lines[-1] if lines else "(nothing was printed)"

@@ -14,6 +14,7 @@ from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
+from scipy import stats
 
 from visage.metrics import FloatArray, IntArray, Metric, Scored
 
@@ -73,6 +74,13 @@ class Bootstrap:
         ]
         sum_RS = np.concatenate(sums)
         return np.asarray(sum_RS[:, 1:] / sum_RS[:, :1])
+
+
+def student(values: Sequence[float], interval: float) -> Estimate:
+    """Mean of at least two repetitions (seeds, folds) with Student's t interval."""
+    mean, spread = float(np.mean(values)), float(np.std(values, ddof=1))
+    half = float(stats.t.ppf((1 + interval) / 2, len(values) - 1)) * spread / len(values) ** 0.5
+    return Estimate(value=mean, low=mean - half, high=mean + half)
 
 
 def draw_counts(generator: np.random.Generator, num_resamples: int, num_units: int) -> FloatArray:

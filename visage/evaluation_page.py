@@ -157,7 +157,8 @@ def sections(
 ) -> list[Section]:
     """The page's chapters; pictures and groups are those of the first list of faces."""
     first, digits = evaluations[0], digits_of(card)
-    how = f"Prediction: {card.decode} of the distribution, {'flip averaged' if settings['flip'] else 'one view'}. "
+    views = "flip averaged" if settings["flip"] else "one view"
+    how = f"Prediction: {settings['decode']} of the distribution, {views}. "
     intervals = f"Brackets: {settings['interval']:.0%} percentile bootstrap, {settings['num_resamples']:,} resamples."
     trust = Words(text=trust_in_words(card))
     tables = [groups_table(name, groups, GROUP_METRICS, card.unit, digits) for name, groups in first.groups.items()]

@@ -6,7 +6,7 @@ the maps are weighed depends on what the head's outputs are:
 - one output a label (DLDL-v2, DLDL, ER, DEX, mean-variance): Eq. 24, every class map weighed by its probability;
 - else (Ranking, CORAL, metric regression, where an output is a question or the value itself; VGG-16, whose head does
   not see the maps), where Eq. 24 has no meaning: the slope of the expected label with respect to each map, summed over
-  its places (Grad-CAM without its rectifier, Selvaraju et al. 2017). High places there push the value up, low ones down.
+  its places (Grad-CAM without its rectifier, Selvaraju et al. 2017). High places push the value up, low ones down.
 
 Only differences inside one map count: the same vector added to every w_k moves no probability, yet adds its map to S.
 Legend: B crops, C channels, H and W crop side in pixels, h and w side of the last maps, K labels of the grid.

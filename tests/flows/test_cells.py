@@ -66,7 +66,7 @@ def test_cells_come_seed_by_seed_and_share_the_backbone() -> None:
 
 def test_a_protocol_has_a_cell_for_every_fold(monkeypatch: pytest.MonkeyPatch) -> None:
     folds = {"key": "download.target.split.fold", "values": [0, 1, 2]}
-    whole = settings_of("drawn", {"folds": folds})
+    whole = settings_of("drawn", {}) | {"folds": folds}
     monkeypatch.setattr("flows.cells.settings_of", lambda *_: whole)
     settings, tables = protocol_of("drawn", [0, 1])
     cells = cells_of(settings, tables, declared(), Path("runs"))
@@ -84,6 +84,18 @@ def test_a_protocol_has_a_cell_for_every_fold(monkeypatch: pytest.MonkeyPatch) -
 def test_a_setting_that_is_not_there_is_refused(changes: dict[str, Any], match: str) -> None:
     with pytest.raises(ValueError, match=match):
         with_settings(settings_of("drawn", {}), changes, "here")
+
+
+def test_a_set_without_folds_has_one_that_all_seeds_share() -> None:
+    """Else no face of one seed would be found again in another."""
+    settings, tables = protocol_of("drawn", [0, 1, 2])
+    assert {cell.fold for cell in cells_of(settings, tables, declared(), Path("runs"))} == {"whole"}
+
+
+@pytest.mark.parametrize("changes", [{"finetune": {"epoch": 6}}, {"finetuning": {}}, {"align": {"target": {"px": 1}}}])
+def test_a_change_of_a_set_that_no_stage_knows_is_refused(changes: dict[str, Any]) -> None:
+    with pytest.raises(ValueError, match=r"sets.drawn.*: params.yaml has no setting '(epoch|finetuning|px)' there"):
+        settings_of("drawn", changes)
 
 
 def test_settings_are_copied() -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -12,7 +13,7 @@ import pytest
 
 from flows.benchmark import page
 from flows.cells import Cell, Row, TableSettings
-from flows.outcomes import document, over_seeds
+from flows.outcomes import document, refuse_unreadable
 from flows.steps import Declared, Step
 from visage.bootstrap import Bootstrap
 
@@ -20,7 +21,7 @@ BOOTSTRAP = Bootstrap(num_resamples=300, interval=0.95, seed=0)
 FACES = Declared(name="align", command=(), params=(), code=(), inputs=(), outputs=("data/target/faces",))
 PREDICTIONS = "reports/predictions.parquet"
 EVALUATE = Declared(
-    name="evaluate", command=(), params=(), code=(), inputs=FACES.outputs, outputs=(PREDICTIONS,)
+    name="evaluate", command=(), params=(), code=(), inputs=FACES.outputs, outputs=(PREDICTIONS, "reports/metrics.json")
 )  # fmt: skip
 ROWS = {name: Row(stage="evaluate", settings={}, published={"morph": (1.969,)}) for name in ("good", "bad", "none")}
 TABLE = TableSettings(title="A table", metrics=("mae", "epsilon_error"), reference="good", rows=ROWS)
@@ -42,7 +43,9 @@ def cell(folder: Path, row: str, seed: int, error: np.ndarray | None, fold: int 
     if error is not None:
         told = {"photo_id": photos, "label": LABEL, "sigma": np.nan, "split": "test", "prediction": LABEL + error}
         pd.DataFrame(told).to_parquet(step.output(PREDICTIONS))
-        (step.folder / ".done.json").write_text(json.dumps({"seconds": 60.0}))
+        (step.folder / ".done.json").write_text(json.dumps({"machine": {"words": "a machine"}, "git_commit": "abc"}))
+        decision = {"decode": "expectation", "flip": True, "model": {"name": "x"}}
+        step.output("reports/metrics.json").write_text(json.dumps({"decision": decision}))
     params = {"evaluate": {"epsilon_sigma": 2.0, "decode": "expectation"}}
     return Cell(table="t", row=row, data="set", seed=seed, fold=fold, params=params, steps=(faces, step))
 
@@ -62,7 +65,7 @@ def everything(sets: dict[str, Any]) -> dict[str, Any]:
         "augmentation": "none",
         "recipe": recipe,
     }
-    origin = {"machine": {"words": "a machine"}, "git_commit": "abc", "units": {"set": "years"}}
+    origin = {"machines": ["a machine"], "git_commits": ["abc"], "units": {"set": "years"}}
     return origin | {"settings": {"set": budget}, "sets": sets}
 
 
@@ -137,6 +140,30 @@ def test_page_says_which_differences_are_clear(tmp_path: Path, noise: np.ndarray
     assert "**" not in lines["none"]
 
 
-def test_interval_over_seeds_widens_with_their_spread() -> None:
-    narrow, wide = over_seeds([4.9, 5.0, 5.1]), over_seeds([4.0, 5.0, 6.0])
-    assert wide.high - wide.low == pytest.approx(10 * (narrow.high - narrow.low))
+def test_a_metric_without_sigmas_is_undefined_and_left_out(tmp_path: Path, noise: np.ndarray) -> None:
+    one = cell(tmp_path, "good", 0, noise[0])
+    one.params["evaluate"]["epsilon_sigma"] = None
+    found = rows([one])
+    assert set(found["good"]["metrics"]) == {"mae"}
+    text = page("x", {"t": everything({"set": list(found.values())})}, {"t": TABLE})
+    assert "undefined" in text
+    json.dumps(found, allow_nan=False)
+
+
+def test_fits_that_were_cut_short_say_so(tmp_path: Path, noise: np.ndarray) -> None:
+    one = cell(tmp_path, "good", 0, noise[0])
+    trials = [{"strength": 1.0, "converged": True}, {"strength": 10.0, "converged": False}]
+    model = {"strength": 10.0, "trials": trials}
+    decision = {"decode": "rank", "flip": False, "model": model}
+    one.step.output("reports/metrics.json").write_text(json.dumps({"decision": decision}))
+    found = rows([one])
+    assert "rank, no flip, fit cut short" in page("x", {"t": everything({"set": list(found.values())})}, {"t": TABLE})
+
+
+def test_what_cannot_be_read_is_refused_before_it_runs(tmp_path: Path) -> None:
+    cells = [cell(tmp_path, "good", 0, None)]
+    refuse_unreadable(cells, {"t": TABLE})
+    with pytest.raises(ValueError, match="metric 'maee' is unknown; known: mae"):
+        refuse_unreadable(cells, {"t": replace(TABLE, metrics=("maee",))})
+    with pytest.raises(ValueError, match=r"stage align leaves no predictions.parquet"):
+        refuse_unreadable([replace(cells[0], steps=cells[0].steps[:1])], {"t": TABLE})

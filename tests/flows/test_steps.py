@@ -76,7 +76,7 @@ def test_every_distinct_step_runs_once(tmp_path: Path) -> None:
     assert len(steps) == 7
     logs = [(step.folder / "log.txt") for step in steps if step.stage.name == "doubled"]
     assert [log.read_text() for log in logs] == ["doubling\n"] * 2
-    assert all((step.done or {})["seconds"] >= 0 for step in steps)
+    assert all((step.done or {})["machine"]["words"] for step in steps)
 
 
 def test_what_is_done_stays_done(tmp_path: Path) -> None:
@@ -133,6 +133,13 @@ def test_a_step_sees_its_own_settings_alone(tmp_path: Path) -> None:
 
 def test_last_line_of_a_log(tmp_path: Path) -> None:
     (tmp_path / "log").write_text("one\ntwo\n\n")
-    assert last_line(tmp_path / "log") == "two"
-    (tmp_path / "log").write_text("")
-    assert last_line(tmp_path / "log") == "(empty)"
+    assert last_line(tmp_path / "log", 0) == "two"
+    assert last_line(tmp_path / "log", 8) == "(nothing was printed)"
+
+
+def test_a_disk_that_refuses_stops_one_step_alone(tmp_path: Path) -> None:
+    steps = toy.steps(tmp_path, toy.params(3), toy.params(4))
+    (steps[0].folder / "params.yaml").mkdir(parents=True)  # cannot be replaced by a file
+    failed = run(steps, 1, 1)
+    assert [name.split("-")[0] for name in failed] == ["numbers", "doubled", "total"]
+    assert "params.yaml" in failed[steps[0].name]

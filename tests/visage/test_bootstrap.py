@@ -8,7 +8,16 @@ import numpy as np
 import pytest
 
 from visage import bootstrap as bootstrap_module
-from visage.bootstrap import Bootstrap, Estimate, by_group, cluster_codes, cluster_sums, estimate, paired_bootstrap
+from visage.bootstrap import (
+    Bootstrap,
+    Estimate,
+    by_group,
+    cluster_codes,
+    cluster_sums,
+    estimate,
+    paired_bootstrap,
+    student,
+)
 from visage.metrics import Scored, mae, metric_set, pearson
 
 BOOTSTRAP = Bootstrap(num_resamples=400, interval=0.9, seed=7)
@@ -131,3 +140,9 @@ def test_refusals_name_the_value() -> None:
         estimate(Scored.of_points([], []), {"mae": mae}, BOOTSTRAP)
     with pytest.raises(ValueError, match="same faces twice"):
         paired_bootstrap(np.zeros(3), np.zeros(2), BOOTSTRAP)
+
+
+def test_students_interval_of_three_values() -> None:
+    """4.303 is Student's t for 2 degrees of freedom and 95 %."""
+    found = student([4.0, 5.0, 6.0], 0.95)
+    assert [found.value, found.low, found.high] == pytest.approx([5.0, 5 - 4.302653 / 3**0.5, 5 + 4.302653 / 3**0.5])

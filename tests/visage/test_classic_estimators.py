@@ -47,6 +47,19 @@ def fitted(name: str, examples: Examples, strength: float, grid: LabelGrid = GRI
 # ---------------------------------------------------------------------------------------------------------------------
 
 
+def test_ohrank_is_not_biased() -> None:
+    """Whole labels seen through noise: as often too low as too high."""
+    generator = torch.Generator().manual_seed(0)
+    label_N = torch.randint(0, 11, (4000,), generator=generator).float()
+    seen_N = label_N + torch.randn(4000, generator=generator)
+    features_ND = torch.stack([seen_N / 10, torch.ones(4000)], dim=1)
+    examples = Examples(features_ND=features_ND, label_N=label_N, sigma_N=torch.ones(4000))
+    grid = LabelGrid(minimum=0, step=1, maximum=10)
+    model = fit_ohrank(examples, grid, 10.0, SETTINGS)
+    value_N = predict(ESTIMATORS["ohrank"], model, features_ND, grid).value
+    assert abs(float((value_N - label_N.numpy()).mean())) < 0.1
+
+
 @pytest.mark.parametrize("strength", [0.01, 1.0, 30.0])
 def test_ohrank_is_as_many_independent_machines(strength: float) -> None:
     examples = random_examples(whole=False)
@@ -58,7 +71,8 @@ def test_ohrank_is_as_many_independent_machines(strength: float) -> None:
         if 0 < above_N.sum() < len(above_N):
             machine = LinearSVC(C=strength, loss="squared_hinge", dual=False, fit_intercept=False, tol=1e-9,
                                 max_iter=10_000)  # fmt: skip
-            cost_N = np.abs(examples.label_N.numpy() - threshold)
+            label_N = examples.label_N.numpy()
+            cost_N = np.where(above_N, label_N - threshold, threshold + GRID.step - label_N)
             machine.fit(examples.features_ND.numpy(), above_N, sample_weight=cost_N)
             np.testing.assert_allclose(model.weight_OD[place].numpy(), machine.coef_[0], rtol=1e-4, atol=1e-5)
             compared += 1

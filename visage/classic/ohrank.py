@@ -48,7 +48,7 @@ class Questions:
 
 
 def fit_ohrank(examples: Examples, grid: LabelGrid, strength: float, settings: FitSettings) -> LinearModel:
-    """1/2 w.w + C sum c max(0, 1 - s w.x)^2 for each question, with the cost c = |y - l_k|; O = K - 1.
+    """1/2 w.w + C sum c max(0, 1 - s w.x)^2 for each question, c as in `questions_of`; O = K - 1.
 
     Where all examples answer alike there is nothing to learn: the constant gets an infinite weight of their sign.
     """
@@ -62,9 +62,15 @@ def fit_ohrank(examples: Examples, grid: LabelGrid, strength: float, settings: F
 
 
 def questions_of(label_N: Tensor, grid: LabelGrid, strength: float) -> Questions:
-    """y > l_k for k = 1 .. K - 1, at the cost C |y - l_k|."""
-    distance_NR = (label_N[:, None] - grid.tensor(label_N)[:-1]).abs()
-    return Questions(answer_NR=2 * ranking_encoding(label_N, grid) - 1, cost_NR=strength * distance_NR)
+    """y > l_k for k = 1 .. K - 1; a wrong answer costs C times the least error that it leads to.
+
+    Who is above l_k and is not seen so gets at most l_k, at an error of y - l_k; the others get at least l_{k+1}, at
+    l_{k+1} - y. |y - l_k| for both would weigh the labels at l_k with nothing, and the values come out too high.
+    """
+    answer_NR = 2 * ranking_encoding(label_N, grid) - 1
+    labels_K = grid.tensor(label_N)
+    distance_NR = torch.where(answer_NR > 0, label_N[:, None] - labels_K[:-1], labels_K[1:] - label_N[:, None])
+    return Questions(answer_NR=answer_NR, cost_NR=strength * distance_NR)
 
 
 def solved(questions: Questions, features_ND: Tensor, settings: FitSettings) -> tuple[Tensor, int, bool]:
