@@ -87,7 +87,6 @@ def test_intervals_draw_people_where_they_are_known() -> None:
     alone, people = (
         assess(calibrated_answers(200, 1.0, p), small_card(grid=GRID), None, BOOTSTRAP, [5.0], 10.0)
         for p in (False, True)
-        for p in (False, True)
     )
     assert alone.figures["mae"].value == people.figures["mae"].value
     assert alone.figures["mae"].low != people.figures["mae"].low
