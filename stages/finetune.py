@@ -136,7 +136,8 @@ def _start(settings: FinetuneSettings, train: FaceTable, backbone: Path) -> Netw
     mine = {"network": settings.network, "alignment": train.alignment, "normalise": _plain(settings.normalise)}
     remedy = "run the pretrain stage with the same settings, or set finetune.init: scratch"
     _, state = read_backbone(backbone, mine, "fine-tuning", remedy)
-    network.load_state_dict(state | {f"head.{name}": value for name, value in network.head.state_dict().items()})
+    trunk = {name: value for name, value in state.items() if not name.startswith("head.")}
+    network.load_state_dict(trunk | {f"head.{name}": value for name, value in network.head.state_dict().items()})
     return network
 
 
