@@ -1,7 +1,7 @@
 """FG-NET: 1,002 photos of 82 people from childhood on; the file name is person and age.
 
 `001A02.JPG` is person 001 at two years, `001A43a.JPG` the first of several photos of one age. The protocol is
-`split.assign: leave_person_out`: fold k tests on the k-th person, and the mean over all 82 folds is the result.
+`split.assign: leave_person_out`: fold k tests on the k-th person; the result is that of all folds' photos together.
 """
 
 from __future__ import annotations
