@@ -12,9 +12,9 @@ Protocols (`protocol`):
 - `caucasian`: the white photos alone, split likewise. Papers take 5,493 of them by a list that is not released with the
   set; `listed` is a CSV with the column photo that names them, null takes all.
 - `s1_s2_s3` (Guo and Mu 2010): S1 and S2 hold as many black as white photos and about three of men to one of women, S3
-  is all the rest. Fold 0 trains on S1 and tests on S2 and S3, fold 1 trains on S2 and tests on S1 and S3; the result
-  is that of both folds' test photos together. `sets.listed` is a CSV with the columns photo and set (S1, S2, S3); where it is null the photos of
-  each race and sex are ordered by a seeded draw, the first make S1, the next S2.
+  is all the rest. Fold 0 trains on S1 and tests on S2 and S3, fold 1 trains on S2 and tests on S1 and S3; the result is
+  that of both folds' test photos together. `sets.listed` is a CSV with the columns photo and set (S1, S2, S3); where it
+  is null the photos of each race and sex are ordered by a seeded draw, the first make S1, the next S2.
 """
 
 from __future__ import annotations
