@@ -77,9 +77,9 @@ predict: $(STAMP)  ## one JSON document for PHOTO=x.jpg; MODEL=folder names the 
 
 .PHONY: label
 label: $(STAMP)  ## a folder of unlabelled photos becomes a sheet to correct, PHOTOS=folder; then REVIEW=review.csv UNREVIEWED=leave
-	@test -n "$(PHOTOS)" || { echo 'usage: make label PHOTOS=folder [MODELS="folder folder"] [REVIEW=file UNREVIEWED=take|leave]' >&2; exit 1; }
+	@test -n "$(PHOTOS)" || { echo 'usage: make label PHOTOS=folder [MODELS="folder folder"] [OUTPUT=folder] [REVIEW=file UNREVIEWED=take|leave]' >&2; exit 1; }
 	@$(BIN)/python -m flows.label "$(PHOTOS)" $(foreach model,$(MODELS),--model "$(model)") \
-	  $(if $(REVIEW),--finish "$(REVIEW)") $(if $(UNREVIEWED),--unreviewed "$(UNREVIEWED)")
+	  $(if $(OUTPUT),--output "$(OUTPUT)") $(if $(REVIEW),--finish "$(REVIEW)") $(if $(UNREVIEWED),--unreviewed "$(UNREVIEWED)")
 
 .PHONY: benchmark
 benchmark: $(STAMP)  ## the paper's tables, cell by cell; SIZE=full for a GPU, WORKERS=2 steps at a time, stop and go on at will

@@ -23,11 +23,12 @@ import numpy as np
 from tqdm import tqdm
 
 from flows.label_hashes import hash_all
-from flows.label_review import finish, write_pages, write_review, write_rows
+from flows.label_review import carry_edits, finish, write_pages, write_review, write_rows
 from flows.label_store import CHANGED, UNSEEN, Predicted, Store, batches
 from stages.settings import read_json, written_whole
 from stages.sources.archives import odd_name, printable
 from stages.sources.records import REPOSITORY, photos_under
+from visage.card import CARD_FILE, sha256_of
 from visage.ensemble import combined
 from visage.near_duplicates import kept_of_groups, near_groups
 from visage.predictor import PhotoResult, Predictor, default_model_folder
@@ -37,23 +38,36 @@ CHUNK_PHOTOS = 64
 
 def label(photos: Path, models: Sequence[Path], output: Path, num_shown: int) -> dict[str, int]:
     """Fills `output` from the photos; how many were found, kept, labelled and left out. ValueError names the remedy."""
-    predictors = [Predictor.load(model) for model in models]
-    speaks = _one_voice(predictors)
+    _check_photos(photos)
+    loaded = [Predictor.load(model) for model in models]
+    predictors = dict(zip((sha256_of(model / CARD_FILE) for model in models), loaded, strict=True))
+    speaks = _one_voice(loaded)
     with Store(output / "work.sqlite") as store:
+        store.belong_to(photos)
         num_photos = _find(photos, store)
         num_new = store.count(CHANGED)
         store.add_hashed(tqdm(hash_all(photos, store.changed(), num_new), desc="hash", total=num_new))
         num_kept = _group(store)
-        for predictor in predictors:
-            _predict(photos, predictor, store)
-        names = json.dumps([_key(predictor) for predictor in predictors])
+        for key, predictor in predictors.items():
+            _predict(photos, key, predictor, store)
+        names = json.dumps(list(predictors))
         _combine(store, names)
+        num_lost = carry_edits(store, output / "review.csv")
         num_labelled = write_review(store, output / "review.csv")
         write_pages(store, photos, output, speaks["unit"], num_shown)
         num_left_out = write_rows(output / "left_out.csv", ("photo", "reason"), store.left_out(names))
     with written_whole(output / "label.json") as part:
         part.write_text(json.dumps(speaks, indent=1), encoding="utf-8")
-    return {"photos": num_photos, "kept": num_kept, "labelled": num_labelled, "left out": num_left_out}
+    counts = {"photos": num_photos, "kept": num_kept, "labelled": num_labelled, "left out": num_left_out}
+    return counts | {"corrections not carried": num_lost}
+
+
+def _check_photos(photos: Path) -> None:
+    """Before anything is written: a mistyped folder leaves nothing behind."""
+    if not photos.is_dir():
+        raise ValueError(f"{photos}: no such folder of photos")
+    if next(photos_under(photos), None) is None:
+        raise ValueError(f"{photos}: holds no photo")
 
 
 def _one_voice(predictors: Sequence[Predictor]) -> dict[str, Any]:
@@ -61,30 +75,24 @@ def _one_voice(predictors: Sequence[Predictor]) -> dict[str, Any]:
     voices = [{"quantity": p.card.quantity, "unit": p.card.unit} for p in predictors]
     if any(voice != voices[0] for voice in voices):
         raise ValueError(f"the models answer about {voices}; give models of one quantity and unit")
-    if len({_key(p) for p in predictors}) < len(predictors):
+    if len({p.card.weights.sha256 for p in predictors}) < len(predictors):
         raise ValueError("a model is named twice; an ensemble is of different ones")
     grids = [predictor.card.grid for predictor in predictors]
     low, high = min(grid.minimum for grid in grids), max(grid.maximum for grid in grids)
     return {**voices[0], "minimum": low, "maximum": high, "models": [p.card.name for p in predictors]}
 
 
-def _key(predictor: Predictor) -> str:
-    return predictor.card.weights.sha256
-
-
 def _find(photos: Path, store: Store) -> int:
     """Notes the photos that are there; names that no table can hold are listed."""
-    if not photos.is_dir():
-        raise ValueError(f"{photos}: no such folder of photos")
     for batch in batches(photos_under(photos)):
         odd = [(printable(name), reason) for name in batch if (reason := odd_name(name))]
         store.add("listed", odd)
         found = [(name, (photos / name).stat()) for name in batch if not odd_name(name)]
         store.add("present", ((name, status.st_size, status.st_mtime_ns) for name, status in found))
-    (count,) = store.database.execute("SELECT COUNT(*) FROM present").fetchone()
-    if not count:
-        raise ValueError(f"{photos}: holds no photo")
-    return int(count)
+    num_photos = store.count("SELECT * FROM present")
+    if not num_photos:
+        raise ValueError(f"{photos}: holds no photo whose name a table can hold; rename them")
+    return num_photos
 
 
 def _group(store: Store) -> int:
@@ -98,9 +106,9 @@ def _group(store: Store) -> int:
     return int(is_kept_N.sum())
 
 
-def _predict(photos: Path, predictor: Predictor, store: Store) -> None:
-    """Asks one model about the kept photos that it has not seen."""
-    model = _key(predictor)
+def _predict(photos: Path, model: str, predictor: Predictor, store: Store) -> None:
+    """Asks one model about the kept photos that it has not seen; `model` is its card's digest, for the card knows all
+    that an answer depends on (weights, alignment, decoding, calibration)."""
     with tqdm(total=store.count(UNSEEN, model=model), desc=f"ask {predictor.card.name}", unit=" photos") as bar:
         for batch in batches(store.unseen(model), CHUNK_PHOTOS):
             results = predictor.predict_photos(photos / photo_id for (photo_id,) in batch)
@@ -143,6 +151,8 @@ def main() -> None:
             return
         if arguments.unreviewed is None:
             raise ValueError("--finish wants --unreviewed take or leave: what becomes of rows without a correction")
+        if not (output / "label.json").is_file():
+            raise ValueError(f"{output}: no photos were labelled there; run flows.label without --finish first")
         said = read_json(output / "label.json")
         table, skipped = output / "labels.csv", output / "labels_skipped.csv"
         bounds = (said["minimum"], said["maximum"])

@@ -13,7 +13,7 @@ from typing import Literal, NamedTuple
 
 from PIL import Image
 
-from flows.label_store import Store, batches
+from flows.label_store import Store, batches, sigma_text
 from stages.settings import written_whole
 from stages.sources.table import number
 from visage.photos import PhotoError, read_photo
@@ -38,22 +38,56 @@ def write_rows(path: Path, header: Sequence[str], rows: Iterator[tuple[object, .
         return sum(1 for _ in map(writer.writerow, rows))
 
 
-def write_review(store: Store, review: Path) -> int:
-    """review.csv: what the models say, the widest spread first, and the column for what a person says.
+def carry_edits(store: Store, review: Path) -> int:
+    """Corrections and changed sigmas of an earlier review.csv -> table `carried`; how many could not be carried.
 
-    Corrections that an earlier review.csv holds are carried over, and that one is kept as review_before.csv.
+    Those are listed in not_carried.csv. The earlier review.csv is kept as review_before.csv.
     """
-    corrections = {}
-    if review.is_file():
-        corrections = {cells["photo"]: cells["corrected"] for cells in _read_review(review) if cells["corrected"]}
-    if corrections:
-        with written_whole(review.with_name("review_before.csv")) as part:
-            part.write_bytes(review.read_bytes())
+    if not review.is_file():
+        return 0
+    with written_whole(review.with_name("review_before.csv")) as part:
+        part.write_bytes(review.read_bytes())
+    store.add("edited", _edits(store, review))
+    lost: list[tuple[str, str, str, str]] = []
+    carried: set[str] = set()
+    for photo_id, corrected, sigma, target in store.edits():
+        if target is None or target in carried:
+            reason = f"{target} has a correction" if target else "gone, changed, or without a label now"
+            lost.append((photo_id, corrected, sigma, reason))
+        else:
+            carried.add(target)
+            store.add("carried", [(target, corrected, sigma)])
+    if lost:
+        write_rows(review.with_name("not_carried.csv"), ("photo", "corrected", "sigma", "reason"), iter(lost))
+    return len(lost)
+
+
+def _edits(store: Store, review: Path) -> Iterator[tuple[str, str, str]]:
+    """(photo, corrected, sigma) where a person wrote one of them; sigma is empty where it is as it was written."""
+    for cells in _read_review(review):
+        written = store.written_sigma(cells["photo"])
+        sigma = "" if written is None or _same_number(cells["sigma"], written) else cells["sigma"]
+        if cells["corrected"] or sigma:
+            yield cells["photo"], cells["corrected"], sigma
+
+
+def _same_number(text: str, other: str) -> bool:
+    """Spreadsheet programs write 6.0 as 6."""
+    try:
+        return text == other or float(text) == float(other)
+    except ValueError:
+        return False
+
+
+def write_review(store: Store, review: Path) -> int:
+    """review.csv: what the models say, the widest spread first, and what persons say (`carry_edits`); how many rows."""
     rows = (
-        (photo_id, f"{label:.4g}", f"{spread:.3g}", f"{sigma:.3g}", group, corrections.get(photo_id, ""))
-        for photo_id, label, spread, sigma, group, _ in store.review()
+        (photo_id, f"{label:.4g}", f"{spread:.3g}", own_sigma or sigma_text(sigma), group, corrected)
+        for photo_id, label, spread, sigma, group, _, corrected, own_sigma in store.review()
     )
-    return write_rows(review, COLUMNS, rows)
+    num_rows = write_rows(review, COLUMNS, rows)
+    store.note_written()
+    return num_rows
 
 
 def write_pages(store: Store, photos: Path, folder: Path, unit: str, num_photos: int) -> None:
@@ -63,7 +97,7 @@ def write_pages(store: Store, photos: Path, folder: Path, unit: str, num_photos:
         first = page * PAGE_PHOTOS + 2  # line 1 of the CSV is its header
         with written_whole(folder / f"sheet_{page + 1:03d}.html") as part, part.open("w", encoding="utf-8") as file:
             file.write(PAGE.format(title=f"Lines {first} to {first + len(batch) - 1}", px=THUMBNAIL_PX))
-            for line, (photo_id, label, spread, sigma, _, box) in enumerate(batch, start=first):
+            for line, (photo_id, label, spread, sigma, _, box, *_) in enumerate(batch, start=first):
                 picture = _thumbnail(photos / photo_id, json.loads(box))
                 file.write(f'<div><img alt="no picture" src="{picture}"><br>{line}: <b>{label:.4g}</b> {unit}, spread ')
                 file.write(f"{spread:.2g}, sigma {sigma:.2g}<br><span>{html.escape(photo_id)}</span></div>\n")

@@ -83,7 +83,7 @@ def explain(
     rows = drawn_rows(len(table), settings.max_faces, settings.seed)
     groups = group_views(subject, rows, settings.places_per_side, settings.band_width, settings.bootstrap)
     drawn = pictures(subject, groups, rows, value_N, settings)
-    chapters = sections(groups, drawn, dataclasses.asdict(settings))
+    chapters = sections(card, groups, drawn, dataclasses.asdict(settings))
     files = {f"{name}.png": picture.png for name, picture in drawn.items()}
     files["explain.json"] = json.dumps(
         document(settings, model, card, subject.flip, groups), indent=1, allow_nan=False

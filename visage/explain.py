@@ -63,13 +63,17 @@ def coarse_map(inference: Inference, crops_BCHW: Tensor) -> Tensor:
     return torch.einsum("bc,bchw->bhw", weight_BC.float(), maps_BChw) + offset_B.float()[:, None, None]
 
 
+def has_class_maps(card: ModelCard) -> bool:
+    """Whether the head has one output a label and sees the pooled maps themselves: then Eq. 24, else slopes."""
+    return METHODS[card.method].head_width(card.grid) == card.grid.num_labels and card.network.pooling != "flatten"
+
+
 def map_weights(inference: Inference, maps_BChw: Tensor) -> tuple[Tensor, Tensor]:
     """What each activation map counts (B,C) and what is added everywhere (B,), float64; see the module's head."""
     grid, network = inference.card.grid, inference.network
     pool: Any = network.pool
     head: Any = network.head
-    is_label_each = METHODS[inference.card.method].head_width(grid) == grid.num_labels
-    if is_label_each and head.weight.shape[1] == maps_BChw.shape[1]:
+    if has_class_maps(inference.card):
         p_BK = inference.probabilities(pool(maps_BChw))
         return p_BK @ head.weight.to(p_BK.dtype), p_BK @ head.bias.to(p_BK.dtype)
     with torch.enable_grad():

@@ -11,15 +11,22 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from visage.bootstrap import Estimate
+from visage.card import ModelCard
+from visage.explain import has_class_maps
 from visage.explain_plots import GroupView
 from visage.metrics import FloatArray
 from visage.occlusion import squares
 from visage.report import Part, Picture, Section, Table, Words, settings_table
 
 NUM_SQUARES = 5  # costliest squares listed on the page
+CLASS_MAPS = "Score maps (DLDL-v2, Eq. 23-24): bright places push the model towards its answer."
+SLOPES = (
+    "Score maps: what the value gains where the network's last maps rise. Bright places push it up, dark ones pull it "
+    "down. This model has no map for each label, as DLDL-v2's Eq. 23-24 want it."
+)
 HOW_TO_READ = (
-    "Score maps (DLDL-v2, Eq. 23-24): bright places push the model towards its answer. Only differences within one map "
-    "mean something, so each map has its own scale; they are as coarse as the network's last maps (crop side / 16)."
+    "Only differences within one map mean something, so each map has its own scale; they are as coarse as the "
+    "network's last maps (crop side / 16)."
 )
 HOW_HIDDEN = (
     "A hidden place has the training mean's colour. The loss is (MAE with the place hidden - MAE) / MAE, of the drawn "
@@ -82,13 +89,14 @@ def square_table(groups: Sequence[GroupView]) -> Table:
 
 
 def sections(
-    groups: Sequence[GroupView], drawn: Mapping[str, Picture], settings: Mapping[str, object]
+    card: ModelCard, groups: Sequence[GroupView], drawn: Mapping[str, Picture], settings: Mapping[str, object]
 ) -> list[Section]:
     """The page's chapters."""
+    how_to_read = Words(text=f"{CLASS_MAPS if has_class_maps(card) else SLOPES} {HOW_TO_READ}")
     sheets: list[Part] = [drawn[name] for name in ("best_faces", "worst_faces", "highest_faces", "lowest_faces")]
     hidden: list[Part] = [Words(text=HOW_HIDDEN), drawn["occlusion"], stripe_table(groups), square_table(groups)]
     return [
-        Section(title="Score maps", parts=[Words(text=PRIVATE), Words(text=HOW_TO_READ), drawn["score_maps"]]),
+        Section(title="Score maps", parts=[Words(text=PRIVATE), how_to_read, drawn["score_maps"]]),
         Section(title="Hidden places", parts=hidden),
         Section(title="Single faces", parts=[drawn["faces"]]),
         Section(title="Best, worst, highest, lowest", parts=sheets),

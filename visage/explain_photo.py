@@ -2,7 +2,7 @@
 
     python -m visage.explain_photo PHOTO OUT.png [--model FOLDER] [--flip | --no-flip]
 
-The picture shows the photo's faces. Shapes: F faces of the photo, H and W crop side in pixels.
+The picture shows the photo's faces, the largest 8 of many. Shapes: F faces of the photo, H and W crop side in pixels.
 """
 
 from __future__ import annotations
@@ -57,8 +57,16 @@ def explain_photo(network: nn.Module, predictor: Predictor, photo: Path, flip: b
     ]
 
 
+def check_out(photo: Path, out: Path) -> None:
+    """ValueError where the picture cannot be written, before the work, or would take the photo's place."""
+    if not out.parent.is_dir() or out.is_dir():
+        raise ValueError(f"{out}: not a file in a folder that is there; name one, as explained.png")
+    if out.resolve() == photo.resolve():
+        raise ValueError(f"{out}: this is the photo itself; give the picture another name")
+
+
 def main() -> None:
-    """The command line; a photo without a face or an unfit model ends it with one line and exit status 2."""
+    """The command line; a photo without a face, an unfit model or a wrong OUT ends it with a line and exit status 2."""
     parser = argparse.ArgumentParser(prog="python -m visage.explain_photo", description=__doc__.split("\n", 1)[0])
     parser.add_argument("photo", type=Path)
     parser.add_argument("out", type=Path)
@@ -68,13 +76,17 @@ def main() -> None:
     )
     arguments = parser.parse_args()
     try:
+        check_out(arguments.photo, arguments.out)
         network, card = load_model(arguments.model or default_model_folder(Path(__file__).resolve().parents[1]))
-        faces = explain_photo(network, Predictor(network, card), arguments.photo, arguments.flip)[:MAX_SHOWN]
+        faces = explain_photo(network, Predictor(network, card), arguments.photo, arguments.flip)
         if not faces:
             raise ValueError(f"{arguments.photo}: no face found, nothing to explain")
     except ValueError as error:
         print(f"visage.explain_photo: {error}", file=sys.stderr)
         raise SystemExit(2) from error
+    if len(faces) > MAX_SHOWN:
+        print(f"{arguments.photo}: {len(faces)} faces, the largest {MAX_SHOWN} are shown", file=sys.stderr)
+    faces = faces[:MAX_SHOWN]
     figure = face_sheet(
         f"{arguments.photo.name}: {card.quantity} by {card.name}",
         np.stack([face.crop_HW3 for face in faces]),

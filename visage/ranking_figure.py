@@ -7,7 +7,7 @@ Shapes: S sigmas, K labels.
 
 from __future__ import annotations
 
-import sys
+import argparse
 from pathlib import Path
 
 import torch
@@ -42,8 +42,15 @@ def ranking_figure(label: float, sigmas: tuple[float, ...], grid: LabelGrid, sho
     return figure
 
 
-if __name__ == "__main__":
-    target = Path(sys.argv[1])
+def main() -> None:
+    """The command line."""
+    parser = argparse.ArgumentParser(prog="python -m visage.ranking_figure", description=__doc__.split("\n", 1)[0])
+    parser.add_argument("out", type=Path, help="the PNG that is written")
+    target = parser.parse_args().out
     part = target.with_name(f".{target.name}.part")
     part.write_bytes(png(ranking_figure(SHOWN_AGE, SIGMAS, AGE_GRID, SHOWN_YEARS, "years")))
     part.replace(target)
+
+
+if __name__ == "__main__":
+    main()

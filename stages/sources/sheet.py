@@ -43,12 +43,15 @@ def sheet_lines(path: Path) -> Iterator[tuple[str, int, Cells]]:
 
 
 def named_rows(path: Path, wanted: Sequence[str]) -> Iterator[Line]:
-    """The lines below the one that names all `wanted` columns, in each sheet that has one; ValueError if none has."""
+    """The lines below the one that names all `wanted` columns, in each sheet that has one; ValueError if none has.
+
+    A line that ends before its header does (blank ones do, where the file doesn't say its sheet's size) has None there.
+    """
     header: list[str] = []
     header_sheet: str | None = None
     for sheet, number, cells in sheet_lines(path):
         if sheet == header_sheet:
-            yield Line(sheet, number, dict(zip(header, cells, strict=False)))
+            yield Line(sheet, number, dict.fromkeys(header) | dict(zip(header, cells, strict=False)))
             continue
         names = [str(cell).strip() if cell is not None else "" for cell in cells]
         if set(wanted) <= set(names):

@@ -3,7 +3,10 @@
 from __future__ import annotations
 
 import csv
+import dataclasses
 import io
+import os
+import shutil
 import sys
 from pathlib import Path
 from typing import Any
@@ -18,7 +21,7 @@ from flows.label_review import COLUMNS, finish
 from stages.settings import read_json
 from tests.small_model import small_card, small_network
 from tests.stages.test_sources import read
-from visage.card import save_model
+from visage.card import CalibrationCard, load_model, save_model
 from visage.drawn import DrawnSet, draw_set
 from visage.ensemble import combined
 from visage.predictor import Predictor
@@ -61,7 +64,8 @@ def rows_of(path: Path) -> list[dict[str, str]]:
 
 def test_photos_become_a_sheet_to_correct(photos: Path, models: list[Path], tmp_path: Path) -> None:
     counts = flow.label(photos, models, tmp_path / "out", num_shown=3)
-    assert counts == {"photos": NUM_FACES + 3, "kept": NUM_FACES + 1, "labelled": NUM_FACES, "left out": 3}
+    assert counts == {"photos": NUM_FACES + 3, "kept": NUM_FACES + 1, "labelled": NUM_FACES, "left out": 3,
+                      "corrections not carried": 0}  # fmt: skip
     rows = rows_of(tmp_path / "out" / "review.csv")
     assert tuple(rows[0]) == COLUMNS
     for row in rows:
@@ -126,6 +130,109 @@ def test_a_second_run_asks_only_about_what_is_new(
     assert (counts["photos"], counts["labelled"]) == (NUM_FACES + 2, NUM_FACES)
 
 
+def edit(review: Path, line: int, **cells: str) -> dict[str, str]:
+    """Writes into a line of the sheet (0 is the first photo's), as a person does; the row as it is then."""
+    rows = rows_of(review)
+    rows[line] |= cells
+    review.write_text("\n".join([",".join(COLUMNS), *(",".join(row.values()) for row in rows)]), encoding="utf-8")
+    return rows[line]
+
+
+def test_another_folder_of_the_same_name_is_refused(photos: Path, models: list[Path], tmp_path: Path) -> None:
+    out, other = tmp_path / "out", tmp_path / "crawl2" / "web"
+    shutil.copytree(photos, other)
+    flow.label(photos, models[:1], out, num_shown=0)
+    edit(out / "review.csv", 0, corrected="33")
+    before = (out / "review.csv").read_bytes()
+    with pytest.raises(ValueError, match=f"holds the work on {photos}, not on {other}; give another folder with --out"):
+        flow.label(other, models[:1], out, num_shown=0)
+    assert (out / "review.csv").read_bytes() == before
+    assert not (out / "review_before.csv").exists()
+
+
+def test_a_correction_stays_with_the_picture_and_not_with_the_name(
+    photos: Path, models: list[Path], tmp_path: Path
+) -> None:
+    out = tmp_path / "out"
+    flow.label(photos, models[:1], out, num_shown=0)
+    changed = edit(out / "review.csv", 0, corrected="33")["photo"]
+    touched = edit(out / "review.csv", 1, corrected="44")["photo"]
+    Image.open(photos / changed).transpose(Image.Transpose.ROTATE_180).save(photos / changed)
+    os.utime(photos / touched, (1, 1))
+    counts = flow.label(photos, models[:1], out, num_shown=0)
+    said = {row["photo"]: row["corrected"] for row in rows_of(out / "review.csv") if row["corrected"]}
+    assert said == {touched: "44"}
+    assert counts["corrections not carried"] == 1
+    [lost] = rows_of(out / "not_carried.csv")
+    assert (lost["photo"], lost["corrected"]) == (changed, "33")
+    assert "gone, changed" in lost["reason"]
+
+
+def test_an_edited_sigma_is_carried_and_the_sheet_kept(photos: Path, models: list[Path], tmp_path: Path) -> None:
+    review = tmp_path / "out" / "review.csv"
+    flow.label(photos, models[:1], review.parent, num_shown=0)
+    edited = edit(review, 0, sigma="1.25")
+    same = edit(review, 1, sigma=rows_of(review)[1]["sigma"] + "0")
+    before = review.read_bytes()
+    for _ in range(2):
+        flow.label(photos, models, review.parent, num_shown=0)
+        sigmas = {row["photo"]: row["sigma"] for row in rows_of(review)}
+        assert sigmas[edited["photo"]] == "1.25"
+        assert float(sigmas[same["photo"]]) != float(same["sigma"]), "two models differ from one"
+        if before:
+            assert review.with_name("review_before.csv").read_bytes() == before
+        before = b""
+
+
+def test_a_correction_moves_to_the_larger_near_duplicate(photos: Path, models: list[Path], tmp_path: Path) -> None:
+    out = tmp_path / "out"
+    flow.label(photos, models[:1], out, num_shown=0)
+    first, second = (edit(out / "review.csv", line, corrected=f"3{line}")["photo"] for line in (0, 1))
+    picture = Image.open(photos / first)
+    picture.resize((2 * picture.width, 2 * picture.height)).save(photos / "larger.png")
+    counts = flow.label(photos, models[:1], out, num_shown=0)
+    said = {row["photo"]: row["corrected"] for row in rows_of(out / "review.csv") if row["corrected"]}
+    assert said == {"larger.png": "30", second: "31"}
+    assert counts["corrections not carried"] == 0
+    reasons = {row["photo"]: row["reason"] for row in rows_of(out / "left_out.csv")}
+    assert reasons[first] == "near duplicate of larger.png"
+
+
+def test_of_two_corrections_for_one_picture_the_other_is_listed(
+    photos: Path, models: list[Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    out = tmp_path / "out"
+    (photos / "noise.png").unlink()
+    flow.label(photos, models[:1], out, num_shown=0)
+    for line in (0, 1):
+        edit(out / "review.csv", line, corrected=f"3{line}")
+    one_group = np.zeros(NUM_FACES + 2, np.int64)
+    monkeypatch.setattr(flow, "near_groups", lambda hashes_N: one_group[: len(hashes_N)])
+    counts = flow.label(photos, models[:1], out, num_shown=0)
+    [row], [lost] = rows_of(out / "review.csv"), rows_of(out / "not_carried.csv")
+    assert {row["corrected"], lost["corrected"]} == {"30", "31"}
+    assert lost["reason"] == f"{row['photo']} has a correction"
+    assert counts["corrections not carried"] == 1
+
+
+def test_a_model_with_another_card_is_asked_anew(photos: Path, models: list[Path], tmp_path: Path) -> None:
+    """A calibrated model has the weights of the one it was calibrated from, and other distributions."""
+    calibrated = tmp_path / "calibrated"
+    shutil.copytree(models[0], calibrated)
+    network, card = load_model(calibrated)
+    calibration = CalibrationCard(temperature=3.0, mass=0.8, offset=0.0, num_faces=9, flip=True)
+    save_model(calibrated, network, dataclasses.replace(card, calibration=calibration), "float32")
+    assert load_model(calibrated)[1].weights.sha256 == card.weights.sha256
+    flow.label(photos, models[:1], tmp_path / "out", num_shown=0)
+    narrow = {row["photo"]: row["sigma"] for row in rows_of(tmp_path / "out" / "review.csv")}
+    flow.label(photos, [calibrated], tmp_path / "out", num_shown=0)
+    wide = {row["photo"]: row["sigma"] for row in rows_of(tmp_path / "out" / "review.csv")}
+    assert wide.keys() == narrow.keys()
+    assert all(wide[photo] != narrow[photo] for photo in narrow)
+    with pytest.raises(ValueError, match="named twice"):
+        flow.label(photos, [models[0], calibrated], tmp_path / "out", num_shown=0)
+
+
 def test_processes_hash_what_one_hashes(photos: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     found = [(path.relative_to(photos).as_posix(), 1, 2) for path in sorted(photos.rglob("*.*")) if path.suffix]
     monkeypatch.setattr(label_hashes.os, "sched_getaffinity", lambda _: {0, 1})
@@ -143,6 +250,7 @@ def test_models_must_speak_of_the_same(photos: Path, models: list[Path], tmp_pat
     for folder, message in ((tmp_path / "absent", "no such folder"), (tmp_path / "beauty", "holds no photo")):
         with pytest.raises(ValueError, match=message):
             flow.label(folder, models, tmp_path / "out", num_shown=0)
+    assert not (tmp_path / "out").exists(), "a mistyped folder leaves nothing behind"
 
 
 def sheet(folder: Path, *lines: str) -> Path:
@@ -207,6 +315,10 @@ def test_the_command_line(
         flow.main()
     assert ended.value.code == 2
     assert "--unreviewed take or leave" in capsys.readouterr().err
+    monkeypatch.setattr(sys, "argv", [*words[:3], str(tmp_path / "no"), "--finish", review, "--unreviewed", "take"])
+    with pytest.raises(SystemExit):
+        flow.main()
+    assert "run flows.label without --finish first" in capsys.readouterr().err
     monkeypatch.setattr(sys, "argv", [*words[:4], "--finish", review, "--unreviewed", "take"])
     flow.main()
     assert len(rows_of(tmp_path / "out" / "labels.csv")) == NUM_FACES

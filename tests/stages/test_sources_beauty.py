@@ -2,15 +2,18 @@
 
 from __future__ import annotations
 
+import re
 import statistics
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
+from zipfile import ZipFile
 
 import openpyxl
 import pytest
 
 from stages.sources.records import Row
+from stages.sources.sheet import named_rows
 from tests.stages.test_sources import read, touch
 
 Lines = Sequence[Sequence[Any]]
@@ -27,6 +30,27 @@ def sheet(path: Path, **sheets: Lines) -> Path:
     path.parent.mkdir(parents=True, exist_ok=True)
     book.save(path)
     return path
+
+
+def without_dimension(path: Path) -> Path:
+    """An xlsx file that does not say how large its sheets are, as some programs write them."""
+    with ZipFile(path) as source:
+        files = {name: source.read(name) for name in source.namelist()}
+    with ZipFile(path, "w") as target:
+        for name, content in files.items():
+            target.writestr(name, re.sub(rb"<dimension [^>]*/>", b"", content))
+    return path
+
+
+def test_short_and_blank_lines_have_every_column(tmp_path: Path) -> None:
+    lines: Lines = [("Target", "Race", "Gender"), ("a", "W"), (), ("b", "B", "F", "beyond")]
+    path = without_dimension(sheet(tmp_path / "s.xlsx", Sheet1=lines))
+    found = [line.cells for line in named_rows(path, ("Race", "Target"))]
+    assert found == [
+        {"Target": "a", "Race": "W", "Gender": None},
+        {"Target": None, "Race": None, "Gender": None},
+        {"Target": "b", "Race": "B", "Gender": "F"},
+    ]
 
 
 class TestScutFbp:

@@ -75,9 +75,31 @@ def test_the_command_writes_a_picture_or_says_why_not(
     command.main()
     with Image.open(out) as image:
         assert image.format == "PNG"
+    assert "shown" not in capsys.readouterr().err
+    monkeypatch.setattr(Predictor, "_find_faces", lambda _, photos: DetectorOf(*range(10)).detect(photos))
+    command.main()
+    assert "10 faces, the largest 8 are shown" in capsys.readouterr().err
     out.unlink()
     monkeypatch.setattr(Predictor, "_find_faces", lambda _, photos: DetectorOf().detect(photos))
     with pytest.raises(SystemExit):
         command.main()
     assert "no face found" in capsys.readouterr().err
     assert not out.exists()
+
+
+def test_a_wrong_out_is_told_before_the_work(
+    photo: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    pixels = photo.read_bytes()
+    monkeypatch.setattr(command, "load_model", lambda _: pytest.fail("the work has begun"))
+    absent = photo.parent / "absent" / "out.png"
+    link = photo.with_name("link.png")
+    link.symlink_to(photo)
+    wrong = [(absent, "a folder that is there"), (photo.parent, "not a file"), (photo, "itself"), (link, "itself")]
+    for out, said in wrong:
+        monkeypatch.setattr(sys, "argv", ["explain_photo", str(photo), str(out)])
+        with pytest.raises(SystemExit) as ended:
+            command.main()
+        assert ended.value.code == 2
+        assert said in capsys.readouterr().err
+    assert photo.read_bytes() == pixels

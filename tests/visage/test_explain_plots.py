@@ -3,6 +3,9 @@
 from __future__ import annotations
 
 import io
+import sys
+from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -10,14 +13,18 @@ import torch
 from matplotlib.figure import Figure
 from PIL import Image
 
+from tests.small_model import small_card
 from visage import explain_plots
 from visage.bootstrap import Estimate
-from visage.explain_page import group_document, sections, square_table, stripe_table
+from visage.card import NetworkCard
+from visage.explain_page import CLASS_MAPS, SLOPES, group_document, sections, square_table, stripe_table
 from visage.explain_plots import GroupView
 from visage.labels import LabelGrid, normal_cdf, ranking_encoding
+from visage.methods import METHODS
 from visage.plots import png
+from visage.ranking_figure import main as ranking_main
 from visage.ranking_figure import ranking_figure
-from visage.report import Picture, page
+from visage.report import Picture, Words, page
 
 PX, SIDE = 20, 3
 NAN = float("nan")
@@ -116,9 +123,37 @@ def test_documents_and_tables_tell_the_places() -> None:
 
 def test_page_says_that_it_is_private_and_shows_every_picture() -> None:
     drawn = {name: Picture(caption=name, png=png(figure)) for name, figure in every_figure().items()}
-    text = page("t", sections([view("all", 1)], drawn, {"split": "test"}))
+    text = page("t", sections(small_card(), [view("all", 1)], drawn, {"split": "test"}))
     assert "as private as they are" in text
     assert text.count("<img") == len(drawn) == 8
+
+
+@pytest.mark.parametrize(
+    ("method", "network", "says"),
+    [("dldl_v2", "tiny", CLASS_MAPS), ("dex", "tiny", CLASS_MAPS), ("ranking", "tiny", SLOPES),
+     ("coral", "tiny", SLOPES), ("mr_l1", "tiny", SLOPES), ("dldl_v2", "vgg16", SLOPES)],
+)  # fmt: skip
+def test_page_says_what_bright_places_mean(method: str, network: str, says: str) -> None:
+    width = METHODS[method].head_width(small_card().grid)
+    pooling: Any = "flatten" if network == "vgg16" else "hybrid"
+    card = small_card(method=method, network=NetworkCard(name=network, pooling=pooling, num_outputs=width))
+    drawn = {name: Picture(caption=name, png=b"") for name in every_figure()}
+    text = " ".join(part.text for part in sections(card, [view("all", 1)], drawn, {})[0].parts if type(part) is Words)
+    assert says in text
+    assert text.count("Score maps") == 1
+
+
+def test_ranking_figure_without_a_name_says_how_it_is_used(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr(sys, "argv", ["ranking_figure"])
+    with pytest.raises(SystemExit) as ended:
+        ranking_main()
+    assert ended.value.code == 2
+    assert "usage: python -m visage.ranking_figure" in capsys.readouterr().err
+    monkeypatch.setattr(sys, "argv", ["ranking_figure", str(tmp_path / "r.png")])
+    ranking_main()
+    assert (tmp_path / "r.png").read_bytes().startswith(b"\x89PNG")
 
 
 def test_ranking_figure_draws_the_labels_curves_and_their_limit() -> None:
