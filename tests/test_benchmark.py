@@ -51,7 +51,7 @@ def test_a_benchmark_goes_on_where_it_stopped(tmp_path: Path, command: Any) -> N
     tables = "tables:\n  augmentation_pooling: {sets: [drawn], seeds: [0]}\n  two_stage: {sets: [drawn], seeds: [0]}\n"
     file.write_text("sets: {drawn: {}}\n" + tables)
     settings = small_set({})
-    settings["classic"]["bands"] = 0  # refused by its settings: the BIF rows fail, all others stand
+    settings["classic"]["max_feature_mb"] = 1  # too little for BIF: its rows fail, all others stand
     status, found, text = command(str(file), settings, "--workers", "2")
     assert status == 1
     rows = {row["row"]: row for row in found["two_stage"]}
@@ -60,7 +60,7 @@ def test_a_benchmark_goes_on_where_it_stopped(tmp_path: Path, command: Any) -> N
     assert "| BIF, SVR | not run |" in text
     before = {path: path.stat().st_mtime_ns for path in (tmp_path / "runs").glob("finetune-*/.done.json")}
     assert len(before) == 3
-    settings["classic"]["bands"] = 2
+    settings["classic"]["max_feature_mb"] = 4096
     status, found, text = command(str(file), settings)
     assert status == 0
     assert "not run" not in text
