@@ -11,8 +11,8 @@ import numpy as np
 import pandas as pd
 import pytest
 
-from flows.benchmark import page
-from flows.cells import Cell, Row, TableSettings
+from flows.benchmark import KEPT, TABLES, page
+from flows.cells import Cell, Row, TableSettings, read_tables
 from flows.outcomes import document, refuse_unreadable
 from flows.steps import Declared, Step
 from visage.bootstrap import Bootstrap
@@ -167,3 +167,13 @@ def test_what_cannot_be_read_is_refused_before_it_runs(tmp_path: Path) -> None:
         refuse_unreadable(cells, {"t": replace(TABLE, metrics=("maee",))})
     with pytest.raises(ValueError, match=r"stage align leaves no predictions.parquet"):
         refuse_unreadable([replace(cells[0], steps=cells[0].steps[:1])], {"t": TABLE})
+
+
+def test_kept_results_are_what_their_page_says() -> None:
+    """docs/benchmark/*.md is written from the JSON files beside it, and read by the tables as they stand."""
+    tables = read_tables(TABLES)
+    for written in sorted(KEPT.glob("*.md")):
+        there = {key: KEPT / written.stem / f"{key}.json" for key in tables}
+        found = {key: json.loads(path.read_text(encoding="utf-8")) for key, path in there.items() if path.is_file()}
+        assert found
+        assert written.read_text(encoding="utf-8") == page(written.stem, found, tables)
