@@ -102,7 +102,7 @@ def test_drawn_faces_end_to_end(tmp_path: Path) -> None:
 
     assert stages_that_ran(run(folder, "dvc", "repro")) == set()
     set_params(folder, lambda params: params["calibrate"].update(flip=False))
-    assert stages_that_ran(run(folder, "dvc", "repro")) == {"calibrate", "evaluate", "export"}
+    assert stages_that_ran(run(folder, "dvc", "repro")) == {"calibrate", "evaluate", "explain", "export"}
     calibration = json.loads((folder / "models/export/card.json").read_text(encoding="utf-8"))["calibration"]
     assert calibration["num_faces"] >= 4
     assert calibration["flip"] is False
