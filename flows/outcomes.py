@@ -9,7 +9,8 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict
+from functools import cache
 from pathlib import Path
 from typing import Any
 
@@ -19,28 +20,12 @@ import pyarrow.parquet as pq
 
 from flows.cells import Cell, TableSettings
 from stages.settings import read_json
-from visage.bootstrap import Bootstrap, cluster_codes, estimate, paired_bootstrap, student
+from visage.bootstrap import Bootstrap, cluster_codes, estimate, paired_bootstrap, student, who_is_shown
 from visage.metrics import Metric, Scored, epsilon_error, mae, pearson, rmse
 
 METRICS: dict[str, Metric] = {"mae": mae, "rmse": rmse, "pearson": pearson, "epsilon_error": epsilon_error}
 PREDICTIONS, METRICS_FILE, FACES = "predictions.parquet", "metrics.json", "data/target/faces"
-
-
-@dataclass(frozen=True, kw_only=True)
-class Told:
-    """What one seed of a row answered: a line a face with fold, photo_id, cluster, label, sigma, prediction."""
-
-    faces: pd.DataFrame
-
-    @property
-    def scored(self) -> Scored:
-        return Scored.of_points(self.faces["label"], self.faces["prediction"], self.faces["sigma"])
-
-    @property
-    def error(self) -> pd.Series[float]:
-        """Absolute errors by fold and photo."""
-        keys = pd.MultiIndex.from_frame(self.faces[["fold", "photo_id"]])
-        return pd.Series((self.faces["prediction"] - self.faces["label"]).abs().to_numpy(), keys)
+Told = pd.DataFrame  # a line a face, by fold and photo_id: label, sigma, prediction, absolute error, cluster
 
 
 def refuse_unreadable(cells: Sequence[Cell], tables: Mapping[str, TableSettings]) -> None:
@@ -53,9 +38,12 @@ def refuse_unreadable(cells: Sequence[Cell], tables: Mapping[str, TableSettings]
             raise ValueError(f"stage {stage.name} leaves no {PREDICTIONS}; name one that does, such as evaluate")
 
 
-def told_by(cells: Sequence[Cell]) -> Told:
-    """The predictions of a row's folds with one seed, on the first list of faces that evaluation knows."""
-    return Told(faces=pd.concat([_predictions(cell) for cell in cells], ignore_index=True))
+def told_of(cells: Sequence[Cell]) -> dict[int, Told]:
+    """Of each finished seed of a row, what all folds predicted on the first list of faces that evaluation knows."""
+    return {
+        seed: pd.concat([_predictions(cell) for cell in folds]).set_index(["fold", "photo_id"])
+        for seed, folds in _by_seed(cells).items()
+    }
 
 
 def _predictions(cell: Cell) -> pd.DataFrame:
@@ -66,47 +54,45 @@ def _predictions(cell: Cell) -> pd.DataFrame:
     table["sigma"] = table["sigma"].astype(np.float64)
     if fixed is not None:
         table["sigma"] = table["sigma"].fillna(fixed)
-    return table.merge(_clusters(cell.step.folder / FACES), on="photo_id", validate="many_to_one")
+    table["error"] = (table["prediction"] - table["label"]).abs()
+    return table.merge(_clusters((cell.step.folder / FACES).resolve()), on="photo_id", validate="many_to_one")
 
 
+@cache
 def _clusters(faces: Path) -> pd.DataFrame:
     """Who, or else which picture, each photo shows."""
-    parts = [
-        pq.read_table(path, columns=["photo_id", "person", "sha256"]) for path in sorted(faces.glob("part-*.parquet"))
-    ]
-    table: pd.DataFrame = pd.concat([part.to_pandas() for part in parts], ignore_index=True)
-    table["cluster"] = table["person"].fillna(table["sha256"])
-    return table[["photo_id", "cluster"]]
+    paths = sorted(faces.glob("part-*.parquet"))
+    table = pd.concat([pq.read_table(path, columns=["photo_id", "person", "sha256"]).to_pandas() for path in paths])
+    person_N = table["person"].astype(object).where(table["person"].notna(), None)
+    return pd.DataFrame({"photo_id": table["photo_id"], "cluster": who_is_shown(person_N, table["sha256"])})
 
 
-def outcome(cells: Sequence[Cell], reference: Sequence[Cell], table: TableSettings, bootstrap: Bootstrap) -> Any:
-    """One row of a table on one set as a document; what is not finished is left out, None where nothing is."""
-    seeds = _by_seed(cells)
-    if not seeds:
-        return None
-    told = {seed: told_by(folds) for seed, folds in seeds.items()}
-    others = {seed: told_by(folds) for seed, folds in _by_seed(reference).items() if seed in told}
-    first = next(iter(told.values()))
-    is_reference = cells[0].row == reference[0].row
+def outcome(
+    row: str, cells: Sequence[Cell], reference: Mapping[int, Told], table: TableSettings, bootstrap: Bootstrap
+) -> dict[str, Any]:
+    """One row of a table on one set as a document; what is not finished is left out."""
+    told = told_of(cells)
+    if not told:
+        return {"row": row, "seeds": []}
+    first = [cell for cell in cells if cell.seed == next(iter(told))]
+    others = {seed: one for seed, one in reference.items() if seed in told}
     return {
-        "row": cells[0].row,
-        "seeds": list(seeds),
-        "num_folds": len(next(iter(seeds.values()))),
-        "num_faces": len(first.faces),
-        **_rule(next(iter(seeds.values()))),
+        "row": row,
+        "seeds": list(told),
+        "num_folds": len(first),
+        "num_faces": len(told[first[0].seed]),
+        **_rule(first),
         "metrics": {name: value for name in table.metrics if (value := figure(told, METRICS[name], bootstrap))},
-        "against_reference": None if is_reference or not others else against(told, others, bootstrap),
-        "published": {name: list(values) for name, values in table.rows[cells[0].row].published.items()},
+        "against_reference": None if row == table.reference or not others else against(told, others, bootstrap),
+        "published": {name: list(values) for name, values in table.rows[row].published.items()},
     }
 
 
 def _rule(cells: Sequence[Cell]) -> dict[str, Any]:
     """How the answers were decoded, whether with flips, and whether every fit had come to its end (trainings have)."""
     decisions = [read_json(_output(cell, METRICS_FILE))["decision"] for cell in cells]
-    trials = [one for decision in decisions for one in decision["model"].get("trials") or []]
-    chosen = [one for one in trials if one["strength"] in {d["model"].get("strength") for d in decisions}]
     rule = {name: decisions[0][name] for name in ("decode", "flip")}
-    return {**rule, "converged": all(one["converged"] for one in chosen)}
+    return {**rule, "converged": all(decision["model"].get("converged", True) for decision in decisions)}
 
 
 def _output(cell: Cell, name: str) -> Path:
@@ -132,30 +118,27 @@ def _by_seed(cells: Sequence[Cell]) -> dict[int, list[Cell]]:
 
 def figure(told: Mapping[int, Told], metric: Metric, bootstrap: Bootstrap) -> dict[str, Any] | None:
     """A metric's mean over seeds, its interval, and the seeds' own values; None where it is undefined."""
-    values = [metric(one.scored) for one in told.values()]
+    scored = [Scored.of_points(one["label"], one["prediction"], one["sigma"]) for one in told.values()]
+    values = [metric(one) for one in scored]
     if not all(map(math.isfinite, values)):
         return None
     if len(values) > 1:
         return {**asdict(student(values, bootstrap.interval)), "values": values}
     [one] = told.values()
-    found = estimate(one.scored, {"it": metric}, bootstrap, cluster_codes(one.faces["cluster"].tolist()))["it"]
+    found = estimate(scored[0], {"it": metric}, bootstrap, cluster_codes(one["cluster"].tolist()))["it"]
     return {**asdict(found), "values": values}
 
 
 def against(told: Mapping[int, Told], reference: Mapping[int, Told], bootstrap: Bootstrap) -> dict[str, Any]:
     """MAE minus the reference's, paired by face, over the common seeds; and in how many of them it is lower."""
-    mine, theirs = (pd.concat([one[seed].error for seed in reference], axis=1) for one in (told, reference))
-    both = (
-        mine.mean(axis=1, skipna=False).to_frame("a").join(theirs.mean(axis=1, skipna=False).rename("b"), how="inner")
-    )
-    both = both.dropna()
-    faces = next(iter(reference.values())).faces
-    cluster = faces.set_index(pd.MultiIndex.from_frame(faces[["fold", "photo_id"]]))["cluster"].loc[both.index]
+    mine, theirs = (pd.concat([one[seed]["error"] for seed in reference], axis=1) for one in (told, reference))
+    both = pd.DataFrame({"mine": mine.mean(axis=1, skipna=False), "theirs": theirs.mean(axis=1, skipna=False)}).dropna()
+    cluster = next(iter(reference.values()))["cluster"].loc[both.index]
     difference = paired_bootstrap(
-        both["a"].to_numpy(), both["b"].to_numpy(), bootstrap, cluster_codes(cluster.tolist())
+        both["mine"].to_numpy(), both["theirs"].to_numpy(), bootstrap, cluster_codes(cluster.tolist())
     )
-    better = sum(told[seed].error.mean() < reference[seed].error.mean() for seed in reference)
-    return {**asdict(difference), "num_faces": len(both), "num_seeds": len(reference), "num_seeds_better": int(better)}
+    num_better = int((mine.mean().to_numpy() < theirs.mean().to_numpy()).sum())
+    return {**asdict(difference), "num_faces": len(both), "num_seeds": len(reference), "num_seeds_better": num_better}
 
 
 def document(
@@ -165,10 +148,10 @@ def document(
     found: dict[str, dict[str, list[Any]]] = {}
     for name, data in dict.fromkeys((cell.table, cell.data) for cell in cells):
         own = [cell for cell in cells if (cell.table, cell.data) == (name, data)]
-        reference = [cell for cell in own if cell.row == tables[name].reference]
-        rows = []
-        for row in tables[name].rows:
-            mine = [cell for cell in own if cell.row == row]
-            rows.append(outcome(mine, reference, tables[name], bootstrap) or {"row": row, "seeds": []})
-        found.setdefault(name, {})[data] = rows
+        table = tables[name]
+        rows = {row: [cell for cell in own if cell.row == row] for row in table.rows}
+        reference = told_of(rows[table.reference])
+        found.setdefault(name, {})[data] = [
+            outcome(row, mine, reference, table, bootstrap) for row, mine in rows.items()
+        ]
     return found

@@ -57,7 +57,7 @@ class Step:
 
     @property
     def name(self) -> str:
-        return f"{self.stage.name}-{self.key}"
+        return self.folder.name
 
     @property
     def done(self) -> dict[str, Any] | None:
@@ -145,20 +145,16 @@ def run(steps: Iterable[Step], num_workers: int, num_threads: int) -> dict[str, 
     failed: dict[str, str] = {}
     running: dict[Future[str | None], Step] = {}
     with ThreadPoolExecutor(num_workers) as pool, tqdm(total=len(waiting), unit="step", desc="steps") as bar:
-        try:
-            while waiting or running:
-                for step in _ready(waiting, running.values())[: num_workers - len(running)]:
-                    del waiting[step.key]
-                    running[pool.submit(_attempt, step, num_threads, failed)] = step
-                for future in wait(running, return_when=FIRST_COMPLETED).done:
-                    step = running.pop(future)
-                    if (reason := future.result()) is not None:
-                        failed[step.name] = reason
-                        tqdm.write(f"{step.name}: {reason}")
-                    bar.update()
-        except BaseException:
-            pool.shutdown(wait=False, cancel_futures=True)
-            raise
+        while waiting or running:
+            for step in _ready(waiting, running.values())[: num_workers - len(running)]:
+                del waiting[step.key]
+                running[pool.submit(_attempt, step, num_threads, failed)] = step
+            for future in wait(running, return_when=FIRST_COMPLETED).done:
+                step = running.pop(future)
+                if (reason := future.result()) is not None:
+                    failed[step.name] = reason
+                    tqdm.write(f"{step.name}: {reason}")
+                bar.update()
     return failed
 
 
@@ -173,14 +169,12 @@ def _attempt(step: Step, num_threads: int, failed: Mapping[str, str]) -> str | N
     for before in step.inputs.values():
         if before.name in failed:
             return f"not run, for {before.name} failed"
-    step.folder.mkdir(parents=True, exist_ok=True)
-    with _locked(step.folder / ".lock") as lock:
-        if step.done is not None:  # another process was faster
-            return None
-        try:
-            return _execute(step, num_threads, lock)
-        except OSError as error:  # a full disk, say: the other steps may still find room
-            return str(error)
+    try:
+        step.folder.mkdir(parents=True, exist_ok=True)
+        with _locked(step.folder / ".lock") as lock:
+            return None if step.done is not None else _execute(step, num_threads, lock)  # another process was faster
+    except OSError as error:  # a full disk, say: the other steps may still find room
+        return str(error)
 
 
 def _execute(step: Step, num_threads: int, lock: int) -> str | None:

@@ -188,8 +188,8 @@ def _identity(settings: ClassicSettings, trials: list[Trial], width: int) -> dic
     return {
         "name": f"{settings.features} {settings.estimator}", "features": settings.features, "num_features": width - 1,
         "bif": asdict(settings.bif) if settings.features == "bif" else None, "estimator": settings.estimator,
-        "strength": best(trials).strength, "trials": tried, "fit": asdict(settings.fit),
-        "fixed_sigma": settings.fixed_sigma,
+        "strength": best(trials).strength, "converged": best(trials).model.converged, "trials": tried,
+        "fit": asdict(settings.fit), "fixed_sigma": settings.fixed_sigma,
     }  # fmt: skip
 
 

@@ -9,7 +9,7 @@ Shapes: N faces, C clusters, R resamples, S summands. Efron and Tibshirani 1993,
 
 from __future__ import annotations
 
-from collections.abc import Callable, Hashable, Mapping, Sequence
+from collections.abc import Callable, Hashable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -96,6 +96,12 @@ def cluster_codes(name_N: Sequence[Hashable]) -> IntArray:
     codes: dict[Hashable, int] = {}
     keys = (row if name is None else (name,) for row, name in enumerate(name_N))
     return np.fromiter((codes.setdefault(key, len(codes)) for key in keys), np.int64, len(name_N))
+
+
+def who_is_shown(person_N: Iterable[str | None], sha256_N: Iterable[str]) -> list[tuple[str, str]]:
+    """What errs together, for `cluster_codes`: the person of each face, its picture where nobody is known."""
+    who = zip(person_N, sha256_N, strict=True)
+    return [("picture", sha256) if person is None else ("person", person) for person, sha256 in who]
 
 
 def cluster_sums(summand_NS: FloatArray, cluster_N: IntArray | None) -> FloatArray:

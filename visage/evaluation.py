@@ -16,7 +16,7 @@ import numpy as np
 import numpy.typing as npt
 import torch
 
-from visage.bootstrap import Bootstrap, Estimate, Group, by_group, cluster_codes, estimate
+from visage.bootstrap import Bootstrap, Estimate, Group, by_group, cluster_codes, estimate, who_is_shown
 from visage.calibration import tempered
 from visage.card import CalibrationCard
 from visage.crps import BATCH, batched_crps
@@ -123,11 +123,10 @@ def answers_of(name: str, table: FaceTable, told: Predictions, grid: LabelGrid, 
         high_N=told.high,
         crps_N=batched_crps(told.probabilities, grid, table.label),
     )
-    who = zip(table.person, table.sha256, strict=True)
     return Answers(
         name=name,
         photo_id_N=table.photo_id,
-        cluster_N=cluster_codes([("picture", sha) if person is None else ("person", person) for person, sha in who]),
+        cluster_N=cluster_codes(who_is_shown(table.person, table.sha256)),
         attribute={key: getattr(table, key) for key in ATTRIBUTES},
         sigma_N=table.sigma,
         scored=scored,

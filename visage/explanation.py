@@ -16,7 +16,7 @@ from torch import nn
 from tqdm import tqdm
 
 from visage import explain_plots, occlusion
-from visage.bootstrap import Bootstrap, cluster_codes
+from visage.bootstrap import Bootstrap, cluster_codes, who_is_shown
 from visage.card import ModelCard
 from visage.evaluation import band_name
 from visage.explain import pooled_features, score_map
@@ -60,8 +60,7 @@ def group_views(
     table, num_squares = subject.table, places_per_side**2
     lower_G, group_N = np.unique(bands(table.label[rows], band_width), return_inverse=True)
     error_NP, face_GHW3, score_GHW = looked_at(subject, rows, group_N, places_per_side)
-    who = zip(table.person[rows], table.sha256[rows], strict=True)
-    cluster_N = cluster_codes([("picture", sha) if person is None else ("person", person) for person, sha in who])
+    cluster_N = cluster_codes(who_is_shown(table.person[rows], table.sha256[rows]))
 
     def view(name: str, kept_N: IntArray, groups: list[int]) -> GroupView:
         losses = occlusion.relative_losses(error_NP[kept_N], cluster_N[kept_N], bootstrap)

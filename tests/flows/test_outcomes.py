@@ -152,9 +152,7 @@ def test_a_metric_without_sigmas_is_undefined_and_left_out(tmp_path: Path, noise
 
 def test_fits_that_were_cut_short_say_so(tmp_path: Path, noise: np.ndarray) -> None:
     one = cell(tmp_path, "good", 0, noise[0])
-    trials = [{"strength": 1.0, "converged": True}, {"strength": 10.0, "converged": False}]
-    model = {"strength": 10.0, "trials": trials}
-    decision = {"decode": "rank", "flip": False, "model": model}
+    decision = {"decode": "rank", "flip": False, "model": {"strength": 10.0, "converged": False}}
     one.step.output("reports/metrics.json").write_text(json.dumps({"decision": decision}))
     found = rows([one])
     assert "rank, no flip, fit cut short" in page("x", {"t": everything({"set": list(found.values())})}, {"t": TABLE})

@@ -118,6 +118,7 @@ def test_a_fit_that_was_cut_short_is_told(tmp_path: Path, backbone: Path, capsys
     document, _ = run(tmp_path, backbone, settings)
     assert "C 100 has not converged" in capsys.readouterr().out
     assert [one["converged"] for one in document["decision"]["model"]["trials"]] == [False, False]
+    assert document["decision"]["model"]["converged"] is False
 
 
 def test_bif_needs_no_backbone(tmp_path: Path) -> None:
