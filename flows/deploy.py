@@ -2,9 +2,10 @@
 
     python -m flows.deploy [--register-only]          (or: make deploy)
 
-Without PREFECT_API_URL it starts a Prefect server of its own on the loopback interface, whose pages tell what ran; with
-it, that server is used. Then the work pool `visage`, the deployments, and a worker, which runs the flows in this working
-copy. Ctrl-C or SIGTERM stops worker and server; a flow that was running is cancelled, the next run finishes its work.
+Without PREFECT_API_URL it starts a Prefect server of its own on the loopback interface, whose pages tell what ran;
+with it, that server is used. Then the work pool `visage`, the deployments, and a worker, which runs the flows in this
+working copy. Ctrl-C or SIGTERM stops worker and server; a flow that was running is cancelled, and the next run finishes
+its work.
 `--register-only` is for a worker that runs elsewhere.
 """
 
