@@ -27,6 +27,7 @@ PASSED_ON = ("/ping", "/health", "/version")  # MLflow's own pages
 SIGNS_OF_AN_ITEM, SIGNS_AROUND = 8, 64  # brackets, braces and commas that a row and its frame take at most
 DISCARDED = 8  # times the limit: what is read and thrown away of too large a request, so that its sender sees the 413
 RETRY_SECONDS = 1
+UNFORESEEN = "Encountered an unexpected error"  # MLflow calls a failure of the model a bad request
 _log = logging.getLogger(__name__)
 
 
@@ -182,24 +183,30 @@ async def ask(app: App, scope: Scope, body: bytes) -> tuple[int, bytes, dict[str
 
     try:
         await app(scope, receive, send)
+    except UnicodeError as error:  # half of a surrogate pair is valid JSON
+        raise Refusal(400, "the request holds text that is not Unicode") from error
     except Exception:  # whatever the app did not foresee is a failure of this server, told without its inside
         _log.exception("a request failed")
         status = 500
     if status < 400:
         return status, b"".join(parts), {"content-type": "application/json"}
-    raise Refusal(status, sentence_of(status, b"".join(parts)))
+    raise refusal_of(status, b"".join(parts))
 
 
-def sentence_of(status: int, answer: bytes) -> str:
-    """The reason inside MLflow's error document, which also holds the request's data and stack traces."""
-    if status >= 500:
-        return "the request took too long" if status == 504 else "the server failed at this request; its log says why"
+def refusal_of(status: int, answer: bytes) -> Refusal:
+    """MLflow's error document, which also holds the request's data and stack traces, without these."""
+    if status == 504:
+        return Refusal(504, "the request took too long")
     try:
-        message = json.loads(answer)["message"]
-    except (ValueError, KeyError, TypeError):
-        message = ""
+        document = json.loads(answer)
+        message, trace = str(document["message"]), document.get("stack_trace")
+    except (ValueError, KeyError, TypeError, AttributeError):
+        message, trace = "", None
+    if status >= 500 or message.startswith(UNFORESEEN):
+        _log.error("a request failed\n%s", trace or "")
+        return Refusal(500, "the server failed at this request; its log says why")
     _, found, reason = message.rpartition("Error: ")
-    return reason[:300] if found else f"the rows cannot be read; send {FORM}"
+    return Refusal(status, reason[:300] if found else f"the rows cannot be read; send {FORM}")
 
 
 def _worded(refusal: Refusal) -> tuple[int, bytes, dict[str, str]]:

@@ -12,6 +12,7 @@ import dataclasses
 import json
 import shutil
 import tempfile
+import warnings
 from dataclasses import dataclass
 from importlib.metadata import version as installed
 from pathlib import Path
@@ -138,4 +139,7 @@ def _logged(
     # The run's own experiment, whichever is active; and the run's status stays as it is, open or finished.
     experiment = client.get_run(run_id).info.experiment_id
     logged = client.create_logged_model(experiment, name=card.name, source_run_id=run_id)
-    return str(Model.log(None, mlflow.pyfunc, model_id=logged.model_id, run_id=run_id, **contents).model_uri)
+    with warnings.catch_warnings():
+        warnings.filterwarnings("ignore", module=r"mlflow\.")  # it uses what pandas 3 deprecates
+        info = Model.log(None, mlflow.pyfunc, model_id=logged.model_id, run_id=run_id, **contents)
+    return str(info.model_uri)

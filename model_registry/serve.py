@@ -15,6 +15,7 @@ from __future__ import annotations
 import argparse
 import asyncio
 import json
+import logging
 import os
 import sys
 from concurrent.futures import ThreadPoolExecutor
@@ -89,6 +90,8 @@ def serve(uri: str, host: str, port: int) -> None:
     torch.set_num_threads(1)
     exact = exact_uri(uri)
     model = mlflow.pyfunc.load_model(exact)
+    model.predict(model.input_example)  # the first answer imports and warms what the later ones use
+    logging.getLogger("mlflow").setLevel(logging.ERROR)  # its warnings repeat what a request holds
     name = exact.removeprefix("models:/").partition("/")[0]
     asyncio.run(run(build_app(model, name, num_at_once), host, port, num_at_once))
 
