@@ -170,6 +170,7 @@ async def ask(app: App, scope: Scope, body: bytes) -> tuple[int, bytes, dict[str
     """MLflow's answer to a request that is here: status, body, headers; its refusals and failures in our words."""
     unread = [{"type": "http.request", "body": body, "more_body": False}]
     status, parts = 500, []
+    scope = {**scope, "headers": [(b"content-type", b"application/json")]}  # the one spelling that MLflow knows
 
     async def receive() -> MutableMapping[str, Any]:
         if unread:

@@ -49,6 +49,7 @@ class Store:
         scratch = self.folder / "tmp"
         scratch.mkdir(exist_ok=True)
         own = {"MLFLOW_TRACKING_URI": self.uri, "TMPDIR": str(scratch), "OMP_NUM_THREADS": "1"}
+        own["PATH"] = f"{Path(sys.executable).parent}:{os.environ['PATH']}"  # where MLflow looks for uvicorn
         return {**os.environ, **own, "MLFLOW_DISABLE_TELEMETRY": "true", "PYTHONPATH": str(REPOSITORY)}
 
 
