@@ -1,9 +1,10 @@
 """dvc.yaml's stages for many settings side by side: every distinct step once, in a folder of its own.
 
 DVC keeps one workspace with its newest result; a table of a paper needs hundreds of settings at once. DVC is asked for
-the stages and their order (`declared`), and each step is run in `<runs>/<stage>-<key>/`, where the key is a digest of
-all that it depends on, as dvc.yaml says: command, settings, code, and the steps before it. Cells share what they have
-in common (data, backbone), a finished step is never done again, and a killed training goes on from its checkpoint.
+the stages and their order (flows/dvc_stages.py), and each step is run in `<runs>/<stage>-<key>/`, where the key is a
+digest of all that it depends on, as dvc.yaml says: command, settings, code, and the steps before it. Cells share what
+they have in common (data, backbone), a finished step is never done again, and a killed training goes on from its
+checkpoint.
 """
 
 from __future__ import annotations
@@ -12,37 +13,24 @@ import fcntl
 import hashlib
 import json
 import os
-import shlex
 import subprocess
 import sys
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import FIRST_COMPLETED, Future, ThreadPoolExecutor, wait
 from contextlib import contextmanager
 from dataclasses import dataclass
-from graphlib import TopologicalSorter
 from pathlib import Path
 from typing import Any
 
 from tqdm import tqdm
 
+from flows.dvc_stages import Declared
 from stages.settings import written_whole
 from visage.lineage import git_commit, machine_of
 
 REPOSITORY = Path(__file__).resolve().parents[1]
 DONE, LOG, PARAMS = ".done.json", "log.txt", "params.yaml"
 KEY_LENGTH = 16
-
-
-@dataclass(frozen=True, kw_only=True)
-class Declared:
-    """A stage as dvc.yaml declares it: command, names of its settings, its code, paths that it reads and writes."""
-
-    name: str
-    command: tuple[str, ...]
-    params: tuple[str, ...]
-    code: tuple[str, ...]
-    inputs: tuple[str, ...]
-    outputs: tuple[str, ...]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -69,30 +57,6 @@ class Step:
         """Where one of the stage's outputs lies."""
         assert path in self.stage.outputs, path
         return self.folder / path
-
-
-def declared(repository: Path = REPOSITORY) -> list[Declared]:
-    """The stages of dvc.yaml in an order in which they can run."""
-    from dvc.repo import Repo
-
-    with Repo(str(repository)) as repo:
-        stages = {stage.name: _declared(stage) for stage in repo.index.stages}
-    writer = {path: stage.name for stage in stages.values() for path in stage.outputs}
-    before = {stage.name: [writer[path] for path in stage.inputs] for stage in stages.values()}
-    return [stages[name] for name in TopologicalSorter(before).static_order()]
-
-
-def _declared(stage: Any) -> Declared:
-    params = [name for dependency in stage.deps if hasattr(dependency, "params") for name in dependency.params]
-    paths = [str(dependency.def_path) for dependency in stage.deps if not hasattr(dependency, "params")]
-    return Declared(
-        name=stage.name,
-        command=tuple(shlex.split(stage.cmd)),
-        params=tuple(params),
-        code=tuple(path for path in paths if path.endswith(".py")),
-        inputs=tuple(path for path in paths if not path.endswith(".py")),
-        outputs=tuple(str(out.def_path) for out in stage.outs),
-    )
 
 
 def plan(stages: Sequence[Declared], params: Mapping[str, Any], goal: str, runs: Path) -> dict[str, Step]:

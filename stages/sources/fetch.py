@@ -81,7 +81,7 @@ def _file_name(path: str) -> str:
 
 
 def _fetched(filesystem: Any, path: str, target: Path, budget: Budget) -> Path:
-    """Fetches one remote file unless it is there already, going on after a break; ValueError when all is in vain."""
+    """Fetches one remote file unless it is there already, going on after a break; ConnectionError when in vain."""
     try:
         info = filesystem.info(path)
     except FileNotFoundError as error:
@@ -119,7 +119,7 @@ def _fetch_with_patience(filesystem: Any, path: str, target: Path, num_bytes: in
         except Exception as error:  # every kind of store has its own words for a broken connection
             broke = error
             time.sleep(FIRST_PAUSE_S * 2**attempt if attempt + 1 < NUM_ATTEMPTS else 0)
-    raise ValueError(f"{path}: broke off {NUM_ATTEMPTS} times ({broke}); run again, it goes on from there") from broke
+    raise ConnectionError(f"{path}: broke off {NUM_ATTEMPTS} times ({broke}); run again, it goes on there") from broke
 
 
 def _append_rest(filesystem: Any, path: str, part: Path, num_bytes: int | None, budget: Budget) -> None:

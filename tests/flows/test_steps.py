@@ -9,7 +9,8 @@ from pathlib import Path
 import pytest
 
 import flows.steps
-from flows.steps import Declared, declared, last_line, plan, run
+from flows.dvc_stages import Declared, declared
+from flows.steps import last_line, plan, run
 from stages.settings import read_params
 from tests.flows import toy
 from tests.imports import REPOSITORY
@@ -17,7 +18,7 @@ from tests.imports import REPOSITORY
 
 @pytest.fixture(scope="module")
 def stages() -> list[Declared]:
-    return declared()
+    return declared(REPOSITORY)
 
 
 def test_stages_are_those_of_dvc_yaml_in_an_order_that_runs(stages: list[Declared]) -> None:
