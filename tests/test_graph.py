@@ -97,7 +97,8 @@ def test_params_has_one_section_a_stage_in_the_same_order() -> None:
     assert set(params) - set(ORDER) <= {
         "shared",
         "folds",
-    }  # anchors that sections refer to; what a preset's protocol runs through
+        "score",
+    }  # anchors that sections refer to; what a preset's protocol runs through; a flow's own
     for name in ("download", "validate", "align"):
         assert list(params[name]) == ROLES
 
