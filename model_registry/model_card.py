@@ -21,7 +21,7 @@ from visage.card import CARD_FILE, ModelCard
 
 FILE = "model_card.md"
 MAX_DESCRIPTION = 4900  # characters that MLflow's stores keep
-SHOWN = {"mae": "MAE", "rmse": "RMSE", "pearson": "Pearson", "cs_5": "CS@5", "coverage_80": "coverage of 80 % interval"}
+SHOWN = {"mae": "MAE", "rmse": "RMSE", "pearson": "Pearson", "cs_5": "CS@5", "coverage_80": "in the 80 % interval"}
 LIMITS = """- It tells what a face looks like to those who gave the labels, not a person's age or worth; it is no proof of age and
   must decide nothing about a person on its own.
 - Faces unlike those it was trained and tested on (groups with few or no faces below, other cameras, strong pose, masks)
@@ -61,8 +61,8 @@ def card_text(
         f"# {model}, version {version}: {card.quantity} from a face, in {card.unit}",
         "",
         f"Network `{card.network.name}`, method `{card.method}`, decoded by the {card.decode}; faces of "
-        f"{card.alignment.crop_px} px; {card.weights.num_parameters} parameters. It answers with a value, a distribution "
-        "and an 80 % interval.",
+        f"{card.alignment.crop_px} px; {card.weights.num_parameters} parameters. It answers with a value, a "
+        "distribution and an 80 % interval.",
         "",
         "## Intended use",
         "",

@@ -1,7 +1,7 @@
 """One reproduction becomes one MLflow run: what went in, what came out, and on which machine.
 
-`recording` opens the run before the stages start and samples the machine meanwhile; `finish` logs settings, metrics with
-their intervals, training curves, reports, lock file, digests of the data and the environment. The lock file's digest
+`recording` opens the run before the stages start and samples the machine meanwhile; `finish` logs settings, metrics
+with their intervals, training curves, reports, lock file, digests of the data and the environment. The lock file's digest
 names the result: what is recorded already is not recorded again. A run whose process died is taken up by the next one.
 """
 

@@ -1,4 +1,4 @@
-"""Real components on loopback for tests: PostgreSQL, an S3-compatible store, an MLflow server; each ends with its block.
+"""Real components on loopback for tests: PostgreSQL, an S3-compatible store, an MLflow server, each for its block.
 
 with postgres() as database, s3("models") as store, mlflow_server(database.uri, store.root, store.environment) as uri:
     ...

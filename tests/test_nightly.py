@@ -1,4 +1,4 @@
-"""The scheduled job as people run it: `make deploy`'s server and worker in a working copy of the pipeline, on drawn faces.
+"""The scheduled job as people run it: `make deploy`'s server and worker in a working copy, on drawn faces.
 
 The schedule of prefect.yaml is set to seconds; everything else is what stands there.
 """
@@ -6,6 +6,7 @@ The schedule of prefect.yaml is set to seconds; everything else is what stands t
 from __future__ import annotations
 
 import csv
+import itertools
 import json
 import os
 import shutil
@@ -126,4 +127,4 @@ def test_the_schedule_fires_and_new_data_moves_the_alias(tmp_path: Path) -> None
     assert sum(1 for path in (copy / "incoming/target/labelled").rglob("*.jpg")) == count
     spans = sorted((run["start_time"], run["end_time"]) for run in runs)
     assert len(spans) >= 2
-    assert all(end <= start for (_, end), (start, _) in zip(spans, spans[1:], strict=False))
+    assert all(end <= start for (_, end), (start, _) in itertools.pairwise(spans))
