@@ -140,8 +140,8 @@ def judge(challenger: Contender, champion: Contender, settings: PromoteSettings)
 def shared_faces(challenger: pd.DataFrame, champion: pd.DataFrame) -> pd.DataFrame:
     """One row a face that is test for both with the same label; the champion's columns end in _champion."""
     mine, theirs = (table.drop_duplicates("sha256").set_index("sha256") for table in (challenger, champion))
-    columns = ["label", "prediction", "low", "high"]
-    both = mine.join(theirs[columns], how="inner", rsuffix="_champion")
+    theirs = theirs[["label", "prediction", "low", "high"]].add_suffix("_champion")
+    both = mine.join(theirs, how="inner")
     return both[both["label"] == both["label_champion"]].reset_index()
 
 
@@ -250,7 +250,7 @@ def milliseconds_a_face(folders: list[Path]) -> list[float]:
 
 def _errors(shared: pd.DataFrame) -> tuple[Any, Any]:
     """Absolute errors of challenger and champion, (N,) each."""
-    return tuple(np.abs((shared[f"prediction{end}"] - shared["label"]).to_numpy()) for end in ("", "_champion"))  # type: ignore[return-value]
+    return tuple(np.abs((shared[f"prediction{end}"] - shared["label"]).to_numpy()) for end in ("", "_champion"))
 
 
 def _or_none(names: pd.Series[Any]) -> list[str | None]:

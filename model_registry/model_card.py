@@ -21,7 +21,7 @@ from visage.card import CARD_FILE, ModelCard
 
 FILE = "model_card.md"
 MAX_DESCRIPTION = 4900  # characters that MLflow's stores keep
-SHOWN = {"mae": "MAE", "rmse": "RMSE", "pearson": "Pearson", "cs_5": "CS@5", "coverage_80": "in the 80 % interval"}
+SHOWN = {"mae": "MAE", "rmse": "RMSE", "pearson": "Pearson", "cs_5": "CS@5", "coverage_80": "in the interval"}
 LIMITS = """- It tells what a face looks like to those who gave the labels, not a person's age or worth; it is no proof of age and
   must decide nothing about a person on its own.
 - Faces unlike those it was trained and tested on (groups with few or no faces below, other cameras, strong pose, masks)
@@ -32,7 +32,7 @@ LIMITS = """- It tells what a face looks like to those who gave the labels, not 
 def write_card(model: str, version: int) -> str:
     """Makes the card of a registered version, keeps it in its run and as its description; the text."""
     client = connect()
-    run_id = client.get_model_version(model, str(version)).run_id
+    run_id = str(client.get_model_version(model, str(version)).run_id)
     with tempfile.TemporaryDirectory() as place:
         folder = fetch(f"models:/{model}/{version}", Path(place) / "model")
         card = ModelCard.read(folder / CARD_FILE)

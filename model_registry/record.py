@@ -1,8 +1,9 @@
 """One reproduction becomes one MLflow run: what went in, what came out, and on which machine.
 
 `recording` opens the run before the stages start and samples the machine meanwhile; `finish` logs settings, metrics
-with their intervals, training curves, reports, lock file, digests of the data and the environment. The lock file's digest
-names the result: what is recorded already is not recorded again. A run whose process died is taken up by the next one.
+with their intervals, training curves, reports, lock file, digests of the data and the environment. The lock file's
+digest names the result: what is recorded already is not recorded again. A run whose process died is taken up by the
+next one.
 """
 
 from __future__ import annotations
@@ -20,7 +21,7 @@ from typing import Any, TypeVar
 
 from mlflow import MlflowClient
 from mlflow.data.meta_dataset import MetaDataset
-from mlflow.data.sources import LocalArtifactDatasetSource
+from mlflow.data.sources import LocalArtifactDatasetSource  # type: ignore[attr-defined]  # made at run time
 from mlflow.entities import Dataset, DatasetInput, InputTag, Metric, Param, RunTag
 from mlflow.system_metrics.system_metrics_monitor import SystemMetricsMonitor
 
@@ -29,7 +30,7 @@ from model_registry.store import connect, experiment, patiently
 LOCK_TAG, WORKSPACE_TAG, OPEN_TAG = "visage.lock", "visage.workspace", "visage.open"
 PREDICTIONS, METRICS, GROUPS = "predictions.parquet", "metrics.json", "groups.csv"  # artifacts that others read
 MAX_VALUE = 6000  # characters of a parameter that every store takes
-BATCH = {Metric: 1000, Param: 100, RunTag: 100}  # most of each in one call
+MAX_PARAMS, MAX_METRICS = 100, 1000  # in one call
 SAMPLING_SECONDS = 10
 Item = TypeVar("Item")
 
@@ -71,7 +72,7 @@ def recording(experiment_name: str, workspace: str) -> Iterator[str]:
     """
     client, number = connect(), patiently(lambda: experiment(experiment_name))
     run_id = patiently(lambda: _open_run(client, number, hashlib.sha256(workspace.encode()).hexdigest()[:16]))
-    monitor = SystemMetricsMonitor(run_id, sampling_interval=SAMPLING_SECONDS, resume_logging=True)
+    monitor = _monitor(run_id)
     monitor.start()
     try:
         yield run_id
@@ -80,6 +81,12 @@ def recording(experiment_name: str, workspace: str) -> Iterator[str]:
         raise
     finally:
         monitor.finish()
+
+
+def _monitor(run_id: str) -> Any:
+    """MLflow's sampler of the machine; a run that is taken up goes on where it stopped."""
+    make: Any = SystemMetricsMonitor
+    return make(run_id, sampling_interval=SAMPLING_SECONDS, resume_logging=True)
 
 
 def _open_run(client: MlflowClient, number: str, workspace: str) -> str:
@@ -118,10 +125,10 @@ def _log_evidence(client: MlflowClient, run_id: str, time_ms: int, evidence: Evi
     metrics = [Metric(key, value, time_ms, 0) for key, value in figures.items()]
     for file in evidence.history:
         metrics += [Metric(key, value, time_ms, step) for key, step, value in curve(file)]
-    for batch in _batches(params, BATCH[Param]):
-        client.log_batch(run_id, params=batch)
-    for batch in _batches(metrics, BATCH[Metric]):
-        client.log_batch(run_id, metrics=batch)
+    for some_params in _batches(params, MAX_PARAMS):
+        client.log_batch(run_id, params=some_params)
+    for some_metrics in _batches(metrics, MAX_METRICS):
+        client.log_batch(run_id, metrics=some_metrics)
     client.log_inputs(run_id, [_dataset(role, manifest) for role, manifest in evidence.manifests.items()])
     for file in (evidence.params, evidence.lock, evidence.metrics, evidence.groups, evidence.predictions):
         client.log_artifact(run_id, str(file))
@@ -162,7 +169,8 @@ def _dataset(role: str, manifest: Path) -> DatasetInput:
     """A role's photos, by the digest that DVC has of their manifest."""
     with manifest.open("rb") as file:
         digest = hashlib.file_digest(file, lambda: hashlib.md5(usedforsecurity=False)).hexdigest()
-    data = MetaDataset(LocalArtifactDatasetSource(str(manifest)), name=role, digest=digest)
+    describe: Any = MetaDataset
+    data = describe(LocalArtifactDatasetSource(str(manifest)), name=role, digest=digest)
     return DatasetInput(Dataset(**data.to_dict()), [InputTag("mlflow.data.context", role)])
 
 

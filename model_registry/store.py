@@ -1,8 +1,8 @@
 """Where MLflow keeps things: what its environment variables say, else SQLite and a folder in the working copy.
 
 MLFLOW_TRACKING_URI names a server (http://...) or a database (postgresql://...). Beside a server nothing else is
-needed: it knows where artifacts go. Beside a database, MLFLOW_DEFAULT_ARTIFACT_ROOT says so (s3://bucket/folder; keys and
-endpoint in AWS_ACCESS_KEY_ID, AWS_SECRET_ACCESS_KEY, MLFLOW_S3_ENDPOINT_URL). Without any, all lies in .mlflow/.
+needed: it knows where artifacts go. Beside a database, MLFLOW_DEFAULT_ARTIFACT_ROOT says so (s3://bucket/folder; keys
+and endpoint in AWS_ACCESS_KEY_ID, AWS_SECRET_ACCESS_KEY, MLFLOW_S3_ENDPOINT_URL). Without any, all lies in .mlflow/.
 """
 
 from __future__ import annotations
