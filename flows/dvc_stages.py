@@ -56,11 +56,13 @@ def stale(repository: Path) -> list[str]:
     from dvc.repo import Repo
 
     with Repo(str(repository)) as repo:
-        return list(repo.status())
+        return [name.rpartition(":")[2] for name in repo.status()]  # path:stage, where another folder is the current
 
 
 def _in_order(repo: Any) -> list[Declared]:
-    stages = {stage.name: _declared(stage) for stage in repo.index.stages if stage.name}  # `dvc add` names none
+    from dvc.stage import PipelineStage  # the others are data that `dvc add` tracks
+
+    stages = {stage.name: _declared(stage) for stage in repo.index.stages if isinstance(stage, PipelineStage)}
     writer = {path: stage.name for stage in stages.values() for path in stage.outputs}
     before = {stage.name: [writer[path] for path in stage.inputs if path in writer] for stage in stages.values()}
     return [stages[name] for name in TopologicalSorter(before).static_order()]

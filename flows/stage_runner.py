@@ -73,6 +73,7 @@ class StageRunner:
 
     def __init__(self, root: Path) -> None:
         self._root = root.absolute()
+        self._parts: dict[str, int] = {}
         self._start()
 
     def _start(self) -> None:
@@ -95,23 +96,28 @@ class StageRunner:
             self._stages = [_as_declared(one) for one in self._answer("dvc.yaml", log)["stages"]]
         return self._stages
 
-    def run(self, stage: str, log: Callable[[str], None], micro_batches: int = 1) -> str:
+    def run(self, stage: str, log: Callable[[str], None]) -> str:
         """Runs one stage unless it is fresh, each line of its output handed to `log`; `ran` or `fresh`.
 
-        Errors: StageFailed, with the stage's last line."""
+        Errors: StageFailed, with the stage's last line. Where memory was short, the next try halves its batches."""
         if self._process.poll() is not None:
             self.close()
             self._start()
         self.stages(log)
-        request = {"stage": stage, "micro_batches": micro_batches}
+        request = {"stage": stage, "micro_batches": self._parts.setdefault(stage, 1)}
         assert self._process.stdin is not None
         self._last = ""
         self._process.stdin.write(json.dumps(request).encode() + b"\n")
         self._process.stdin.flush()
-        answer = self._answer(stage, log)
-        if answer["ending"] != Ending.DONE:
-            words = f"{answer['reason']}: {self._last}" if self._last else answer["reason"]
-            raise StageFailed(stage, Ending(answer["ending"]), words)
+        try:
+            answer = self._answer(stage, log)
+            if answer["ending"] != Ending.DONE:
+                words = f"{answer['reason']}: {self._last}" if self._last else answer["reason"]
+                raise StageFailed(stage, Ending(answer["ending"]), words)
+        except StageFailed as failed:
+            if failed.ending is Ending.OUT_OF_MEMORY:
+                self._parts[stage] *= 2
+            raise
         return str(answer["reason"])
 
     def _answer(self, stage: str, log: Callable[[str], None]) -> dict[str, Any]:

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import subprocess
-import sys
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -19,8 +17,9 @@ pathlib.Path(name + ".txt").write_text(text + name + "\\n")
 """
 
 
-def make(root: Path, programs: Mapping[str, str]) -> Path:
-    """A workspace whose stages, one after the other, run these lines of Python before they write `<stage>.txt`."""
+def make(root: Path, programs: Mapping[str, str], *, chained: bool = True) -> Path:
+    """A workspace whose stages, each after the one before where `chained`, run these lines of Python before they write
+    `<stage>.txt`."""
     root.mkdir(parents=True, exist_ok=True)
     (root / "stage.py").write_text(STAGE, encoding="utf-8")
     stages: dict[str, Any] = {}
@@ -32,9 +31,9 @@ def make(root: Path, programs: Mapping[str, str]) -> Path:
             "deps": [*before, f"{name}.program"],
             "outs": [f"{name}.txt"],
         }
-        before = [f"{name}.txt"]
+        before = [f"{name}.txt"] if chained else []
     (root / "dvc.yaml").write_text(yaml.safe_dump({"stages": stages}, sort_keys=False), encoding="utf-8")
     (root / "params.yaml").write_text("{}", encoding="utf-8")
-    if not (root / ".dvc").is_dir():
-        subprocess.run([sys.executable, "-m", "dvc", "init", "--no-scm", "-q"], cwd=root, check=True)
+    (root / ".dvc" / "tmp").mkdir(parents=True, exist_ok=True)
+    (root / ".dvc" / "config").write_text("[core]\n    no_scm = True\n    analytics = false\n", encoding="utf-8")
     return root
