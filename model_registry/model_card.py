@@ -22,11 +22,12 @@ from visage.card import CARD_FILE, ModelCard
 FILE = "model_card.md"
 MAX_DESCRIPTION = 4900  # characters that MLflow's stores keep
 SHOWN = {"mae": "MAE", "rmse": "RMSE", "pearson": "Pearson", "cs_5": "CS@5", "coverage_80": "in the interval"}
-LIMITS = """- It tells what a face looks like to those who gave the labels, not a person's age or worth; it is no proof of age and
+LIMITS = """\
+- It tells what a face looks like to those who gave the labels, not a person's age or worth; it is no proof of age and
   must decide nothing about a person on its own.
 - Faces unlike those it was trained and tested on (groups with few or no faces below, other cameras, strong pose, masks)
   may be misjudged without a sign of it.
-- The interval holds its share over all faces of the test set; single groups lie above or below (table below)."""
+- The interval holds its share over all faces of the test set; single groups lie above or below (see above)."""
 
 
 def write_card(model: str, version: int) -> str:

@@ -46,6 +46,12 @@ def champion(model: str) -> int | None:
     return patiently(lambda: holder(client, model, CHAMPION))
 
 
+def version_of(model: str, run_id: str) -> int | None:
+    """The newest version that a run made; None where it made none."""
+    found = connect().search_model_versions(f"name = '{model}' and run_id = '{run_id}'")
+    return max((int(each.version) for each in found), default=None)
+
+
 def decided(model: str, version: int) -> tuple[str, str] | None:
     """What was decided about a version, and why; None where its decision is still open."""
     tags = connect().get_model_version(model, str(version)).tags
