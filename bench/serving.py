@@ -173,7 +173,7 @@ def print_shares(
 ) -> None:
     """Where one client's time goes, and what joining eight requests would save of it, each on one thread."""
     torch.set_num_threads(1)
-    ones, eight = crops_BCHW.split(1), len(photos)
+    ones, eight = [crop[None] for crop in crops_BCHW], len(photos)
     forward = median_of(lambda: [predictor.predict_crops(crop) for crop in ones]) / len(ones)
     forward_joined = median_of(lambda: predictor.predict_crops(crops_BCHW)) / len(ones)
     whole = median_of(lambda: [predictor.predict_photos([photo]) for photo in photos]) / eight

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 from prefect import get_run_logger
 from prefect.blocks.webhook import Webhook
 from prefect.utilities.asyncutils import run_coro_as_sync
@@ -13,13 +15,14 @@ def notify(block: str | None, text: str) -> None:
     if block is None:
         return
     try:
-        answer = run_coro_as_sync(_post(block, text))
-        if answer is not None and answer >= 400:
-            raise ValueError(f"it answered with status {answer}")
+        answered: Any = run_coro_as_sync(_post(block, text))
+        status = int(answered)
+        if status >= 400:
+            raise ValueError(f"it answered with status {status}")
     except Exception as error:  # whatever a stranger's server or a missing block comes up with
         get_run_logger().warning("webhook block %r was not told: %s", block, error)
 
 
 async def _post(block: str, text: str) -> int:
-    webhook = await Webhook.aload(block)
-    return (await webhook.call({"text": text})).status_code
+    webhook: Any = await Webhook.aload(block)
+    return int((await webhook.call({"text": text})).status_code)
