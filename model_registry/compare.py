@@ -106,6 +106,28 @@ class Contender:
     folder: Path
 
 
+def decide(model: str, version: int, settings: PromoteSettings, lineage: Mapping[str, str]) -> Decision:
+    """The version becomes challenger, is compared with the champion, and becomes champion or is refused.
+
+    May be called again after it was cut off anywhere. `lineage`: tags that say what the version was made of.
+    """
+    client = connect()
+    patiently(lambda: client.set_registered_model_alias(model, CHALLENGER, str(version)))
+    incumbent = champion(model)
+    decision = patiently(lambda: compare(client, model, version, incumbent, settings))
+    if champion(model) != incumbent:
+        raise ValueError(f"{model}: another champion was named while version {version} was compared; try again")
+    tags = {AGAINST: str(incumbent), REASONS: "\n".join(decision.reasons), **lineage}
+    tags[DECISION] = PROMOTED if decision.promote else REFUSED
+    patiently(lambda: tag(client, model, version, tags))
+    if decision.promote:
+        promote(model, version, decision.reasons[0])
+        patiently(lambda: client.delete_registered_model_alias(model, CHALLENGER))
+    elif (REFUSED, version) != last_event(model):
+        note(client, model, REFUSED, version, "; ".join(decision.reasons))
+    return decision
+
+
 def compare(
     client: MlflowClient, model: str, challenger: int, champion: int | None, settings: PromoteSettings
 ) -> Decision:
