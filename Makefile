@@ -75,6 +75,34 @@ predict: $(STAMP)  ## one JSON document for PHOTO=x.jpg; MODEL=folder names the 
 	@test -n "$(PHOTO)" || { echo 'usage: make predict PHOTO=x.jpg [MODEL=folder]' >&2; exit 1; }
 	@$(BIN)/python -m visage.predictor "$(PHOTO)" $(if $(MODEL),--model "$(MODEL)")
 
+.PHONY: retrain
+retrain: $(STAMP)  ## new labelled data (retrain.watch) becomes a challenger, and the champion if it is no worse
+	@$(BIN)/python -m flows.retrain
+
+.PHONY: deploy
+deploy: $(STAMP)  ## the schedules of prefect.yaml: server, work pool and worker until Ctrl-C; PREFECT_API_URL takes a server of yours
+	@$(BIN)/python -m flows.deploy
+
+.PHONY: serve
+serve: $(STAMP)  ## the champion over HTTP on 127.0.0.1, PORT=5001; MODEL=models:/NAME/VERSION serves another
+	@$(BIN)/python -m model_registry.serve --model "$(or $(MODEL),$(champion))" --port $(or $(PORT),5001)
+
+champion = models:/$$($(BIN)/python -m stages.settings value package.model)@champion
+
+.PHONY: score
+score: $(STAMP)  ## a folder, bucket or table PHOTOS=... through the champion into OUTPUT=folder; goes on where it stopped
+	@test -n "$(PHOTOS)" -a -n "$(OUTPUT)" || { echo 'usage: make score PHOTOS=folder|s3://...|table.csv OUTPUT=folder [MODEL=folder]' >&2; exit 1; }
+	@$(BIN)/python -m flows.score "$(PHOTOS)" --output "$(OUTPUT)" $(if $(MODEL),--model "$(MODEL)")
+
+.PHONY: history promote rollback
+history: $(STAMP)  ## who was champion when, and why
+	@$(BIN)/python -m model_registry.promote history "$$($(BIN)/python -m stages.settings value package.model)"
+promote: $(STAMP)  ## VERSION=n becomes champion by hand
+	@test -n "$(VERSION)" || { echo 'usage: make promote VERSION=n' >&2; exit 1; }
+	@$(BIN)/python -m model_registry.promote promote "$$($(BIN)/python -m stages.settings value package.model)" "$(VERSION)"
+rollback: $(STAMP)  ## the champion before this one comes back
+	@$(BIN)/python -m model_registry.promote rollback "$$($(BIN)/python -m stages.settings value package.model)"
+
 .PHONY: label
 label: $(STAMP)  ## a folder of unlabelled photos becomes a sheet to correct, PHOTOS=folder; then REVIEW=review.csv UNREVIEWED=leave
 	@test -n "$(PHOTOS)" || { echo 'usage: make label PHOTOS=folder [MODELS="folder folder"] [OUTPUT=folder] [REVIEW=file UNREVIEWED=take|leave]' >&2; exit 1; }
@@ -111,6 +139,10 @@ check: $(STAMP)  ## ruff and mypy
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
+
+.PHONY: audit
+audit: $(STAMP)  ## known vulnerabilities of what requirements.lock pins; a package that cannot be looked up counts as one
+	$(BIN)/pip-audit --strict --require-hashes --disable-pip -r requirements.lock
 
 .PHONY: lock
 lock: $(BIN)/uv  ## write requirements.lock anew from pyproject.toml; UPGRADE=1 takes newer versions

@@ -181,6 +181,11 @@ def processor_medians(forms: dict[str, Callable[[], object]]) -> dict[str, float
     return {name: statistics.median(values[1:]) for name, values in seconds.items()}
 
 
+def each_of(predict: Callable[[Any], object], pictures: Any, slices: Sequence[slice]) -> None:
+    for part in slices:
+        predict(pictures[part])
+
+
 def print_shares(predictor: Predictor, photos: Sequence[bytes], crops: torch.Tensor, alone: dict[str, float]) -> None:
     """Where a request's time goes, and what joining the requests of several clients would save of it."""
     torch.set_num_threads(1)
@@ -189,9 +194,9 @@ def print_shares(predictor: Predictor, photos: Sequence[bytes], crops: torch.Ten
     parts = {size: [slice(start, start + size) for start in range(0, count, size)] for size in (1, 2, count)}
     forms: dict[str, Callable[[], object]] = {}
     for size, slices in parts.items():
-        forms[f"forward {size}"] = lambda slices=slices: [predictor.predict_crops(crops[part]) for part in slices]
-        forms[f"photo {size}"] = lambda slices=slices: [predictor.predict_photos(photos[part]) for part in slices]
-        forms[f"same {size}"] = lambda slices=slices: [predictor.predict_photos(same[part]) for part in slices]
+        forms[f"forward {size}"] = functools.partial(each_of, predictor.predict_crops, crops, slices)
+        forms[f"photo {size}"] = functools.partial(each_of, predictor.predict_photos, photos, slices)
+        forms[f"same {size}"] = functools.partial(each_of, predictor.predict_photos, same, slices)
     each = {name: seconds / count for name, seconds in processor_medians(forms).items()}
     print(f"\nprocessor ms on one thread   {'alone':>8} {'2 joined':>9} {f'{count} joined':>9}")
     for kind, words in (

@@ -192,7 +192,21 @@ def stage_main(
         raise SystemExit(2) from error
 
 
+def main(words: Sequence[str]) -> None:
+    """What the Makefile asks for: a preset laid over the settings, or one value of them."""
+    match words:
+        case ["use", base, preset, params]:
+            use_preset(Path(base), Path(preset), Path(params))
+        case ["value", name]:
+            value = read_params(Path("params.yaml"))
+            for key in name.split("."):
+                value = value[key]
+            print(value)
+        case _:
+            raise SystemExit(
+                "usage: python -m stages.settings use BASE.yaml PRESET.yaml PARAMS.yaml | value SECTION.KEY"
+            )
+
+
 if __name__ == "__main__":
-    if len(sys.argv) != 5 or sys.argv[1] != "use":
-        raise SystemExit("usage: python -m stages.settings use BASE.yaml PRESET.yaml PARAMS.yaml")
-    use_preset(*map(Path, sys.argv[2:]))
+    main(sys.argv[1:])

@@ -46,8 +46,7 @@ def pooled_features(network: nn.Module, card: ModelCard, crops_BCHW: Tensor) -> 
     """uint8 crops (B,3,H,W) -> what the head sees of them, float32 (B,C) on the CPU."""
     inference, crops_BCHW = _prepared(network, card, crops_BCHW)
     with torch.no_grad(), torch.backends.cudnn.flags(enabled=True, deterministic=True, allow_tf32=False):
-        features_BC: Tensor = inference.network.pool(inference.maps(crops_BCHW))  # type: ignore[operator]
-    return features_BC.cpu()
+        return inference.pooled(crops_BCHW).cpu()
 
 
 def _prepared(network: nn.Module, card: ModelCard, crops_BCHW: Tensor) -> tuple[Inference, Tensor]:

@@ -21,6 +21,7 @@ from model_registry.guard import DISCARDED, Guard, GuardSettings
 from model_registry.serve import build_app
 from model_registry.served_model import ServedModel
 from tests.model_registry.served import SETTINGS, Store, base64_of, drawn_photos, package_folder
+from visage.drift import Summary
 
 JSON = {"Content-Type": "application/json"}
 PHOTO = base64_of(drawn_photos(1)[0])
@@ -316,6 +317,17 @@ def blank_photo() -> bytes:
     stream = io.BytesIO()
     Image.new("RGB", (90, 90), (200, 180, 160)).save(stream, "PNG")
     return stream.getvalue()
+
+
+def test_statistics_sum_up_the_faces_answered(model: mlflow.pyfunc.PyFuncModel) -> None:
+    app = build_app(model, "small", num_at_once=2)
+    [document] = ask(app, rows(PHOTO)).json()["predictions"]
+    ask(app, rows(PHOTO, PHOTO))
+    answer = ask(app, None, "GET", "/statistics")
+    totals = Summary.from_document(answer.json(), "served").totals()
+    assert totals.num_faces == 3
+    assert totals.value_sum == pytest.approx(3 * document["faces"][0]["value"])
+    assert PHOTO[:40] not in answer.text
 
 
 def test_ready_says_which_model_and_version(app: Any, model: mlflow.pyfunc.PyFuncModel, store: Store) -> None:

@@ -1,0 +1,77 @@
+"""A real Prefect server on the loopback interface, one for all tests of a session that ask for it."""
+
+from __future__ import annotations
+
+import os
+import signal
+import socket
+import subprocess
+import sys
+import time
+import urllib.error
+import urllib.request
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+START_SECONDS, STOP_SECONDS = 120.0, 20.0
+
+
+def free_port() -> int:
+    """A port of the loopback interface that nobody listens on."""
+    with socket.socket() as one:
+        one.bind(("127.0.0.1", 0))
+        return int(one.getsockname()[1])
+
+
+@pytest.fixture(scope="session")
+def running_prefect_server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[dict[str, str]]:
+    """The server's PREFECT_ settings for whoever shall talk to it; it is stopped at the end of the session."""
+    home, port = tmp_path_factory.mktemp("prefect"), free_port()
+    settings = {"PREFECT_HOME": str(home), "PREFECT_SERVER_ANALYTICS_ENABLED": "false"}
+    command = [sys.executable, "-m", "prefect", "server", "start", "--host", "127.0.0.1", "--port", str(port)]
+    log = home / "server.log"
+    with log.open("wb") as file:
+        server = subprocess.Popen(
+            command, env=os.environ | settings, stdout=file, stderr=subprocess.STDOUT, start_new_session=True
+        )
+    try:
+        _wait(f"http://127.0.0.1:{port}/api/health", server, log)
+        yield settings | {"PREFECT_API_URL": f"http://127.0.0.1:{port}/api"}
+    finally:
+        _stop(server)
+
+
+def _wait(address: str, server: subprocess.Popen[bytes], log: Path) -> None:
+    deadline = time.monotonic() + START_SECONDS
+    while server.poll() is None and time.monotonic() < deadline:
+        try:
+            with urllib.request.urlopen(address, timeout=2):
+                return
+        except (urllib.error.URLError, TimeoutError, ConnectionError):
+            time.sleep(0.3)
+    raise RuntimeError(f"the Prefect server did not start:\n{log.read_text(encoding='utf-8')[-2000:]}")
+
+
+def _stop(server: subprocess.Popen[bytes]) -> None:
+    server.send_signal(signal.SIGINT)
+    try:
+        server.wait(STOP_SECONDS)
+    except subprocess.TimeoutExpired:
+        os.killpg(server.pid, signal.SIGKILL)
+        server.wait()
+
+
+@pytest.fixture
+def prefect_server(running_prefect_server: dict[str, str], monkeypatch: pytest.MonkeyPatch) -> Iterator[str]:
+    """The API's address, set for this test: in the environment of what it starts, and for flows in its own process."""
+    from prefect.logging.handlers import APILogWorker
+    from prefect.settings import PREFECT_API_URL, PREFECT_HOME, temporary_settings
+
+    for name, value in running_prefect_server.items():
+        monkeypatch.setenv(name, value)
+    address = running_prefect_server["PREFECT_API_URL"]
+    with temporary_settings({PREFECT_API_URL: address, PREFECT_HOME: Path(running_prefect_server["PREFECT_HOME"])}):
+        yield address
+        APILogWorker.drain_all(timeout=10)  # the last lines leave before the server does
