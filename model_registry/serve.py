@@ -2,8 +2,9 @@
 
     python -m model_registry.serve --model models:/NAME@champion [--host 127.0.0.1] [--port 5002]     (or: make serve)
 
-POST /invocations answers; GET /ready says which model and version, /metrics counts for Prometheus, /statistics sums
-the newest faces up for flows/drift.py, /ping /health /version are MLflow's own. An alias is looked up once, at the start: after a promotion start the server anew.
+POST /invocations answers; GET /ready says which model and version, /metrics counts for Prometheus, /statistics sums the
+newest faces up for flows/drift.py, /ping /health /version are MLflow's own. An alias is looked up once, at the start:
+after a promotion start the server anew.
 
 Each prediction runs on one thread, as many at once as there are cores: sixteen clients then share the cores without
 thrashing, and one alone loses little (bench/serving.py). Requests wait in a queue with an end, beyond which 503 says
