@@ -19,7 +19,7 @@ from __future__ import annotations
 import statistics
 import tempfile
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -31,7 +31,21 @@ import torch
 from mlflow import MlflowClient
 
 from model_registry.package import fetch
+from model_registry.promote import (
+    AGAINST,
+    CHALLENGER,
+    DECISION,
+    PROMOTED,
+    REASONS,
+    REFUSED,
+    champion,
+    last_event,
+    note,
+    promote,
+    tag,
+)
 from model_registry.record import PREDICTIONS
+from model_registry.store import connect, patiently
 from visage.bootstrap import Bootstrap, cluster_codes, paired_bootstrap, who_is_shown
 from visage.card import INTERVAL_MASS
 from visage.predictor import Predictor
