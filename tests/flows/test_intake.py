@@ -141,6 +141,15 @@ def test_what_was_lost_or_checked_out_is_put_right(house: Path, adds: list[Path]
     assert len(adds) == 1
 
 
+@pytest.mark.usefixtures("adds")
+def test_a_fresh_clone_without_its_photos_is_told(house: Path, watch: Path) -> None:
+    """Else DVC would forget those that have left the watched place."""
+    (house / "labelled.dvc").touch()
+    with pytest.raises(ValueError, match=r"say `dvc pull .*labelled\.dvc`"):
+        look(str(watch), house)
+    assert not (house / "labelled").exists()
+
+
 BAD = {
     "photo,label\n1.jpg,30\n": "has the column 'person' 0 times",
     "photo,label,person,label\n1.jpg,30,a,3\n": "has the column 'label' 2 times",
