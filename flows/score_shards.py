@@ -181,9 +181,11 @@ class Scorer:
         def contents() -> Iterator[bytes]:
             nonlocal begun
             known = (photo._replace(reason=job.fatal.get(photo.place, photo.reason)) for photo in job.photos)
-            for photo, content in zip(job.photos, self.reader.read_ahead(known), strict=True):
+            reading = self.reader.read_ahead(known)
+            for photo in job.photos:
                 begun = photo.place
                 begin(begun)
+                content = next(reading)
                 if isinstance(content, str):
                     reasons[begun] = content
                 yield b"" if isinstance(content, str) else content
