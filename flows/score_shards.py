@@ -110,7 +110,7 @@ class Job:
         if not self.one_by_one:
             return replace(self, one_by_one=True)
         fatal = {**self.fatal, place: reason}
-        if len(fatal) > MAX_FATAL:
+        if place in self.fatal or len(fatal) > MAX_FATAL:  # a fatal one is not even opened
             names = ", ".join(photo.name for photo in self.photos if photo.place in fatal)
             raise ValueError(
                 f"{self.path}: one photo after the other failed ({names}; the last: {reason}). Is there enough memory? "

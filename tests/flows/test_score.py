@@ -368,9 +368,8 @@ def test_a_photo_that_ends_or_hangs_a_process_is_a_reject(
         (photos / f"{name}.jpg").unlink()
     left, without = [row for row in rows if row["photo"] in NAMES], scored(photos, tmp_path / "without", model)
     for row, expected in zip(left, without, strict=True):
-        assert [row[name] for name in ("photo", "value", "reason")] == [
-            expected[name] for name in ("photo", "value", "reason")
-        ]
+        assert (row["photo"], row["reason"]) == (expected["photo"], expected["reason"])
+        assert row["value"] == (expected["value"] and pytest.approx(expected["value"], abs=1e-9))
         assert row["box"] == (expected["box"] and pytest.approx(expected["box"], abs=1e-3))
 
 
@@ -381,7 +380,7 @@ def test_a_machine_that_fails_over_everything_is_said(
         raise MemoryError
 
     monkeypatch.setattr(Predictor, "_predict_group", fail)
-    with pytest.raises(ValueError, match=r"part-00000.parquet: one photo after the other failed \(0.jpg, .*memory"):
+    with pytest.raises(ValueError, match=r"part-00000.parquet: .* failed \(0.jpg; .*MemoryError"):
         scored(photos, tmp_path / "out", model, shard_photos=8)
 
 
