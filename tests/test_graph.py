@@ -97,6 +97,7 @@ def test_params_has_one_section_a_stage_in_the_same_order() -> None:
     assert set(params) - set(ORDER) <= {
         "shared",
         "folds",
+        "drift",
     }  # anchors that sections refer to; what a preset's protocol runs through
     for name in ("download", "validate", "align"):
         assert list(params[name]) == ROLES
