@@ -29,8 +29,9 @@ from flows.cells import (
     read_benchmark,
     read_tables,
 )
+from flows.dvc_stages import declared
 from flows.outcomes import document, refuse_unreadable
-from flows.steps import REPOSITORY, declared, run
+from flows.steps import REPOSITORY, run
 from stages.settings import read_json, written_whole
 from visage.bootstrap import Bootstrap, Estimate
 from visage.report import Table, title_of, with_interval
@@ -169,7 +170,7 @@ def benchmark(arguments: argparse.Namespace) -> dict[str, str]:
         raise ValueError(f"--tables {odd[0]}: {arguments.what} has {', '.join(settings.tables)}")
     if arguments.tables:
         settings = replace(settings, tables={name: settings.tables[name] for name in arguments.tables})
-    cells = cells_of(settings, tables, declared(), arguments.runs.absolute())
+    cells = cells_of(settings, tables, declared(REPOSITORY), arguments.runs.absolute())
     refuse_unreadable(cells, tables)
     steps = {step.key: step for cell in cells for step in cell.steps}
     failed = {} if arguments.only_write else run(steps.values(), arguments.workers, arguments.threads)

@@ -12,7 +12,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from flows.steps import REPOSITORY, Declared, Step, plan
+from flows.dvc_stages import Declared
+from flows.steps import REPOSITORY, Step, plan
 from stages.settings import convert, merged, read_params, read_preset
 
 PRESETS = REPOSITORY / "presets"

@@ -1,9 +1,10 @@
 """dvc.yaml's stages for many settings side by side: every distinct step once, in a folder of its own.
 
 DVC keeps one workspace with its newest result; a table of a paper needs hundreds of settings at once. DVC is asked for
-the stages and their order (`declared`), and each step is run in `<runs>/<stage>-<key>/`, where the key is a digest of
-all that it depends on, as dvc.yaml says: command, settings, code, and the steps before it. Cells share what they have
-in common (data, backbone), a finished step is never done again, and a killed training goes on from its checkpoint.
+the stages and their order (flows/dvc_stages.py), and each step is run in `<runs>/<stage>-<key>/`, where the key is a
+digest of all that it depends on, as dvc.yaml says: command, settings, code, and the steps before it. Cells share what
+they have in common (data, backbone), a finished step is never done again, and a killed training goes on from its
+checkpoint.
 """
 
 from __future__ import annotations
@@ -12,37 +13,26 @@ import fcntl
 import hashlib
 import json
 import os
-import shlex
 import subprocess
 import sys
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import FIRST_COMPLETED, Future, ThreadPoolExecutor, wait
 from contextlib import contextmanager
 from dataclasses import dataclass
-from graphlib import TopologicalSorter
+from functools import cache
 from pathlib import Path
 from typing import Any
 
 from tqdm import tqdm
 
+from flows.dvc_stages import Declared
 from stages.settings import written_whole
+from stages.sources.records import files_under
 from visage.lineage import git_commit, machine_of
 
 REPOSITORY = Path(__file__).resolve().parents[1]
 DONE, LOG, PARAMS = ".done.json", "log.txt", "params.yaml"
 KEY_LENGTH = 16
-
-
-@dataclass(frozen=True, kw_only=True)
-class Declared:
-    """A stage as dvc.yaml declares it: command, names of its settings, its code, paths that it reads and writes."""
-
-    name: str
-    command: tuple[str, ...]
-    params: tuple[str, ...]
-    code: tuple[str, ...]
-    inputs: tuple[str, ...]
-    outputs: tuple[str, ...]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -71,36 +61,12 @@ class Step:
         return self.folder / path
 
 
-def declared(repository: Path = REPOSITORY) -> list[Declared]:
-    """The stages of dvc.yaml in an order in which they can run."""
-    from dvc.repo import Repo
-
-    with Repo(str(repository)) as repo:
-        stages = {stage.name: _declared(stage) for stage in repo.index.stages}
-    writer = {path: stage.name for stage in stages.values() for path in stage.outputs}
-    before = {stage.name: [writer[path] for path in stage.inputs] for stage in stages.values()}
-    return [stages[name] for name in TopologicalSorter(before).static_order()]
-
-
-def _declared(stage: Any) -> Declared:
-    params = [name for dependency in stage.deps if hasattr(dependency, "params") for name in dependency.params]
-    paths = [str(dependency.def_path) for dependency in stage.deps if not hasattr(dependency, "params")]
-    return Declared(
-        name=stage.name,
-        command=tuple(shlex.split(stage.cmd)),
-        params=tuple(params),
-        code=tuple(path for path in paths if path.endswith(".py")),
-        inputs=tuple(path for path in paths if not path.endswith(".py")),
-        outputs=tuple(str(out.def_path) for out in stage.outs),
-    )
-
-
 def plan(stages: Sequence[Declared], params: Mapping[str, Any], goal: str, runs: Path) -> dict[str, Step]:
     """The steps that lead to the stage `goal` under these settings (all of params.yaml), by stage name."""
     steps: dict[str, Step] = {}
     writer: dict[str, Step] = {}
     for stage in stages:
-        inputs = {path: writer[path] for path in stage.inputs}
+        inputs = {path: writer[path] for path in stage.inputs if path in writer}
         own = _sections(params, stage)
         key = _key(stage, own, inputs)
         step = Step(stage=stage, params=own, inputs=inputs, key=key, folder=runs / f"{stage.name}-{key}")
@@ -131,8 +97,31 @@ def _sections(params: Mapping[str, Any], stage: Declared) -> dict[str, Any]:
 def _key(stage: Declared, params: Mapping[str, Any], inputs: Mapping[str, Step]) -> str:
     code = {path: hashlib.sha256((REPOSITORY / path).read_bytes()).hexdigest() for path in stage.code}
     upstream = {path: step.key for path, step in inputs.items()}
+    upstream |= _brought([path for path in stage.inputs if path not in inputs], params)
     text = json.dumps([stage.command, params, code, upstream], sort_keys=True)
     return hashlib.sha256(text.encode()).hexdigest()[:KEY_LENGTH]
+
+
+def _brought(folders: Sequence[str], params: Mapping[str, Any]) -> dict[str, str]:
+    """Digests of the folders of the repository that a stage reads and no stage writes.
+
+    One that its settings do not name counts for nothing: photos that come are no reason to repeat other sets' cells.
+    """
+    named = [path for path in folders if f'"{path}/' in json.dumps(params)]
+    return {path: _digest(REPOSITORY / path, _listing(REPOSITORY / path)) for path in named}
+
+
+def _listing(folder: Path) -> tuple[tuple[str, int, int], ...]:
+    """(name, bytes, time) of the files below a folder."""
+    stats = ((name, (folder / name).stat()) for name in files_under(folder))
+    return tuple((name, status.st_size, status.st_mtime_ns) for name, status in stats)
+
+
+@cache
+def _digest(folder: Path, listing: tuple[tuple[str, int, int], ...]) -> str:
+    """Of names and contents; read once for as long as the listing is the same."""
+    files = [(name, hashlib.sha256((folder / name).read_bytes()).hexdigest()) for name, *_ in listing]
+    return hashlib.sha256(json.dumps(files).encode()).hexdigest()
 
 
 def run(steps: Iterable[Step], num_workers: int, num_threads: int) -> dict[str, str]:

@@ -15,6 +15,7 @@ from pathlib import Path
 
 import numpy as np
 
+from stages.endings import smaller
 from stages.settings import Report, print_report, stage_main, written_whole
 from visage.answering import answer, check_eye
 from visage.calibration_fit import LEAST_FACES, figures, fit_calibration
@@ -63,7 +64,7 @@ def calibrate(
     else:
         check_eye(card, table, faces)
         predictor = Predictor(network.to(available_device()), card)
-        told = answer(predictor, table, flip=settings.flip, batch_size=settings.batch_size, task="calibrate")
+        told = answer(predictor, table, flip=settings.flip, batch_size=smaller(settings.batch_size), task="calibrate")
         card = _fitted(settings, card, table, told, report)
     calibrated.mkdir(parents=True, exist_ok=True)
     with written_whole(calibrated / card.weights.file) as part:

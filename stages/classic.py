@@ -21,6 +21,7 @@ import torch
 from tqdm import tqdm
 
 from stages.answers import decision_of, deduplicated, lost, open_split, write_json, write_predictions
+from stages.endings import smaller
 from stages.settings import Report, print_report, stage_main
 from stages.start import read_backbone, refuse_off_grid
 from visage.bootstrap import Bootstrap
@@ -147,7 +148,7 @@ def _check(settings: ClassicSettings, tables: list[FaceTable], width: int) -> No
 
 
 def _examples(settings: ClassicSettings, table: FaceTable, extract: Extractor, width: int) -> Examples:
-    features_ND = features_of(table, extract, width, flip=settings.flip, batch_size=settings.batch_size,
+    features_ND = features_of(table, extract, width, flip=settings.flip, batch_size=smaller(settings.batch_size),
                               num_workers=settings.num_workers)  # fmt: skip
     label_N, sigma_N = (
         torch.tensor(v, dtype=torch.float32) for v in (table.label, table.with_sigma(settings.fixed_sigma))
@@ -171,7 +172,8 @@ def _answer(settings: ClassicSettings, chosen: Trial, table: FaceTable, extract:
     """The chosen model's predictions for all faces, batch by batch."""
     parts = []
     with tqdm(total=len(table), unit="face", desc="classic") as bar:
-        for rows, crops_BCHW in prefetched(table, in_batches(table, settings.batch_size), settings.num_workers):
+        batches = in_batches(table, smaller(settings.batch_size))
+        for rows, crops_BCHW in prefetched(table, batches, settings.num_workers):
             features_BD = described(crops_BCHW, extract, settings.flip)
             parts.append(predict(ESTIMATORS[settings.estimator], chosen.model, features_BD, settings.grid))
             bar.update(len(rows))

@@ -19,6 +19,7 @@ import numpy as np
 import pandas as pd
 
 from stages.answers import decision_of, deduplicated, lost, open_split, write_json, write_predictions
+from stages.endings import smaller
 from stages.settings import Report, print_report, stage_main, written_whole
 from visage.answering import answer, check_eye
 from visage.bootstrap import Bootstrap
@@ -80,7 +81,7 @@ def evaluate(
     for split in settings.splits:
         table = open_split(faces, split, "evaluate")
         check_eye(card, table, faces)
-        told = answer(predictor, table, flip=settings.flip, batch_size=settings.batch_size, task="evaluate")
+        told = answer(predictor, table, flip=settings.flip, batch_size=smaller(settings.batch_size), task="evaluate")
         whole = answers_of(split, table, told, card.grid, settings.epsilon_sigma)
         lists += [whole, *(deduplicated(whole, table, faces) if settings.with_dedup else [])]
         losses[split] = lost(table, split, manifest, rejects)

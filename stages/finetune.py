@@ -19,6 +19,7 @@ import pandas as pd
 import torch
 from torch import Tensor, nn
 
+from stages.endings import micro_batches
 from stages.settings import Report, print_report, stage_main, written_whole
 from stages.start import read_backbone, refuse_off_grid
 from visage.card import (
@@ -96,6 +97,7 @@ def finetune(
         trained, phase_rows = fit(
             network, task, phase.recipes[phase.recipe], epochs=phase.epochs, seed=settings.seed + number,
             checkpoint=checkpoints / f"phase-{number}.pt", fingerprint=f"{stamp}-{number}", report=report,
+            micro_batches=micro_batches(),
         )  # fmt: skip
         network.load_state_dict(trained.state_dict())
         rows += [row | {"epoch": row["epoch"] + number * settings.epochs} for row in phase_rows]
@@ -193,6 +195,7 @@ def _card(
     training |= {"schedule": settings.schedule, "epochs": settings.epochs, "seed": settings.seed}
     training |= {"recipe": {"name": settings.recipe, **asdict(recipe)}, "augmentation": settings.augmentation}
     training |= {"computed_in": str(computing_dtype(recipe.precision, available_device()))}
+    training |= {"micro_batches": int(max(row.get("micro_batches", 1) for row in rows))}
     training |= {"seconds": round(sum(row["seconds"] for row in rows))}
     network = NetworkCard(name=settings.network, pooling=settings.pooling,
                           num_outputs=METHODS[settings.method].head_width(settings.grid))  # fmt: skip

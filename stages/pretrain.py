@@ -18,6 +18,7 @@ import torch
 from torch import nn
 from torch.nn import functional
 
+from stages.endings import micro_batches
 from stages.settings import Report, print_report, stage_main, written_whole
 from visage.card import NormaliseCard, write_weights
 from visage.eye import AugmentationSettings, evaluation_view, training_view
@@ -76,7 +77,8 @@ def pretrain(
                 loss=functional.cross_entropy, validate=validate)  # fmt: skip
     trained, rows = fit(network.to(device), task, recipe, epochs=settings.epochs, seed=settings.seed,
                         checkpoint=checkpoints / "last.pt",
-                        fingerprint=fingerprint_of(settings, train, Path(__file__)), report=report)  # fmt: skip
+                        fingerprint=fingerprint_of(settings, train, Path(__file__)), report=report,
+                        micro_batches=micro_batches())  # fmt: skip
     with written_whole(history) as part:
         pd.DataFrame(rows).to_csv(part, index=False)
     _save(backbone, trained, settings, train, people, rows)
@@ -118,6 +120,7 @@ def _save(
     weights = write_weights(network, folder / "backbone.safetensors", "float32")
     document = {"network": settings.network, "pooling": settings.pooling, "num_people": len(people)}
     document |= {"alignment": table.alignment, "normalise": asdict(settings.normalise), "weights": asdict(weights)}
+    document |= {"micro_batches": int(max(row.get("micro_batches", 1) for row in rows))}
     document |= {"data": table_digest(table), "last_epoch": rows[-1]}
     with written_whole(folder / "backbone.json") as part:
         part.write_text(json.dumps(document, indent=1) + "\n", encoding="utf-8")

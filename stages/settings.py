@@ -23,9 +23,12 @@ from typing import Any, TypeVar
 
 import yaml
 
+from stages.endings import Ending, ending_of
+
 Report = Callable[[int, Mapping[str, float]], None]
 Settings = TypeVar("Settings")
 POWER_OF_TEN = re.compile(r"[-+]?\d+(\.\d*)?[eE][-+]?\d+")  # 1e-05, as DVC writes it: text to PyYAML
+WORDS = {Ending.OUT_OF_MEMORY: "out of memory; lower batch_size: "}
 REPLACED = ("download.identity", "download.target")  # their options are another adapter's: a preset gives them whole
 
 
@@ -173,7 +176,8 @@ def use_preset(base: Path, preset: Path, params: Path) -> None:
 def stage_main(
     section: str, cls: type[Settings], stage: Callable[..., object], paths: Sequence[str], has_role: bool = False
 ) -> None:
-    """Runs a stage from the command line of dvc.yaml; a ValueError ends it with one clear line and exit status 2.
+    """Runs a stage from the command line of dvc.yaml; all but faults of this code end it with one clear line and the
+    exit status of stages/endings.py.
 
     Every name of `paths` becomes a required `--name PATH`, made absolute, and is handed over as a keyword.
     """
@@ -187,9 +191,11 @@ def stage_main(
     try:
         settings = load_section(arguments.params, section, cls, arguments.role if has_role else None)
         stage(settings, **{name: getattr(arguments, name).absolute() for name in paths}, report=print_report)
-    except ValueError as error:
-        print(f"stages.{section}: {error}", file=sys.stderr)
-        raise SystemExit(2) from error
+    except Exception as error:
+        if (ending := ending_of(error)) is Ending.FAULT:
+            raise
+        print(f"stages.{section}: {WORDS.get(ending, '')}{error}", file=sys.stderr)
+        raise SystemExit(int(ending)) from error
 
 
 def main(words: Sequence[str]) -> None:

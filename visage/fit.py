@@ -48,20 +48,22 @@ def available_device() -> torch.device:
 
 def fit(
     network: nn.Module, task: Task, recipe: RecipeSettings, *, epochs: int, seed: int, checkpoint: Path,
-    fingerprint: str, report: Report,
+    fingerprint: str, report: Report, micro_batches: int = 1,
 ) -> tuple[nn.Module, list[dict[str, float]]]:  # fmt: skip
     """Trains `network` in place for `epochs`; returns the model to keep (its average where the recipe has one) and
     one row of figures an epoch.
 
     `checkpoint` is rewritten after every epoch and continued from when its `fingerprint` (of settings and data) is
     this run's; another run's checkpoint is started over. Errors: a loss that is not finite, less than one epoch.
+    Where memory is short, `micro_batches` passes a batch in that many parts and adds up their gradients: the same step,
+    but that BatchNorm sees the statistics of a part. Such epochs say so in their row.
     """
     if epochs < 1:
         raise ValueError(f"epochs is {epochs}: give 1 or more")
     device = next(network.parameters()).device
     dtype = computing_dtype(recipe.precision, device)
-    if recipe.channels_last:
-        network.to(memory_format=torch.channels_last)
+    layout = torch.channels_last if recipe.channels_last else torch.contiguous_format
+    network.to(memory_format=layout)
     average = copy.deepcopy(network).eval() if recipe.ema_decay > 0 else network
     optimiser = build_optimiser(network, recipe)
     history: list[dict[str, float]] = []
@@ -84,17 +86,17 @@ def fit(
             rate = learning_rate(recipe, step / num_steps)
             for group in optimiser.param_groups:
                 group["lr"] = rate
-            if recipe.channels_last:
-                faces_BCHW = faces_BCHW.contiguous(memory_format=torch.channels_last)
-            with torch.autocast(device.type, dtype, enabled=dtype != torch.float32):
-                logits_BK = network(faces_BCHW)
-            loss = task.loss(logits_BK.float(), *targets)
+            faces_BCHW = faces_BCHW.contiguous(memory_format=layout)
             optimiser.zero_grad(set_to_none=True)
-            loss.backward()  # type: ignore[no-untyped-call]
+            for part_BCHW, *part_targets in _parts((faces_BCHW, *targets), micro_batches):
+                with torch.autocast(device.type, dtype, enabled=dtype != torch.float32):
+                    logits_BK = network(part_BCHW)
+                loss = task.loss(logits_BK.float(), *part_targets)
+                (loss * (len(part_BCHW) / len(faces_BCHW))).backward()  # type: ignore[no-untyped-call]
+                total_loss += loss.detach() * len(part_BCHW)
             optimiser.step()
             if average is not network:
                 update_average(average, network, recipe.ema_decay, step)
-            total_loss += loss.detach() * len(faces_BCHW)
             num_faces += len(faces_BCHW)
         train_loss = total_loss.item() / num_faces
         if not math.isfinite(train_loss):
@@ -102,11 +104,18 @@ def fit(
                 f"epoch {epoch + 1}: the training loss is {train_loss}; lower learning_rate, or set precision: float32"
             )
         row = {"epoch": epoch + 1.0, "train_loss": train_loss, "learning_rate": rate}
+        row |= {"micro_batches": float(micro_batches)} if micro_batches > 1 else {}
         row |= task.validate(average) | {"seconds": time.perf_counter() - started}
         history.append(row)
         _write_checkpoint(checkpoint, fingerprint, network, average, optimiser, history)
         report(epoch + 1, row)
     return average.eval(), history
+
+
+def _parts(batch: Batch, number: int) -> Iterable[Batch]:
+    """A batch in `number` parts of about one size, of 2 faces at least: BatchNorm cannot train on one."""
+    parts = max(1, min(number, len(batch[0]) // 2))
+    return zip(*(tensor.tensor_split(parts) for tensor in batch), strict=True)
 
 
 def _with_bar(task: Task, generator: torch.Generator, epoch: int, epochs: int) -> Iterable[Batch]:

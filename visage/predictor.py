@@ -106,12 +106,14 @@ class PhotoResult:
 
 
 class Predictor:
-    """A model that answers. `network` is a torch network or any other `Engine` that computes the same (see export)."""
+    """A model that answers. `network` is a torch network or any other `Engine` that computes the same (see export).
+    Photos of more than `max_photo_pixels` are refused."""
 
     def __init__(self, network: nn.Module | Engine, card: ModelCard) -> None:
         self.card = card
         self._engine: Engine = TorchEngine(network, card) if isinstance(network, nn.Module) else network
         self._detector: Any = None
+        self.max_photo_pixels = MAX_PHOTO_PIXELS
         self._observe: Observer | None = None
 
     @property
@@ -183,7 +185,7 @@ class Predictor:
 
         The faces of a group of photos (see GROUP_PHOTOS) go through the network together.
         """
-        for group in _groups(_read(source) for source in photos):
+        for group in _groups(_read(source, self.max_photo_pixels) for source in photos):
             yield from self._predict_group(group, flip)
 
     def _predict_group(self, group: list[Pixels | str], flip: bool) -> Iterator[PhotoResult]:
@@ -226,12 +228,12 @@ class Predictor:
         return align.decode(align.encode(align.crop(photo_HWC, matrix_23, how.crop_px), how.jpeg_quality))
 
 
-def _read(source: PhotoSource) -> Pixels | str:
+def _read(source: PhotoSource, max_pixels: int) -> Pixels | str:
     """A photo as upright RGB pixels, or the reason why not. Pillow images pass as PNG or TIFF, which lose nothing."""
     from visage.photos import PhotoError, read_photo
 
     try:
-        return read_photo(_losslessly(source) if isinstance(source, Image.Image) else source, MAX_PHOTO_PIXELS)
+        return read_photo(_losslessly(source) if isinstance(source, Image.Image) else source, max_pixels)
     except PhotoError as error:
         return str(error)
 

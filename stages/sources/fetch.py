@@ -20,7 +20,7 @@ import fsspec
 from tqdm import tqdm
 
 from stages.sources.archives import Budget, odd_name, safe_name
-from stages.sources.records import REPOSITORY
+from stages.sources.records import REPOSITORY, files_under
 
 CHUNK_BYTES = 1 << 20
 NUM_ATTEMPTS = 5  # each goes on where the last one broke off
@@ -44,6 +44,14 @@ def locate(location: str, fetched_dir: Path, budget: Budget) -> list[Located]:
     if not found:
         raise ValueError(f"{location}: matches no file; set download.<role>.locations to where the set lies")
     return found
+
+
+def has_files(location: str) -> bool:
+    """Whether there is any file where a location of this machine says; a remote one is taken at its word."""
+    if "://" in location and not location.startswith("file://"):
+        return True
+    found = _local(location.removeprefix("file://"))
+    return any(each.path.is_file() or next(files_under(each.path), None) is not None for each in found)
 
 
 def _local(location: str) -> Iterator[Located]:
@@ -81,7 +89,7 @@ def _file_name(path: str) -> str:
 
 
 def _fetched(filesystem: Any, path: str, target: Path, budget: Budget) -> Path:
-    """Fetches one remote file unless it is there already, going on after a break; ValueError when all is in vain."""
+    """Fetches one remote file unless it is there already, going on after a break; ConnectionError when in vain."""
     try:
         info = filesystem.info(path)
     except FileNotFoundError as error:
@@ -119,7 +127,7 @@ def _fetch_with_patience(filesystem: Any, path: str, target: Path, num_bytes: in
         except Exception as error:  # every kind of store has its own words for a broken connection
             broke = error
             time.sleep(FIRST_PAUSE_S * 2**attempt if attempt + 1 < NUM_ATTEMPTS else 0)
-    raise ValueError(f"{path}: broke off {NUM_ATTEMPTS} times ({broke}); run again, it goes on from there") from broke
+    raise ConnectionError(f"{path}: broke off {NUM_ATTEMPTS} times ({broke}); run again, it goes on there") from broke
 
 
 def _append_rest(filesystem: Any, path: str, part: Path, num_bytes: int | None, budget: Budget) -> None:

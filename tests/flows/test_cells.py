@@ -17,7 +17,7 @@ from flows.cells import (
     settings_of,
     with_settings,
 )
-from flows.steps import declared
+from flows.dvc_stages import declared
 from tests.imports import REPOSITORY
 
 FILES = sorted(path for path in TABLES.parent.glob("*.yaml") if path != TABLES)
@@ -27,7 +27,7 @@ SHARED = ("epochs", "recipe", "seed", "batch_size", "init", "cache_mb", "align",
 @pytest.mark.parametrize("file", FILES, ids=lambda file: file.stem)
 def test_benchmarks_name_tables_and_presets_that_there_are(file: Path) -> None:
     benchmark, tables = read_benchmark(file), read_tables(TABLES)
-    cells = cells_of(benchmark, tables, declared(), Path("runs"))
+    cells = cells_of(benchmark, tables, declared(REPOSITORY), Path("runs"))
     assert {cell.table for cell in cells} == set(benchmark.tables)
     assert {cell.data for cell in cells} <= set(benchmark.sets)
 
@@ -53,7 +53,7 @@ def test_cells_come_seed_by_seed_and_share_the_backbone() -> None:
         sets={"drawn": {"finetune": {"epochs": 2}}},
         tables={"augmentation_pooling": WantedSettings(sets=("drawn",), seeds=(1, 0))},
     )
-    cells = cells_of(benchmark, read_tables(TABLES), declared(), Path("runs"))
+    cells = cells_of(benchmark, read_tables(TABLES), declared(REPOSITORY), Path("runs"))
     assert [cell.seed for cell in cells] == [0, 0, 0, 1, 1, 1]
     assert {cell.params["finetune"]["epochs"] for cell in cells} == {2}
     assert [cell.params["finetune"]["seed"] for cell in cells] == [0, 0, 0, 1, 1, 1]
@@ -69,7 +69,7 @@ def test_a_protocol_has_a_cell_for_every_fold(monkeypatch: pytest.MonkeyPatch) -
     whole = settings_of("drawn", {}) | {"folds": folds}
     monkeypatch.setattr("flows.cells.settings_of", lambda *_: whole)
     settings, tables = protocol_of("drawn", [0, 1])
-    cells = cells_of(settings, tables, declared(), Path("runs"))
+    cells = cells_of(settings, tables, declared(REPOSITORY), Path("runs"))
     assert [(cell.seed, cell.fold) for cell in cells] == [(seed, fold) for seed in (0, 1) for fold in (0, 1, 2)]
     assert [cell.params["download"]["target"]["split"]["fold"] for cell in cells] == [0, 1, 2] * 2
 
@@ -89,7 +89,7 @@ def test_a_setting_that_is_not_there_is_refused(changes: dict[str, Any], match: 
 def test_a_set_without_folds_has_one_that_all_seeds_share() -> None:
     """Else no face of one seed would be found again in another."""
     settings, tables = protocol_of("drawn", [0, 1, 2])
-    assert {cell.fold for cell in cells_of(settings, tables, declared(), Path("runs"))} == {"whole"}
+    assert {cell.fold for cell in cells_of(settings, tables, declared(REPOSITORY), Path("runs"))} == {"whole"}
 
 
 @pytest.mark.parametrize("changes", [{"finetune": {"epoch": 6}}, {"finetuning": {}}, {"align": {"target": {"px": 1}}}])
@@ -111,7 +111,7 @@ def test_unknown_names_are_refused(tmp_path: Path) -> None:
         settings_of("utkfase", {})
     (tmp_path / "b.yaml").write_text("sets: {drawn: {}}\ntables: {table_six: {sets: [drawn], seeds: [0]}}\n")
     with pytest.raises(ValueError, match="'table_six' is unknown; known: single_stage"):
-        cells_of(read_benchmark(tmp_path / "b.yaml"), read_tables(TABLES), declared(), tmp_path)
+        cells_of(read_benchmark(tmp_path / "b.yaml"), read_tables(TABLES), declared(REPOSITORY), tmp_path)
 
 
 def test_presets_lie_in_the_repository() -> None:

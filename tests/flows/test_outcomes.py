@@ -13,8 +13,9 @@ import pytest
 
 from flows.benchmark import KEPT, TABLES, page
 from flows.cells import Cell, Row, TableSettings, read_tables
+from flows.dvc_stages import Declared
 from flows.outcomes import document, refuse_unreadable
-from flows.steps import Declared, Step
+from flows.steps import Step
 from visage.bootstrap import Bootstrap
 
 BOOTSTRAP = Bootstrap(num_resamples=300, interval=0.95, seed=0)

@@ -5,7 +5,8 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
-from flows.steps import Declared, Step, plan
+from flows.dvc_stages import Declared
+from flows.steps import Step, plan
 
 NUMBERS = "import json, pathlib; pathlib.Path('numbers.txt').write_text(str(json.load(open('params.yaml'))['numbers']))"
 DOUBLED = (

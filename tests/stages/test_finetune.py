@@ -14,6 +14,7 @@ import torch
 from safetensors.torch import load_file
 
 import stages.finetune
+from stages.endings import MICRO_BATCHES
 from stages.finetune import FinetuneSettings, finetune
 from stages.pretrain import pretrain
 from tests.small_faces import (
@@ -82,6 +83,19 @@ def test_model_carries_what_it_needs(tmp_path: Path, faces: Path) -> None:
     assert set(history) == {"epoch", "train_loss", "learning_rate", "val_mae", "seconds"}
     assert card.metrics == {"val": {"val_mae": history["val_mae"].iloc[-1]}}
     assert network.head.out_features == GRID.num_labels
+
+
+def test_a_run_in_small_parts_is_noted_in_the_card(
+    tmp_path: Path, faces: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    settings = finetune_settings(epochs=1)
+    run(tmp_path / "whole", faces, settings)
+    monkeypatch.setenv(MICRO_BATCHES, "2")
+    history = run(tmp_path / "parts", faces, settings)
+    cards = [load_model(tmp_path / name / "model")[1] for name in ("whole", "parts")]
+    assert [card.training["micro_batches"] for card in cards] == [1, 2]
+    assert cards[0].training["recipe"] == cards[1].training["recipe"]
+    assert history["micro_batches"].tolist() == [2.0]
 
 
 def test_validation_figure_is_the_saved_models_error(tmp_path: Path, faces: Path) -> None:

@@ -11,6 +11,7 @@ import pandas as pd
 import pytest
 from safetensors.torch import load_file
 
+from stages.endings import MICRO_BATCHES
 from stages.pretrain import PretrainSettings, pretrain
 from tests.small_faces import ALIGNMENT, RECIPE, pretrain_settings, some_faces, write_faces
 from visage.card import sha256_of
@@ -46,6 +47,11 @@ def test_backbone_says_what_it_is(tmp_path: Path, faces: Path) -> None:
     assert set(history) == {"epoch", "train_loss", "learning_rate", "val_top1", "seconds"}
     assert history["val_top1"].between(0, 1).all()
     assert document["last_epoch"] == history.iloc[-1].to_dict()
+
+
+def test_a_run_in_small_parts_is_noted(tmp_path: Path, faces: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv(MICRO_BATCHES, "2")
+    assert run(tmp_path, faces, pretrain_settings(epochs=1))["micro_batches"] == 2
 
 
 def test_people_with_too_few_training_photos_are_cut(tmp_path: Path) -> None:

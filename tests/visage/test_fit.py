@@ -143,6 +143,52 @@ def test_bfloat16_rounds_the_convolutions_and_keeps_weights_and_loss_in_float32(
     torch.testing.assert_close(low["0.weight"], high["0.weight"], atol=0.02, rtol=0)
 
 
+def without_batch_norm() -> nn.Sequential:
+    torch.manual_seed(0)
+    return nn.Sequential(nn.Conv2d(3, 4, 3), nn.ReLU(), nn.Flatten(), nn.Linear(4 * 36, 1))
+
+
+def trained(folder: Path, network: nn.Module, micro_batches: int, what: Task | None = None, epochs: int = 2) -> Any:
+    how = dataclasses.replace(RECIPE, ema_decay=0.0)
+    return fit(network, what or task(), how, epochs=epochs, seed=0, checkpoint=folder / "last.pt", fingerprint="x",
+               report=silent, micro_batches=micro_batches)  # fmt: skip
+
+
+def test_gradient_in_parts_is_that_of_the_whole_batch(tmp_path: Path) -> None:
+    """Of unequal parts too: 7 faces are 4 and 3, or 3, 2 and 2; in more parts no batch is split."""
+
+    def seven(generator: torch.Generator) -> Iterator[tuple[Tensor, ...]]:
+        faces_BCHW = torch.randn(7, 3, 8, 8, generator=generator)
+        yield faces_BCHW, faces_BCHW.mean(dim=(1, 2, 3))
+
+    gradients: dict[int, list[Tensor]] = {}
+    for number in (1, 2, 3, 4):
+        network = without_batch_norm()
+        trained(tmp_path / str(number), network, number, task(batches=seven, num_batches=1), 1)
+        gradients[number] = [parameter.grad for parameter in network.parameters() if parameter.grad is not None]
+    assert len(gradients[1]) == 4
+    for number in (2, 3, 4):
+        for mine, whole in zip(gradients[number], gradients[1], strict=True):
+            torch.testing.assert_close(mine, whole, rtol=1e-4, atol=1e-6)
+
+
+def test_parts_are_smaller_and_take_as_many_steps(tmp_path: Path) -> None:
+    sizes: list[int] = []
+    network = small_network()
+    network.register_forward_hook(lambda _module, inputs, _outputs: sizes.append(len(inputs[0])))
+    _, history = trained(tmp_path, network, 2, epochs=1)
+    assert sizes == [3, 3, 3, 3, 3]  # batches of 6, 6 and 3, which is too small for two
+    assert torch.load(tmp_path / "last.pt", weights_only=True)["optimiser"]["state"][0]["step"] == NUM_BATCHES
+    assert [row["micro_batches"] for row in history] == [2.0]
+
+
+def test_a_training_goes_on_in_smaller_parts_and_says_so(tmp_path: Path) -> None:
+    _, first = trained(tmp_path, small_network(), 1, epochs=1)
+    _, history = trained(tmp_path, small_network(), 2, epochs=2)
+    assert history[0] == first[0]
+    assert ["micro_batches" in row for row in history] == [False, True]
+
+
 # ---------------------------------------------------------------------------------------------------------------------
 # Reproducibility and resumption (see also tests/test_resume.py: processes killed at any moment)
 # ---------------------------------------------------------------------------------------------------------------------
