@@ -5,16 +5,21 @@ A `Summary` holds no face, only how many there were, a histogram of their predic
 both about 0 for faces of the same kind, however few:
 
 - value_psi, the population stability index of predicted values, sum_b (q_b - p_b) ln(q_b / p_b) (Siddiqi 2006, Credit
-  Risk Scorecards; the Jeffreys divergence of the histograms), half a face added to every bin so that none is empty. Two
-  samples of M and N faces of one distribution over B bins have (B - 1) (1/M + 1/N) on average (Yurdakul and Naranjo
-  2020, Journal of Risk Model Validation 14(4)); that, with the bins in use for B, is subtracted.
+  Risk Scorecards; the Jeffreys divergence of the histograms), over the bins that either uses, half a face added to each
+  (added to bins that none uses, it would tell few faces from many). Two samples of M and N faces of one distribution
+  over B bins have (B - 1) (1/M + 1/N) on average (Yurdakul and Naranjo 2020, Journal of Risk Model Validation 14(4));
+  that is subtracted.
 - feature_distance, the squared Frechet distance of Gaussians with diagonal covariances (Dowson and Landau 1982; Heusel
   et al. 2017 with full ones), sum_c (m_c - n_c)^2 + (s_c - t_c)^2, over the reference's variance sum_c s_c^2: the shift
   in units of how much faces differ anyway. What sampling adds to it on average (Chong and Forsyth 2020), for Gaussian
   features 3/2 sum_c s_c^2 / M + t_c^2 / N, is subtracted.
 
-Either may come out a little below 0. What is large stands in params.yaml, section `drift`, and in docs/drift.md how
-those thresholds were chosen. Legend: N faces, C pooled features, B bins.
+Either may come out a little below 0, the first more so where most bins hold no face or one. What is large is said in
+params.yaml, section `drift`, and was chosen by drawing (aligned faces of 48 px, models trained on them): against 2,000
+training faces, 200 others of UTKFace or of MEBeauty stay below 0.07 and 0.04 in 99 draws of 100. Put to the model of
+UTKFace, MEBeauty's faces make 0.18 and 0.12, LFW's 1.6 and 1.7; test faces 4 years older on average 0.17 and 0.13;
+answers 5 years too high 2.8 and 0. Photos a third brighter make 0.01: this model, trained on such, does not mind them.
+Legend: N faces, C pooled features, B bins.
 """
 
 from __future__ import annotations
@@ -32,9 +37,10 @@ if TYPE_CHECKING:  # who compares two documents needs no torch
     from visage.card import ModelCard
 
 Floats = npt.NDArray[np.float64]
+REFERENCE_FILE = "reference.json"  # beside a model's card: the summary of its training faces
 SUMMARY_FORMAT = 1
 NUM_BINS = 20
-ADDED_FACES = 0.5  # to each bin: Jeffreys' prior
+ADDED_FACES = 0.5  # to each bin in use: Jeffreys' prior
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -168,9 +174,10 @@ def drift(reference: Summary, served: Summary) -> Drift:
 
 def population_stability_index(old_B: Floats, new_B: Floats) -> float:
     """Of two histograms of counts, less what sampling adds."""
-    p_B, q_B = ((counts_B + ADDED_FACES) / (counts_B + ADDED_FACES).sum() for counts_B in (old_B, new_B))
-    num_used = np.count_nonzero(old_B + new_B)
-    by_chance = (num_used - 1) * (1 / old_B.sum() + 1 / new_B.sum())
+    used_B = old_B + new_B > 0
+    p_B, q_B = (counts_B[used_B] + ADDED_FACES for counts_B in (old_B, new_B))
+    p_B, q_B = p_B / p_B.sum(), q_B / q_B.sum()
+    by_chance = (used_B.sum() - 1) * (1 / old_B.sum() + 1 / new_B.sum())
     return float(((q_B - p_B) * np.log(q_B / p_B)).sum() - by_chance)
 
 
