@@ -5,7 +5,8 @@
 
 The released model is packaged into a store of its own and served by `python -m model_registry.serve`, a real process on
 loopback, on as many cores as there are; the clients are threads of this one and take their share of them. Photos are
-drawn faces of 200 to 600 px; aligned faces are their crops. Times are wall seconds.
+drawn faces of 200 to 600 px; aligned faces are their crops. The clock's times suffer from other load on the machine,
+processor times (of the server, or of one thread here) do not.
 """
 
 from __future__ import annotations
@@ -46,6 +47,7 @@ ROOT = Path(__file__).resolve().parent.parent
 MODEL = ROOT / "model_registry" / "released" / "tiny-utkface-all-ages"
 SIDES = (200, 250, 300, 400, 500, 600, 350, 225)
 CLIENTS = (1, 4, 16)
+TURNS = 9
 NAME = "bench"
 
 
@@ -147,49 +149,64 @@ def load(port: int, requests: Sequence[bytes], num_clients: int, count: int) -> 
     return seconds, time.perf_counter() - begin
 
 
-def print_load(port: int, kind: str, requests: Sequence[bytes], count: int) -> float:
-    """A table row for each number of clients; the median of one client alone."""
+def processor_seconds(pid: int) -> float:
+    times = psutil.Process(pid).cpu_times()
+    return float(times.user + times.system)
+
+
+def print_load(port: int, pid: int, kind: str, requests: Sequence[bytes], count: int) -> float:
+    """A table row for each number of clients; the server's processor seconds a request with one client."""
     alone = 0.0
     for num_clients in CLIENTS:
+        before = processor_seconds(pid)
         seconds, whole = load(port, requests, num_clients, count)
+        busy = (processor_seconds(pid) - before) / count
+        alone = alone or busy
         p50, p99 = np.percentile(seconds, [50, 99])
-        alone = alone or float(p50)
-        print(f"{kind:8} {num_clients:7} {1e3 * p50:9.1f} {1e3 * p99:9.1f} {count / whole:14.1f}", flush=True)
+        print(
+            f"{kind:8} {num_clients:7} {1e3 * p50:9.1f} {1e3 * p99:9.1f} {count / whole:14.1f} {1e3 * busy:14.1f}",
+            flush=True,
+        )
     return alone
 
 
-def median_of(run: Callable[[], object], turns: int = 9) -> float:
-    run()
-    seconds = []
-    for _ in range(turns):
-        begin = time.perf_counter()
-        run()
-        seconds.append(time.perf_counter() - begin)
-    return statistics.median(seconds)
+def processor_medians(forms: dict[str, Callable[[], object]]) -> dict[str, float]:
+    """Processor seconds of each, taking turns."""
+    seconds: dict[str, list[float]] = {name: [] for name in forms}
+    for _ in range(TURNS):
+        for name, run in forms.items():
+            begin = time.process_time()
+            run()
+            seconds[name].append(time.process_time() - begin)
+    return {name: statistics.median(values[1:]) for name, values in seconds.items()}
 
 
-def print_shares(
-    predictor: Predictor, photos: Sequence[bytes], crops_BCHW: torch.Tensor, alone: dict[str, float]
-) -> None:
-    """Where one client's time goes, and what joining eight requests would save of it, each on one thread."""
+def each_of(predict: Callable[[Any], object], pictures: Any, slices: Sequence[slice]) -> None:
+    for part in slices:
+        predict(pictures[part])
+
+
+def print_shares(predictor: Predictor, photos: Sequence[bytes], crops: torch.Tensor, alone: dict[str, float]) -> None:
+    """Where a request's time goes, and what joining the requests of several clients would save of it."""
     torch.set_num_threads(1)
-    ones, eight = [crop[None] for crop in crops_BCHW], len(photos)
-    forward = median_of(lambda: [predictor.predict_crops(crop) for crop in ones]) / len(ones)
-    forward_joined = median_of(lambda: predictor.predict_crops(crops_BCHW)) / len(ones)
-    whole = median_of(lambda: [predictor.predict_photos([photo]) for photo in photos]) / eight
-    whole_joined = median_of(lambda: predictor.predict_photos(photos)) / eight
-    same = [photos[0]] * eight
-    same_one = median_of(lambda: [predictor.predict_photos([photo]) for photo in same]) / eight
-    same_joined = median_of(lambda: predictor.predict_photos(same)) / eight
-    print("\none request on one thread, ms a photo or face, alone and eight joined")
-    for name, one, joined in (
-        ("face: the network's forward pass", forward, forward_joined),
-        ("photo, eight sizes: all of it", whole, whole_joined),
-        ("photo, one size of 200 px: all of it", same_one, same_joined),
-    ):
-        print(f"{name:38} {1e3 * one:7.1f} {1e3 * joined:7.1f}   joining saves {1 - joined / one:6.1%}")
+    count = len(photos)
+    same = [photos[0]] * count
+    parts = {size: [slice(start, start + size) for start in range(0, count, size)] for size in (1, 2, count)}
+    forms: dict[str, Callable[[], object]] = {}
+    for size, slices in parts.items():
+        forms[f"forward {size}"] = functools.partial(each_of, predictor.predict_crops, crops, slices)
+        forms[f"photo {size}"] = functools.partial(each_of, predictor.predict_photos, photos, slices)
+        forms[f"same {size}"] = functools.partial(each_of, predictor.predict_photos, same, slices)
+    each = {name: seconds / count for name, seconds in processor_medians(forms).items()}
+    print(f"\nprocessor ms on one thread   {'alone':>8} {'2 joined':>9} {f'{count} joined':>9}")
+    for kind, words in (
+        ("forward", "face, forward pass only"), ("photo", "photo, eight sizes"), ("same", "photo, one size (200 px)"),
+    ):  # fmt: skip
+        row = [each[f"{kind} {size}"] for size in parts]
+        saved = ", ".join(f"{1 - joined / row[0]:.0%}" for joined in row[1:])
+        print(f"{words:28} {1e3 * row[0]:8.1f} {1e3 * row[1]:9.1f} {1e3 * row[2]:9.1f}   saved {saved}")
     for kind, seconds in alone.items():
-        print(f"{kind:8} outside the network's forward pass: {1 - forward / seconds:.0%} of {1e3 * seconds:.1f} ms")
+        print(f"{kind}: {1 - each['forward 1'] / seconds:.0%} of {1e3 * seconds:.1f} ms outside the forward pass")
 
 
 def print_memory(port: int, pid: int, requests: Sequence[bytes], count: int) -> None:
@@ -216,12 +233,12 @@ def main() -> None:
         port = free_port()
         with served(port) as (pid, seconds):
             print(f"{len(os.sched_getaffinity(0))} cores; {seconds:.1f} s from the start to the first answer")
-            print("what     clients    p50 ms    p99 ms   requests a s")
+            print("what     clients    p50 ms    p99 ms   requests a s   processor ms")
             requests: dict[str, list[Any]] = {
                 "photo": [request_of("photo", photo) for photo in photos],
                 "face": [request_of("face", face) for face in faces],
             }
-            alone = {kind: print_load(port, kind, bodies, arguments.count) for kind, bodies in requests.items()}
+            alone = {kind: print_load(port, pid, kind, bodies, arguments.count) for kind, bodies in requests.items()}
             if arguments.requests:
                 print_memory(port, pid, requests["face"], arguments.requests)
         mlflow.set_tracking_uri("")

@@ -54,6 +54,10 @@ def look(watch: str, folder: Path) -> Intake:
     """Brings what is new or changed at `watch` (a path, or any fsspec URL) into `folder`, which is
     `incoming/<role>` of a working copy; ValueError names what is wrong and brings nothing in."""
     folder = folder.absolute()
+    if _pointer(folder).is_file() and not (folder / LABELLED).is_dir():
+        raise ValueError(
+            f"{folder / LABELLED}: its photos are not in this working copy; say `dvc pull {_pointer(folder)}`"
+        )
     wanted = read_wanted(folder)
     place = watched_place(watch, folder.parents[1])
     state = folder.parent / STATE

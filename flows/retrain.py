@@ -16,7 +16,7 @@ import sys
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from prefect import flow, get_run_logger, task
 from prefect.artifacts import create_markdown_artifact, create_table_artifact
@@ -32,12 +32,12 @@ from flows.reproduce import reproduce_and_record
 from flows.stage_outputs import outputs_of
 from flows.stage_runner import StageFailed
 from flows.workspace import ROOT, Busy, only_one
-from model_registry.compare import Decision, PromoteSettings
-from model_registry.model_card import write_card
-from model_registry.package import PackageSettings, package
-from model_registry.promote import decide, decided, version_of
+from model_registry.promote import decided, version_of
 from model_registry.record import find, lock_digest
-from stages.settings import load_section
+from stages.settings import load_section, read_params
+
+if TYPE_CHECKING:
+    from model_registry.compare import Decision
 
 INCOMING = "incoming"
 
@@ -69,29 +69,28 @@ def retrain(reason: str = "by hand", root: Path = ROOT) -> State[str]:
 
 
 def _retrained(root: Path, settings: RetrainSettings, reason: str) -> str:
-    packaging = load_section(root / "params.yaml", "package", PackageSettings)
+    model: str = read_params(root / "params.yaml")["package"]["model"]
     for role, watch in settings.watch.items():
         if watch is not None:
             bring_in(root, role, watch)
-    if settled := _settled(root, settings, packaging):
+    if settled := _settled(root, settings.experiment, model):
         return f"Nothing new: {settled}"
     _, run = reproduce_and_record(root, settings.experiment)
-    version = packaged(root, run, packaging)
-    decision = compared(root, packaging.model, version, run, reason)
-    outcome = _sentence(packaging.model, version, decision)
+    version = packaged(root, run)
+    outcome = _sentence(model, version, compared(root, model, version, run, reason))
     notify(settings.notify, f"visage: {outcome}")
     return outcome
 
 
-def _settled(root: Path, settings: RetrainSettings, packaging: PackageSettings) -> str | None:
+def _settled(root: Path, experiment: str, model: str) -> str | None:
     """What was decided of the result that lies in the working copy; None where anything is left to do."""
     lock = root / "dvc.lock"
     if not lock.is_file() or stale(root):
         return None
-    run_id = find(settings.experiment, lock_digest(lock))
-    version = run_id and version_of(packaging.model, run_id)
-    told = version and decided(packaging.model, version)
-    return f"version {version} of {packaging.model} was {told[0]} ({told[1]})" if told else None
+    run_id = find(experiment, lock_digest(lock))
+    version = run_id and version_of(model, run_id)
+    told = version and decided(model, version)
+    return f"version {version} of {model} was {told[0]} ({told[1]})" if told else None
 
 
 @task(cache_policy=NO_CACHE, task_run_name="bring in {role}")
@@ -110,8 +109,12 @@ def bring_in(root: Path, role: str, watch: str) -> None:
 
 
 @task(cache_policy=NO_CACHE, task_run_name="package")
-def packaged(root: Path, run: RecordedRun, packaging: PackageSettings) -> int:
+def packaged(root: Path, run: RecordedRun) -> int:
     """The exported model becomes a registered version, and gets its model card."""
+    from model_registry.model_card import write_card
+    from model_registry.package import PackageSettings, package
+
+    packaging = load_section(root / "params.yaml", "package", PackageSettings)
     version = package(outputs_of(root, declared(root)).export, run.run_id, packaging)
     write_card(packaging.model, version)
     get_run_logger().info("version %d of %s", version, packaging.model)
@@ -121,6 +124,8 @@ def packaged(root: Path, run: RecordedRun, packaging: PackageSettings) -> int:
 @task(cache_policy=NO_CACHE, task_run_name="compare")
 def compared(root: Path, model: str, version: int, run: RecordedRun, reason: str) -> Decision:
     """Challenger against champion; the alias moves, or it does not and the artifact says why."""
+    from model_registry.compare import PromoteSettings, decide
+
     rules = load_section(root / "params.yaml", "promote", PromoteSettings)
     lineage = {"visage.run": run.run_id, "visage.lock": lock_digest(root / "dvc.lock"), "visage.reason": reason}
     decision = decide(model, version, rules, lineage)

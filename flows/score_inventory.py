@@ -12,6 +12,7 @@ from __future__ import annotations
 
 import csv
 import sqlite3
+import stat
 from collections.abc import Iterable, Iterator, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path, PurePosixPath
@@ -28,6 +29,7 @@ from stages.sources.records import PHOTO_SUFFIXES, photos_under
 
 TABLE_SUFFIXES = (".csv", ".parquet")
 NUM_ASKING = 16  # files of a table whose size and time are asked for at a time
+PAGE_KEYS = 1000  # of a bucket at a time; S3 gives no more
 MISSING = "no such file"
 
 
@@ -153,17 +155,16 @@ def _local(folder: Path, name: str) -> Found:
 
 
 def _pages_of_s3(filesystem: Any, root: str) -> Iterator[tuple[str, Mapping[str, Any]]]:
-    """A bucket a thousand keys at a time, in S3's own order (bytes of UTF-8): its filesystem would hold all of them."""
+    """A bucket PAGE_KEYS at a time, in S3's own order (bytes of UTF-8): its filesystem would hold all of them."""
     bucket, _, prefix = root.partition("/")
-    going_on: dict[str, str] = {}
+    wanted = {"Bucket": bucket, "Prefix": f"{prefix.rstrip('/')}/" if prefix else "", "MaxKeys": PAGE_KEYS}
     while True:
-        prefix = f"{prefix.rstrip('/')}/" if prefix else ""
-        page = filesystem.call_s3("list_objects_v2", Bucket=bucket, Prefix=prefix, **going_on)
+        page = filesystem.call_s3("list_objects_v2", **wanted)
         for entry in page.get("Contents", []):
             yield f"{bucket}/{entry['Key']}", {"size": entry["Size"], "ETag": entry["ETag"]}
         if not page["IsTruncated"]:
             return
-        going_on = {"ContinuationToken": page["NextContinuationToken"]}
+        wanted["ContinuationToken"] = page["NextContinuationToken"]
 
 
 def _entries_below(filesystem: Any, folder: str) -> Iterator[tuple[str, Mapping[str, Any]]]:
@@ -227,6 +228,8 @@ def _identity(filesystem: Any, path: str, address: str | None = None) -> tuple[s
     try:
         if isinstance(filesystem, LocalFileSystem):
             status = Path(path).stat()
+            if not stat.S_ISREG(status.st_mode):
+                return path, None, "", "not a plain file"
             return address or path, status.st_size, str(status.st_mtime_ns), None
         info = filesystem.info(path)
     except FileNotFoundError:

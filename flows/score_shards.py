@@ -110,7 +110,7 @@ class Job:
         if not self.one_by_one:
             return replace(self, one_by_one=True)
         fatal = {**self.fatal, place: reason}
-        if len(fatal) > MAX_FATAL:
+        if place in self.fatal or len(fatal) > MAX_FATAL:  # a fatal one is not even opened
             names = ", ".join(photo.name for photo in self.photos if photo.place in fatal)
             raise ValueError(
                 f"{self.path}: one photo after the other failed ({names}; the last: {reason}). Is there enough memory? "
@@ -181,9 +181,11 @@ class Scorer:
         def contents() -> Iterator[bytes]:
             nonlocal begun
             known = (photo._replace(reason=job.fatal.get(photo.place, photo.reason)) for photo in job.photos)
-            for photo, content in zip(job.photos, self.reader.read_ahead(known), strict=True):
+            reading = self.reader.read_ahead(known)
+            for photo in job.photos:
                 begun = photo.place
                 begin(begun)
+                content = next(reading)
                 if isinstance(content, str):
                     reasons[begun] = content
                 yield b"" if isinstance(content, str) else content

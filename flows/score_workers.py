@@ -72,7 +72,7 @@ class Worker:
         except (EOFError, OSError):
             self.process.join()
             return "ended", f"the process that looked at it ended ({_cause(self.process.exitcode)})"
-        if time.monotonic() - self.heard_s > self.patience_s:
+        if self.place is not None and time.monotonic() - self.heard_s > self.patience_s:
             return "ended", f"looking at it took more than {self.patience_s:g} seconds"
         return None
 

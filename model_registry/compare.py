@@ -19,7 +19,7 @@ from __future__ import annotations
 import statistics
 import tempfile
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -31,7 +31,21 @@ import torch
 from mlflow import MlflowClient
 
 from model_registry.package import fetch
+from model_registry.promote import (
+    AGAINST,
+    CHALLENGER,
+    DECISION,
+    PROMOTED,
+    REASONS,
+    REFUSED,
+    champion,
+    last_event,
+    note,
+    promote,
+    tag,
+)
 from model_registry.record import PREDICTIONS
+from model_registry.store import connect, patiently
 from visage.bootstrap import Bootstrap, cluster_codes, paired_bootstrap, who_is_shown
 from visage.card import INTERVAL_MASS
 from visage.predictor import Predictor
@@ -104,6 +118,28 @@ class Contender:
     version: int
     predictions: pd.DataFrame
     folder: Path
+
+
+def decide(model: str, version: int, settings: PromoteSettings, lineage: Mapping[str, str]) -> Decision:
+    """The version becomes challenger, is compared with the champion, and becomes champion or is refused.
+
+    May be called again after it was cut off anywhere. `lineage`: tags that say what the version was made of.
+    """
+    client = connect()
+    patiently(lambda: client.set_registered_model_alias(model, CHALLENGER, str(version)))
+    incumbent = champion(model)
+    decision = patiently(lambda: compare(client, model, version, incumbent, settings))
+    if champion(model) != incumbent:
+        raise ValueError(f"{model}: another champion was named while version {version} was compared; try again")
+    tags = {AGAINST: str(incumbent), REASONS: "\n".join(decision.reasons), **lineage}
+    tags[DECISION] = PROMOTED if decision.promote else REFUSED
+    patiently(lambda: tag(client, model, version, tags))
+    if decision.promote:
+        promote(model, version, decision.reasons[0])
+        patiently(lambda: client.delete_registered_model_alias(model, CHALLENGER))
+    elif (REFUSED, version) != last_event(model):
+        note(client, model, REFUSED, version, "; ".join(decision.reasons))
+    return decision
 
 
 def compare(

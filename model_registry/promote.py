@@ -4,9 +4,9 @@
     python -m model_registry.promote promote MODEL VERSION [--reason TEXT]      (or: make history, promote, rollback)
 
 The alias `champion` is the truth; moving it is one step, whatever fails before or after. Why a version was promoted or
-refused stands on the version before the alias moves. The history (tags of the registered model, an event each) is
-written after it; where it is behind, because a process died or somebody moved the alias by other means, the next call
-says what it found.
+refused (model_registry/compare.py decides) stands on the version before the alias moves. The history (tags of the
+registered model, an event each) is written after it; where it is behind, because a process died or somebody moved the
+alias by other means, the next call says what it found.
 """
 
 from __future__ import annotations
@@ -21,7 +21,6 @@ from typing import Any
 from mlflow import MlflowClient
 from mlflow.exceptions import MlflowException
 
-from model_registry.compare import Decision, PromoteSettings, compare
 from model_registry.store import connect, patiently
 
 CHAMPION, CHALLENGER = "champion", "challenger"
@@ -60,28 +59,6 @@ def decided(model: str, version: int) -> tuple[str, str] | None:
     return tags[DECISION], tags[REASONS]
 
 
-def decide(model: str, version: int, settings: PromoteSettings, lineage: Mapping[str, str]) -> Decision:
-    """The version becomes challenger, is compared with the champion, and becomes champion or is refused.
-
-    May be called again after it was cut off anywhere. `lineage`: tags that say what the version was made of.
-    """
-    client = connect()
-    patiently(lambda: client.set_registered_model_alias(model, CHALLENGER, str(version)))
-    incumbent = patiently(lambda: holder(client, model, CHAMPION))
-    decision = patiently(lambda: compare(client, model, version, incumbent, settings))
-    if champion(model) != incumbent:
-        raise ValueError(f"{model}: another champion was named while version {version} was compared; try again")
-    tags = {AGAINST: str(incumbent), REASONS: "\n".join(decision.reasons), **lineage}
-    tags[DECISION] = PROMOTED if decision.promote else REFUSED
-    patiently(lambda: _tag(client, model, version, tags))
-    if decision.promote:
-        promote(model, version, decision.reasons[0])
-        patiently(lambda: client.delete_registered_model_alias(model, CHALLENGER))
-    elif (REFUSED, version) != _last_event(model):
-        _note(client, model, REFUSED, version, "; ".join(decision.reasons))
-    return decision
-
-
 def promote(model: str, version: int, reason: str) -> None:
     """The version is champion from here on; nothing happens where it is already."""
     client = connect()
@@ -89,7 +66,7 @@ def promote(model: str, version: int, reason: str) -> None:
     _reconcile(client, model)
     if champion(model) != version:
         patiently(lambda: client.set_registered_model_alias(model, CHAMPION, str(version)))
-        _note(client, model, PROMOTED, version, reason)
+        note(client, model, PROMOTED, version, reason)
 
 
 def rollback(model: str, reason: str = "by hand") -> int:
@@ -101,7 +78,7 @@ def rollback(model: str, reason: str = "by hand") -> int:
     if not standing:
         raise ValueError(f"{model}: no earlier champion to go back to; promote a version by hand")
     patiently(lambda: client.set_registered_model_alias(model, CHAMPION, str(standing[-1])))
-    _note(client, model, "rolled back to", standing[-1], reason)
+    note(client, model, "rolled back to", standing[-1], reason)
     return standing[-1]
 
 
@@ -132,21 +109,21 @@ def _reconcile(client: MlflowClient, model: str) -> None:
     """The history learns of a champion that it has not heard of."""
     line, now = _succession(history(model)), champion(model)
     if now is not None and (not line or line[-1] != now):
-        _note(client, model, "found as champion", now, "named by other means, or before its event could be written")
+        note(client, model, "found as champion", now, "named by other means, or before its event could be written")
 
 
-def _last_event(model: str) -> tuple[str, int] | None:
+def last_event(model: str) -> tuple[str, int] | None:
     events = history(model)
     return (events[-1]["action"], events[-1]["version"]) if events else None
 
 
-def _note(client: MlflowClient, model: str, action: str, version: int, reason: str) -> None:
+def note(client: MlflowClient, model: str, action: str, version: int, reason: str) -> None:
     event = {"time": time.strftime("%Y-%m-%dT%H:%M:%S%z"), "action": action, "version": version}
     text = json.dumps(event | {"reason": reason[: MAX_TAG - 200]}, ensure_ascii=False)
     patiently(lambda: client.set_registered_model_tag(model, f"{EVENT}{time.time_ns()}", text))
 
 
-def _tag(client: MlflowClient, model: str, version: int, tags: Mapping[str, str]) -> None:
+def tag(client: MlflowClient, model: str, version: int, tags: Mapping[str, str]) -> None:
     for key, value in tags.items():
         client.set_model_version_tag(model, str(version), key, value[:MAX_TAG])
 

@@ -2,8 +2,9 @@
 
     python -m model_registry.serve --model models:/NAME@champion [--host 127.0.0.1] [--port 5002]     (or: make serve)
 
-POST /invocations answers; GET /ready says which model and version, /metrics counts for Prometheus, /ping /health
-/version are MLflow's own. An alias is looked up once, at the start: after a promotion start the server anew.
+POST /invocations answers; GET /ready says which model and version, /metrics counts for Prometheus, /statistics sums the
+newest faces up for flows/drift.py, /ping /health /version are MLflow's own. An alias is looked up once, at the start:
+after a promotion start the server anew.
 
 Each prediction runs on one thread, as many at once as there are cores: sixteen clients then share the cores without
 thrashing, and one alone loses little (bench/serving.py). Requests wait in a queue with an end, beyond which 503 says
@@ -34,6 +35,7 @@ from model_registry.tally import Tally
 
 JSON = "application/json"
 MAX_WAITING = 32  # requests in the queue; each holds at most max_request_bytes
+WINDOW_FACES, BLOCK_FACES = 10_000, 500  # newest faces that /statistics sums up, and the step by which the oldest leave
 ARRIVAL_SECONDS = 30.0  # for a request to arrive whole
 SECONDS_TO_FINISH = 30  # for requests in flight after SIGTERM
 
@@ -53,6 +55,10 @@ def build_app(model: PyFuncModel, name: str, num_at_once: int) -> App:
     card = served.predictor.card
     tally = Tally(card, name, served.version)
     served.told = tally.count_documents
+    from visage.drift import Summary  # the package's own, as the predictor that it hears
+
+    summary = Summary.of(card, window_faces=WINDOW_FACES, block_faces=BLOCK_FACES)
+    served.predictor.observe = summary.add
     ready = {"ready": True, "name": name, "version": served.version, "model": card.name, "sha256": card.weights.sha256}
     switches = model.metadata.get_params_schema().params  # type: ignore[no-untyped-call]
     guard = Guard(
@@ -66,6 +72,7 @@ def build_app(model: PyFuncModel, name: str, num_at_once: int) -> App:
         ),
         pages={
             "/ready": lambda: (json.dumps(ready).encode(), JSON),
+            "/statistics": lambda: (json.dumps(summary.as_document()).encode(), JSON),
             "/metrics": lambda: (tally.page(), CONTENT_TYPE_LATEST),
         },
         seen=tally.count_answer,

@@ -36,7 +36,7 @@ PATIENCE_SECONDS = 900.0
 def nightly_copy(folder: Path) -> Path:
     """A small working copy whose schedule fires every few seconds, and whose margins let any challenger pass."""
     copy = workspace(folder, small)
-    for name in ("flows", "model_registry", "incoming"):
+    for name in ("flows", "model_registry"):
         shutil.copytree(REPOSITORY / name, copy / name, ignore=shutil.ignore_patterns("__pycache__", "released"))
     deployments = yaml.safe_load((REPOSITORY / "prefect.yaml").read_text(encoding="utf-8"))
     nightly = next(each for each in deployments["deployments"] if each["name"] == "nightly")

@@ -108,6 +108,18 @@ def test_a_changed_label_and_a_changed_photo_are_seen(house: Path, adds: list[Pa
     assert len(adds) == 3
 
 
+def test_another_column_or_another_place_is_seen(house: Path, adds: list[Path], watch: Path, tmp_path: Path) -> None:
+    look(str(watch), house)
+    lines = TABLE.decode().splitlines()
+    (watch / "labels.csv").write_text("".join(f"{line},note\n" for line in lines), encoding="utf-8")
+    found = look(str(watch), house)
+    assert (counts(found), found.is_new, len(adds)) == ((0, 0, 0, 0), True, 2), "DVC's copy is the one that is read"
+    shutil.copytree(watch, tmp_path / "moved")
+    (tmp_path / "moved/1.jpg").write_bytes(b"eno")
+    shutil.copystat(watch / "1.jpg", tmp_path / "moved/1.jpg")
+    assert counts(look("moved", house)) == (0, 1, 0, 0)
+
+
 def test_photos_are_never_deleted_but_lines_go(house: Path, adds: list[Path], watch: Path) -> None:
     look(str(watch), house)
     (watch / "1.jpg").unlink()
@@ -127,6 +139,15 @@ def test_what_was_lost_or_checked_out_is_put_right(house: Path, adds: list[Path]
     look(str(watch), house)
     assert brought(house) == {**THREE, "labels.csv": TABLE}
     assert len(adds) == 1
+
+
+@pytest.mark.usefixtures("adds")
+def test_a_fresh_clone_without_its_photos_is_told(house: Path, watch: Path) -> None:
+    """Else DVC would forget those that have left the watched place."""
+    (house / "labelled.dvc").touch()
+    with pytest.raises(ValueError, match=r"say `dvc pull .*labelled\.dvc`"):
+        look(str(watch), house)
+    assert not (house / "labelled").exists()
 
 
 BAD = {

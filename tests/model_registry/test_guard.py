@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import dataclasses
 import gzip
 import io
 import json
@@ -21,6 +22,7 @@ from model_registry.guard import DISCARDED, Guard, GuardSettings
 from model_registry.serve import build_app
 from model_registry.served_model import ServedModel
 from tests.model_registry.served import SETTINGS, Store, base64_of, drawn_photos, package_folder
+from visage.drift import Summary
 
 JSON = {"Content-Type": "application/json"}
 PHOTO = base64_of(drawn_photos(1)[0])
@@ -196,8 +198,8 @@ async def answer_nothing(send: Any) -> None:
     await send({"type": "http.response.body", "body": b"{}"})
 
 
-def guarded(app: Any = never) -> Guard:
-    return Guard(app, LIMITS, {}, lambda *_: None)
+def guarded(app: Any = never, settings: GuardSettings = LIMITS) -> Guard:
+    return Guard(app, settings, {}, lambda *_: None)
 
 
 def test_a_request_without_a_length_is_measured_as_it_comes_and_given_up_in_time() -> None:
@@ -227,6 +229,14 @@ def test_as_many_bytes_as_allowed_pass_and_one_more_does_not() -> None:
     assert ask(guarded(app), filled).status_code == 200
     assert_refused(ask(guarded(app), filled + b" "), 413)
     assert reached == [filled]
+
+
+@pytest.mark.parametrize("name", ["deep", "thousands of rows", "a hundred thousand empty rows"])
+def test_too_many_rows_are_seen_before_parsing(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A few bytes a row would otherwise become a hundred times as much memory."""
+    monkeypatch.setattr("model_registry.guard.json.loads", lambda *_: pytest.fail("the body was parsed"))
+    settings = dataclasses.replace(LIMITS, max_request_bytes=10**6)
+    assert "more than the 8 photos" in assert_refused(ask(guarded(settings=settings), ODD[name]), 400)
 
 
 def test_a_request_that_never_ends_is_a_408() -> None:
@@ -316,6 +326,17 @@ def blank_photo() -> bytes:
     stream = io.BytesIO()
     Image.new("RGB", (90, 90), (200, 180, 160)).save(stream, "PNG")
     return stream.getvalue()
+
+
+def test_statistics_sum_up_the_faces_answered(model: mlflow.pyfunc.PyFuncModel) -> None:
+    app = build_app(model, "small", num_at_once=2)
+    [document] = ask(app, rows(PHOTO)).json()["predictions"]
+    ask(app, rows(PHOTO, PHOTO))
+    answer = ask(app, None, "GET", "/statistics")
+    totals = Summary.from_document(answer.json(), "served").totals()
+    assert totals.num_faces == 3
+    assert totals.value_sum == pytest.approx(3 * document["faces"][0]["value"])
+    assert PHOTO[:40] not in answer.text
 
 
 def test_ready_says_which_model_and_version(app: Any, model: mlflow.pyfunc.PyFuncModel, store: Store) -> None:

@@ -12,10 +12,11 @@ import pandas as pd
 import pytest
 from mlflow import MlflowClient
 
+from model_registry import compare as comparison
 from model_registry import promote as registry
-from model_registry.compare import Contender, Decision, PromoteSettings, judge, shared_faces
+from model_registry.compare import Contender, Decision, PromoteSettings, decide, judge, shared_faces
 from model_registry.package import package
-from model_registry.promote import champion, decide, decided, history, rollback
+from model_registry.promote import champion, decided, history, rollback
 from model_registry.record import PREDICTIONS
 from model_registry.store import connect, experiment
 from tests.model_registry.served import SETTINGS as PACKAGE
@@ -178,7 +179,7 @@ def test_a_retraining_is_promoted_or_refused_and_remembered(versions: Callable[[
         rollback(MODEL)
 
 
-@pytest.mark.parametrize("step", ["_tag", "promote", "set_registered_model_alias", "_note"])
+@pytest.mark.parametrize("step", ["tag", "promote", "set_registered_model_alias", "note"])
 def test_a_crash_anywhere_leaves_a_registry_that_the_next_call_completes(
     versions: Callable[[pd.DataFrame], int], monkeypatch: pytest.MonkeyPatch, step: str
 ) -> None:
@@ -191,11 +192,12 @@ def test_a_crash_anywhere_leaves_a_registry_that_the_next_call_completes(
             raise KeyboardInterrupt
 
     with monkeypatch.context() as broken:
-        broken.setattr(MlflowClient if step.startswith("set") else registry, step, crash)
+        place: Any = {"set_registered_model_alias": MlflowClient, "note": registry}.get(step, comparison)
+        broken.setattr(place, step, crash)
         with pytest.raises(KeyboardInterrupt):
             decide(MODEL, better, RULES, {})
-    assert champion(MODEL) == (better if step == "_note" else first)
-    if step != "_note":
+    assert champion(MODEL) == (better if step == "note" else first)
+    if step != "note":
         assert decided(MODEL, better) is None
     assert decide(MODEL, better, RULES, {}).promote
     assert champion(MODEL) == better
@@ -221,7 +223,7 @@ def test_another_champion_meanwhile_stops_the_promotion(
         client.set_registered_model_alias(model, "champion", str(third))
         return Decision(promote=True, champion=first, reasons=("as good",), checks=())
 
-    monkeypatch.setattr(registry, "compare", slow)
+    monkeypatch.setattr(comparison, "compare", slow)
     with pytest.raises(ValueError, match="another champion"):
         decide(MODEL, second, RULES, {})
     assert champion(MODEL) == third

@@ -8,6 +8,7 @@ import io
 import re
 import signal
 import socket
+import subprocess
 import sys
 import threading
 import time
@@ -27,6 +28,7 @@ from PIL import Image
 from model_registry import serve
 from stages.align import AlignSettings, align
 from stages.evaluate import EvaluateSettings, evaluate
+from tests.conftest import REPOSITORY
 from tests.model_registry.served import (
     SETTINGS,
     Server,
@@ -274,6 +276,13 @@ def test_mlflow_s_own_server_gives_the_same_numbers(
             assert "item 0: the photo" in refused["message"]
             assert "stack_trace" not in refused
         assert server.send({"dataframe_records": [{"photo": "aaaa"}] * (SETTINGS.max_photos + 1)})[0] == 400
+
+
+def test_the_server_brings_no_visage_of_its_own_so_that_the_package_s_answers() -> None:
+    """A champion of last year answers by last year's code, whatever the checkout holds."""
+    code = "import sys, model_registry.serve; print([name for name in sys.modules if name.startswith('visage')])"
+    done = subprocess.run([sys.executable, "-c", code], cwd=REPOSITORY, capture_output=True, text=True, check=True)
+    assert done.stdout.strip() == "[]"
 
 
 def test_an_alias_becomes_the_version_it_means(connected: Store) -> None:

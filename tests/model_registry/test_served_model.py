@@ -150,12 +150,12 @@ def test_without_explain_there_is_no_score_map(served: ServedModel) -> None:
 
 
 def bomb() -> bytes:
-    """A PNG of a few hundred bytes that claims 12,000 x 12,000 pixels."""
+    """A PNG of a few hundred bytes that claims 3,000 x 3,000 pixels."""
 
     def chunk(kind: bytes, data: bytes) -> bytes:
         return struct.pack(">I", len(data)) + kind + data + struct.pack(">I", zlib.crc32(kind + data))
 
-    header = struct.pack(">IIBBBBB", 12_000, 12_000, 8, 2, 0, 0, 0)
+    header = struct.pack(">IIBBBBB", 3_000, 3_000, 8, 2, 0, 0, 0)
     return (
         b"\x89PNG\r\n\x1a\n" + chunk(b"IHDR", header) + chunk(b"IDAT", zlib.compress(bytes(1000))) + chunk(b"IEND", b"")
     )
@@ -187,7 +187,7 @@ BAD = {
     "GIF": ({"photo": base64_of(encoded(crops(1)[0], "GIF"))}, "not a JPEG, PNG or WebP"),
     "TIFF": ({"photo": base64_of(encoded(crops(1)[0], "TIFF"))}, "not a JPEG, PNG or WebP"),
     "cut off": ({"photo": base64_of(PHOTO[: len(PHOTO) // 2])}, "cannot be decoded"),
-    "a bomb": ({"photo": base64_of(bomb())}, "12000 x 12000 px is more than"),
+    "a bomb": ({"photo": base64_of(bomb())}, "3000 x 3000 px is more than"),
     "many scans": ({"photo": base64_of(many_scans())}, "more than 64 scans"),
     "too large": ({"photo": base64_of(PHOTO + bytes(SETTINGS.max_photo_bytes))}, "larger than the 100000 bytes"),
     "a face of another size": ({"face": base64_of(PHOTO)}, "160 x 160 px, this model takes faces aligned to 32 x 32"),
@@ -209,7 +209,7 @@ def test_a_bad_row_is_a_400_that_names_it(model: Any, served: ServedModel, name:
 
 def test_a_bomb_is_refused_by_its_header_alone(served: ServedModel, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(Image.Image, "load", lambda *_: pytest.fail("pixels were decoded"))
-    with pytest.raises(ValueError, match="12000 x 12000"):
+    with pytest.raises(ValueError, match="3000 x 3000"):
         served.answer([{"photo": base64_of(bomb())}])
 
 
