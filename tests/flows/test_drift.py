@@ -10,6 +10,7 @@ import logging
 import threading
 import warnings
 from collections.abc import Iterator
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -32,7 +33,7 @@ from model_registry.store import connect
 from stages.settings import load_section
 from tests.conftest import REPOSITORY
 from tests.model_registry.served import SETTINGS as PACKAGE
-from tests.model_registry.served import make_store
+from tests.model_registry.served import Store, drawn_photos, make_store, running, serve_command
 from tests.prefect_server import free_port
 from tests.small_faces import write_params
 from tests.small_model import small_model, some_crops
@@ -241,14 +242,18 @@ def test_another_model_at_the_server_is_not_compared(tmp_path: Path, loopback: L
         drift(tmp_path)
 
 
-@pytest.mark.usefixtures("prefect_server")
-def test_the_champion_s_own_reference_and_faces_of_its_predictor(
-    tmp_path: Path, loopback: Loopback, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    """A real registry: its champion's training faces, and what its predictor answered."""
-    uri = f"sqlite:///{tmp_path / 'mlflow.db'}"
-    monkeypatch.setenv("MLFLOW_TRACKING_URI", uri)
-    monkeypatch.chdir(tmp_path)
+@dataclass(frozen=True, kw_only=True)
+class Champion:
+    """A registered small model, and the sums of the faces that it answered after those of its reference."""
+
+    store: Store
+    served: Summary
+
+
+@pytest.fixture
+def registered(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Champion]:
+    """A real registry with one champion, whose reference lies beside it."""
+    monkeypatch.setenv("MLFLOW_TRACKING_URI", f"sqlite:///{tmp_path / 'mlflow.db'}")
     export = small_model(tmp_path / "export")
     answering, heard = Predictor.load(export), []
     for seed in (3, 4):
@@ -257,17 +262,36 @@ def test_the_champion_s_own_reference_and_faces_of_its_predictor(
         answering.predict_crops(some_crops(250, seed=seed))
     (export / REFERENCE_FILE).write_text(json.dumps(heard[0].as_document()), encoding="utf-8")
     before = mlflow.get_tracking_uri()
-    try:
-        make_store(tmp_path, export)
-        assert look(tmp_path, loopback, heard[1]).endswith("look like the training faces of version 1 of small")
-        (export / REFERENCE_FILE).unlink()
-        version = register(export)
-        with pytest.raises(ValueError, match=rf"^version {version} of small has no reference\.json: .*make retrain"):
-            champion_reference(PACKAGE.model)
-        with pytest.raises(ValueError, match=r"^nothing has no champion; make retrain"):
-            champion_reference("nothing")
-    finally:
-        mlflow.set_tracking_uri(before)
+    yield Champion(store=make_store(tmp_path, export), served=heard[1])
+    mlflow.set_tracking_uri(before)
+
+
+@pytest.mark.usefixtures("prefect_server")
+def test_the_champion_s_reference_comes_from_the_registry(
+    tmp_path: Path, loopback: Loopback, registered: Champion
+) -> None:
+    message = look(tmp_path, loopback, registered.served)
+    assert message.endswith("look like the training faces of version 1 of small")
+    (registered.store.export / REFERENCE_FILE).unlink()
+    version = register(registered.store.export)
+    with pytest.raises(ValueError, match=rf"^version {version} of small has no reference\.json: .*make retrain"):
+        champion_reference(PACKAGE.model)
+    with pytest.raises(ValueError, match=r"^nothing has no champion; make retrain"):
+        champion_reference("nothing")
+
+
+@pytest.mark.slow
+def test_the_server_sums_up_the_faces_that_it_answers(registered: Champion) -> None:
+    port, photos = free_port(), drawn_photos(6)
+    with running(serve_command(port), port, registered.store, "/ready") as server:
+        empty = served_faces(f"http://127.0.0.1:{port}")
+        answers = [face for document in server.photos(photos, all_faces=True) for face in document["faces"]]
+        summed = served_faces(f"http://127.0.0.1:{port}")
+    assert empty.totals().num_faces == 0
+    assert summed.weights == champion_reference(PACKAGE.model)[1].weights
+    assert summed.totals().num_faces == len(answers) >= 3
+    assert summed.totals().value_sum == pytest.approx(sum(face["value"] for face in answers))
+    assert len(summed.totals().feature_sums) == 128
 
 
 def register(export: Path) -> int:
