@@ -122,10 +122,8 @@ def main() -> None:
     arguments = parser.parse_args()
     with tempfile.TemporaryDirectory() as folder:
         times = measured(Path(folder), arguments.turns)
-    print(
-        f"{NUM_OTHERS + 1} stages, median of {arguments.turns}\n\n| side | stages | seconds | over dvc repro | processor, s |"
-    )
-    print("|---|---|---|---|---|")
+    print(f"{NUM_OTHERS + 1} stages, median of {arguments.turns}\n")
+    print("| side | stages | seconds | over dvc repro | processor, s |\n|---|---|---|---|---|")
     for (side, state), those in times.items():
         wall, processor = (statistics.median(column) for column in zip(*those, strict=True))
         plain = statistics.median(one for one, _ in times["dvc repro", state])
