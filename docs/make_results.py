@@ -30,7 +30,7 @@ from visage.report import Table, title_of, with_interval
 
 DOCS = Path(__file__).resolve().parent
 Record = dict[str, Any]
-PLACES = ("locations", "sha256", "lists")  # of a download section: where the data lay, not what was done
+PLACES = ("locations", "sha256", "lists", "table")  # of a download section: where the data lay, not what was done
 STAGES = ("pretrain", "finetune")
 ATTRIBUTE_METRICS = ("mae", "bias")
 
@@ -82,11 +82,20 @@ def group_figures(groups: pd.DataFrame) -> list[Record]:
     return [{str(key): value for key, value in row.items()} for row in kept.to_dict("records")]
 
 
+def without_places(section: Any) -> Any:
+    """Settings without where the data lay, those of the sets within them too."""
+    if not isinstance(section, dict):
+        return section
+    return {key: without_places(value) for key, value in section.items() if key not in PLACES}
+
+
 def settings_of(params: Mapping[str, Any]) -> dict[str, Any]:
     """What was set: the target's download without its places, alignment, and of the presets the chosen ones."""
-    download = {key: value for key, value in params["download"]["target"].items() if key not in PLACES}
-    download["options"] = {key: value for key, value in download["options"].items() if key not in PLACES}
-    sections = {"download": download, "align": params["align"]["target"], "evaluate": params["evaluate"]}
+    sections = {
+        "download": without_places(params["download"]["target"]),
+        "align": params["align"]["target"],
+        "evaluate": params["evaluate"],
+    }
     sections["calibrate"] = params["calibrate"]
     for stage in STAGES:
         section = dict(params[stage])

@@ -26,16 +26,15 @@ from prefect import flow, get_run_logger, task
 from prefect.cache_policies import NO_CACHE
 
 from flows.artifacts import RecordedRun, show_quality, show_results, show_run
-from flows.dvc_stages import Declared, declared, stale
+from flows.dvc_stages import Declared
 from flows.stage_outputs import EVALUATION, outputs_of
 from flows.stage_runner import StageFailed, StageRunner
 from flows.workspace import ROOT
 from stages.endings import Ending
+from stages.settings import read_params
 
 if TYPE_CHECKING:
     from model_registry.record import Evidence
-
-__all__ = ["evidence", "reproduce", "reproduce_stages", "stale"]
 
 RETRY_PAUSES_S = [5.0, 30.0, 120.0]
 MAY_PASS = {Ending.IO_ERROR, Ending.OUT_OF_MEMORY}
@@ -45,19 +44,19 @@ EXPERIMENT = "visage"
 @flow(name="reproduce")
 def reproduce(root: Path = ROOT, experiment: str = EXPERIMENT) -> dict[str, str]:
     """Runs what is stale, records it, shows it; returns what became of each stage, `ran` or `fresh`."""
-    with closing(StageRunner(root)) as runner, recorded(root, experiment) as record:  # DVC starts while MLflow does
-        made = _run_all(root, runner)
-        show_run(record(runner.stages(get_run_logger().info)))
-    return made
+    return reproduce_and_record(root, experiment)[0]
 
 
-def reproduce_stages(root: Path) -> dict[str, str]:
-    """Runs what is stale, inside of a flow; what became of each stage, `ran` or `fresh`.
+def reproduce_and_record(root: Path, experiment: str) -> tuple[dict[str, str], RecordedRun]:
+    """`reproduce`, inside of a flow, and the run that holds the result.
 
     Errors: StageFailed, when no other try may help.
     """
-    with closing(StageRunner(root)) as runner:
-        return _run_all(root, runner)
+    with closing(StageRunner(root)) as runner, recorded(root, experiment) as record:  # DVC starts while MLflow does
+        made = _run_all(root, runner)
+        run = record(runner.stages(get_run_logger().info))
+    show_run(run)
+    return made, run
 
 
 def _run_all(root: Path, runner: StageRunner) -> dict[str, str]:
@@ -106,18 +105,17 @@ def recorded(root: Path, experiment: str) -> Iterator[Callable[[list[Declared]],
         yield record
 
 
-def evidence(root: Path) -> Evidence:
-    """The files that are recorded of a reproduction, by the paths of dvc.yaml."""
-    return _evidence(root, declared(root))
-
-
 def _evidence(root: Path, stages: list[Declared]) -> Evidence:
+    """The files that are recorded of a reproduction, by the paths of dvc.yaml."""
     from model_registry.record import Evidence
 
-    outputs = outputs_of(root, stages)
+    outputs, params = outputs_of(root, stages), root / "params.yaml"
     metrics = outputs.metrics[EVALUATION]
-    return Evidence(params=root / "params.yaml", lock=root / "dvc.lock", metrics=metrics, history=outputs.history,
-                    reports=metrics.parent, datasets=outputs.faces)  # fmt: skip
+    return Evidence(
+        settings=read_params(params), params=params, lock=root / "dvc.lock", metrics=metrics,
+        groups=outputs.groups[EVALUATION], predictions=outputs.predictions[EVALUATION], history=outputs.history,
+        reports=metrics.parent, manifests=outputs.manifests,
+    )  # fmt: skip
 
 
 def code_of(root: Path) -> dict[str, str]:

@@ -15,15 +15,19 @@ EVALUATION = "evaluate"  # of the stages that measure, the one whose model is ex
 class StageOutputs:
     """Paths in the workspace, whether the files are there or not.
 
-    `metrics`: stage -> metrics.json. `plots`: folders of pictures. `quality`: role -> the validation's result.
-    `history`: curves of trainings. `faces`: role -> folder of aligned faces.
+    `metrics`, `groups`, `predictions`: stage -> metrics.json and so on. `plots`: folders of pictures. `quality`: role
+    -> the validation's result. `history`: curves of trainings. `manifests`: role -> its photos' manifest. `export`: the
+    folder of the model that is served.
     """
 
     metrics: dict[str, Path]
+    groups: dict[str, Path]
+    predictions: dict[str, Path]
     plots: tuple[Path, ...]
     quality: dict[str, Path]
     history: tuple[Path, ...]
-    faces: dict[str, Path]
+    manifests: dict[str, Path]
+    export: Path
 
 
 def outputs_of(root: Path, stages: Sequence[Declared]) -> StageOutputs:
@@ -31,8 +35,11 @@ def outputs_of(root: Path, stages: Sequence[Declared]) -> StageOutputs:
     paths = [(stage.name, root / output) for stage in stages for output in stage.outputs]
     return StageOutputs(
         metrics={name: path for name, path in paths if path.name == "metrics.json"},
+        groups={name: path for name, path in paths if path.name == "groups.csv"},
+        predictions={name: path for name, path in paths if path.name == "predictions.parquet"},
         plots=tuple(path for _, path in paths if path.name == "plots"),
         quality={path.stem: path for _, path in paths if path.parent.name == "validation" and path.suffix == ".json"},
         history=tuple(path for _, path in paths if path.parent.name == "history"),
-        faces={path.parent.name: path for _, path in paths if path.name == "faces"},
+        manifests={path.parent.name: path for _, path in paths if path.name == "manifest.parquet"},
+        export=next(path for _, path in paths if path.name == "export"),
     )

@@ -19,6 +19,7 @@ from collections.abc import Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import FIRST_COMPLETED, Future, ThreadPoolExecutor, wait
 from contextlib import contextmanager
 from dataclasses import dataclass
+from functools import cache
 from pathlib import Path
 from typing import Any
 
@@ -26,6 +27,7 @@ from tqdm import tqdm
 
 from flows.dvc_stages import Declared
 from stages.settings import written_whole
+from stages.sources.records import files_under
 from visage.lineage import git_commit, machine_of
 
 REPOSITORY = Path(__file__).resolve().parents[1]
@@ -64,7 +66,7 @@ def plan(stages: Sequence[Declared], params: Mapping[str, Any], goal: str, runs:
     steps: dict[str, Step] = {}
     writer: dict[str, Step] = {}
     for stage in stages:
-        inputs = {path: writer[path] for path in stage.inputs}
+        inputs = {path: writer[path] for path in stage.inputs if path in writer}
         own = _sections(params, stage)
         key = _key(stage, own, inputs)
         step = Step(stage=stage, params=own, inputs=inputs, key=key, folder=runs / f"{stage.name}-{key}")
@@ -95,8 +97,31 @@ def _sections(params: Mapping[str, Any], stage: Declared) -> dict[str, Any]:
 def _key(stage: Declared, params: Mapping[str, Any], inputs: Mapping[str, Step]) -> str:
     code = {path: hashlib.sha256((REPOSITORY / path).read_bytes()).hexdigest() for path in stage.code}
     upstream = {path: step.key for path, step in inputs.items()}
+    upstream |= _brought([path for path in stage.inputs if path not in inputs], params)
     text = json.dumps([stage.command, params, code, upstream], sort_keys=True)
     return hashlib.sha256(text.encode()).hexdigest()[:KEY_LENGTH]
+
+
+def _brought(folders: Sequence[str], params: Mapping[str, Any]) -> dict[str, str]:
+    """Digests of the folders of the repository that a stage reads and no stage writes.
+
+    One that its settings do not name counts for nothing: photos that come are no reason to repeat other sets' cells.
+    """
+    named = [path for path in folders if f'"{path}/' in json.dumps(params)]
+    return {path: _digest(REPOSITORY / path, _listing(REPOSITORY / path)) for path in named}
+
+
+def _listing(folder: Path) -> tuple[tuple[str, int, int], ...]:
+    """(name, bytes, time) of the files below a folder."""
+    stats = ((name, (folder / name).stat()) for name in files_under(folder))
+    return tuple((name, status.st_size, status.st_mtime_ns) for name, status in stats)
+
+
+@cache
+def _digest(folder: Path, listing: tuple[tuple[str, int, int], ...]) -> str:
+    """Of names and contents; read once for as long as the listing is the same."""
+    files = [(name, hashlib.sha256((folder / name).read_bytes()).hexdigest()) for name, *_ in listing]
+    return hashlib.sha256(json.dumps(files).encode()).hexdigest()
 
 
 def run(steps: Iterable[Step], num_workers: int, num_threads: int) -> dict[str, str]:

@@ -1,10 +1,11 @@
 """The calibrated model becomes files that others can run, held to parity on the test faces.
 
-models/calibrated/ + data/target/faces/ -> models/export/{model.safetensors, card.json, model.onnx, parity.json}, and
-model.int8.onnx where `int8` says so. The ONNX file must give the test faces the values that torch gives them with the
-same weights, within `parity_tolerance`; what storing the weights as float16 changed is measured beside it. The file in
-8-bit integers, its ranges measured on training faces, must stay within `int8_tolerance` of the ONNX file. About 20 s,
-int8 as much again.
+models/calibrated/ + data/target/faces/ -> models/export/{model.safetensors, card.json, model.onnx, reference.json,
+parity.json}, and model.int8.onnx where `int8` says so. The ONNX file must give the test faces the values that torch
+gives them with the same weights, within `parity_tolerance`; what storing the weights as float16 changed is measured
+beside it. The file in 8-bit integers, its ranges measured on training faces, must stay within `int8_tolerance` of the
+ONNX file. The reference is what served faces are compared with (visage.drift): sums over training faces as the exported
+model answers them. About 20 s, int8 as much again.
 """
 
 from __future__ import annotations
@@ -24,6 +25,7 @@ from tqdm import tqdm
 
 from stages.settings import Report, print_report, stage_main
 from visage.card import ModelCard, load_model
+from visage.drift import REFERENCE_FILE, Summary
 from visage.export import INT8_FILE, ONNX_FILE, export_model, measure_parity
 from visage.faces import FaceTable
 from visage.predictor import Predictor
@@ -38,7 +40,7 @@ class ExportSettings:
     """`dtype` of the stored weights; parity on at most `parity_faces` test faces, `parity_tolerance` in label units.
 
     `int8_faces` training faces measure the ranges; `int8_tolerance` bounds the mean absolute difference, in label
-    units, and with it what int8 can add to the mean absolute error.
+    units, and with it what int8 can add to the mean absolute error. `reference_faces` training faces are summed up.
     """
 
     dtype: Literal["float32", "float16"]
@@ -47,16 +49,20 @@ class ExportSettings:
     int8: bool
     int8_faces: int
     int8_tolerance: float
+    reference_faces: int
+
+    def __post_init__(self) -> None:
+        if self.reference_faces < 2:
+            raise ValueError(f"reference_faces is {self.reference_faces}: drift is measured against two faces at least")
 
 
 def export(settings: ExportSettings, *, model: Path, faces: Path, export: Path, report: Report = print_report) -> None:
     """Exports the model; see the module docstring. ValueError where parity is missed: nothing is written then."""
     network, card = load_model(model)
-    table = FaceTable.open(faces, ["test"], 0)
-    _check(card, table, faces, "test")
+    test, train = (_table(card, faces, split) for split in ("test", "train"))
     with _folder_written_whole(export) as part:
         export_model(network, card, part, settings.dtype)
-        parity = measure_parity(part, Predictor(network, card), _crops(table, settings.parity_faces, "parity"))
+        parity = measure_parity(part, Predictor(network, card), _crops(test, settings.parity_faces, "parity"))
         if not parity.max_abs_difference <= settings.parity_tolerance:
             raise ValueError(
                 f"{model}: in ONNX its values differ by up to {parity.max_abs_difference:.3g} {card.unit} from "
@@ -64,7 +70,8 @@ def export(settings: ExportSettings, *, model: Path, faces: Path, export: Path, 
             )
         numbers = dataclasses.asdict(parity)
         if settings.int8:
-            numbers |= _export_int8(settings, part, table, faces)
+            numbers |= _export_int8(settings, part, test, train)
+        _write_reference(settings, part, train)
         (part / "parity.json").write_text(json.dumps(numbers, indent=1) + "\n", encoding="utf-8")
     sizes_mb = {f"{path.name[6:]}_mb": path.stat().st_size / 1e6 for path in sorted(export.glob("model.*"))}
     report(0, numbers | sizes_mb)
@@ -74,11 +81,9 @@ def export(settings: ExportSettings, *, model: Path, faces: Path, export: Path, 
     print(f"exported model: {export}")
 
 
-def _export_int8(settings: ExportSettings, part: Path, test: FaceTable, faces: Path) -> dict[str, float]:
+def _export_int8(settings: ExportSettings, part: Path, test: FaceTable, train: FaceTable) -> dict[str, float]:
     """Adds model.int8.onnx to the exported folder; its differences from model.onnx."""
     network, card = load_model(part)
-    train = FaceTable.open(faces, ["train"], 0)
-    _check(card, train, faces, "train")
     write_int8(network, card, _crops(train, settings.int8_faces, "int8 ranges"), part / INT8_FILE)
     found = measure_int8(part / INT8_FILE, part / ONNX_FILE, _crops(test, settings.parity_faces, "int8 parity"))
     if not found.mean_abs_difference <= settings.int8_tolerance:
@@ -97,7 +102,19 @@ def _crops(table: FaceTable, num_faces: int, label: str) -> Iterator[Tensor]:
     yield from (table.decode(batch) for batch in tqdm(batches, desc=label, unit="batch"))
 
 
-def _check(card: ModelCard, table: FaceTable, faces: Path, split: str) -> None:
+def _write_reference(settings: ExportSettings, part: Path, train: FaceTable) -> None:
+    """Adds reference.json to the exported folder: what its model's answers to training faces come to."""
+    predictor = Predictor.load(part)
+    summary = Summary.of(predictor.card, window_faces=settings.reference_faces, block_faces=settings.reference_faces)
+    predictor.observe = summary.add
+    for crops_BCHW in _crops(train, settings.reference_faces, "reference"):
+        predictor.predict_crops(crops_BCHW)
+    (part / REFERENCE_FILE).write_text(json.dumps(summary.as_document()) + "\n", encoding="utf-8")
+
+
+def _table(card: ModelCard, faces: Path, split: str) -> FaceTable:
+    """The faces of a split; ValueError where there are none, or of another alignment than the card's."""
+    table = FaceTable.open(faces, [split], 0)
     if not len(table):
         raise ValueError(f"{faces}: no faces of split {split!r} to hold the export to; give the target role that split")
     if dataclasses.asdict(card.alignment) != table.alignment:
@@ -105,6 +122,7 @@ def _check(card: ModelCard, table: FaceTable, faces: Path, split: str) -> None:
             f"{faces}: aligned as {table.alignment}, the model's card says {dataclasses.asdict(card.alignment)}; "
             "run align and finetune with the same settings"
         )
+    return table
 
 
 @contextmanager

@@ -19,7 +19,9 @@ from tests.imports import REPOSITORY, ROOMS, code_dependencies, module_file
 ORDER = [
     "download", "validate", "align", "pretrain", "classic", "finetune", "calibrate", "evaluate", "explain", "export",
 ]  # fmt: skip
+FLOWS = ["retrain", "package", "promote", "score", "drift"]
 ROLES = ["identity", "target"]
+BROUGHT = {f"incoming/{role}" for role in ROLES}  # into these, photos come from outside of the graph
 
 
 def graph(role: str) -> dict[str, dict[str, Any]]:
@@ -53,7 +55,8 @@ def test_stages_stand_in_running_order() -> None:
     made: set[str] = set()
     for name, stage in STAGES.items():
         data = {path for path in stage["deps"] if not is_code(path)}
-        assert data <= made, f"{name} needs {sorted(data - made)} before it is made"
+        assert (data - made) & BROUGHT == ({"incoming/target"} if name == "download" else set())
+        assert data <= made | BROUGHT, f"{name} needs {sorted(data - made)} before it is made"
         made |= set(outputs(stage)) | set(outputs(graph("identity")[name]))
 
 
@@ -80,7 +83,20 @@ def test_every_path_of_the_command_is_declared(name: str) -> None:
     words = [word for word in shlex.split(stage["cmd"]) if "/" in word]
     undeclared = set(words) - set(stage["deps"]) - set(outputs(stage))
     assert {path for path in undeclared if not path.startswith("models/checkpoints/")} == set()
-    assert {path for path in stage["deps"] + outputs(stage) if not is_code(path)} <= set(words)
+    assert {path for path in stage["deps"] + outputs(stage) if not is_code(path)} - BROUGHT <= set(words)
+
+
+@pytest.mark.parametrize("role", ROLES)
+def test_where_photos_come_in_is_in_git_and_the_photos_are_not(role: str) -> None:
+    """The folder is there in every clone, for DVC refuses a dependency that is not; the settings read below it."""
+    assert f"incoming/{role}" in graph(role)["download"]["deps"]
+    assert (REPOSITORY / "incoming" / role / ".gitkeep").is_file()
+    photos = [f"incoming/{role}/labelled/a.jpg", "incoming/.state/x.sqlite"]
+    for path, status in ((photos[0], 0), (photos[1], 0), (f"incoming/{role}/labelled.dvc", 1)):
+        assert subprocess.run(["git", "check-ignore", "-q", "--no-index", path], cwd=REPOSITORY).returncode == status
+    section = yaml.safe_load((REPOSITORY / "params.yaml").read_text(encoding="utf-8"))["download"][role]
+    incoming = section["incoming"] or {"locations": [], "options": {"table": f"incoming/{role}/labelled/labels.csv"}}
+    assert all(path.startswith(f"incoming/{role}/") for path in [*incoming["locations"], incoming["options"]["table"]])
 
 
 @pytest.mark.parametrize("name", ORDER)
@@ -94,10 +110,8 @@ def test_stage_file_section_and_command_share_one_name(name: str) -> None:
 def test_params_has_one_section_a_stage_in_the_same_order() -> None:
     params = yaml.safe_load((REPOSITORY / "params.yaml").read_text(encoding="utf-8"))
     assert [section for section in params if section in ORDER] == ORDER
-    assert set(params) - set(ORDER) <= {
-        "shared",
-        "folds",
-    }  # anchors that sections refer to; what a preset's protocol runs through
+    beside = {"shared", "folds"}  # anchors that sections refer to; what a preset's protocol runs through
+    assert [section for section in params if section not in ORDER and section not in beside] == FLOWS
     for name in ("download", "validate", "align"):
         assert list(params[name]) == ROLES
 

@@ -22,7 +22,7 @@ from tests.conftest import REPOSITORY
 
 pytestmark = pytest.mark.slow
 Change = Callable[[dict[str, Any]], None]
-COPIED = ("visage", "stages", "dvc.yaml", "params.yaml", "presets", ".dvc", ".gitignore", ".dvcignore")
+COPIED = ("visage", "stages", "dvc.yaml", "params.yaml", "presets", "incoming", ".dvc", ".gitignore", ".dvcignore")
 NUM_REAL = 300
 
 
@@ -40,7 +40,9 @@ def workspace(folder: Path, change: Change) -> Path:
     for name in COPIED:
         source = REPOSITORY / name
         if source.is_dir():
-            shutil.copytree(source, folder / name, ignore=shutil.ignore_patterns("__pycache__", "tmp", "cache"))
+            shutil.copytree(
+                source, folder / name, ignore=shutil.ignore_patterns("__pycache__", "tmp", "cache", "labelled*")
+            )
         elif source.exists():
             shutil.copy(source, folder / name)
     set_params(folder, change)
@@ -108,6 +110,13 @@ def test_drawn_faces_end_to_end(tmp_path: Path) -> None:
     assert calibration["flip"] is False
     set_params(folder, lambda params: params["calibrate"].update(flip=True))
     assert stages_that_ran(run(folder, "dvc", "repro")) == set()  # from DVC's run cache
+
+    labelled = folder / "incoming/target/labelled"
+    labelled.mkdir()
+    shutil.copy(photo, labelled / "1.jpg")
+    (labelled / "labels.csv").write_text("photo,label,person\n1.jpg,30,anna\n", encoding="utf-8")
+    assert set(json.loads(run(folder, "dvc", "status", "--json"))) == {"download@target"}
+    shutil.rmtree(labelled)
 
     commit(folder)
     ran = stages_that_ran(run(folder, "dvc", "exp", "run", "-S", "finetune.loss.lambda_=0.5"))

@@ -36,8 +36,7 @@ class Inference(nn.Module):
         self.network, self.card, self.head_dtype = network, card, head_dtype
 
     def forward(self, crops_BCHW: Tensor) -> tuple[Tensor, Tensor]:
-        network: Any = self.network
-        p_BK = self.probabilities(network.pool(self.maps(crops_BCHW)))
+        p_BK = self.probabilities(self.pooled(crops_BCHW))
         return p_BK, DECODERS[self.card.decode](p_BK, self.card.grid)
 
     def maps(self, crops_BCHW: Tensor) -> Tensor:
@@ -45,6 +44,12 @@ class Inference(nn.Module):
         network: Any = self.network
         maps_BChw: Tensor = network.features(evaluation_view(crops_BCHW, self.card.normalise))
         return maps_BChw
+
+    def pooled(self, crops_BCHW: Tensor) -> Tensor:
+        """uint8 crops (B,3,H,W) -> what the head sees of them, (B,C)."""
+        network: Any = self.network
+        features_BC: Tensor = network.pool(self.maps(crops_BCHW))
+        return features_BC
 
     def probabilities(self, features_BC: Tensor) -> Tensor:
         """Pooled maps (B,C) -> (B,K), in the head's own type."""
@@ -66,10 +71,19 @@ class TorchEngine:
         self._inference = Inference(own.to(memory_format=torch.channels_last), card, torch.float64)
         self._device = next(own.parameters()).device
 
-    @torch.inference_mode()
     def __call__(self, crops_BCHW: Tensor) -> Tensor:
+        return self._run(crops_BCHW)[0].cpu()
+
+    def with_features(self, crops_BCHW: Tensor) -> tuple[Tensor, Tensor]:
+        """The same probabilities (B,K), and the pooled features (B,C), float32, that they were computed from."""
+        p_BK, features_BC = self._run(crops_BCHW)
+        return p_BK.cpu(), features_BC.cpu()
+
+    @torch.inference_mode()
+    def _run(self, crops_BCHW: Tensor) -> tuple[Tensor, Tensor]:
         rows = crops_BCHW if len(crops_BCHW) > 1 else crops_BCHW.expand(2, -1, -1, -1)
         rows = rows.to(self._device).contiguous(memory_format=torch.channels_last)
         with torch.backends.cudnn.flags(enabled=True, benchmark=False, deterministic=True, allow_tf32=False):
-            p_BK: Tensor = self._inference(rows)[0]
-        return p_BK[: len(crops_BCHW)].cpu()
+            features_BC = self._inference.pooled(rows)
+            p_BK = self._inference.probabilities(features_BC)
+        return p_BK[: len(crops_BCHW)], features_BC[: len(crops_BCHW)]

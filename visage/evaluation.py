@@ -42,6 +42,8 @@ class Answers:
 
     name: str
     photo_id_N: Objects
+    sha256_N: Objects
+    person_N: Objects
     cluster_N: IntArray
     attribute: dict[str, Objects]
     sigma_N: FloatArray
@@ -52,6 +54,8 @@ class Answers:
         return Answers(
             name=name,
             photo_id_N=self.photo_id_N[kept_N],
+            sha256_N=self.sha256_N[kept_N],
+            person_N=self.person_N[kept_N],
             cluster_N=self.cluster_N[kept_N],
             attribute={key: values[kept_N] for key, values in self.attribute.items()},
             sigma_N=self.sigma_N[kept_N],
@@ -126,6 +130,8 @@ def answers_of(name: str, table: FaceTable, told: Predictions, grid: LabelGrid, 
     return Answers(
         name=name,
         photo_id_N=table.photo_id,
+        sha256_N=table.sha256,
+        person_N=table.person,
         cluster_N=cluster_codes(who_is_shown(table.person, table.sha256)),
         attribute={key: getattr(table, key) for key in ATTRIBUTES},
         sigma_N=table.sigma,

@@ -50,9 +50,13 @@ def group_rows(evaluations: Iterable[Evaluation]) -> pd.DataFrame:
 
 
 def prediction_schema(num_labels: int) -> pa.Schema:
-    """The columns of predictions.parquet; label units, `low` and `high` of the 80% interval, all as answered."""
+    """The columns of predictions.parquet; label units, `low` and `high` of the 80% interval, all as answered.
+
+    `sha256` of the photo and `person` say which faces two models share, and which of them err together.
+    """
     text, real = pa.string(), pa.float64()
-    columns = {"photo_id": text, "label": real, "sigma": real, "split": text, **dict.fromkeys(ATTRIBUTES, text)}
+    columns = {"photo_id": text, "sha256": text, "person": text, "label": real, "sigma": real, "split": text}
+    columns |= dict.fromkeys(ATTRIBUTES, text)
     columns |= dict.fromkeys(("prediction", "std", "low", "high"), real)
     return pa.schema(columns | {"probabilities": pa.list_(pa.float32(), num_labels)})
 
@@ -62,6 +66,8 @@ def prediction_rows(answers: Answers) -> pa.Table:
     scored, num_labels = answers.scored, answers.probability_NK.shape[1]
     columns = {
         "photo_id": pa.array(answers.photo_id_N, pa.string()),
+        "sha256": pa.array(answers.sha256_N, pa.string()),
+        "person": pa.array(answers.person_N, pa.string()),
         "label": scored.label_N,
         "sigma": pa.array(answers.sigma_N, mask=np.isnan(answers.sigma_N)),
         "split": pa.array([answers.name] * len(scored), pa.string()),

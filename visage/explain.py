@@ -28,21 +28,25 @@ from visage.methods import METHODS
 
 
 def score_map(network: nn.Module, card: ModelCard, crops_BCHW: Tensor, flip: bool) -> Tensor:
-    """uint8 crops (B,3,H,W) -> score maps of the crops' size, float32 (B,H,W) on the CPU; the crops of one call go
-    through the network together. With `flip` the mean of the map and the mirror image's map, mirrored back."""
+    """`coarse_score_map` laid over the crops: float32 (B,H,W)."""
+    return scaled_up(coarse_score_map(network, card, crops_BCHW, flip), crops_BCHW.shape[2])
+
+
+def coarse_score_map(network: nn.Module, card: ModelCard, crops_BCHW: Tensor, flip: bool) -> Tensor:
+    """uint8 crops (B,3,H,W) -> score maps as small as the last maps, float32 (B,h,w) on the CPU; the crops of one call
+    go through the network together. With `flip` the mean of the map and the mirror image's map, mirrored back."""
     inference, crops_BCHW = _prepared(network, card, crops_BCHW)
     coarse_Bhw = coarse_map(inference, crops_BCHW)
     if flip:
         coarse_Bhw = (coarse_Bhw + coarse_map(inference, crops_BCHW.flip(3)).flip(2)) / 2
-    return scaled_up(coarse_Bhw, crops_BCHW.shape[2]).cpu()
+    return coarse_Bhw.cpu()
 
 
 def pooled_features(network: nn.Module, card: ModelCard, crops_BCHW: Tensor) -> Tensor:
     """uint8 crops (B,3,H,W) -> what the head sees of them, float32 (B,C) on the CPU."""
     inference, crops_BCHW = _prepared(network, card, crops_BCHW)
     with torch.no_grad(), torch.backends.cudnn.flags(enabled=True, deterministic=True, allow_tf32=False):
-        features_BC: Tensor = inference.network.pool(inference.maps(crops_BCHW))  # type: ignore[operator]
-    return features_BC.cpu()
+        return inference.pooled(crops_BCHW).cpu()
 
 
 def _prepared(network: nn.Module, card: ModelCard, crops_BCHW: Tensor) -> tuple[Inference, Tensor]:

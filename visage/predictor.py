@@ -21,7 +21,7 @@ import dataclasses
 import io
 import json
 import sys
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -40,6 +40,7 @@ from visage.labels import DECODERS, LabelGrid, deviation
 Floats = npt.NDArray[np.float64]
 Pixels = npt.NDArray[np.uint8]
 PhotoSource = bytes | Path | Image.Image
+Observer = Callable[[Floats, npt.NDArray[np.float32]], None]  # values (N,) and pooled features (N,C) of N faces
 
 BATCH_ROWS = 32  # crops and mirrored crops that go through the network together; more gains nothing on a CPU
 NO_FACE = "no face found"
@@ -105,12 +106,30 @@ class PhotoResult:
 
 
 class Predictor:
-    """A model that answers. `network` is a torch network or any other `Engine` that computes the same (see export)."""
+    """A model that answers. `network` is a torch network or any other `Engine` that computes the same (see export).
+    Photos of more than `max_photo_pixels` are refused."""
 
     def __init__(self, network: nn.Module | Engine, card: ModelCard) -> None:
         self.card = card
         self._engine: Engine = TorchEngine(network, card) if isinstance(network, nn.Module) else network
         self._detector: Any = None
+        self.max_photo_pixels = MAX_PHOTO_PIXELS
+        self._observe: Observer | None = None
+
+    @property
+    def observe(self) -> Observer | None:
+        """Hears each batch's values and pooled features, those of the faces and never of their mirror images; None:
+        nobody does. Setting it raises ValueError where the engine gives no features (ONNX)."""
+        return self._observe
+
+    @observe.setter
+    def observe(self, observer: Observer | None) -> None:
+        if observer is not None and not isinstance(self._engine, TorchEngine):
+            raise ValueError(
+                f"model {self.card.name!r}: this engine gives no pooled features to observe; load the model's "
+                "safetensors (Predictor.load), not its ONNX file"
+            )
+        self._observe = observer
 
     @classmethod
     def load(cls, folder: Path) -> Predictor:
@@ -135,14 +154,24 @@ class Predictor:
     def _predict_batch(self, crops_BCHW: Tensor, flip: bool) -> Predictions:
         grid, decode = self.card.grid, DECODERS[self.card.decode]
         if not len(crops_BCHW):
-            p_BK, value_B = torch.zeros(0, grid.num_labels, dtype=torch.float64), torch.zeros(0, dtype=torch.float64)
-        elif flip:
-            face_BK, mirror_BK = self._engine(torch.cat([crops_BCHW, crops_BCHW.flip(3)])).chunk(2)
+            nothing_BK, nothing_B = (torch.zeros(0, *shape, dtype=torch.float64) for shape in ((grid.num_labels,), ()))
+            return predictions_of(nothing_BK, nothing_B, grid, self.card.calibration)
+        p_BK, features_BC = self._answer(torch.cat([crops_BCHW, crops_BCHW.flip(3)]) if flip else crops_BCHW)
+        if flip:
+            face_BK, mirror_BK = p_BK.chunk(2)
             p_BK, value_B = (face_BK + mirror_BK) / 2, (decode(face_BK, grid) + decode(mirror_BK, grid)) / 2
         else:
-            p_BK = self._engine(crops_BCHW)
             value_B = decode(p_BK, grid)
+        if self._observe is not None and features_BC is not None:
+            self._observe(value_B.numpy(), features_BC[: len(crops_BCHW)].numpy())
         return predictions_of(p_BK, value_B, grid, self.card.calibration)
+
+    def _answer(self, crops_BCHW: Tensor) -> tuple[Tensor, Tensor | None]:
+        """Crops -> probabilities, and the pooled features where somebody observes them."""
+        if self._observe is None:
+            return self._engine(crops_BCHW), None
+        assert isinstance(self._engine, TorchEngine)  # the setter lets no other through
+        return self._engine.with_features(crops_BCHW)
 
     def predict_photos(self, photos: Iterable[PhotoSource], flip: bool = True) -> list[PhotoResult]:
         """Photos (encoded bytes, paths or Pillow images) -> one result each, in order.
@@ -156,7 +185,7 @@ class Predictor:
 
         The faces of a group of photos (see GROUP_PHOTOS) go through the network together.
         """
-        for group in _groups(_read(source) for source in photos):
+        for group in _groups(_read(source, self.max_photo_pixels) for source in photos):
             yield from self._predict_group(group, flip)
 
     def _predict_group(self, group: list[Pixels | str], flip: bool) -> Iterator[PhotoResult]:
@@ -199,12 +228,12 @@ class Predictor:
         return align.decode(align.encode(align.crop(photo_HWC, matrix_23, how.crop_px), how.jpeg_quality))
 
 
-def _read(source: PhotoSource) -> Pixels | str:
+def _read(source: PhotoSource, max_pixels: int) -> Pixels | str:
     """A photo as upright RGB pixels, or the reason why not. Pillow images pass as PNG or TIFF, which lose nothing."""
     from visage.photos import PhotoError, read_photo
 
     try:
-        return read_photo(_losslessly(source) if isinstance(source, Image.Image) else source, MAX_PHOTO_PIXELS)
+        return read_photo(_losslessly(source) if isinstance(source, Image.Image) else source, max_pixels)
     except PhotoError as error:
         return str(error)
 

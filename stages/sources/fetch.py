@@ -20,7 +20,7 @@ import fsspec
 from tqdm import tqdm
 
 from stages.sources.archives import Budget, odd_name, safe_name
-from stages.sources.records import REPOSITORY
+from stages.sources.records import REPOSITORY, files_under
 
 CHUNK_BYTES = 1 << 20
 NUM_ATTEMPTS = 5  # each goes on where the last one broke off
@@ -44,6 +44,14 @@ def locate(location: str, fetched_dir: Path, budget: Budget) -> list[Located]:
     if not found:
         raise ValueError(f"{location}: matches no file; set download.<role>.locations to where the set lies")
     return found
+
+
+def has_files(location: str) -> bool:
+    """Whether there is any file where a location of this machine says; a remote one is taken at its word."""
+    if "://" in location and not location.startswith("file://"):
+        return True
+    found = _local(location.removeprefix("file://"))
+    return any(each.path.is_file() or next(files_under(each.path), None) is not None for each in found)
 
 
 def _local(location: str) -> Iterator[Located]:

@@ -1,6 +1,7 @@
 """One data set as its settings say: its files gathered or made below a folder, its rows on the wanted scale.
 
-A role has one such set, and a second one where it is to be tested on another than its own (`test_set`).
+A role has one such set, a second one where it is to be tested on another than its own (`test_set`), and one that grows
+where labelled photos of one's own come in (`incoming`).
 """
 
 from __future__ import annotations
@@ -13,11 +14,15 @@ from typing import Any, Literal
 from stages.settings import convert
 from stages.sources import SOURCES
 from stages.sources.archives import Budget
+from stages.sources.fetch import has_files
 from stages.sources.gather import empty, gather
-from stages.sources.records import Action, ReportSkip, Row
+from stages.sources.records import Action, ReportSkip, Row, from_repository
 from stages.sources.scale import Scale
 
 TRAIN_SET, TEST_SET = "train_set", "test_set"  # folders below the raw folder, where there are two sets
+INCOMING = (
+    "~incoming"  # below the raw folder too. Its name sorts last: align's shards before its photos stay as they are
+)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -88,3 +93,15 @@ def as_test_rows(settings: OtherSetSettings, rows: Iterator[Row], report_skip: R
         yield row._replace(photo_id=f"{TEST_SET}/{row.photo_id}", person=person, split="test")
     if num_others:
         report_skip("*", f"{num_others} photos of the test set are in none of its splits {', '.join(settings.splits)}")
+
+
+def has_come(settings: SetSettings) -> bool:
+    """Whether there is anything yet in a set that grows: files in its locations, and the tables that it reads."""
+    options = convert(dict(settings.options), SOURCES[settings.source].options, "options")
+    tables = (from_repository(value) for value in vars(options).values() if isinstance(value, Path))
+    return all(map(has_files, settings.locations)) and all(table.is_file() for table in tables)
+
+
+def as_incoming_rows(rows: Iterator[Row]) -> Iterator[Row]:
+    """The rows below their folder, with persons as they are written: one who has the name of another is the other."""
+    return (row._replace(photo_id=f"{INCOMING}/{row.photo_id}") for row in rows)

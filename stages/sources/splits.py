@@ -19,6 +19,12 @@ group_by
   gets back the val picture whose val_draw is highest, for a classifier of persons must have seen them all. The test set
   is never changed for that.
 - `person`: a person's photos share every draw; persons who share a picture count as one.
+
+Photos that come later (`assign_incoming`) move none of those before them. A line's own split holds; else a photo gets
+the split that its group (picture or person) has among the others, the firmest where that has several (test, then val);
+a group that nobody knows draws as above, each of several persons in it for themselves: who came as test stays test,
+unless a later line or a shared picture says otherwise. Where the set's own split is `given`, test is closed: a photo
+that would get into it is left out and listed. With `leave_person_out` only those who were there before take turns.
 """
 
 from __future__ import annotations
@@ -28,7 +34,27 @@ import sqlite3
 from dataclasses import dataclass
 from typing import Literal
 
-KNOWN = ("train", "val", "test")
+from stages.sources.records import ReportSkip
+
+KNOWN = ("train", "val", "test")  # each firmer than those before it
+# Places in KNOWN. `known`: the firmest that a later photo's group has among the others and by its own lines; `settled`:
+# what becomes of each later photo. place_of, group_of and drawn are functions of assign_incoming.
+INCOMING_SPLITS = """
+CREATE TEMP TABLE incoming AS SELECT photo_id, group_of(sha256, person) AS grp, place_of(given) AS given,
+    drawn(sha256, person) AS drawn FROM photos WHERE split IS NULL;
+CREATE INDEX temp.incoming_grp ON incoming (grp);
+CREATE TEMP TABLE known AS SELECT grp, MAX(place) AS place FROM (
+    SELECT group_of(sha256, person) AS grp, place_of(split) AS place FROM photos WHERE split IS NOT NULL
+    UNION ALL SELECT grp, given FROM incoming WHERE given IS NOT NULL)
+    WHERE grp IN (SELECT grp FROM incoming) GROUP BY grp;
+CREATE INDEX temp.known_grp ON known (grp);
+CREATE TEMP TABLE settled AS SELECT photo_id, given, COALESCE(given, known.place, MAX(drawn) OVER (PARTITION BY grp))
+    AS place, given IS NULL AND known.place IS NULL AS is_drawn FROM incoming LEFT JOIN known USING (grp);
+CREATE UNIQUE INDEX temp.settled_photo_id ON settled (photo_id);
+UPDATE photos SET split = CASE settled.place WHEN 0 THEN 'train' WHEN 1 THEN 'val' ELSE 'test' END
+    FROM settled WHERE settled.photo_id = photos.photo_id;
+"""
+CLOSED = "photo_id IN (SELECT photo_id FROM settled WHERE place = 2 AND given IS NULL)"  # test, and not by its own line
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -95,7 +121,7 @@ def assign_splits(spool: sqlite3.Connection, settings: SplitSettings) -> None:
     spool.create_function("chosen", 3, chosen, deterministic=True)
     spool.execute("UPDATE photos SET split = chosen(sha256, person, given)")
     if settings.group_by == "picture":
-        _help_persons(spool, settings)
+        _help_persons(spool, settings, "split = 'val' AND given IS NOT 'val'")
     if not spool.execute("SELECT 1 FROM photos WHERE split = 'train' LIMIT 1").fetchone():
         raise ValueError("no photo is left for train; lower split.val_fraction and split.test_fraction")
 
@@ -109,9 +135,44 @@ def _check(spool: sqlite3.Connection, settings: SplitSettings) -> None:
         if "val" in found and settings.val_fraction > 0:
             raise ValueError(f"split.val_fraction {settings.val_fraction}: the set brings its own val; set 0")
     if settings.group_by == "person":
-        nobody = spool.execute("SELECT photo_id FROM photos WHERE person IS NULL LIMIT 1").fetchone()
-        if nobody:
-            raise ValueError(f"split.group_by person: {nobody[0]} has no person; use picture")
+        _check_persons(spool)
+
+
+def _check_persons(spool: sqlite3.Connection) -> None:
+    nobody = spool.execute("SELECT photo_id FROM photos WHERE person IS NULL LIMIT 1").fetchone()
+    if nobody:
+        raise ValueError(f"split.group_by person: {nobody[0]} has no person; use picture")
+
+
+def assign_incoming(spool: sqlite3.Connection, settings: SplitSettings, report_skip: ReportSkip) -> None:
+    """Fills `split` where it is still empty: photos that came after the others were assigned."""
+    by_person = settings.group_by == "person"
+    if by_person:
+        _check_persons(spool)
+    merged = _merged_persons(spool) if by_person else {}
+
+    def group(sha256: str, person: str | None) -> str:
+        return merged.get(str(person), str(person)) if by_person else sha256
+
+    def drawn(sha256: str, person: str | None) -> int:
+        given = "train" if settings.assign == "given" else None
+        return KNOWN.index(choose(str(person) if by_person else sha256, given, settings, left_out=None))
+
+    spool.create_function("group_of", 2, group, deterministic=True)
+    spool.create_function("drawn", 2, drawn, deterministic=True)
+    spool.create_function("place_of", 1, lambda split: split and KNOWN.index(split), deterministic=True)
+    spool.executescript(INCOMING_SPLITS)
+    if settings.assign == "given":
+        _close_test(spool, report_skip)
+    if settings.group_by == "picture":
+        _help_persons(spool, settings, "split = 'val' AND photo_id IN (SELECT photo_id FROM settled WHERE is_drawn)")
+
+
+def _close_test(spool: sqlite3.Connection, report_skip: ReportSkip) -> None:
+    """Leaves out the later photos that got into test by their group."""
+    for (photo_id,) in spool.execute(f"SELECT photo_id FROM photos WHERE {CLOSED}").fetchall():
+        report_skip(photo_id, "the same picture or person is in the test split, which is given")
+    spool.execute(f"DELETE FROM photos WHERE {CLOSED}")
 
 
 def _merged_persons(spool: sqlite3.Connection) -> dict[str, str]:
@@ -144,9 +205,8 @@ def _left_out(spool: sqlite3.Connection, merged: dict[str, str], settings: Split
     return str(groups[settings.fold])
 
 
-def _help_persons(spool: sqlite3.Connection, settings: SplitSettings) -> None:
-    """Gives persons without a train photo the val picture of the highest val_draw."""
-    movable = "split = 'val' AND given IS NOT 'val'"
+def _help_persons(spool: sqlite3.Connection, settings: SplitSettings, movable: str) -> None:
+    """Gives persons without a train photo the picture of the highest val_draw among the `movable` (SQL) photos."""
     spool.create_function("val_draw", 1, lambda group: draw(settings.seed, "val", group), deterministic=True)
     spool.execute("CREATE INDEX IF NOT EXISTS photos_person ON photos (person, split)")
     spool.execute("CREATE INDEX IF NOT EXISTS photos_sha256 ON photos (sha256)")

@@ -49,7 +49,7 @@ class TableOptions:
 
 def table_rows(raw_dir: Path, options: TableOptions, report_skip: ReportSkip) -> Iterator[Row]:
     """Each usable line of the CSV becomes a row; the others are listed."""
-    for number, line in enumerate(read_table(options.table, options.delimiter, _wanted(options)), start=2):
+    for number, line in enumerate(read_table(options.table, options.delimiter, wanted_columns(options)), start=2):
         name = line[options.columns.photo]
         try:
             yield line_row(name, line, raw_dir, options)
@@ -71,7 +71,8 @@ def read_table(table: Path, delimiter: str, wanted: list[str]) -> Iterator[dict[
             yield {name: (line[name] or "").strip() for name in wanted}
 
 
-def _wanted(options: TableOptions) -> list[str]:
+def wanted_columns(options: TableOptions) -> list[str]:
+    """The columns that the options name."""
     named = (getattr(options.columns, field.name) for field in fields(options.columns))
     return [column for column in named if column is not None]
 

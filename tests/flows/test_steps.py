@@ -4,7 +4,11 @@ from __future__ import annotations
 
 import json
 import multiprocessing
+import subprocess
+import sys
+from functools import partial
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -14,6 +18,7 @@ from flows.steps import last_line, plan, run
 from stages.settings import read_params
 from tests.flows import toy
 from tests.imports import REPOSITORY
+from tests.stages.photo_sets import lay
 
 
 @pytest.fixture(scope="module")
@@ -24,7 +29,8 @@ def stages() -> list[Declared]:
 def test_stages_are_those_of_dvc_yaml_in_an_order_that_runs(stages: list[Declared]) -> None:
     made: set[str] = set()
     for stage in stages:
-        assert set(stage.inputs) <= made, stage.name
+        brought = {f"incoming/{stage.name.split('@')[1]}"} if stage.name.startswith("download@") else set()
+        assert set(stage.inputs) - made == brought, stage.name
         made |= set(stage.outputs)
     by_name = {stage.name: stage for stage in stages}
     declared_in_yaml = read_params(REPOSITORY / "dvc.yaml")["stages"]
@@ -67,6 +73,36 @@ def test_code_is_part_of_the_key(tmp_path: Path, monkeypatch: pytest.MonkeyPatch
     before = plan([stage], {"a": 1}, "a", tmp_path)["a"].key
     (tmp_path / "a.py").write_text("2")
     assert plan([stage], {"a": 1}, "a", tmp_path)["a"].key != before
+
+
+def test_photos_that_came_are_part_of_the_key_of_who_reads_them(
+    stages: list[Declared], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    lay(tmp_path, {path: (REPOSITORY / path).read_bytes() for stage in stages for path in stage.code})
+    monkeypatch.setattr(flows.steps, "REPOSITORY", tmp_path)
+    params = read_params(REPOSITORY / "params.yaml")
+    alone = {**params, "download": {**params["download"], "target": {**params["download"]["target"], "incoming": None}}}
+
+    def found(settings: dict[str, Any]) -> dict[str, str]:
+        return {name: step.key for name, step in plan(stages, settings, "align@target", tmp_path).items()}
+
+    (tmp_path / "incoming/target/labelled").mkdir(parents=True)
+    before = [found(params), found(alone)]
+    table = tmp_path / "incoming/target/labelled/labels.csv"
+    for text in ("photo,label,person\na.jpg,31,anna\n", "photo,label,person\na.jpg,32,anna\n"):
+        table.write_text(text, encoding="utf-8")
+        after = [found(params), found(alone)]
+        assert after[1] == before[1], "who does not read them is not run again"
+        assert all(after[0][name] != before[0][name] for name in before[0])
+        before = after
+
+
+def test_what_was_added_to_dvc_is_no_stage(tmp_path: Path) -> None:
+    dvc = partial(subprocess.run, check=True, cwd=tmp_path, capture_output=True)
+    lay(tmp_path, {"in/labelled/a": b"a", "dvc.yaml": b"stages: {a: {cmd: ls in, deps: [in]}}\n"})
+    dvc([sys.executable, "-m", "dvc", "init", "--no-scm", "-q"])
+    dvc([sys.executable, "-m", "dvc", "add", "-q", "in/labelled"])
+    assert [(stage.name, stage.inputs) for stage in declared(tmp_path)] == [("a", ("in",))]
 
 
 def test_every_distinct_step_runs_once(tmp_path: Path) -> None:

@@ -16,13 +16,22 @@ from PIL import Image
 
 from stages.export import ExportSettings, export
 from tests.small_model import small_card, small_model, some_crops
+from visage.card import load_model
+from visage.drift import REFERENCE_FILE, Summary
+from visage.explain import pooled_features
 from visage.export import load_onnx
 from visage.faces import FaceTable
 from visage.predictor import Predictor
 from visage.schemas import FACE_SCHEMA, METADATA_KEY
 
 SETTINGS = ExportSettings(
-    dtype="float16", parity_faces=10, parity_tolerance=1e-3, int8=False, int8_faces=30, int8_tolerance=5.0
+    dtype="float16",
+    parity_faces=10,
+    parity_tolerance=1e-3,
+    int8=False,
+    int8_faces=30,
+    int8_tolerance=5.0,
+    reference_faces=25,
 )
 IN_INT8 = dataclasses.replace(SETTINGS, int8=True)
 
@@ -33,22 +42,23 @@ def jpeg(crop: np.ndarray) -> bytes:
     return stream.getvalue()
 
 
-def face_table(folder: Path, count: int = 14, split: str = "test", **alignment: Any) -> Path:
-    """A shard of random crops."""
+def face_table(folder: Path, num_test: int = 14, num_train: int = 40, **alignment: Any) -> Path:
+    """Random crops: a shard of test faces and one of training faces."""
     card = small_card()
     eye = {
         "alignment": dataclasses.asdict(card.alignment) | alignment,
         "detector": dataclasses.asdict(card.detector),
     }
-    rows = [
-        {"photo_id": f"{i:03}.jpg", "sha256": "", "jpeg": jpeg(crop.permute(1, 2, 0).numpy()), "box": [0.0] * 4,
-         "landmarks": [0.0] * 10, "probability": 1.0, "num_faces": 1, "found": "mtcnn", "label": 30.0, "sigma": None,
-         "person": None, "sex": None, "ethnicity": None, "split": split}
-        for i, crop in enumerate(some_crops(count))
-    ]  # fmt: skip
     schema = FACE_SCHEMA.with_metadata({METADATA_KEY: json.dumps(eye).encode()})
     folder.mkdir()
-    pq.write_table(pa.Table.from_pylist(rows, schema=schema), folder / "part-00000.parquet")
+    for shard, (split, count) in enumerate({"test": num_test, "train": num_train}.items()):
+        rows = [
+            {"photo_id": f"{i:03}.jpg", "sha256": "", "jpeg": jpeg(crop.permute(1, 2, 0).numpy()), "box": [0.0] * 4,
+             "landmarks": [0.0] * 10, "probability": 1.0, "num_faces": 1, "found": "mtcnn", "label": 30.0,
+             "sigma": None, "person": None, "sex": None, "ethnicity": None, "split": split}
+            for i, crop in enumerate(some_crops(count))
+        ]  # fmt: skip
+        pq.write_table(pa.Table.from_pylist(rows, schema=schema), folder / f"part-{shard:05d}.parquet")
     return folder
 
 
@@ -69,6 +79,7 @@ def test_a_model_becomes_an_exported_folder(tmp_path: Path, capsys: pytest.Captu
         "model.onnx",
         "model.safetensors",
         "parity.json",
+        "reference.json",
     ]
     parity = json.loads((target / "parity.json").read_text())
     assert parity["num_faces"] == 10
@@ -104,7 +115,8 @@ def test_missed_parity_writes_nothing_and_keeps_what_was_there(tmp_path: Path) -
 @pytest.mark.parametrize(
     ("table", "complaint"),
     [
-        ({"split": "train"}, "no faces of split 'test'"),
+        ({"num_test": 0}, "no faces of split 'test'"),
+        ({"num_train": 0}, "no faces of split 'train'"),
         ({"face_scale": 1.0}, r"'face_scale': 1\.0.*card says.*'face_scale': 0\.75"),
     ],
 )
@@ -123,25 +135,16 @@ def test_a_truncated_model_is_refused(tmp_path: Path) -> None:
         export(SETTINGS, model=model, faces=faces, export=tmp_path / "export", report=silent)
 
 
-@pytest.fixture
-def both_splits(tmp_path: Path) -> Path:
-    """Faces to measure int8's ranges on, and faces to hold it to."""
-    faces = face_table(tmp_path / "faces")
-    train = face_table(tmp_path / "train", count=40, split="train")
-    (train / "part-00000.parquet").rename(faces / "part-00001.parquet")
-    return faces
-
-
-def test_int8_is_exported_beside_with_its_differences(tmp_path: Path, both_splits: Path) -> None:
-    model, target = small_model(tmp_path / "model"), tmp_path / "export"
+def test_int8_is_exported_beside_with_its_differences(tmp_path: Path) -> None:
+    model, faces, target = small_model(tmp_path / "model"), face_table(tmp_path / "faces"), tmp_path / "export"
     seen: dict[str, float] = {}
-    export(IN_INT8, model=model, faces=both_splits, export=target, report=lambda _, values: seen.update(values))
+    export(IN_INT8, model=model, faces=faces, export=target, report=lambda _, values: seen.update(values))
     assert sorted(path.name for path in target.glob("model.*")) == [
         "model.int8.onnx",
         "model.onnx",
         "model.safetensors",
     ]
-    crops = FaceTable.open(both_splits, ["test"]).decode(np.arange(14))
+    crops = FaceTable.open(faces, ["test"]).decode(np.arange(14))
     places = np.unique(np.linspace(0, 13, 10).round().astype(int))
     rough, fine = (load_onnx(target / name) for name in ("model.int8.onnx", "model.onnx"))
     assert rough.card == fine.card
@@ -153,15 +156,31 @@ def test_int8_is_exported_beside_with_its_differences(tmp_path: Path, both_split
     assert 0 < seen["int8.onnx_mb"] < 0.6 * seen["onnx_mb"]
 
 
-def test_int8_too_far_off_writes_nothing(tmp_path: Path, both_splits: Path) -> None:
-    model, strict = small_model(tmp_path / "model"), dataclasses.replace(IN_INT8, int8_tolerance=0.0)
-    with pytest.raises(ValueError, match=r"small: in int8 .* years on average, more than export\.int8_tolerance 0\.0"):
-        export(strict, model=model, faces=both_splits, export=tmp_path / "export", report=silent)
-    assert not (tmp_path / "export").exists()
-
-
-def test_int8_without_training_faces_is_refused(tmp_path: Path) -> None:
+def test_int8_too_far_off_writes_nothing(tmp_path: Path) -> None:
     model, faces = small_model(tmp_path / "model"), face_table(tmp_path / "faces")
-    with pytest.raises(ValueError, match="no faces of split 'train'"):
-        export(IN_INT8, model=model, faces=faces, export=tmp_path / "export", report=silent)
+    strict = dataclasses.replace(IN_INT8, int8_tolerance=0.0)
+    with pytest.raises(ValueError, match=r"small: in int8 .* years on average, more than export\.int8_tolerance 0\.0"):
+        export(strict, model=model, faces=faces, export=tmp_path / "export", report=silent)
     assert not (tmp_path / "export").exists()
+
+
+def test_the_reference_sums_up_training_faces_as_the_exported_model_answers_them(tmp_path: Path) -> None:
+    model, faces, target = small_model(tmp_path / "model"), face_table(tmp_path / "faces"), tmp_path / "export"
+    export(SETTINGS, model=model, faces=faces, export=target, report=silent)
+    document = json.loads((target / REFERENCE_FILE).read_text(encoding="utf-8"))
+    reference = Summary.from_document(document, "reference")
+    exported, card = load_model(target)
+    places = np.unique(np.linspace(0, 39, 25).round().astype(int))
+    crops = FaceTable.open(faces, ["train"]).decode(places)
+    assert reference.weights == card.weights.sha256
+    assert reference.totals().num_faces == 25
+    assert reference.totals().value_sum == pytest.approx(Predictor(exported, card).predict_crops(crops).value.sum())
+    features = pooled_features(exported, card, crops).double().numpy()
+    np.testing.assert_allclose(reference.totals().feature_sums, features.sum(0), rtol=1e-4, atol=1e-3)
+    with pytest.raises(ValueError, match="no pooled features to observe"):
+        load_onnx(target / "model.onnx").observe = reference.add
+
+
+def test_a_reference_of_no_face_is_refused() -> None:
+    with pytest.raises(ValueError, match="reference_faces is 0"):
+        dataclasses.replace(SETTINGS, reference_faces=0)

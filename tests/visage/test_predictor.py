@@ -24,6 +24,7 @@ from visage.card import INTERVAL_MASS, CalibrationCard
 from visage.detect import DetectorSettings, Faces
 from visage.drawn import encode_face, sample_person, sample_photo
 from visage.engine import TorchEngine
+from visage.explain import pooled_features
 from visage.eye import evaluation_view
 from visage.faces import FaceTable
 from visage.labels import LabelGrid, central_interval
@@ -162,6 +163,45 @@ def test_any_engine_can_stand_in() -> None:
     got = Predictor(certain, CARD).predict_crops(crops.to(torch.uint8))
     np.testing.assert_allclose(got.value, [20, 0, 100])
     np.testing.assert_allclose(got.std, 0)
+
+
+@pytest.mark.parametrize("flip", [True, False])
+def test_an_observer_hears_values_and_features_and_changes_nothing(flip: bool) -> None:
+    crops, heard = some_crops(35), []
+    answering = Predictor(NETWORK, CARD)
+    unheard = [answering.predict_crops(part, flip) for part in (crops, crops[:1])]
+    answering.observe = lambda values_N, features_NC: heard.append((values_N, features_NC))
+    for part, before in zip((crops, crops[:1]), unheard, strict=True):
+        heard.clear()
+        same(answering.predict_crops(part, flip), before)  # bit for bit
+        values_N, features_NC = (np.concatenate(column) for column in zip(*heard, strict=True))
+        np.testing.assert_array_equal(values_N, before.value)
+        np.testing.assert_allclose(features_NC, pooled_features(NETWORK, CARD, part), atol=1e-4)
+        assert features_NC.dtype == np.float32
+        assert len(heard) == -(-len(part) // (16 if flip else 32))  # once a batch
+    answering.predict_crops(crops[:0], flip)
+    answering.observe = None
+    answering.predict_crops(crops, flip)
+    assert len(heard) == 1
+
+
+def test_faces_in_photos_are_observed_too() -> None:
+    answering, heard = with_detector((0, 0), (40, 20)), []
+    answering.observe = lambda values_N, features_NC: heard.append((values_N, features_NC))
+    [result] = answering.predict_photos([encoded(a_photo())])
+    [(values_N, features_NC)] = heard
+    assert values_N.tolist() == [face.value for face in result.faces]
+    assert features_NC.shape == (2, 128)
+
+
+def test_features_are_asked_of_nobody_who_has_none() -> None:
+    """The engine of an ONNX file, or any other function."""
+    answering = Predictor(lambda crops_BCHW: torch.full((len(crops_BCHW), 11), 1 / 11, dtype=torch.float64), CARD)
+    with pytest.raises(ValueError, match=r"model 'small': this engine gives no pooled features .* safetensors"):
+        answering.observe = lambda _values_N, _features_NC: None
+    assert answering.observe is None
+    assert len(answering.predict_crops(some_crops(2))) == 2
+    answering.observe = None
 
 
 def test_a_photo_gets_the_numbers_of_evaluation() -> None:

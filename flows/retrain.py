@@ -1,0 +1,159 @@
+"""The scheduled job: new labelled data becomes a challenger, and the champion if it is no worse.
+
+    python -m flows.retrain [--reason TEXT]          (or: make retrain; prefect.yaml runs it every night)
+
+look (flows/intake.py) -> reproduce and record (flows/reproduce.py) -> package -> compare -> promote or refuse
+(model_registry/). Every step knows what is done already: a run that was killed anywhere is finished by the next one,
+and with nothing new it ends in seconds. One process works in a working copy at a time; a second one ends at once and
+says so. A champion is replaced only by a version that `promote` in params.yaml lets pass, on the faces that are test
+for both.
+"""
+
+from __future__ import annotations
+
+import argparse
+import sys
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from prefect import flow, get_run_logger, task
+from prefect.artifacts import create_markdown_artifact, create_table_artifact
+from prefect.cache_policies import NO_CACHE
+from prefect.client.schemas.objects import State
+from prefect.states import Cancelled, Completed
+
+from flows.artifacts import RecordedRun
+from flows.dvc_stages import declared, stale
+from flows.intake import look
+from flows.notify import notify
+from flows.reproduce import reproduce_and_record
+from flows.stage_outputs import outputs_of
+from flows.stage_runner import StageFailed
+from flows.workspace import ROOT, Busy, only_one
+from model_registry.promote import decided, version_of
+from model_registry.record import find, lock_digest
+from stages.settings import load_section, read_params
+
+if TYPE_CHECKING:
+    from model_registry.compare import Decision
+
+INCOMING = "incoming"
+
+
+@dataclass(frozen=True, kw_only=True)
+class RetrainSettings:
+    """`watch`: role -> folder or bucket (fsspec URL) with labels.csv and photos, null for a role without one.
+    `experiment`: MLflow's. `notify`: name of a Prefect Webhook block that is told the outcome, null for nobody."""
+
+    watch: Mapping[str, str | None]
+    experiment: str
+    notify: str | None
+
+
+@flow(name="retrain")
+def retrain(reason: str = "by hand", root: Path = ROOT) -> State[str]:
+    """One night's work in the working copy; the state's message is the outcome. `reason`: why now, for the record."""
+    settings = load_section(root / "params.yaml", "retrain", RetrainSettings)
+    try:
+        with only_one(root):
+            outcome = _retrained(root, settings, reason)
+    except Busy as busy:
+        return Cancelled(message=str(busy))
+    except Exception as error:
+        notify(settings.notify, f"visage: retraining ({reason}) failed: {error}")
+        raise
+    create_markdown_artifact(key="retrain", markdown=outcome, description="What the last retraining came to")
+    return Completed(message=outcome, data=outcome)
+
+
+def _retrained(root: Path, settings: RetrainSettings, reason: str) -> str:
+    model: str = read_params(root / "params.yaml")["package"]["model"]
+    for role, watch in settings.watch.items():
+        if watch is not None:
+            bring_in(root, role, watch)
+    if settled := _settled(root, settings.experiment, model):
+        return f"Nothing new: {settled}"
+    _, run = reproduce_and_record(root, settings.experiment)
+    version = packaged(root, run)
+    outcome = _sentence(model, version, compared(root, model, version, run, reason))
+    notify(settings.notify, f"visage: {outcome}")
+    return outcome
+
+
+def _settled(root: Path, experiment: str, model: str) -> str | None:
+    """What was decided of the result that lies in the working copy; None where anything is left to do."""
+    lock = root / "dvc.lock"
+    if not lock.is_file() or stale(root):
+        return None
+    run_id = find(experiment, lock_digest(lock))
+    version = run_id and version_of(model, run_id)
+    told = version and decided(model, version)
+    return f"version {version} of {model} was {told[0]} ({told[1]})" if told else None
+
+
+@task(cache_policy=NO_CACHE, task_run_name="bring in {role}")
+def bring_in(root: Path, role: str, watch: str) -> None:
+    """New and changed labelled photos of a watched place come into the working copy, under DVC."""
+    log = get_run_logger()
+    if "://" not in watch and not (root / watch).exists():
+        log.info("%s: not there yet, so nothing new for %s", watch, role)
+        return
+    came = look(watch, root / INCOMING / role)
+    log.info(
+        "%s: %d new photos, %d changed, %d gone, %d refused", watch, came.new, came.changed, came.gone, came.refused
+    )
+    if came.refused:
+        log.warning("%s: %d lines brought no photo; %s says why", watch, came.refused, came.refused_list)
+
+
+@task(cache_policy=NO_CACHE, task_run_name="package")
+def packaged(root: Path, run: RecordedRun) -> int:
+    """The exported model becomes a registered version, and gets its model card."""
+    from model_registry.model_card import write_card
+    from model_registry.package import PackageSettings, package
+
+    packaging = load_section(root / "params.yaml", "package", PackageSettings)
+    version = package(outputs_of(root, declared(root)).export, run.run_id, packaging)
+    write_card(packaging.model, version)
+    get_run_logger().info("version %d of %s", version, packaging.model)
+    return version
+
+
+@task(cache_policy=NO_CACHE, task_run_name="compare")
+def compared(root: Path, model: str, version: int, run: RecordedRun, reason: str) -> Decision:
+    """Challenger against champion; the alias moves, or it does not and the artifact says why."""
+    from model_registry.compare import PromoteSettings, decide
+
+    rules = load_section(root / "params.yaml", "promote", PromoteSettings)
+    lineage = {"visage.run": run.run_id, "visage.lock": lock_digest(root / "dvc.lock"), "visage.reason": reason}
+    decision = decide(model, version, rules, lineage)
+    if decision.rows:
+        create_table_artifact(key="comparison", table=decision.rows, description=_sentence(model, version, decision))
+    get_run_logger().info(_sentence(model, version, decision))
+    return decision
+
+
+def _sentence(model: str, version: int, decision: Decision) -> str:
+    """The decision in words, a line for each reason."""
+    verdict = "is champion" if decision.promote else f"was refused, version {decision.champion} stays champion"
+    return f"version {version} of {model} {verdict}: " + ";\n".join(decision.reasons)
+
+
+def main() -> None:
+    """The command line; prints the outcome. What the user can mend ends it with one line and exit status 2."""
+    parser = argparse.ArgumentParser(prog="python -m flows.retrain", description=__doc__.split("\n", 1)[0])
+    parser.add_argument("--reason", default="by hand", help="why now, for the record")
+    arguments = parser.parse_args()
+    try:
+        state: Any = retrain(arguments.reason, return_state=True)
+        state.result()
+    except (ValueError, StageFailed) as error:
+        print(f"flows.retrain: {error}", file=sys.stderr)
+        raise SystemExit(2) from error
+    print(state.message)
+
+
+if __name__ == "__main__":
+    main()

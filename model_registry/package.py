@@ -1,0 +1,145 @@
+"""An exported model becomes a registered version: a pyfunc from code, safe to open and complete in itself.
+
+models/export/ -> a package in MLflow: card and weights (safetensors), limits of a request, the code of `visage`, the
+file that answers (model_registry/served_model.py), signature, an input example of a drawn face, pinned requirements. No
+pickle is in it, and neither DVC nor Prefect nor Ray is needed to load it.
+"""
+
+from __future__ import annotations
+
+import base64
+import dataclasses
+import json
+import shutil
+import tempfile
+import warnings
+from dataclasses import dataclass
+from importlib.metadata import version as installed
+from pathlib import Path
+from typing import Any
+
+import mlflow
+import numpy as np
+import pandas as pd
+from mlflow import MlflowClient
+from mlflow.models import Model, ModelSignature
+from mlflow.types import ColSpec, DataType, ParamSchema, ParamSpec, Schema, TensorSpec
+
+import visage
+from model_registry.served_model import FACE, PHOTO, Limits
+from model_registry.store import connect
+from visage.card import CARD_FILE, ModelCard, load_model, sha256_of
+from visage.drawn import encode_face, sample_person, sample_photo
+
+REFERENCE_FILE = "reference.json"  # the training faces' summary, against which drift is measured
+ANSWERER = Path(__file__).with_name("served_model.py")
+REQUIREMENTS = (  # what an answer imports, and what MLflow's scoring server runs on
+    "mlflow", "torch", "torchvision", "facenet-pytorch", "safetensors", "numpy", "pandas", "pillow",
+    "fastapi", "uvicorn",
+)  # fmt: skip
+WEIGHTS_TAG, CARD_TAG = "visage.weights_sha256", "visage.card_sha256"
+
+
+@dataclass(frozen=True, kw_only=True)
+class PackageSettings:
+    """Name under which versions are registered, and what a request to the served model may hold: bytes as sent, photos
+    and aligned faces together, bytes and pixels of each."""
+
+    model: str
+    max_request_bytes: int
+    max_photos: int
+    max_photo_bytes: int
+    max_photo_pixels: int
+
+    def __post_init__(self) -> None:
+        for name, value in dataclasses.asdict(self.limits).items():
+            if value < 1:
+                raise ValueError(f"{name} is {value}: give a number above 0")
+
+    @property
+    def limits(self) -> Limits:
+        return Limits(**{field.name: getattr(self, field.name) for field in dataclasses.fields(Limits)})
+
+
+def package(export: Path, run_id: str, settings: PackageSettings) -> int:
+    """The version of `settings.model` that holds the model in `export` as made by run `run_id`, registered once.
+
+    A second call with the same run, card and weights returns the same version. Raises ValueError for a folder that
+    holds no sound model; a package that cannot answer its own example is not registered.
+    """
+    _, card = load_model(export)
+    client = connect()
+    tags = {WEIGHTS_TAG: card.weights.sha256, CARD_TAG: sha256_of(export / CARD_FILE)}
+    known = _known_version(client, settings.model, run_id, tags)
+    if known is not None:
+        return known
+    with tempfile.TemporaryDirectory() as folder:
+        uri = _logged(client, Path(folder), export, card, run_id, settings)
+    example = mlflow.pyfunc.load_model(uri).predict(input_example())
+    if len(example) != 1:
+        raise ValueError(f"{export}: the package does not answer its own example")
+    made = mlflow.register_model(uri, settings.model, tags=tags)
+    return int(made.version)
+
+
+def fetch(uri: str, into: Path) -> Path:
+    """`models:/NAME@champion` or `models:/NAME/3` -> the folder inside `into` that Predictor.load takes."""
+    connect()
+    into.mkdir(parents=True, exist_ok=True)
+    return Path(mlflow.artifacts.download_artifacts(f"{uri.rstrip('/')}/artifacts/model", dst_path=str(into)))
+
+
+def input_example() -> pd.DataFrame:
+    """One drawn face, which is nobody's: a person's photo has no place in a package."""
+    rng = np.random.default_rng(0)
+    photo = encode_face(sample_photo(sample_person(rng), rng, clean=True), 200)
+    return pd.DataFrame({PHOTO: [base64.b64encode(photo).decode()]})
+
+
+def signature() -> ModelSignature:
+    """Two columns, of which each row fills one; three switches; what comes out is JSON, described in docs/serve.md."""
+    columns: list[ColSpec | TensorSpec] = [ColSpec(DataType.string, name, required=False) for name in (PHOTO, FACE)]
+    switches = {"all_faces": False, "explain": False, "flip": True}
+    return ModelSignature(
+        inputs=Schema(columns),
+        params=ParamSchema([ParamSpec(name, DataType.boolean, default) for name, default in switches.items()]),
+    )
+
+
+def pinned_requirements() -> list[str]:
+    """REQUIREMENTS as installed here, without the build's own mark (+cpu), which no index knows."""
+    return [f"{name}=={installed(name).partition('+')[0]}" for name in REQUIREMENTS]
+
+
+def _known_version(client: MlflowClient, model: str, run_id: str, tags: dict[str, str]) -> int | None:
+    found = client.search_model_versions(f"name = '{model}' and run_id = '{run_id}'")
+    same = [int(entry.version) for entry in found if tags.items() <= entry.tags.items()]
+    return min(same, default=None)
+
+
+def _logged(
+    client: MlflowClient, folder: Path, export: Path, card: ModelCard, run_id: str, settings: PackageSettings
+) -> str:
+    """Lays the package's files out in `folder` and logs them as a model of the run; its address."""
+    model, limits, code = folder / "model", folder / "limits.json", folder / "visage"
+    model.mkdir()
+    for name in (CARD_FILE, card.weights.file, REFERENCE_FILE):
+        if (export / name).is_file():
+            shutil.copyfile(export / name, model / name)
+    limits.write_text(json.dumps(dataclasses.asdict(settings.limits)), encoding="utf-8")
+    shutil.copytree(Path(visage.__path__[0]), code, ignore=shutil.ignore_patterns("__pycache__"))
+    contents: dict[str, Any] = {
+        "python_model": str(ANSWERER),
+        "artifacts": {"model": str(model), "limits": str(limits)},
+        "code_paths": [str(code)],
+        "signature": signature(),
+        "input_example": input_example(),
+        "pip_requirements": pinned_requirements(),
+    }
+    # The run's own experiment, whichever is active; and the run's status stays as it is, open or finished.
+    experiment = client.get_run(run_id).info.experiment_id
+    logged = client.create_logged_model(experiment, name=card.name, source_run_id=run_id)
+    with warnings.catch_warnings():
+        warnings.filterwarnings("ignore", module=r"mlflow\.")  # it uses what pandas 3 deprecates
+        info = Model.log(None, mlflow.pyfunc, model_id=logged.model_id, run_id=run_id, **contents)
+    return str(info.model_uri)

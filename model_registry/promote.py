@@ -1,0 +1,170 @@
+"""Who is champion: the aliases of a registered model, moved forward, moved back, and remembered.
+
+    python -m model_registry.promote history|rollback MODEL
+    python -m model_registry.promote promote MODEL VERSION [--reason TEXT]      (or: make history, promote, rollback)
+
+The alias `champion` is the truth; moving it is one step, whatever fails before or after. Why a version was promoted or
+refused (model_registry/compare.py decides) stands on the version before the alias moves. The history (tags of the
+registered model, an event each) is written after it; where it is behind, because a process died or somebody moved the
+alias by other means, the next call says what it found.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import sys
+import time
+from collections.abc import Mapping
+from typing import Any
+
+from mlflow import MlflowClient
+from mlflow.exceptions import MlflowException
+
+from model_registry.store import connect, patiently
+
+CHAMPION, CHALLENGER = "champion", "challenger"
+EVENT, DECISION, REASONS, AGAINST = "event.", "visage.decision", "visage.reasons", "visage.decided_against"
+MAX_TAG = 4900  # characters that MLflow's stores keep of a version's tag
+PROMOTED, REFUSED = "promoted", "refused"
+
+
+def holder(client: MlflowClient, model: str, alias: str) -> int | None:
+    """The version that bears an alias."""
+    try:
+        return int(client.get_model_version_by_alias(model, alias).version)
+    except MlflowException as error:
+        if error.error_code in ("RESOURCE_DOES_NOT_EXIST", "INVALID_PARAMETER_VALUE"):
+            return None
+        raise
+
+
+def champion(model: str) -> int | None:
+    """The champion's version; None before there is one."""
+    client = connect()
+    return patiently(lambda: holder(client, model, CHAMPION))
+
+
+def version_of(model: str, run_id: str) -> int | None:
+    """The newest version that a run made; None where it made none."""
+    found = connect().search_model_versions(f"name = '{model}' and run_id = '{run_id}'")
+    return max((int(each.version) for each in found), default=None)
+
+
+def decided(model: str, version: int) -> tuple[str, str] | None:
+    """What was decided about a version, and why; None where its decision is still open."""
+    tags = connect().get_model_version(model, str(version)).tags
+    if DECISION not in tags or (tags[DECISION] == PROMOTED and not _was_champion(model, version)):
+        return None
+    return tags[DECISION], tags[REASONS]
+
+
+def promote(model: str, version: int, reason: str) -> None:
+    """The version is champion from here on; nothing happens where it is already."""
+    client = connect()
+    patiently(lambda: _existing(client, model, version))
+    _reconcile(client, model)
+    if champion(model) != version:
+        patiently(lambda: client.set_registered_model_alias(model, CHAMPION, str(version)))
+        note(client, model, PROMOTED, version, reason)
+
+
+def rollback(model: str, reason: str = "by hand") -> int:
+    """The champion before this one comes back; its version. ValueError where there was none."""
+    client = connect()
+    _reconcile(client, model)
+    before = _succession(history(model))[:-1]
+    standing = [version for version in before if _exists(client, model, version)]
+    if not standing:
+        raise ValueError(f"{model}: no earlier champion to go back to; promote a version by hand")
+    patiently(lambda: client.set_registered_model_alias(model, CHAMPION, str(standing[-1])))
+    note(client, model, "rolled back to", standing[-1], reason)
+    return standing[-1]
+
+
+def history(model: str) -> list[dict[str, Any]]:
+    """Every event, oldest first: time, action, version, reason."""
+    tags = connect().get_registered_model(model).tags
+    return [json.loads(tags[key]) for key in sorted(tags) if key.startswith(EVENT)]
+
+
+def _succession(events: list[dict[str, Any]]) -> list[int]:
+    """Who was champion after whom; a rollback takes the last one away."""
+    line: list[int] = []
+    for event in events:
+        if event["action"] == "rolled back to":
+            while line and line[-1] != event["version"]:
+                line.pop()
+        elif event["action"] != REFUSED:
+            line.append(event["version"])
+    return line
+
+
+def _was_champion(model: str, version: int) -> bool:
+    named = {event["version"] for event in history(model) if event["action"] != REFUSED}
+    return version == champion(model) or version in named
+
+
+def _reconcile(client: MlflowClient, model: str) -> None:
+    """The history learns of a champion that it has not heard of."""
+    line, now = _succession(history(model)), champion(model)
+    if now is not None and (not line or line[-1] != now):
+        note(client, model, "found as champion", now, "named by other means, or before its event could be written")
+
+
+def last_event(model: str) -> tuple[str, int] | None:
+    events = history(model)
+    return (events[-1]["action"], events[-1]["version"]) if events else None
+
+
+def note(client: MlflowClient, model: str, action: str, version: int, reason: str) -> None:
+    event = {"time": time.strftime("%Y-%m-%dT%H:%M:%S%z"), "action": action, "version": version}
+    text = json.dumps(event | {"reason": reason[: MAX_TAG - 200]}, ensure_ascii=False)
+    patiently(lambda: client.set_registered_model_tag(model, f"{EVENT}{time.time_ns()}", text))
+
+
+def tag(client: MlflowClient, model: str, version: int, tags: Mapping[str, str]) -> None:
+    for key, value in tags.items():
+        client.set_model_version_tag(model, str(version), key, value[:MAX_TAG])
+
+
+def _existing(client: MlflowClient, model: str, version: int) -> None:
+    if not _exists(client, model, version):
+        raise ValueError(f"{model} has no version {version}; make history shows those that were ever named")
+
+
+def _exists(client: MlflowClient, model: str, version: int) -> bool:
+    try:
+        client.get_model_version(model, str(version))
+    except MlflowException as error:
+        if error.error_code == "RESOURCE_DOES_NOT_EXIST":
+            return False
+        raise
+    return True
+
+
+def main() -> None:
+    """The command line; what the user can mend ends it with one line and exit status 2."""
+    parser = argparse.ArgumentParser(prog="python -m model_registry.promote", description=__doc__.split("\n", 1)[0])
+    parser.add_argument("action", choices=["history", "promote", "rollback"])
+    parser.add_argument("model", help="the registered model's name")
+    parser.add_argument("version", nargs="?", type=int)
+    parser.add_argument("--reason", default="by hand")
+    arguments = parser.parse_args()
+    try:
+        if arguments.action == "promote":
+            if arguments.version is None:
+                raise ValueError("promote: which version? python -m model_registry.promote promote MODEL VERSION")
+            promote(arguments.model, arguments.version, arguments.reason)
+        elif arguments.action == "rollback":
+            rollback(arguments.model, arguments.reason)
+        for event in history(arguments.model):
+            print(f"{event['time']}  version {event['version']:<4} {event['action']}: {event['reason']}")
+        print(f"champion: version {champion(arguments.model)}")
+    except (ValueError, MlflowException) as error:
+        print(f"model_registry.promote: {error}", file=sys.stderr)
+        raise SystemExit(2) from error
+
+
+if __name__ == "__main__":
+    main()

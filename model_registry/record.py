@@ -1,0 +1,179 @@
+"""One reproduction becomes one MLflow run: what went in, what came out, and on which machine.
+
+`recording` opens the run before the stages start and samples the machine meanwhile; `finish` logs settings, metrics
+with their intervals, training curves, reports, lock file, digests of the data and the environment. The lock file's
+digest names the result: what is recorded already is not recorded again. A run whose process died is taken up by the
+next one.
+"""
+
+from __future__ import annotations
+
+import csv
+import hashlib
+import json
+import math
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from importlib.metadata import distributions
+from pathlib import Path
+from typing import Any, TypeVar
+
+from mlflow import MlflowClient
+from mlflow.data.meta_dataset import MetaDataset
+from mlflow.data.sources import LocalArtifactDatasetSource  # type: ignore[attr-defined]  # made at run time
+from mlflow.entities import Dataset, DatasetInput, InputTag, Metric, Param, RunTag
+from mlflow.system_metrics.system_metrics_monitor import SystemMetricsMonitor
+
+from model_registry.store import connect, experiment, patiently
+
+LOCK_TAG, WORKSPACE_TAG, OPEN_TAG = "visage.lock", "visage.workspace", "visage.open"
+PREDICTIONS, METRICS, GROUPS = "predictions.parquet", "metrics.json", "groups.csv"  # artifacts that others read
+MAX_VALUE = 6000  # characters of a parameter that every store takes
+MAX_PARAMS, MAX_METRICS = 100, 1000  # in one call
+SAMPLING_SECONDS = 10
+Item = TypeVar("Item")
+
+
+@dataclass(frozen=True, kw_only=True)
+class Evidence:
+    """What a reproduction leaves: `settings`, the whole params file, read; files and folders; `manifests`: role ->
+    the manifest of its photos, whose digest is the one in dvc.lock."""
+
+    settings: Mapping[str, Any]
+    params: Path
+    lock: Path
+    metrics: Path
+    groups: Path
+    predictions: Path
+    history: tuple[Path, ...]
+    reports: Path
+    manifests: Mapping[str, Path]
+
+
+def lock_digest(lock: Path) -> str:
+    """What dvc.lock says, as one name: settings, code, data and results of every stage."""
+    return hashlib.sha256(lock.read_bytes()).hexdigest()
+
+
+def find(experiment_name: str, digest: str) -> str | None:
+    """The finished run of a lock digest."""
+    client, number = connect(), experiment(experiment_name)
+    query = f"tags.`{LOCK_TAG}` = '{digest}' and attributes.status = 'FINISHED'"
+    found = client.search_runs([number], query, max_results=1)
+    return str(found[0].info.run_id) if found else None
+
+
+@contextmanager
+def recording(experiment_name: str, workspace: str) -> Iterator[str]:
+    """The id of an open run while the block lasts: a new one, or the one that this workspace left unfinished.
+
+    Where the block raises, the run is FAILED, and the next recording of the workspace takes it up again.
+    """
+    client, number = connect(), patiently(lambda: experiment(experiment_name))
+    run_id = patiently(lambda: _open_run(client, number, hashlib.sha256(workspace.encode()).hexdigest()[:16]))
+    monitor = _monitor(run_id)
+    monitor.start()
+    try:
+        yield run_id
+    except BaseException:
+        patiently(lambda: client.set_terminated(run_id, "FAILED"))
+        raise
+    finally:
+        monitor.finish()
+
+
+def _monitor(run_id: str) -> Any:
+    """MLflow's sampler of the machine; a run that is taken up goes on where it stopped."""
+    make: Any = SystemMetricsMonitor
+    return make(run_id, sampling_interval=SAMPLING_SECONDS, resume_logging=True)
+
+
+def _open_run(client: MlflowClient, number: str, workspace: str) -> str:
+    query = f"tags.`{OPEN_TAG}` = 'true' and tags.`{WORKSPACE_TAG}` = '{workspace}'"
+    left = client.search_runs([number], query, max_results=1)
+    if left:
+        client.update_run(left[0].info.run_id, status="RUNNING")
+        return str(left[0].info.run_id)
+    tags = {OPEN_TAG: "true", WORKSPACE_TAG: workspace}
+    return str(client.create_run(number, tags=tags).info.run_id)
+
+
+def finish(run_id: str, evidence: Evidence, code: Mapping[str, Any]) -> str:
+    """Logs the evidence and ends the run; the id of the run that holds it, which may be an earlier one's.
+
+    May be called again after it was cut off: nothing is logged twice.
+    """
+    client, digest = connect(), lock_digest(evidence.lock)
+    run = patiently(lambda: client.get_run(run_id))
+    known = patiently(lambda: find(client.get_experiment(run.info.experiment_id).name, digest))
+    if known is not None:
+        if known != run_id:
+            patiently(lambda: client.delete_run(run_id))
+        return known
+    patiently(lambda: _log_evidence(client, run_id, run.info.start_time, evidence))
+    tags = {LOCK_TAG: digest, OPEN_TAG: "false"} | {f"visage.{name}": str(value) for name, value in code.items()}
+    patiently(lambda: client.log_batch(run_id, tags=[RunTag(key, value) for key, value in tags.items()]))
+    patiently(lambda: client.set_terminated(run_id, "FINISHED"))
+    return run_id
+
+
+def _log_evidence(client: MlflowClient, run_id: str, time_ms: int, evidence: Evidence) -> None:
+    """All but what closes the run. Metrics bear the run's start as their time: the same one twice is one row."""
+    params = [Param(key, str(value)[:MAX_VALUE]) for key, value in flat(evidence.settings).items()]
+    figures = numbers(json.loads(evidence.metrics.read_text(encoding="utf-8")))
+    metrics = [Metric(key, value, time_ms, 0) for key, value in figures.items()]
+    for file in evidence.history:
+        metrics += [Metric(key, value, time_ms, step) for key, step, value in curve(file)]
+    for some_params in _batches(params, MAX_PARAMS):
+        client.log_batch(run_id, params=some_params)
+    for some_metrics in _batches(metrics, MAX_METRICS):
+        client.log_batch(run_id, metrics=some_metrics)
+    client.log_inputs(run_id, [_dataset(role, manifest) for role, manifest in evidence.manifests.items()])
+    for file in (evidence.params, evidence.lock, evidence.metrics, evidence.groups, evidence.predictions):
+        client.log_artifact(run_id, str(file))
+    client.log_artifacts(run_id, str(evidence.reports), "reports")
+    installed = sorted(f"{each.name}=={each.version}" for each in distributions())
+    client.log_text(run_id, "\n".join(installed) + "\n", "environment.txt")
+
+
+def flat(document: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
+    """Nested sections -> dotted names; lists stay values."""
+    leaves: dict[str, Any] = {}
+    for key, value in document.items():
+        name = f"{prefix}{key}"
+        leaves |= flat(value, f"{name}.") if isinstance(value, Mapping) and value else {name: value}
+    return leaves
+
+
+def numbers(metrics: Mapping[str, Any]) -> dict[str, float]:
+    """metrics.json -> figures by name: `test.mae` with the ends of its interval, `test.mae.low` and `test.mae.high`."""
+    leaves = {name.removesuffix(".value"): value for name, value in flat(metrics).items()}
+    is_number = {
+        name: isinstance(value, (int, float)) and not isinstance(value, bool) for name, value in leaves.items()
+    }
+    return {name: float(value) for name, value in leaves.items() if is_number[name] and math.isfinite(value)}
+
+
+def curve(history: Path) -> Iterator[tuple[str, int, float]]:
+    """A training's CSV -> (name, epoch, value), such as finetune.val_mae; nothing where the training was skipped."""
+    with history.open(newline="", encoding="utf-8") as file:
+        for row in csv.DictReader(file):
+            step = int(float(row.pop("epoch")))
+            for name, text in row.items():
+                if text and math.isfinite(float(text)):
+                    yield f"{history.stem}.{name}", step, float(text)
+
+
+def _dataset(role: str, manifest: Path) -> DatasetInput:
+    """A role's photos, by the digest that DVC has of their manifest."""
+    with manifest.open("rb") as file:
+        digest = hashlib.file_digest(file, lambda: hashlib.md5(usedforsecurity=False)).hexdigest()
+    describe: Any = MetaDataset
+    data = describe(LocalArtifactDatasetSource(str(manifest)), name=role, digest=digest)
+    return DatasetInput(Dataset(**data.to_dict()), [InputTag("mlflow.data.context", role)])
+
+
+def _batches(items: Sequence[Item], size: int) -> Iterator[Sequence[Item]]:
+    for start in range(0, len(items), size):
+        yield items[start : start + size]

@@ -1,0 +1,235 @@
+"""Who may be champion, and who is: the rules on made-up predictions, the aliases on real versions."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pandas as pd
+import pytest
+from mlflow import MlflowClient
+
+from model_registry import compare as comparison
+from model_registry import promote as registry
+from model_registry.compare import Contender, Decision, PromoteSettings, decide, judge, shared_faces
+from model_registry.package import package
+from model_registry.promote import champion, decided, history, rollback
+from model_registry.record import PREDICTIONS
+from model_registry.store import connect, experiment
+from tests.model_registry.served import SETTINGS as PACKAGE
+from tests.small_model import small_model
+
+MODEL = PACKAGE.model
+RULES = PromoteSettings(
+    max_mae_increase=0.3, max_group_mae_increase=1.0, min_group_faces=20, band_width=10.0, max_coverage_loss=0.05,
+    max_size_ratio=1.5, max_latency_ratio=1000.0, min_shared_faces=0.9, num_resamples=200, interval=0.95, seed=0,
+)  # fmt: skip
+NUM_FACES = 200
+
+
+def predictions(error: Any = 4.0, half_width: float = 5.5, num_faces: int = NUM_FACES, seed: int = 0) -> pd.DataFrame:
+    """Test faces with their labels, answered `error` years off (one for all, or one each), alternately up and down."""
+    rng = np.random.default_rng(seed)
+    label = rng.uniform(20, 60, num_faces).round()
+    value = label + np.where(np.arange(num_faces) % 2, 1, -1) * np.broadcast_to(error, num_faces)
+    # four of five labels lie inside, whatever the error: the 80 % interval is right unless a test makes it wrong
+    reach = np.where(np.arange(num_faces) % 5, np.abs(value - label) + half_width, 0.5 * np.abs(value - label))
+    return pd.DataFrame({
+        "sha256": [f"{row:064x}" for row in range(num_faces)], "person": [f"p{row // 2}" for row in range(num_faces)],
+        "label": label, "split": "test", "sex": np.where(np.arange(num_faces) < 40, "female", "male"),
+        "ethnicity": None, "prediction": value, "low": value - reach, "high": value + reach,
+    })  # fmt: skip
+
+
+@pytest.fixture(scope="session")
+def export(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return small_model(tmp_path_factory.mktemp("export"))
+
+
+Verdict = Callable[..., Decision]
+
+
+@pytest.fixture
+def verdict(export: Path) -> Verdict:
+    def judged(mine: pd.DataFrame, theirs: pd.DataFrame, rules: PromoteSettings = RULES) -> Decision:
+        ours = Contender(version=2, predictions=mine, folder=export)
+        return judge(ours, Contender(version=1, predictions=theirs, folder=export), rules)
+
+    return judged
+
+
+def failed(decision: Decision) -> list[str]:
+    return [check.name for check in decision.checks if not check.passed]
+
+
+def test_a_better_one_passes(verdict: Verdict) -> None:
+    decision = verdict(predictions(3.0), predictions(4.0))
+    assert decision.promote
+    assert decision.reasons == ("no worse than version 1 on 200 shared test faces",)
+    assert {"MAE", "MAE, sex female", "MAE, label from 30.0", "coverage of the 80 % interval"} <= {
+        check.name for check in decision.checks
+    }
+
+
+def test_a_worse_one_is_refused_with_figures(verdict: Verdict) -> None:
+    decision = verdict(predictions(4.5), predictions(4.0))
+    assert failed(decision) == ["MAE"]
+    assert decision.reasons[0].startswith("MAE 4.500 against 4.000: higher by 0.500 (95% interval 0.500 to 0.500)")
+
+
+def test_provably_worse_is_refused_though_it_is_little(verdict: Verdict) -> None:
+    assert failed(verdict(predictions(4.1), predictions(4.0))) == ["MAE"]
+
+
+def test_as_good_within_chance_passes(verdict: Verdict) -> None:
+    noise = np.random.default_rng(1).normal(0, 2, NUM_FACES)
+    mine = predictions(np.abs(4.0 + noise - noise.mean() + 0.02))
+    assert verdict(mine, predictions(4.0)).promote
+
+
+def test_one_group_may_not_pay_for_the_others(verdict: Verdict) -> None:
+    """Forty women get 1.5 years more, the men less, so that the whole is better."""
+    error = np.where(np.arange(NUM_FACES) < 40, 5.5, 3.0)
+    assert failed(verdict(predictions(error), predictions(4.0))) == ["MAE, sex female"]
+    few = replace(RULES, min_group_faces=41)
+    assert verdict(predictions(error), predictions(4.0), few).promote
+
+
+def test_whole_people_are_drawn(verdict: Verdict) -> None:
+    """A difference that one person makes alone is chance; the same over a hundred people is not."""
+    error, alone = np.full(NUM_FACES, 4.0), predictions(4.0)
+    error[: NUM_FACES // 2] += 0.5
+    alone["person"] = np.where(np.arange(NUM_FACES) < NUM_FACES // 2, "one", alone["person"])
+    mine = predictions(error)
+    assert failed(verdict(mine, predictions(4.0))) == ["MAE"]
+    assert verdict(mine.assign(person=alone["person"]), alone).promote
+
+
+def test_an_interval_that_holds_less_is_refused(verdict: Verdict) -> None:
+    mine = predictions(4.0)
+    mine["low"], mine["high"] = mine["prediction"] - 1, mine["prediction"] + 1
+    assert failed(verdict(mine, predictions(4.0))) == ["coverage of the 80 % interval"]
+
+
+def test_a_larger_or_slower_one_is_refused(verdict: Verdict, export: Path) -> None:
+    tight = replace(RULES, max_size_ratio=0.9, max_latency_ratio=0.01)
+    assert failed(verdict(predictions(), predictions(), tight)) == ["bytes of the weights", "milliseconds a face"]
+    assert (export / "model.safetensors").is_file()
+
+
+def test_only_faces_that_are_test_for_both_with_one_label_count(verdict: Verdict) -> None:
+    mine, theirs = predictions(3.0), predictions(4.0)
+    mine.loc[0, "label"] += 1
+    shared = shared_faces(mine.iloc[:190], pd.concat([theirs, theirs.iloc[:3]]))
+    assert len(shared) == 189
+    decision = verdict(mine.iloc[:100], theirs)
+    assert failed(decision) == ["shared test faces"]
+    assert "package.model" in decision.reasons[0]
+    assert failed(verdict(mine.iloc[:0], theirs.iloc[:0])) == ["shared test faces"]
+
+
+@pytest.mark.parametrize(("name", "value"), [("min_shared_faces", 0.0), ("band_width", 0.0), ("interval", 1.0)])
+def test_impossible_rules_are_refused(name: str, value: float) -> None:
+    with pytest.raises(ValueError, match=name):
+        replace(RULES, **{name: value})
+
+
+# ---------------------------------------------------------------------------------------------------------------------
+# Aliases
+# ---------------------------------------------------------------------------------------------------------------------
+
+
+@pytest.fixture
+def versions(local: Path, export: Path) -> Iterator[Callable[[pd.DataFrame], int]]:
+    """Registers a version whose run holds these predictions."""
+    client, number = connect(), experiment("visage")
+
+    def registered(table: pd.DataFrame) -> int:
+        run_id = client.create_run(number).info.run_id
+        table.to_parquet(local / PREDICTIONS)
+        client.log_artifact(run_id, str(local / PREDICTIONS))
+        return package(export, run_id, PACKAGE)
+
+    return registered  # type: ignore[return-value]
+
+
+def test_a_retraining_is_promoted_or_refused_and_remembered(versions: Callable[[pd.DataFrame], int]) -> None:
+    client = connect()
+    first, worse, better = (versions(predictions(error)) for error in (4.0, 6.0, 3.0))
+    assert champion(MODEL) is None
+    assert decide(MODEL, first, RULES, {"visage.lock": "abc"}).promote
+    assert champion(MODEL) == first
+    assert not decide(MODEL, worse, RULES, {}).promote
+    assert champion(MODEL) == first
+    assert int(client.get_model_version_by_alias(MODEL, "challenger").version) == worse
+    tags = client.get_model_version(MODEL, str(worse)).tags
+    assert tags["visage.decision"] == "refused"
+    assert tags["visage.reasons"].startswith("MAE 6.000 against 4.000")
+    assert client.get_model_version(MODEL, str(first)).tags["visage.lock"] == "abc"
+    decide(MODEL, worse, RULES, {})
+    assert decide(MODEL, better, RULES, {}).promote
+    assert [(event["action"], event["version"]) for event in history(MODEL)] == [
+        ("promoted", first), ("refused", worse), ("promoted", better),
+    ]  # fmt: skip
+    assert rollback(MODEL) == first == champion(MODEL)
+    with pytest.raises(ValueError, match="no earlier champion"):
+        rollback(MODEL)
+
+
+@pytest.mark.parametrize("step", ["tag", "promote", "set_registered_model_alias", "note"])
+def test_a_crash_anywhere_leaves_a_registry_that_the_next_call_completes(
+    versions: Callable[[pd.DataFrame], int], monkeypatch: pytest.MonkeyPatch, step: str
+) -> None:
+    """Between any two steps the champion is the old one or the new one, and deciding again ends as if nothing was."""
+    first, better = (versions(predictions(error)) for error in (4.0, 3.0))
+    decide(MODEL, first, RULES, {})
+
+    def crash(*arguments: Any, **_: Any) -> None:
+        if step != "set_registered_model_alias" or arguments[2] == "champion":
+            raise KeyboardInterrupt
+
+    with monkeypatch.context() as broken:
+        place: Any = {"set_registered_model_alias": MlflowClient, "note": registry}.get(step, comparison)
+        broken.setattr(place, step, crash)
+        with pytest.raises(KeyboardInterrupt):
+            decide(MODEL, better, RULES, {})
+    assert champion(MODEL) == (better if step == "note" else first)
+    if step != "note":
+        assert decided(MODEL, better) is None
+    assert decide(MODEL, better, RULES, {}).promote
+    assert champion(MODEL) == better
+    assert decided(MODEL, better) is not None
+    assert rollback(MODEL) == first
+
+
+def test_a_champion_named_by_other_means_is_respected(versions: Callable[[pd.DataFrame], int]) -> None:
+    first, second = versions(predictions(4.0)), versions(predictions(4.0))
+    decide(MODEL, first, RULES, {})
+    connect().set_registered_model_alias(MODEL, "champion", str(second))
+    assert rollback(MODEL) == first
+    assert [event["action"] for event in history(MODEL)] == ["promoted", "found as champion", "rolled back to"]
+
+
+def test_another_champion_meanwhile_stops_the_promotion(
+    versions: Callable[[pd.DataFrame], int], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    first, second, third = (versions(predictions(4.0)) for _ in range(3))
+    decide(MODEL, first, RULES, {})
+
+    def slow(client: MlflowClient, model: str, *_: Any) -> Decision:
+        client.set_registered_model_alias(model, "champion", str(third))
+        return Decision(promote=True, champion=first, reasons=("as good",), checks=())
+
+    monkeypatch.setattr(comparison, "compare", slow)
+    with pytest.raises(ValueError, match="another champion"):
+        decide(MODEL, second, RULES, {})
+    assert champion(MODEL) == third
+
+
+def test_unknown_versions_are_refused(versions: Callable[[pd.DataFrame], int]) -> None:
+    versions(predictions(4.0))
+    with pytest.raises(ValueError, match="no version 9"):
+        registry.promote(MODEL, 9, "by hand")
