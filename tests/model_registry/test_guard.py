@@ -262,7 +262,9 @@ def test_beyond_the_queue_s_end_503_says_when_to_come_back() -> None:
             ]
             while guard.inside < LIMITS.max_inside:
                 await asyncio.sleep(0.01)
-            turned_away = await client.post("/invocations", content='{"inputs": 1}', headers=JSON)
+            turned_away = await asyncio.wait_for(
+                client.post("/invocations", content='{"inputs": 1}', headers=JSON), timeout=10
+            )
             release.set()
             await asyncio.gather(*waiting)
             assert guard.inside == 0
