@@ -234,8 +234,8 @@ def test_as_many_bytes_as_allowed_pass_and_one_more_does_not() -> None:
 def test_too_many_rows_are_seen_before_parsing(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
     """A few bytes a row would otherwise become a hundred times as much memory."""
     body = ODD[name].encode()
-    with monkeypatch.context() as patch, pytest.raises(Refusal, match="more than the 8 photos"):
-        patch.setattr("model_registry.guard.json.loads", lambda *_: pytest.fail("the body was parsed"))
+    monkeypatch.setattr("model_registry.guard.json.loads", lambda *_: pytest.fail("the body was parsed"))
+    with pytest.raises(Refusal, match="more than the 8 photos"):
         refuse_form(body, LIMITS)
 
 
