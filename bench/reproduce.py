@@ -32,9 +32,10 @@ NUM_OTHERS = 12
 FLOW = "import sys; from pathlib import Path; from flows.reproduce import main; main(Path(sys.argv[1]), [])"
 METRICS = {"test": {"num_faces": 100, "mae": {"value": 5.0, "low": 4.0, "high": 6.0}}}
 EVALUATE = {
-    "cmd": "mkdir -p reports/plots reports/history && cp metrics reports/metrics.json && touch reports/history/a.csv",
+    "cmd": "mkdir -p reports/plots && cp metrics reports/metrics.json && cp start reports/groups.csv && "
+    "cp start reports/predictions.parquet",
     "deps": ["metrics", f"s{NUM_OTHERS - 1}"],
-    "outs": ["reports/metrics.json", "reports/plots", "reports/history/a.csv"],
+    "outs": ["reports/metrics.json", "reports/plots", "reports/groups.csv", "reports/predictions.parquet"],
 }
 
 

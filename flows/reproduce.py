@@ -131,9 +131,7 @@ def _git(root: Path, *words: str) -> str:
 
 def main(root: Path = ROOT, words: list[str] | None = None) -> None:
     """The command line; ends with the status of the stage that failed."""
-    threading.Thread(
-        target=importlib.import_module, args=["model_registry.record"]
-    ).start()  # 3 s, while Prefect starts
+    threading.Thread(target=importlib.import_module, args=["model_registry.record"]).start()  # loads MLflow
     parser = argparse.ArgumentParser(prog="python -m flows.reproduce", description=__doc__.split("\n", 1)[0])
     parser.add_argument("--experiment", default=EXPERIMENT, help="MLflow's experiment that gets the run")
     arguments = parser.parse_args(words)

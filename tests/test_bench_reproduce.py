@@ -19,4 +19,4 @@ def test_workspace_runs_and_leaves_what_is_recorded(tmp_path: Path) -> None:
         assert [runner.run(stage.name, print) for stage in stages] == ["fresh"] * (bench.NUM_OTHERS + 1)
     found = outputs_of(root, stages)
     assert found.metrics[EVALUATION].is_file()
-    assert found.history[0].is_file()
+    assert found.predictions[EVALUATION].is_file()

@@ -22,9 +22,9 @@ from prefect.client.schemas.filters import LogFilter, LogFilterTaskRunId
 
 import flows.reproduce
 from flows.artifacts import RecordedRun, metric_rows, quality_text
-from flows.dvc_stages import Declared
-from flows.reproduce import code_of, evidence, reproduce
-from flows.stage_outputs import outputs_of
+from flows.dvc_stages import Declared, declared
+from flows.reproduce import code_of, reproduce
+from flows.stage_outputs import EVALUATION, EXPORT, outputs_of
 from flows.stage_runner import StageFailed
 from stages.endings import MICRO_BATCHES
 from tests.flows import toy_workspace
@@ -177,18 +177,22 @@ def test_rows_and_pages_of_results() -> None:
 
 
 def test_evidence_is_what_dvc_yaml_says() -> None:
-    found = evidence(REPOSITORY)
+    found = flows.reproduce._evidence(REPOSITORY, declared(REPOSITORY))
     assert found.metrics == REPOSITORY / "reports/metrics.json"
+    assert found.groups == REPOSITORY / "reports/groups.csv"
+    assert found.predictions == REPOSITORY / "reports/predictions.parquet"
     assert found.reports == REPOSITORY / "reports"
     assert {path.name for path in found.history} == {"pretrain.csv", "finetune.csv"}
-    assert dict(found.datasets) == {role: REPOSITORY / f"data/{role}/faces" for role in ("identity", "target")}
+    roles = ("identity", "target")
+    assert dict(found.manifests) == {role: REPOSITORY / f"data/{role}/manifest.parquet" for role in roles}
 
 
 def test_outputs_of_the_pipeline_are_found() -> None:
-    found = outputs_of(REPOSITORY, flows.reproduce.declared(REPOSITORY))
-    assert set(found.metrics) == {"classic", "evaluate"}
+    found = outputs_of(REPOSITORY, declared(REPOSITORY))
+    assert set(found.metrics) == {"classic", EVALUATION}
     assert found.plots == (REPOSITORY / "reports/plots",)
     assert found.quality == {r: REPOSITORY / f"reports/validation/{r}.json" for r in ("identity", "target")}
+    assert found.export == {EXPORT: REPOSITORY / "models/export"}
 
 
 def test_code_that_differs_from_its_commit_is_dirty(tmp_path: Path) -> None:
