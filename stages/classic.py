@@ -27,10 +27,10 @@ from stages.start import read_backbone, refuse_off_grid
 from visage.card import NormaliseCard
 from visage.classic.bif import BIFSettings, bif, dimension
 from visage.classic.estimators import ESTIMATORS, Trial, best, predict, trial
-from visage.classic.features import Extractor, described, features_of, in_batches, trunk_extractor
+from visage.classic.features import Extractor, described, features_of, trunk_extractor
 from visage.classic.linear import Examples, FitSettings
 from visage.evaluation_tables import metrics_document
-from visage.faces import FaceTable, prefetched
+from visage.faces import FaceTable, in_order
 from visage.fit import available_device
 from visage.labels import LabelGrid
 from visage.lineage import table_digest
@@ -142,14 +142,10 @@ def _trials(settings: ClassicSettings, train: Examples, validation: Examples, re
 
 def _answer(settings: ClassicSettings, chosen: Trial, table: FaceTable, extract: Extractor) -> Predictions:
     """The chosen model's predictions for all faces, batch by batch."""
-    parts = []
-    with tqdm(total=len(table), unit="face", desc="classic") as bar:
-        batches = in_batches(table, smaller(settings.batch_size))
-        for rows, crops_BCHW in prefetched(table, batches, settings.num_workers):
-            features_BD = described(crops_BCHW, extract, settings.flip)
-            parts.append(predict(ESTIMATORS[settings.estimator], chosen.model, features_BD, settings.grid))
-            bar.update(len(rows))
-    return joined(parts)
+    estimator = ESTIMATORS[settings.estimator]
+    batches = in_order(table, smaller(settings.batch_size), settings.num_workers, "classic")
+    features = (described(crops_BCHW, extract, settings.flip) for _, crops_BCHW in batches)
+    return joined([predict(estimator, chosen.model, features_BD, settings.grid) for features_BD in features])
 
 
 def _identity(settings: ClassicSettings, trials: list[Trial], width: int) -> dict[str, Any]:
