@@ -34,7 +34,7 @@ from stages.settings import load_section
 from tests.conftest import REPOSITORY
 from tests.model_registry.served import SETTINGS as PACKAGE
 from tests.model_registry.served import Store, drawn_photos, make_store, running, serve_command
-from tests.prefect_server import free_port
+from tests.services import free_port
 from tests.small_faces import write_params
 from tests.small_model import small_model, some_crops
 from visage.drift import REFERENCE_FILE, Summary
