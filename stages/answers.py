@@ -4,43 +4,93 @@ from __future__ import annotations
 
 import csv
 import json
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any
 
 import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
 from stages.settings import written_whole
-from visage.evaluation import Answers, Lost, unseen
+from visage.bootstrap import Bootstrap
+from visage.card import CalibrationCard
+from visage.evaluation import Answers, Evaluation, Lost, Subject, answers_of, assess, unseen
 from visage.evaluation_tables import prediction_rows, prediction_schema
 from visage.faces import FaceTable
+from visage.lineage import table_digest
+from visage.predictor import Predictions
 
 
-class Rule(Protocol):
-    """Of a stage's settings, what its figures depend on."""
+@dataclass(frozen=True, kw_only=True)
+class ResampleSettings:
+    """How a stage makes its intervals, see `Bootstrap`."""
 
-    @property
-    def flip(self) -> bool: ...
-
-    @property
-    def interval(self) -> float: ...
-
-    @property
-    def num_resamples(self) -> int: ...
+    num_resamples: int
+    interval: float
+    seed: int
 
     @property
-    def seed(self) -> int: ...
-
-    @property
-    def epsilon_sigma(self) -> float | None: ...
+    def bootstrap(self) -> Bootstrap:
+        return Bootstrap(num_resamples=self.num_resamples, interval=self.interval, seed=self.seed)
 
 
-def open_split(faces: Path, split: str, section: str) -> FaceTable:
-    """A split's faces; ValueError where there is none."""
+@dataclass(frozen=True, kw_only=True)
+class MeasureSettings(ResampleSettings):
+    """`decade_years`: width of the label's bands, in label units.
+    `epsilon_sigma` stands in for a sigma that the set does not give, null leaves such faces out of the epsilon-error.
+    `with_dedup` adds `<split>_unseen`: pictures of no other split, each once, none with two labels."""
+
+    splits: tuple[str, ...]
+    flip: bool
+    batch_size: int
+    cs_thresholds: tuple[float, ...]
+    decade_years: float
+    epsilon_sigma: float | None
+    with_dedup: bool
+
+    def __post_init__(self) -> None:
+        if not self.splits:
+            raise ValueError("splits is empty: name at least one, such as [test]")
+        for name in ("batch_size", "decade_years"):
+            if getattr(self, name) <= 0:
+                raise ValueError(f"{name} is {getattr(self, name)}: give a number above 0")
+
+
+@dataclass(frozen=True, kw_only=True)
+class Measured:
+    """Every list of faces with its figures; for each split its photos without an answer, and its faces' digest."""
+
+    evaluations: list[Evaluation]
+    losses: dict[str, Lost]
+    data: dict[str, Any]
+
+
+def measure(
+    settings: MeasureSettings, subject: Subject, calibration: CalibrationCard | None,
+    answer: Callable[[FaceTable], Predictions], *, stage: str, faces: Path, manifest: Path, rejects: Path,
+) -> Measured:  # fmt: skip
+    """Asks for the answers to each split's faces and measures them."""
+    lists: list[Answers] = []
+    losses: dict[str, Lost] = {}
+    data: dict[str, Any] = {}
+    for split in settings.splits:
+        table = open_split(faces, split, f"{stage}.splits")
+        whole = answers_of(split, table, answer(table), subject.grid, settings.epsilon_sigma)
+        lists += [whole, *(deduplicated(whole, table, faces) if settings.with_dedup else [])]
+        losses[split], data[split] = lost(table, split, manifest, rejects), table_digest(table)
+    evaluations = [
+        assess(answers, subject, calibration, settings.bootstrap, settings.cs_thresholds, settings.decade_years)
+        for answers in lists
+    ]
+    return Measured(evaluations=evaluations, losses=losses, data=data)
+
+
+def open_split(faces: Path, split: str, key: str) -> FaceTable:
+    """A split's faces; ValueError where there is none. `key` of params.yaml named it."""
     table = FaceTable.open(faces, [split])
     if len(table) == 0:
-        raise ValueError(f"{faces}: no face of split {split!r}; look at the manifest's splits, or at {section}.splits")
+        raise ValueError(f"{faces}: no face of split {split!r}; look at the manifest's splits, or at {key}")
     return table
 
 
@@ -76,13 +126,15 @@ def lost(table: FaceTable, split: str, manifest: Path, rejects: Path) -> Lost:
     )
 
 
-def decision_of(rule: Rule, decode: str, model: Mapping[str, Any], data: Mapping[str, Any]) -> dict[str, Any]:
+def decision_of(
+    settings: MeasureSettings, decode: str, model: Mapping[str, Any], data: Mapping[str, Any]
+) -> dict[str, Any]:
     """All that the figures depend on beside the code; `model` tells who answered, `data` the digest of each split."""
     return {
         "decode": decode,
-        **{name: getattr(rule, name) for name in ("flip", "interval", "num_resamples", "seed")},
+        **{name: getattr(settings, name) for name in ("flip", "interval", "num_resamples", "seed")},
         "resampled": "person where known, else picture",
-        "epsilon_sigma": rule.epsilon_sigma,
+        "epsilon_sigma": settings.epsilon_sigma,
         "model": dict(model),
         "data": dict(data),
     }
@@ -93,8 +145,9 @@ def write_json(path: Path, document: Mapping[str, Any]) -> None:
         part.write_text(json.dumps(document, indent=1, allow_nan=False) + "\n", encoding="utf-8")
 
 
-def write_predictions(path: Path, lists: Sequence[Answers]) -> None:
+def write_predictions(path: Path, splits: Sequence[str], evaluations: Sequence[Evaluation]) -> None:
     """One row a face of each split, in the order of the face table."""
+    lists = [evaluation.answers for evaluation in evaluations if evaluation.answers.name in splits]
     schema = prediction_schema(lists[0].probability_NK.shape[1])
     with written_whole(path) as part, pq.ParquetWriter(part, schema) as writer:
         for answers in lists:

@@ -20,19 +20,17 @@ from typing import Any, Literal
 import torch
 from tqdm import tqdm
 
-from stages.answers import decision_of, deduplicated, lost, open_split, write_json, write_predictions
+from stages.answers import MeasureSettings, decision_of, measure, open_split, write_json, write_predictions
 from stages.endings import smaller
 from stages.settings import Report, print_report, stage_main
 from stages.start import read_backbone, refuse_off_grid
-from visage.bootstrap import Bootstrap
 from visage.card import NormaliseCard
 from visage.classic.bif import BIFSettings, bif, dimension
 from visage.classic.estimators import ESTIMATORS, Trial, best, predict, trial
-from visage.classic.features import Extractor, described, features_of, in_batches, trunk_extractor
+from visage.classic.features import Extractor, described, features_of, trunk_extractor
 from visage.classic.linear import Examples, FitSettings
-from visage.evaluation import Answers, Lost, answers_of, assess
 from visage.evaluation_tables import metrics_document
-from visage.faces import FaceTable, prefetched
+from visage.faces import FaceTable, in_order
 from visage.fit import available_device
 from visage.labels import LabelGrid
 from visage.lineage import table_digest
@@ -43,45 +41,29 @@ MEGABYTE = 1 << 20
 
 
 @dataclass(frozen=True, kw_only=True)
-class ClassicSettings:
+class ClassicSettings(MeasureSettings):
     """`strengths`: the values of C that are tried. `flip`: features are the mean over a face and its mirror image.
-    `fixed_sigma`: where the set gives none. `max_feature_mb` bounds the features in memory, in MiB.
-    From `splits` on as in evaluate's settings."""
+    `fixed_sigma`: where the set gives none. `max_feature_mb` bounds the features in memory, in MiB."""
 
     quantity: str
     features: Literal["bif", "cnn"]
     estimator: Literal["svr", "ohrank", "bfgs_ldl"]
     bif: BIFSettings
-    flip: bool
     grid: LabelGrid
     fixed_sigma: float
     strengths: tuple[float, ...]
     fit: FitSettings
-    batch_size: int
     num_workers: int
     max_feature_mb: int
-    splits: tuple[str, ...]
-    num_resamples: int
-    interval: float
-    seed: int
-    cs_thresholds: tuple[float, ...]
-    decade_years: float
-    epsilon_sigma: float | None
-    with_dedup: bool
 
     def __post_init__(self) -> None:
-        for name in ("splits", "strengths"):
-            if not getattr(self, name):
-                raise ValueError(f"{name} is empty: give at least one")
+        super().__post_init__()
+        if not self.strengths:
+            raise ValueError("strengths is empty: give at least one")
         if min(self.strengths) <= 0:
             raise ValueError(f"strengths has {min(self.strengths)}: give numbers above 0")
-        for name in ("fixed_sigma", "batch_size", "decade_years"):
-            if getattr(self, name) <= 0:
-                raise ValueError(f"{name} is {getattr(self, name)}: give a number above 0")
-
-    @property
-    def bootstrap(self) -> Bootstrap:
-        return Bootstrap(num_resamples=self.num_resamples, interval=self.interval, seed=self.seed)
+        if self.fixed_sigma <= 0:
+            raise ValueError(f"fixed_sigma is {self.fixed_sigma}: give a number above 0")
 
 
 def classic(
@@ -89,28 +71,18 @@ def classic(
     predictions: Path, report: Report = print_report,
 ) -> None:  # fmt: skip
     """Extracts, fits, chooses and measures; see the module docstring."""
-    train, validation = (open_split(faces, split, "classic") for split in ("train", "val"))
+    train, validation = (open_split(faces, split, "classic.splits") for split in ("train", "val"))
     extract, width = EXTRACTORS[settings.features](settings, backbone, train)
     _check(settings, [train, validation], width)
     trials = _trials(settings, _examples(settings, train, extract, width),
                      _examples(settings, validation, extract, width), report)  # fmt: skip
-    lists: list[Answers] = []
-    losses: dict[str, Lost] = {}
-    data: dict[str, Any] = {name: table_digest(table) for name, table in (("train", train), ("val", validation))}
-    for split in settings.splits:
-        table = open_split(faces, split, "classic")
-        told = _answer(settings, best(trials), table, extract)
-        whole = answers_of(split, table, told, settings.grid, settings.epsilon_sigma)
-        lists += [whole, *(deduplicated(whole, table, faces) if settings.with_dedup else [])]
-        losses[split], data[split] = lost(table, split, manifest, rejects), table_digest(table)
-    evaluations = [
-        assess(answers, settings, None, settings.bootstrap, settings.cs_thresholds, settings.decade_years)
-        for answers in lists
-    ]
+    measured = measure(settings, settings, None, lambda table: _answer(settings, best(trials), table, extract),
+                       stage="classic", faces=faces, manifest=manifest, rejects=rejects)  # fmt: skip
+    data = {"train": table_digest(train), "val": table_digest(validation)} | measured.data
     decision = decision_of(settings, ESTIMATORS[settings.estimator].decode, _identity(settings, trials, width), data)
-    write_json(metrics, metrics_document(evaluations, losses, decision))
-    write_predictions(predictions, [answers for answers in lists if answers.name in settings.splits])
-    report(len(trials), {f"{e.answers.name}_mae": e.figures["mae"].value for e in evaluations})
+    write_json(metrics, metrics_document(measured.evaluations, measured.losses, decision))
+    write_predictions(predictions, settings.splits, measured.evaluations)
+    report(len(trials), {f"{e.answers.name}_mae": e.figures["mae"].value for e in measured.evaluations})
 
 
 def _bif_extractor(settings: ClassicSettings, _backbone: Path, _train: FaceTable) -> tuple[Extractor, int]:
@@ -170,14 +142,10 @@ def _trials(settings: ClassicSettings, train: Examples, validation: Examples, re
 
 def _answer(settings: ClassicSettings, chosen: Trial, table: FaceTable, extract: Extractor) -> Predictions:
     """The chosen model's predictions for all faces, batch by batch."""
-    parts = []
-    with tqdm(total=len(table), unit="face", desc="classic") as bar:
-        batches = in_batches(table, smaller(settings.batch_size))
-        for rows, crops_BCHW in prefetched(table, batches, settings.num_workers):
-            features_BD = described(crops_BCHW, extract, settings.flip)
-            parts.append(predict(ESTIMATORS[settings.estimator], chosen.model, features_BD, settings.grid))
-            bar.update(len(rows))
-    return joined(parts)
+    estimator = ESTIMATORS[settings.estimator]
+    batches = in_order(table, smaller(settings.batch_size), settings.num_workers, "classic")
+    features = (described(crops_BCHW, extract, settings.flip) for _, crops_BCHW in batches)
+    return joined([predict(estimator, chosen.model, features_BD, settings.grid) for features_BD in features])
 
 
 def _identity(settings: ClassicSettings, trials: list[Trial], width: int) -> dict[str, Any]:

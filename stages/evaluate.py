@@ -18,52 +18,30 @@ from typing import Any
 import numpy as np
 import pandas as pd
 
-from stages.answers import decision_of, deduplicated, lost, open_split, write_json, write_predictions
+from stages.answers import MeasureSettings, decision_of, measure, write_json, write_predictions
 from stages.endings import smaller
 from stages.settings import Report, print_report, stage_main, written_whole
 from visage.answering import answer, check_eye
-from visage.bootstrap import Bootstrap
 from visage.card import CARD_FILE, ModelCard, load_model, sha256_of
-from visage.evaluation import Answers, Lost, answers_of, assess
 from visage.evaluation_page import headline, pictures, sections
 from visage.evaluation_tables import group_rows, metrics_document, plot_tables
+from visage.faces import FaceTable
 from visage.fit import available_device
 from visage.labels import DECODERS
-from visage.lineage import table_digest
-from visage.predictor import Predictor
+from visage.predictor import Predictions, Predictor
 from visage.report import Picture, page
 
 
 @dataclass(frozen=True, kw_only=True)
-class EvaluateSettings:
-    """The first of `splits` is drawn, all are measured. `decade_years`: width of the label's bands, in label units.
-    `epsilon_sigma` stands in for a sigma that the set does not give, null leaves such faces out of the epsilon-error.
-    `with_dedup` adds `<split>_unseen`: pictures of no other split, each once, none with two labels."""
+class EvaluateSettings(MeasureSettings):
+    """The first of `splits` is drawn, all are measured."""
 
-    splits: tuple[str, ...]
     decode: str
-    flip: bool
-    batch_size: int
-    num_resamples: int
-    interval: float
-    seed: int
-    cs_thresholds: tuple[float, ...]
-    decade_years: float
-    epsilon_sigma: float | None
-    with_dedup: bool
 
     def __post_init__(self) -> None:
-        if not self.splits:
-            raise ValueError("splits is empty: name at least one, such as [test]")
+        super().__post_init__()
         if self.decode not in DECODERS:
             raise ValueError(f"decode {self.decode!r} is unknown; known: {', '.join(DECODERS)}")
-        for name in ("batch_size", "decade_years"):
-            if getattr(self, name) <= 0:
-                raise ValueError(f"{name} is {getattr(self, name)}: give a number above 0")
-
-    @property
-    def bootstrap(self) -> Bootstrap:
-        return Bootstrap(num_resamples=self.num_resamples, interval=self.interval, seed=self.seed)
 
 
 def evaluate(
@@ -75,30 +53,23 @@ def evaluate(
     network, trained_card = load_model(model)
     card = dataclasses.replace(trained_card, decode=settings.decode)
     predictor = Predictor(network.to(available_device()), card)
-    lists: list[Answers] = []
-    losses: dict[str, Lost] = {}
-    data: dict[str, Any] = {}
-    for split in settings.splits:
-        table = open_split(faces, split, "evaluate")
+
+    def told(table: FaceTable) -> Predictions:
         check_eye(card, table, faces)
-        told = answer(predictor, table, flip=settings.flip, batch_size=smaller(settings.batch_size), task="evaluate")
-        whole = answers_of(split, table, told, card.grid, settings.epsilon_sigma)
-        lists += [whole, *(deduplicated(whole, table, faces) if settings.with_dedup else [])]
-        losses[split] = lost(table, split, manifest, rejects)
-        data[split] = table_digest(table)
-    evaluations = [
-        assess(answers, card, card.calibration, settings.bootstrap, settings.cs_thresholds, settings.decade_years)
-        for answers in lists
-    ]
+        return answer(predictor, table, flip=settings.flip, batch_size=smaller(settings.batch_size), task="evaluate")
+
+    measured = measure(settings, card, card.calibration, told,
+                       stage="evaluate", faces=faces, manifest=manifest, rejects=rejects)  # fmt: skip
+    evaluations, losses = measured.evaluations, measured.losses
     histories = {"finetune": read_history(finetune_history), "pretrain": read_history(pretrain_history)}
     drawn = pictures(evaluations[0], card, settings.cs_thresholds, settings.decade_years, histories)
     chapters = sections(
         evaluations, trained_card, drawn, losses, read_validation(validation), dataclasses.asdict(settings)
     )
-    decision = decision_of(settings, card.decode, identity_of(model, card), data)
+    decision = decision_of(settings, card.decode, identity_of(model, card), measured.data)
     write_json(metrics, metrics_document(evaluations, losses, decision))
     write_table(groups, group_rows(evaluations))
-    write_predictions(predictions, [answers for answers in lists if answers.name in settings.splits])
+    write_predictions(predictions, settings.splits, evaluations)
     write_plots(plots, drawn, plot_tables(evaluations[0], card, settings.seed))
     with written_whole(html) as part:
         part.write_text(page(f"{card.name}: {card.quantity} on {settings.splits[0]}", chapters), encoding="utf-8")

@@ -18,10 +18,10 @@ from typing import Any
 import numpy as np
 import pyarrow.parquet as pq
 
+from stages.answers import ResampleSettings, open_split
 from stages.settings import Report, print_report, read_json, stage_main, written_whole
 from visage import explain_plots
 from visage.answering import check_eye
-from visage.bootstrap import Bootstrap
 from visage.card import CARD_FILE, ModelCard, load_model, sha256_of
 from visage.explain_page import group_document, sections
 from visage.explain_plots import GroupView
@@ -35,7 +35,7 @@ from visage.report import Picture, page
 
 
 @dataclass(frozen=True, kw_only=True)
-class ExplainSettings:
+class ExplainSettings(ResampleSettings):
     """`split` must be one that evaluate measured. `max_faces` are drawn for score
     maps and occlusion, `places_per_side` squares and as many stripes each; groups are bands of the label, `band_width`
     label units wide. `num_sheet_faces` on each sheet of faces. `max_tsne_faces` are drawn for t-SNE; its `perplexity`
@@ -45,12 +45,9 @@ class ExplainSettings:
     max_faces: int
     places_per_side: int
     band_width: float
-    num_resamples: int
-    interval: float
     num_sheet_faces: int
     max_tsne_faces: int
     perplexity: float
-    seed: int
 
     def __post_init__(self) -> None:
         for name, least in (("max_faces", 1), ("places_per_side", 1), ("num_sheet_faces", 1), ("max_tsne_faces", 4)):
@@ -59,10 +56,6 @@ class ExplainSettings:
         for name in ("band_width", "perplexity"):
             if getattr(self, name) <= 0:
                 raise ValueError(f"{name} is {getattr(self, name)}: give a number above 0")
-
-    @property
-    def bootstrap(self) -> Bootstrap:
-        return Bootstrap(num_resamples=self.num_resamples, interval=self.interval, seed=self.seed)
 
 
 def explain(
@@ -74,9 +67,7 @@ def explain(
     decision = read_json(metrics)["decision"]
     card = dataclasses.replace(trained_card, decode=decision["decode"])
     network = network.to(available_device())
-    table = FaceTable.open(faces, [settings.split])
-    if not len(table):
-        raise ValueError(f"{faces}: no face of split {settings.split!r}; say one of evaluate.splits in explain.split")
+    table = open_split(faces, settings.split, "explain.split")
     check_eye(card, table, faces)
     subject = Subject(network=network, predictor=Predictor(network, card), table=table, flip=decision["flip"])
     value_N = read_values(predictions, table, settings.split)

@@ -9,12 +9,9 @@ import dataclasses
 import json
 from pathlib import Path
 
-import numpy as np
-from tqdm import tqdm
-
 from visage.card import ModelCard
-from visage.faces import FaceTable, prefetched
-from visage.predictor import Predictions, Predictor
+from visage.faces import FaceTable, in_order
+from visage.predictor import Predictions, Predictor, joined
 
 DECODING_THREADS = 2
 
@@ -32,15 +29,6 @@ def check_eye(card: ModelCard, table: FaceTable, faces: Path) -> None:
 
 
 def answer(predictor: Predictor, table: FaceTable, *, flip: bool, batch_size: int, task: str) -> Predictions:
-    """The model's predictions for all faces, decoded and asked batch by batch; `task` names the progress bar."""
-    order = [np.arange(start, min(start + batch_size, len(table))) for start in range(0, len(table), batch_size)]
-    numbers = {name: np.empty(len(table)) for name in ("value", "std", "low", "high")}
-    probabilities = np.empty((len(table), predictor.card.grid.num_labels), np.float32)
-    with tqdm(total=len(table), unit="face", desc=task) as bar:
-        for rows, crops_BCHW in prefetched(table, order, DECODING_THREADS):
-            told = predictor.predict_crops(crops_BCHW, flip)
-            for name, column in numbers.items():
-                column[rows] = getattr(told, name)
-            probabilities[rows] = told.probabilities
-            bar.update(len(rows))
-    return Predictions(**numbers, probabilities=probabilities)
+    """The model's predictions for all faces, of one at least, asked batch by batch; `task` names the progress bar."""
+    batches = in_order(table, batch_size, DECODING_THREADS, task)
+    return joined([predictor.predict_crops(crops_BCHW, flip) for _, crops_BCHW in batches])

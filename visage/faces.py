@@ -161,3 +161,14 @@ def prefetched(
             if position + 2 * num_workers < len(batches):
                 waiting.append(pool.submit(table.decode, batches[position + 2 * num_workers]))
             yield indices, crops
+
+
+def in_order(
+    table: FaceTable, batch_size: int, num_workers: int, task: str
+) -> Iterator[tuple[np.ndarray, torch.Tensor]]:
+    """`prefetched` batches of every face once, in the table's order; `task` names the progress bar."""
+    order = [np.arange(start, min(start + batch_size, len(table))) for start in range(0, len(table), batch_size)]
+    with tqdm(total=len(table), unit="face", desc=task) as bar:
+        for indices, crops_BCHW in prefetched(table, order, num_workers):
+            yield indices, crops_BCHW
+            bar.update(len(indices))

@@ -143,14 +143,14 @@ def test_impossible_rules_are_refused(name: str, value: float) -> None:
 
 
 @pytest.fixture
-def versions(local: Path, export: Path) -> Iterator[Callable[[pd.DataFrame], int]]:
+def versions(local_registry: Path, export: Path) -> Iterator[Callable[[pd.DataFrame], int]]:
     """Registers a version whose run holds these predictions."""
     client, number = connect(), experiment("visage")
 
     def registered(table: pd.DataFrame) -> int:
         run_id = client.create_run(number).info.run_id
-        table.to_parquet(local / PREDICTIONS)
-        client.log_artifact(run_id, str(local / PREDICTIONS))
+        table.to_parquet(local_registry / PREDICTIONS)
+        client.log_artifact(run_id, str(local_registry / PREDICTIONS))
         return package(export, run_id, PACKAGE)
 
     return registered  # type: ignore[return-value]

@@ -9,15 +9,13 @@ from __future__ import annotations
 
 from collections.abc import Callable
 
-import numpy as np
 import torch
 from torch import Tensor
 from torch.nn import functional
-from tqdm import tqdm
 
 from visage.card import NormaliseCard
 from visage.eye import evaluation_view
-from visage.faces import FaceTable, prefetched
+from visage.faces import FaceTable, in_order
 from visage.networks import Network
 
 Extractor = Callable[[Tensor], Tensor]  # uint8 crops (B,3,H,W) -> features of any length (B,D-1), float32
@@ -51,20 +49,11 @@ def described(crops_BCHW: Tensor, extract: Extractor, flip: bool) -> Tensor:
     return functional.pad(functional.normalize(features, dim=1), (0, 1), value=1.0)
 
 
-def in_batches(table: FaceTable, batch_size: int) -> list[np.ndarray]:
-    """The rows of a table in order, so many at a time."""
-    return [
-        np.arange(start, min(start + batch_size, len(table))) for start in range(0, len(table), batch_size)
-    ]  # fmt: skip
-
-
 def features_of(
     table: FaceTable, extract: Extractor, width: int, *, flip: bool, batch_size: int, num_workers: int
 ) -> Tensor:
     """All faces of a table as the estimators see them, (N,D) with D = `width`, float32: 4 N D bytes."""
     features_ND = torch.empty(len(table), width)
-    with tqdm(total=len(table), unit="face", desc="features") as bar:
-        for rows, crops_BCHW in prefetched(table, in_batches(table, batch_size), num_workers):
-            features_ND[rows] = described(crops_BCHW, extract, flip)
-            bar.update(len(rows))
+    for rows, crops_BCHW in in_order(table, batch_size, num_workers, "features"):
+        features_ND[rows] = described(crops_BCHW, extract, flip)
     return features_ND
