@@ -97,13 +97,9 @@ def main() -> None:
         if kind.startswith("draw "):
             draws.append((found.value_psi, found.feature_distance))
         else:
-            print(
-                f"{kind:30} {found.num_faces:6} faces  PSI {found.value_psi:7.3f}  features {found.feature_distance:7.3f}"
-            )
+            print(line(kind, found.num_faces, found.value_psi, found.feature_distance))
     psi, distance = np.quantile(draws, 0.99, axis=0)
-    print(
-        f"{f'{DRAWN_FACES} test faces, 99th of 100':30} {DRAWN_FACES:6} faces  PSI {psi:7.3f}  features {distance:7.3f}"
-    )
+    print(line(f"{DRAWN_FACES} test faces, 99th of 100", DRAWN_FACES, psi, distance))
 
 
 if __name__ == "__main__":

@@ -110,11 +110,10 @@ def _evidence(root: Path, stages: list[Declared]) -> Evidence:
     from model_registry.record import Evidence
 
     outputs, params = outputs_of(root, stages), root / "params.yaml"
-    metrics = outputs.metrics[EVALUATION]
     return Evidence(
-        settings=read_params(params), params=params, lock=root / "dvc.lock", metrics=metrics,
+        settings=read_params(params), params=params, lock=root / "dvc.lock", metrics=outputs.metrics[EVALUATION],
         groups=outputs.groups[EVALUATION], predictions=outputs.predictions[EVALUATION], history=outputs.history,
-        reports=metrics.parent, manifests=outputs.manifests,
+        reports=outputs.reports, manifests=outputs.manifests,
     )  # fmt: skip
 
 

@@ -9,6 +9,7 @@ from pathlib import Path
 from flows.dvc_stages import Declared
 
 EVALUATION, EXPORT = "evaluate", "export"  # of the stages that measure, the one whose model is exported; its exporter
+SHOWS_FACES = "explain"  # its pictures are photos of people: they stay where the photos are
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -17,7 +18,8 @@ class StageOutputs:
 
     `metrics`, `groups`, `predictions`: stage -> metrics.json and so on. `plots`: folders of pictures. `quality`: role
     -> the validation's result. `history`: curves of trainings. `manifests`: role -> its photos' manifest. `export`:
-    stage -> folder of a model that can be served.
+    stage -> folder of a model that can be served. `reports`: name -> every file and folder beside the evaluation's
+    metrics, but those with faces in them.
     """
 
     metrics: dict[str, Path]
@@ -28,6 +30,7 @@ class StageOutputs:
     history: tuple[Path, ...]
     manifests: dict[str, Path]
     export: dict[str, Path]
+    reports: dict[str, Path]
 
 
 def outputs_of(root: Path, stages: Sequence[Declared]) -> StageOutputs:
@@ -42,4 +45,13 @@ def outputs_of(root: Path, stages: Sequence[Declared]) -> StageOutputs:
         history=tuple(path for _, path in paths if path.parent.name == "history"),
         manifests={path.parent.name: path for _, path in paths if path.name == "manifest.parquet"},
         export={name: path for name, path in paths if path.name == "export"},
+        reports=_reports(paths),
     )
+
+
+def _reports(paths: Sequence[tuple[str, Path]]) -> dict[str, Path]:
+    folder = next((path.parent for stage, path in paths if stage == EVALUATION and path.name == "metrics.json"), None)
+    if folder is None:
+        return {}
+    below = [path for stage, path in paths if stage != SHOWS_FACES and path.is_relative_to(folder)]
+    return {path.relative_to(folder).as_posix(): path for path in below}

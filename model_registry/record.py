@@ -37,8 +37,8 @@ Item = TypeVar("Item")
 
 @dataclass(frozen=True, kw_only=True)
 class Evidence:
-    """What a reproduction leaves: `settings`, the whole params file, read; files and folders; `manifests`: role ->
-    the manifest of its photos, whose digest is the one in dvc.lock."""
+    """What a reproduction leaves: `settings`, the whole params file, read; files; `reports`: name -> file or folder;
+    `manifests`: role -> the manifest of its photos, whose digest is the one in dvc.lock."""
 
     settings: Mapping[str, Any]
     params: Path
@@ -47,7 +47,7 @@ class Evidence:
     groups: Path
     predictions: Path
     history: tuple[Path, ...]
-    reports: Path
+    reports: Mapping[str, Path]
     manifests: Mapping[str, Path]
 
 
@@ -132,7 +132,12 @@ def _log_evidence(client: MlflowClient, run_id: str, time_ms: int, evidence: Evi
     client.log_inputs(run_id, [_dataset(role, manifest) for role, manifest in evidence.manifests.items()])
     for file in (evidence.params, evidence.lock, evidence.metrics, evidence.groups, evidence.predictions):
         client.log_artifact(run_id, str(file))
-    client.log_artifacts(run_id, str(evidence.reports), "reports")
+    for name, path in evidence.reports.items():
+        place = Path("reports") / name
+        if path.is_dir():
+            client.log_artifacts(run_id, str(path), place.as_posix())
+        else:
+            client.log_artifact(run_id, str(path), place.parent.as_posix())
     installed = sorted(f"{each.name}=={each.version}" for each in distributions())
     client.log_text(run_id, "\n".join(installed) + "\n", "environment.txt")
 

@@ -15,10 +15,7 @@ both about 0 for faces of the same kind, however few:
   features 3/2 sum_c s_c^2 / M + t_c^2 / N, is subtracted.
 
 Either may come out a little below 0, the first more so where most bins hold no face or one. What is large is said in
-params.yaml, section `drift`, and was chosen by drawing (aligned faces of 48 px, models trained on them): against 2,000
-training faces, 200 others of UTKFace or of MEBeauty stay below 0.07 and 0.04 in 99 draws of 100. Put to the model of
-UTKFace, MEBeauty's faces make 0.18 and 0.12, LFW's 1.6 and 1.7; test faces 4 years older on average 0.17 and 0.13;
-answers 5 years too high 2.8 and 0. Photos a third brighter make 0.01: this model, trained on such, does not mind them.
+params.yaml, section `drift`, and was chosen by drawing (bench/drift.py, figures in bench/README.md).
 Legend: N faces, C pooled features, B bins.
 """
 

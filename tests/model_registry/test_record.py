@@ -38,7 +38,8 @@ def evidence(tmp_path: Path) -> Evidence:
         settings={"finetune": {"epochs": 2, "loss": {"lambda_": 1.0}}}, params=work / "params.yaml",
         lock=work / "dvc.lock", metrics=reports / "metrics.json", groups=reports / "groups.csv",
         predictions=reports / "predictions.parquet", history=(reports / "finetune.csv", reports / "pretrain.csv"),
-        reports=reports, manifests={"target": work / "manifest.parquet"},
+        reports={"plots": reports / "plots", "history/finetune.csv": reports / "finetune.csv"},
+        manifests={"target": work / "manifest.parquet"},
     )  # fmt: skip
 
 
@@ -66,6 +67,7 @@ def check(run_id: str, evidence: Evidence, tmp_path: Path) -> None:
     assert names == wanted | {"environment.txt"}
     place = mlflow.artifacts.download_artifacts(run_id=run_id, artifact_path="reports/plots", dst_path=str(tmp_path))
     assert (Path(place) / "cs.png").read_text(encoding="utf-8") == "picture"
+    assert [each.path for each in client.list_artifacts(run_id, "reports/history")] == ["reports/history/finetune.csv"]
 
 
 def test_a_run_holds_all_that_was_asked_for_and_is_recorded_once(local_registry: Path, evidence: Evidence) -> None:
