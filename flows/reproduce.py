@@ -12,9 +12,11 @@ shown in Prefect's pages, and MLflow has one run of it, to which they link.
 from __future__ import annotations
 
 import argparse
+import importlib
 import socket
 import subprocess
 import sys
+import threading
 from collections.abc import Callable, Iterator
 from contextlib import closing, contextmanager
 from pathlib import Path
@@ -127,13 +129,14 @@ def _git(root: Path, *words: str) -> str:
     return done.stdout.strip()
 
 
-def main() -> None:
+def main(root: Path = ROOT, words: list[str] | None = None) -> None:
     """The command line; ends with the status of the stage that failed."""
+    threading.Thread(target=importlib.import_module, args=["model_registry.record"]).start()  # loads MLflow
     parser = argparse.ArgumentParser(prog="python -m flows.reproduce", description=__doc__.split("\n", 1)[0])
     parser.add_argument("--experiment", default=EXPERIMENT, help="MLflow's experiment that gets the run")
-    arguments = parser.parse_args()
+    arguments = parser.parse_args(words)
     try:
-        reproduce(ROOT, arguments.experiment)
+        reproduce(root, arguments.experiment)
     except StageFailed as failed:
         print(f"flows.reproduce: {failed}", file=sys.stderr)
         raise SystemExit(int(failed.ending)) from failed

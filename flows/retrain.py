@@ -29,7 +29,7 @@ from flows.dvc_stages import declared, stale
 from flows.intake import look
 from flows.notify import notify
 from flows.reproduce import reproduce_and_record
-from flows.stage_outputs import outputs_of
+from flows.stage_outputs import EXPORT, outputs_of
 from flows.stage_runner import StageFailed
 from flows.workspace import ROOT, Busy, only_one
 from model_registry.promote import decided, version_of
@@ -115,7 +115,7 @@ def packaged(root: Path, run: RecordedRun) -> int:
     from model_registry.package import PackageSettings, package
 
     packaging = load_section(root / "params.yaml", "package", PackageSettings)
-    version = package(outputs_of(root, declared(root)).export, run.run_id, packaging)
+    version = package(outputs_of(root, declared(root)).export[EXPORT], run.run_id, packaging)
     write_card(packaging.model, version)
     get_run_logger().info("version %d of %s", version, packaging.model)
     return version

@@ -22,7 +22,7 @@ from uuid import UUID
 from prefect import flow, get_run_logger
 from prefect.artifacts import create_markdown_artifact, create_progress_artifact, update_progress_artifact
 
-from flows.score_inventory import Inventory, said
+from flows.score_inventory import Inventory
 from flows.score_page import page, read_scores
 from flows.score_shards import Job, Model, ScoreSettings, fingerprint, is_finished
 from flows.score_workers import make_shards
@@ -68,18 +68,17 @@ def speaking(folder: Path | None, params: Path) -> Iterator[Model]:
 def champion(into: Path, params: Path) -> Model:
     """The model that the registry calls champion, fetched; ValueError where there is none, with the remedy."""
     # Here, because MLflow takes seconds to import and a model in a folder needs none.
-    from model_registry.package import PackageSettings, fetch  # type: ignore[import-not-found,unused-ignore]
-    from model_registry.store import connect  # type: ignore[import-not-found,unused-ignore]
+    from model_registry.package import PackageSettings, fetch
+    from model_registry.promote import champion as champion_of
 
     name = load_section(params, "package", PackageSettings).model
-    try:
-        version = connect().get_model_version_by_alias(name, "champion").version
-        return Model(folder=fetch(f"models:/{name}/{version}", into), version=str(version))
-    except Exception as error:  # MLflow's own words, which no other room may import
+    version = champion_of(name)
+    if version is None:
         raise ValueError(
-            f"no champion of {name!r} could be fetched: {said(error)}. Register one (make retrain), or name a model's "
-            "folder with --model (make score: MODEL=folder)"
-        ) from error
+            f"{name!r} has no champion. Register one (make retrain), or name a model's folder with --model (make "
+            "score: MODEL=folder)"
+        )
+    return Model(folder=fetch(f"models:/{name}/{version}", into), version=str(version))
 
 
 def score_photos(photos: str, output: Path, model: Model, settings: ScoreSettings, progress: Progress) -> list[Path]:

@@ -8,7 +8,7 @@ from pathlib import Path
 
 from flows.dvc_stages import Declared
 
-EVALUATION = "evaluate"  # of the stages that measure, the one whose model is exported
+EVALUATION, EXPORT = "evaluate", "export"  # of the stages that measure, the one whose model is exported; its exporter
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -16,8 +16,8 @@ class StageOutputs:
     """Paths in the workspace, whether the files are there or not.
 
     `metrics`, `groups`, `predictions`: stage -> metrics.json and so on. `plots`: folders of pictures. `quality`: role
-    -> the validation's result. `history`: curves of trainings. `manifests`: role -> its photos' manifest. `export`: the
-    folder of the model that is served.
+    -> the validation's result. `history`: curves of trainings. `manifests`: role -> its photos' manifest. `export`:
+    stage -> folder of a model that can be served.
     """
 
     metrics: dict[str, Path]
@@ -27,7 +27,7 @@ class StageOutputs:
     quality: dict[str, Path]
     history: tuple[Path, ...]
     manifests: dict[str, Path]
-    export: Path
+    export: dict[str, Path]
 
 
 def outputs_of(root: Path, stages: Sequence[Declared]) -> StageOutputs:
@@ -41,5 +41,5 @@ def outputs_of(root: Path, stages: Sequence[Declared]) -> StageOutputs:
         quality={path.stem: path for _, path in paths if path.parent.name == "validation" and path.suffix == ".json"},
         history=tuple(path for _, path in paths if path.parent.name == "history"),
         manifests={path.parent.name: path for _, path in paths if path.name == "manifest.parquet"},
-        export=next(path for _, path in paths if path.name == "export"),
+        export={name: path for name, path in paths if path.name == "export"},
     )

@@ -139,10 +139,9 @@ class StageRunner:
         os.set_blocking(output.fileno(), True)
         self._tell(self._lines.rest(), log)
         if not answer:
+            os.killpg(self._process.pid, signal.SIGKILL)  # the stage may have outlived it
             status = self._process.wait()
-            raise StageFailed(
-                stage, ending_of_status(status), f"DVC's process ended with status {status}; {self._last}"
-            )
+            raise StageFailed(stage, ending_of_status(status), f"DVC ended with status {status}: {self._last}")
         document: dict[str, Any] = json.loads(answer)
         return document
 

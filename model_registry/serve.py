@@ -1,6 +1,6 @@
 """The registered champion answers photos over HTTP: MLflow's scoring app behind a guard, in one process.
 
-    python -m model_registry.serve --model models:/NAME@champion [--host 127.0.0.1] [--port 5002]     (or: make serve)
+    python -m model_registry.serve --model models:/NAME@champion [--host 127.0.0.1] [--port 5001]     (or: make serve)
 
 POST /invocations answers; GET /ready says which model and version, /metrics counts for Prometheus, /statistics sums the
 newest faces up for flows/drift.py, /ping /health /version are MLflow's own. An alias is looked up once, at the start:
@@ -35,7 +35,7 @@ from model_registry.tally import Tally
 
 JSON = "application/json"
 MAX_WAITING = 32  # requests in the queue; each holds at most max_request_bytes
-WINDOW_FACES, BLOCK_FACES = 10_000, 500  # newest faces that /statistics sums up, and the step by which the oldest leave
+WINDOW_FACES, BLOCK_FACES = 2_000, 200  # newest faces that /statistics sums up, and the step by which the oldest leave
 ARRIVAL_SECONDS = 30.0  # for a request to arrive whole
 SECONDS_TO_FINISH = 30  # for requests in flight after SIGTERM
 
@@ -108,7 +108,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(prog="python -m model_registry.serve", description=__doc__.split("\n", 1)[0])
     parser.add_argument("--model", required=True, help="models:/NAME@ALIAS or models:/NAME/VERSION")
     parser.add_argument("--host", default="127.0.0.1", help="where to listen; beyond loopback see docs/serve.md")
-    parser.add_argument("--port", type=int, default=5002)
+    parser.add_argument("--port", type=int, default=5001)
     arguments = parser.parse_args()
     try:
         serve(arguments.model, arguments.host, arguments.port)

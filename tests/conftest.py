@@ -10,7 +10,7 @@ import pytest
 from hypothesis import settings
 
 REPOSITORY = Path(__file__).resolve().parent.parent
-pytest_plugins = ["tests.prefect_server"]
+pytest_plugins = ["tests.local_registry", "tests.prefect_server"]
 
 settings.register_profile("visage", deadline=None, derandomize=True, database=None)
 settings.load_profile("visage")

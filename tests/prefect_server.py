@@ -4,25 +4,16 @@ from __future__ import annotations
 
 import os
 import signal
-import socket
 import subprocess
 import sys
-import time
-import urllib.error
-import urllib.request
 from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 
-START_SECONDS, STOP_SECONDS = 120.0, 20.0
+from tests.services import free_port, wait_for
 
-
-def free_port() -> int:
-    """A port of the loopback interface that nobody listens on."""
-    with socket.socket() as one:
-        one.bind(("127.0.0.1", 0))
-        return int(one.getsockname()[1])
+STOP_SECONDS = 20.0
 
 
 @pytest.fixture(scope="session")
@@ -37,21 +28,10 @@ def running_prefect_server(tmp_path_factory: pytest.TempPathFactory) -> Iterator
             command, env=os.environ | settings, stdout=file, stderr=subprocess.STDOUT, start_new_session=True
         )
     try:
-        _wait(f"http://127.0.0.1:{port}/api/health", server, log)
+        wait_for(f"http://127.0.0.1:{port}/api/health", server, log)
         yield settings | {"PREFECT_API_URL": f"http://127.0.0.1:{port}/api"}
     finally:
         _stop(server)
-
-
-def _wait(address: str, server: subprocess.Popen[bytes], log: Path) -> None:
-    deadline = time.monotonic() + START_SECONDS
-    while server.poll() is None and time.monotonic() < deadline:
-        try:
-            with urllib.request.urlopen(address, timeout=2):
-                return
-        except (urllib.error.URLError, TimeoutError, ConnectionError):
-            time.sleep(0.3)
-    raise RuntimeError(f"the Prefect server did not start:\n{log.read_text(encoding='utf-8')[-2000:]}")
 
 
 def _stop(server: subprocess.Popen[bytes]) -> None:

@@ -2,16 +2,17 @@
 
 from __future__ import annotations
 
+import contextlib
 import csv
 import dataclasses
 import io
 import json
 import os
 import signal
+import sqlite3
 import subprocess
 import sys
 import time
-import types
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -32,10 +33,14 @@ from flows.score_inventory import MISSING, Inventory, Photo
 from flows.score_page import page, read_scores
 from flows.score_reading import Lost, Reader, Unreachable
 from flows.score_shards import METADATA_KEY, SCHEMA, Model, ScoreSettings
+from model_registry.package import package
+from model_registry.promote import promote
+from model_registry.store import connect, experiment
 from stages.align import one_thread
 from stages.settings import load_section
 from tests.flows import fatal_photos
 from tests.imports import REPOSITORY
+from tests.model_registry.served import SETTINGS as SMALL
 from tests.small_model import small_model
 from visage.drawn import DrawnSet, draw_set
 from visage.predictor import NO_FACE, Predictor
@@ -418,41 +423,26 @@ def test_the_page_counts_what_stands_in_the_shards(photos: Path, model: Model, t
     assert "small version 7" in text
 
 
-@dataclasses.dataclass(frozen=True, kw_only=True)
-class PackageSettings:
-    model: str
-
-
-class Registry:
-    """A registry that knows one champion."""
-
-    def get_model_version_by_alias(self, name: str, alias: str) -> Any:
-        if (name, alias) != ("age", "champion"):
-            raise RuntimeError(f"no {alias} of {name}")
-        return types.SimpleNamespace(version=12)
-
-
 @pytest.fixture
-def registry(model: Model, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    """The registry's modules replaced; a settings file that names `age`."""
-    known = {"models:/age/12": model.folder}
-    package = types.SimpleNamespace(PackageSettings=PackageSettings, fetch=lambda uri, _: known[uri])
-    monkeypatch.setitem(sys.modules, "model_registry.package", package)
-    monkeypatch.setitem(sys.modules, "model_registry.store", types.SimpleNamespace(connect=Registry))
-    params = tmp_path / "params.yaml"
-    params.write_text(f"package: {{model: age}}\nscore: {json.dumps(dataclasses.asdict(SETTINGS))}\n", encoding="utf-8")
-    return params
+def params(tmp_path: Path) -> Path:
+    """A settings file whose registered model is called `small`."""
+    sections = {"package": dataclasses.asdict(SMALL), "score": dataclasses.asdict(SETTINGS)}
+    (tmp_path / "params.yaml").write_text(json.dumps(sections), encoding="utf-8")
+    return tmp_path / "params.yaml"
 
 
-def test_the_champion_speaks_or_the_remedy_is_named(registry: Path, model: Model) -> None:
-    with flow.speaking(None, registry) as speaker:
-        assert speaker == Model(folder=model.folder, version="12")
-    registry.write_text("package: {model: beauty}\n", encoding="utf-8")
+@pytest.mark.usefixtures("local_registry")
+def test_the_champion_speaks_or_the_remedy_is_named(params: Path, model: Model) -> None:
     with (
-        pytest.raises(ValueError, match=r"no champion of 'beauty'.*make retrain.*--model"),
-        flow.speaking(None, registry),
+        pytest.raises(ValueError, match=r"'small' has no champion.*--model"),
+        flow.speaking(None, params),
     ):
         pass
+    run = connect().create_run(experiment("visage"))
+    promote("small", package(model.folder, run.info.run_id, SMALL), "a test")
+    with flow.speaking(None, params) as speaker:
+        assert speaker.version == "1"
+        assert (speaker.folder / "card.json").read_bytes() == (model.folder / "card.json").read_bytes()
 
 
 def test_the_committed_settings_are_read() -> None:
@@ -462,12 +452,17 @@ def test_the_committed_settings_are_read() -> None:
 
 
 @pytest.mark.slow
-def test_the_flow_leaves_an_artifact(photos: Path, registry: Path, tmp_path: Path) -> None:
-    """In a process of its own, with Prefect's own server and database."""
-    from prefect.artifacts import Artifact
-    from prefect.testing.utilities import prefect_test_harness
-
-    with prefect_test_harness():
-        assert flow.score(str(photos), tmp_path / "out", None, registry) == {"photos": 8, "faces": 7, "rejects": 2}
-        assert "| 8 | 7 | 2 |" in str(Artifact.get("score").data)
-        assert Artifact.get("score-progress").data == 100
+def test_the_command_leaves_an_artifact(photos: Path, model: Model, tmp_path: Path, params: Path) -> None:
+    """With Prefect's own server, which keeps what it is told in a database."""
+    output, home = tmp_path / "out", tmp_path / "prefect"
+    command = [sys.executable, "-m", "flows.score", str(photos), "--output", str(output), "--model", str(model.folder)]
+    environment = {"PREFECT_HOME": str(home), "PREFECT_SERVER_EPHEMERAL_STARTUP_TIMEOUT_SECONDS": "120"}
+    done = subprocess.run(
+        [*command, "--params", str(params)], env={**os.environ, **environment}, cwd=REPOSITORY, capture_output=True,
+        text=True, timeout=300, check=True,
+    )  # fmt: skip
+    assert done.stdout.splitlines()[-1] == f"photos 8  faces 7  rejects 2  -> {output}"
+    with contextlib.closing(sqlite3.connect(home / "prefect.db")) as database:
+        told = dict(database.execute("SELECT key, data FROM artifact"))
+    assert "| 8 | 7 | 2 |" in json.loads(told["score"])
+    assert float(told["score-progress"]) == 100

@@ -67,7 +67,8 @@ def sleeper(tmp_path: Path) -> Iterator[Path]:
     """A workspace whose middle stage sleeps until there is a file `go`."""
     yield toy_workspace.make(tmp_path / "workspace", {"a": "", "b": SLEEPS, "c": ""})
     if (pid := tmp_path / "workspace" / "pid").exists():
-        assert not is_alive(int(pid.read_text(encoding="utf-8")))
+        stage = int(pid.read_text(encoding="utf-8"))
+        wait_for(lambda: not is_alive(stage), 3)
 
 
 # ---------------------------------------------------------------------------------------------------------------------
@@ -96,7 +97,8 @@ def test_data_that_dvc_only_tracks_are_no_stage(tmp_path: Path) -> None:
     assert [stage.name for stage in declared(root)] == ["a"]
 
 
-def test_words_come_while_the_stage_runs(tmp_path: Path) -> None:
+def test_words_come_while_the_stage_runs(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.delenv("PYTHONUNBUFFERED", raising=False)
     heard: dict[str, float] = {}
     root = toy_workspace.make(tmp_path, {"a": "print('first'); time.sleep(1.5); print('second', file=sys.stderr)"})
     run_all(root, lambda line: heard.setdefault(line, time.monotonic()) and None)
@@ -104,7 +106,10 @@ def test_words_come_while_the_stage_runs(tmp_path: Path) -> None:
 
 
 def test_a_stage_cannot_take_the_requests(tmp_path: Path) -> None:
-    root = toy_workspace.make(tmp_path, {"a": "text += repr(sys.stdin.read())", "b": ""})
+    reads = (
+        "import select; text += repr(sys.stdin.read()) if select.select([0], [], [], 5)[0] else 'waits for requests'"
+    )
+    root = toy_workspace.make(tmp_path, {"a": reads, "b": ""})
     run_all(root)
     assert (root / "b.txt").read_text(encoding="utf-8") == "''a\nb\n"
 
@@ -195,6 +200,8 @@ def test_dvc_killed_alone_takes_the_stage_along_and_the_runner_starts_it_anew(sl
         with pytest.raises(StageFailed, match="status -9") as failed:
             runner.run("b", kill)
         assert failed.value.ending is Ending.OUT_OF_MEMORY
+        stage = int((sleeper / "pid").read_text(encoding="utf-8"))
+        wait_for(lambda: not is_alive(stage), 3)
         (sleeper / "go").touch()
         assert runner.run("b", silent) == "ran"
 

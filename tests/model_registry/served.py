@@ -6,7 +6,6 @@ import base64
 import http.client
 import json
 import os
-import socket
 import subprocess
 import sys
 import time
@@ -75,13 +74,6 @@ def drawn_photos(count: int, px: int = 160, seed: int = 0) -> list[bytes]:
 
 def base64_of(picture: bytes) -> str:
     return base64.b64encode(picture).decode()
-
-
-def free_port() -> int:
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        port: int = probe.getsockname()[1]
-    return port
 
 
 @dataclass(frozen=True, kw_only=True)

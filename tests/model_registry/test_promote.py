@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -15,11 +16,12 @@ from mlflow import MlflowClient
 from model_registry import compare as comparison
 from model_registry import promote as registry
 from model_registry.compare import Contender, Decision, PromoteSettings, decide, judge, shared_faces
-from model_registry.package import package
+from model_registry.package import fetch, package
 from model_registry.promote import champion, decided, history, rollback
 from model_registry.record import PREDICTIONS
 from model_registry.store import connect, experiment
 from tests.model_registry.served import SETTINGS as PACKAGE
+from tests.services import mlflow_server, postgres, s3
 from tests.small_model import small_model
 
 MODEL = PACKAGE.model
@@ -142,18 +144,19 @@ def test_impossible_rules_are_refused(name: str, value: float) -> None:
 # ---------------------------------------------------------------------------------------------------------------------
 
 
+def _registered(export: Path, place: Path, table: pd.DataFrame) -> int:
+    """A version whose run holds these predictions."""
+    client = connect()
+    run_id = client.create_run(experiment("visage")).info.run_id
+    table.to_parquet(place / PREDICTIONS)
+    client.log_artifact(run_id, str(place / PREDICTIONS))
+    return package(export, run_id, PACKAGE)
+
+
 @pytest.fixture
-def versions(local: Path, export: Path) -> Iterator[Callable[[pd.DataFrame], int]]:
+def versions(local_registry: Path, export: Path) -> Callable[[pd.DataFrame], int]:
     """Registers a version whose run holds these predictions."""
-    client, number = connect(), experiment("visage")
-
-    def registered(table: pd.DataFrame) -> int:
-        run_id = client.create_run(number).info.run_id
-        table.to_parquet(local / PREDICTIONS)
-        client.log_artifact(run_id, str(local / PREDICTIONS))
-        return package(export, run_id, PACKAGE)
-
-    return registered  # type: ignore[return-value]
+    return partial(_registered, export, local_registry)
 
 
 def test_a_retraining_is_promoted_or_refused_and_remembered(versions: Callable[[pd.DataFrame], int]) -> None:
@@ -233,3 +236,22 @@ def test_unknown_versions_are_refused(versions: Callable[[pd.DataFrame], int]) -
     versions(predictions(4.0))
     with pytest.raises(ValueError, match="no version 9"):
         registry.promote(MODEL, 9, "by hand")
+
+
+@pytest.mark.slow
+def test_behind_a_server_with_postgresql_and_s3(tmp_path: Path, export: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Packages travel through the server into the bucket and back; the environment is all that says so."""
+    with (
+        postgres() as database,
+        s3("models") as store,
+        mlflow_server(database.uri, store.root, store.environment, tmp_path) as address,
+    ):
+        monkeypatch.setenv("MLFLOW_TRACKING_URI", address)
+        first, better = (_registered(export, tmp_path, predictions(error)) for error in (4.0, 3.0))
+        decide(MODEL, first, RULES, {})
+        assert decide(MODEL, better, RULES, {}).promote
+        assert champion(MODEL) == better
+        database.restart()
+        assert rollback(MODEL) == first
+        folder = fetch(f"models:/{MODEL}@champion", tmp_path / "fetched")
+        assert (folder / "card.json").read_bytes() == (export / "card.json").read_bytes()

@@ -68,9 +68,9 @@ def check(run_id: str, evidence: Evidence, tmp_path: Path) -> None:
     assert (Path(place) / "cs.png").read_text(encoding="utf-8") == "picture"
 
 
-def test_a_run_holds_all_that_was_asked_for_and_is_recorded_once(local: Path, evidence: Evidence) -> None:
+def test_a_run_holds_all_that_was_asked_for_and_is_recorded_once(local_registry: Path, evidence: Evidence) -> None:
     first = record(evidence)
-    check(first, evidence, local)
+    check(first, evidence, local_registry)
     assert record(evidence) == first
     number = experiment("visage")
     assert [run.info.run_id for run in connect().search_runs([number])] == [first]
@@ -78,7 +78,7 @@ def test_a_run_holds_all_that_was_asked_for_and_is_recorded_once(local: Path, ev
     assert record(evidence) != first
 
 
-@pytest.mark.usefixtures("local")
+@pytest.mark.usefixtures("local_registry")
 def test_the_machine_is_watched_while_it_works(evidence: Evidence, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("model_registry.record.SAMPLING_SECONDS", 0.2)
     with recording("visage", "here") as run_id:
@@ -87,7 +87,7 @@ def test_the_machine_is_watched_while_it_works(evidence: Evidence, monkeypatch: 
     assert connect().get_run(run_id).data.metrics["system/system_memory_usage_percentage"] > 0
 
 
-def test_what_died_is_taken_up_and_nothing_stands_twice(local: Path, evidence: Evidence) -> None:
+def test_what_died_is_taken_up_and_nothing_stands_twice(local_registry: Path, evidence: Evidence) -> None:
     broken = replace(evidence, predictions=evidence.predictions.with_name("gone.parquet"))
     with pytest.raises(OSError, match="gone"):
         record(broken)
@@ -97,10 +97,10 @@ def test_what_died_is_taken_up_and_nothing_stands_twice(local: Path, evidence: E
         pass
     assert other != left.info.run_id
     assert record(evidence) == left.info.run_id
-    check(left.info.run_id, evidence, local)
+    check(left.info.run_id, evidence, local_registry)
 
 
-@pytest.mark.usefixtures("local")
+@pytest.mark.usefixtures("local_registry")
 def test_a_run_that_was_cut_off_is_not_found(evidence: Evidence) -> None:
     with recording("visage", "here"):
         assert find("visage", lock_digest(evidence.lock)) is None

@@ -35,10 +35,10 @@ from tests.model_registry.served import (
     Store,
     base64_of,
     drawn_photos,
-    free_port,
     running,
     serve_command,
 )
+from tests.services import free_port
 from visage.card import load_model
 from visage.detect import DetectorSettings
 from visage.faces import FaceTable
