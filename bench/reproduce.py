@@ -107,13 +107,15 @@ def measured(folder: Path, turns: int) -> dict[tuple[str, str], list[tuple[float
             "flow, no server": (flow, plain),
         }
         roots = {side: workspace(folder / side.replace(" ", "-").replace(",", "")) for side in sides}
-        for turn in range(turns):
+        for turn in range(turns + 1):  # the first is not counted: it makes Prefect's and MLflow's databases
             for side, (command, environment) in sides.items():
                 (roots[side] / "start").write_text(str(turn), encoding="utf-8")
                 words = [*command, str(roots[side])] if command is flow else command
                 place = REPOSITORY if command is flow else roots[side]
                 for state in ("stale", "fresh"):
-                    times.setdefault((side, state), []).append(seconds(words, place, environment))
+                    taken = seconds(words, place, environment)
+                    if turn > 0:
+                        times.setdefault((side, state), []).append(taken)
     return times
 
 

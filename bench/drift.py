@@ -1,0 +1,110 @@
+"""What the two numbers of visage.drift come to: for faces of the same kind, of other kinds, and for changed photos.
+
+    python -m bench.drift --model models/export --faces data/target/faces [--others FOLDER ...]
+
+The model answers up to 2,000 training faces (the reference), all test faces and each other folder's faces, once; draws
+of 200 test faces then say what chance does. `older` takes test faces with weights that raise their mean label by about
+4 years, `brighter` multiplies the pixels by 1.3. Folders are aligned faces cut as the model's card says.
+"""
+
+from __future__ import annotations
+
+import argparse
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+import torch
+
+from visage.answering import check_eye
+from visage.card import ModelCard
+from visage.drift import Drift, Summary, drift
+from visage.faces import FaceTable
+from visage.predictor import Predictor
+
+REFERENCE_FACES, DRAWN_FACES, NUM_DRAWS, BATCH = 2000, 200, 200, 256
+OLDER_YEARS, BRIGHTER = 4.0, 1.3
+Answers = tuple[npt.NDArray[np.float64], npt.NDArray[np.float32]]  # values (N,), features (N,C)
+
+
+def answers_of(predictor: Predictor, table: FaceTable, rows: npt.NDArray[np.int64], gain: float = 1.0) -> Answers:
+    """What the model makes of some faces, their pixels times `gain`."""
+    heard: list[Answers] = []
+    predictor.observe = lambda values_N, features_NC: heard.append((values_N, features_NC))
+    for start in range(0, len(rows), BATCH):
+        crops_BCHW = table.decode(rows[start : start + BATCH])
+        predictor.predict_crops((crops_BCHW.float() * gain).clamp(0, 255).to(torch.uint8))
+    values, features = zip(*heard, strict=True)
+    return np.concatenate(values), np.concatenate(features)
+
+
+def summary(card: ModelCard, answers: Answers, rows: npt.NDArray[np.int64] | slice = slice(None)) -> Summary:
+    size = len(answers[0])
+    summed = Summary.of(card, window_faces=size, block_faces=size)
+    summed.add(answers[0][rows], answers[1][rows])
+    return summed
+
+
+def older(label_N: npt.NDArray[np.float64], rng: np.random.Generator) -> npt.NDArray[np.int64]:
+    """As many test faces, drawn so that older ones are likelier."""
+    weight_N = np.exp(OLDER_YEARS / label_N.var() * label_N)
+    return rng.choice(len(label_N), len(label_N), p=weight_N / weight_N.sum())
+
+
+def measured(model: Path, faces: Path, others: list[Path]) -> Iterator[tuple[str, Drift]]:
+    """Each kind of served faces and its drift; the draws come last, as their 99th percentiles."""
+    predictor, rng = Predictor.load(model), np.random.default_rng(0)
+    card, train, test = predictor.card, FaceTable.open(faces, ["train"]), FaceTable.open(faces, ["test"])
+    check_eye(card, test, faces)
+    some = np.unique(np.linspace(0, len(train) - 1, min(len(train), REFERENCE_FACES)).astype(int))
+    reference = summary(card, answers_of(predictor, train, some))
+    every = np.arange(len(test))
+    told = answers_of(predictor, test, every)
+    yield "test faces", drift(reference, summary(card, told))
+    yield f"older by {OLDER_YEARS:g}", drift(reference, summary(card, told, older(test.label, rng)))
+    higher = (told[0] + 5, told[1])
+    yield "answers 5 too high", drift(reference, summary(card, higher))
+    yield f"pixels x {BRIGHTER}", drift(reference, summary(card, answers_of(predictor, test, every, BRIGHTER)))
+    for folder in others:
+        table = FaceTable.open(folder, ["train", "val", "test"])
+        check_eye(card, table, folder)
+        some = np.unique(np.linspace(0, len(table) - 1, min(len(table), REFERENCE_FACES)).astype(int))
+        yield str(folder), drift(reference, summary(card, answers_of(predictor, table, some)))
+    for number in range(NUM_DRAWS):
+        rows = rng.choice(len(every), min(DRAWN_FACES, len(every)), replace=False)
+        yield f"draw {number}", drift(reference, summary(card, told, rows))
+
+
+def line(kind: str, num_faces: int, psi: float, distance: float) -> str:
+    return f"{kind:40} {num_faces:6} faces  PSI {psi:7.3f}  features {distance:7.3f}"
+
+
+def main() -> None:
+    """Prints a line a kind of faces, and the draws' 99th percentiles."""
+    parser = argparse.ArgumentParser(prog="python -m bench.drift", description=__doc__.split("\n", 1)[0])
+    parser.add_argument("--model", type=Path, default=Path("models/export"))
+    parser.add_argument("--faces", type=Path, default=Path("data/target/faces"), help="its aligned faces, all splits")
+    parser.add_argument("--others", type=Path, nargs="*", default=[], help="other aligned faces of the same cut")
+    arguments = parser.parse_args()
+    if not (arguments.model / "card.json").is_file():
+        raise SystemExit(
+            f"bench.drift: no model in {arguments.model}; make demo makes one, or give --model and --faces"
+        )
+    draws: list[Any] = []
+    for kind, found in measured(arguments.model, arguments.faces, arguments.others):
+        if kind.startswith("draw "):
+            draws.append((found.value_psi, found.feature_distance))
+        else:
+            print(
+                f"{kind:30} {found.num_faces:6} faces  PSI {found.value_psi:7.3f}  features {found.feature_distance:7.3f}"
+            )
+    psi, distance = np.quantile(draws, 0.99, axis=0)
+    print(
+        f"{f'{DRAWN_FACES} test faces, 99th of 100':30} {DRAWN_FACES:6} faces  PSI {psi:7.3f}  features {distance:7.3f}"
+    )
+
+
+if __name__ == "__main__":
+    main()
