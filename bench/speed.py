@@ -30,10 +30,11 @@ from torch import Tensor, nn
 from torch.nn import functional
 from tqdm import tqdm
 
+from visage.answering import DECODING_THREADS, check_eye
 from visage.card import CARD_FILE, ModelCard, load_model
 from visage.engine import Inference
 from visage.export import INT8_FILE, ONNX_FILE, write_onnx
-from visage.faces import FaceTable
+from visage.faces import FaceTable, evenly_spread, in_order
 from visage.networks import Network, build, initialise
 from visage.networks.macs import count_macs
 from visage.quantise import write_int8
@@ -157,14 +158,11 @@ def print_errors(folder: Path, faces: Path) -> None:
     train, test = (FaceTable.open(faces, [split]) for split in ("train", "test"))
     if not (len(train) and len(test)):
         raise ValueError(f"{faces}: {len(train)} faces of split train, {len(test)} of test; both are needed")
-    if train.alignment != dataclasses.asdict(card.alignment):
-        raise ValueError(f"{faces}: aligned as {train.alignment}, the model's card says {card.alignment}")
-    spread = np.unique(np.linspace(0, len(train) - 1, RANGE_FACES).round().astype(np.int64))
+    check_eye(card, train, faces)
+    spread = evenly_spread(len(train), RANGE_FACES)
     runs = forms(network, card, (train.decode(places) for places in np.array_split(spread, -(-len(spread) // BATCH))))
     values: dict[str, list[Values]] = {form: [] for form in runs}
-    parts = np.array_split(np.arange(len(test)), -(-len(test) // BATCH))
-    for places in tqdm(parts, "test faces", unit="batch"):
-        crops_BCHW = test.decode(places)
+    for _, crops_BCHW in in_order(test, BATCH, DECODING_THREADS, "test faces"):
         for form, run in runs.items():
             values[form].append(run(crops_BCHW))
     print(f"\n{card.name}, {len(test)} test faces, no flip, {card.unit}\n")

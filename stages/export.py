@@ -27,7 +27,7 @@ from stages.settings import Report, print_report, stage_main
 from visage.card import ModelCard, load_model
 from visage.drift import REFERENCE_FILE, Summary
 from visage.export import INT8_FILE, ONNX_FILE, export_model, measure_parity
-from visage.faces import FaceTable
+from visage.faces import FaceTable, evenly_spread
 from visage.predictor import Predictor
 from visage.quantise import measure_int8, write_int8
 
@@ -97,7 +97,7 @@ def _export_int8(settings: ExportSettings, part: Path, test: FaceTable, train: F
 
 def _crops(table: FaceTable, num_faces: int, label: str) -> Iterator[Tensor]:
     """Batches of at most `num_faces` crops, evenly spread over the table."""
-    places = np.unique(np.linspace(0, len(table) - 1, min(num_faces, len(table))).round().astype(np.int64))
+    places = evenly_spread(len(table), num_faces)
     batches = np.array_split(places, -(-len(places) // BATCH_FACES))
     yield from (table.decode(batch) for batch in tqdm(batches, desc=label, unit="batch"))
 

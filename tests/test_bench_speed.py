@@ -56,5 +56,5 @@ def test_a_model_without_its_faces_is_refused(
         speed.main()
     assert "--model and --faces go together" in capsys.readouterr().err
     other = write_faces(tmp_path / "faces", some_faces(), alignment={"crop_px": 32})
-    with pytest.raises(ValueError, match="aligned as"):
+    with pytest.raises(ValueError, match="faces' alignment is"):
         speed.print_errors(small_model(tmp_path / "model"), other)

@@ -22,7 +22,7 @@ from scipy.optimize import minimize_scalar
 
 from visage.calibration import calibrated, tempered
 from visage.card import INTERVAL_MASS, CalibrationCard
-from visage.crps import BATCH, FloatArray, crps
+from visage.crps import FloatArray, batches, crps
 from visage.labels import LabelGrid, central_interval
 
 Floats32 = npt.NDArray[np.float32]
@@ -73,8 +73,7 @@ def conformal_quantile(score_N: FloatArray) -> float:
 
 
 def _tempered_batches(probability_NK: Floats32, temperature: float) -> Iterator[tuple[slice, torch.Tensor]]:
-    for start in range(0, len(probability_NK), BATCH):
-        rows = slice(start, start + BATCH)
+    for rows in batches(len(probability_NK)):
         yield rows, tempered(torch.from_numpy(probability_NK[rows]).double(), temperature)
 
 
@@ -84,8 +83,7 @@ def figures(
 ) -> dict[str, float]:  # fmt: skip
     """Mean CRPS and the interval's coverage of untempered answers, calibrated or (None) not."""
     cost_N, inside_N = np.empty(len(label_N)), np.empty(len(label_N), dtype=bool)
-    for start in range(0, len(label_N), BATCH):
-        rows = slice(start, start + BATCH)
+    for rows in batches(len(label_N)):
         p_BK, value_B = torch.from_numpy(probability_NK[rows]).double(), torch.from_numpy(value_N[rows])
         p_BK, low_B, high_B = calibrated(p_BK, value_B, grid, calibration)
         cost_N[rows] = crps(p_BK.numpy(), grid.labels(), label_N[rows])

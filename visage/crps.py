@@ -7,6 +7,8 @@ Shapes: N faces, K labels.
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+
 import numpy as np
 import numpy.typing as npt
 
@@ -15,6 +17,11 @@ from visage.labels import LabelGrid
 FloatArray = npt.NDArray[np.float64]
 
 BATCH = 4096  # faces whose distributions are looked at together, in float64
+
+
+def batches(num_faces: int) -> Iterator[slice]:
+    """The rows of all faces, BATCH at a time."""
+    return (slice(start, start + BATCH) for start in range(0, num_faces, BATCH))
 
 
 def crps(probability_NK: npt.NDArray[np.floating], label_K: FloatArray, truth_N: FloatArray) -> FloatArray:
@@ -31,6 +38,5 @@ def crps(probability_NK: npt.NDArray[np.floating], label_K: FloatArray, truth_N:
 
 def batched_crps(probability_NK: npt.NDArray[np.float32], grid: LabelGrid, label_N: FloatArray) -> FloatArray:
     """The CRPS of every face (N,), a bounded number of distributions at a time."""
-    starts = range(0, len(label_N), BATCH)
-    parts = [crps(probability_NK[i : i + BATCH], grid.labels(), label_N[i : i + BATCH]) for i in starts]
+    parts = [crps(probability_NK[rows], grid.labels(), label_N[rows]) for rows in batches(len(label_N))]
     return np.concatenate([np.empty(0), *parts])

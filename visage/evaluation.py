@@ -19,7 +19,7 @@ import torch
 from visage.bootstrap import Bootstrap, Estimate, Group, by_group, cluster_codes, estimate, who_is_shown
 from visage.calibration import tempered
 from visage.card import CalibrationCard
-from visage.crps import BATCH, batched_crps
+from visage.crps import batched_crps, batches
 from visage.faces import FaceTable
 from visage.labels import LabelGrid, central_interval
 from visage.metrics import FloatArray, IntArray, Metric, Scored, bands, cumulative_score, mean_of, metric_set, pit
@@ -207,10 +207,7 @@ def reliability(answers: Answers, grid: LabelGrid, bootstrap: Bootstrap) -> dict
     """Share of labels inside the central interval of each of `MASSES`."""
     label_N = answers.scored.label_N
     inside_NM = np.concatenate(
-        [
-            inside_intervals(answers.probability_NK[start : start + BATCH], label_N[start : start + BATCH], grid)
-            for start in range(0, len(label_N), BATCH)
-        ]
+        [inside_intervals(answers.probability_NK[rows], label_N[rows], grid) for rows in batches(len(label_N))]
     )
     metrics = {f"{mass}": column_mean(inside_NM[:, place]) for place, mass in enumerate(MASSES)}
     estimates = estimate(answers.scored, metrics, bootstrap, answers.cluster_N)
@@ -223,8 +220,8 @@ def uncalibrated(
     """The reliability that the answers had before calibration: tempering is undone by the inverse temperature."""
     if calibration is None:
         return {}
-    p_NK, starts = np.empty_like(answers.probability_NK), range(0, len(answers.probability_NK), BATCH)
-    for rows in (slice(start, start + BATCH) for start in starts):
+    p_NK = np.empty_like(answers.probability_NK)
+    for rows in batches(len(p_NK)):
         served_BK = torch.from_numpy(answers.probability_NK[rows]).double()
         p_NK[rows] = tempered(served_BK, 1 / calibration.temperature).numpy()
     return reliability(replace(answers, probability_NK=p_NK), grid, bootstrap)
@@ -233,8 +230,9 @@ def uncalibrated(
 def pit_of(answers: Answers, grid: LabelGrid, rng: np.random.Generator) -> FloatArray:
     """The PIT of every face (N,), its labels randomised within their cells by `rng`."""
     label_N, level_N = answers.scored.label_N, rng.random(len(answers.scored))
-    batches = [slice(start, start + BATCH) for start in range(0, len(label_N), BATCH)]
-    parts = [pit(answers.probability_NK[rows], grid.labels(), label_N[rows], level_N[rows]) for rows in batches]
+    parts = [
+        pit(answers.probability_NK[rows], grid.labels(), label_N[rows], level_N[rows]) for rows in batches(len(label_N))
+    ]
     return np.concatenate([np.empty(0), *parts])
 
 

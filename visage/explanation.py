@@ -21,7 +21,7 @@ from visage.card import ModelCard
 from visage.evaluation import band_name
 from visage.explain import pooled_features, score_map
 from visage.explain_plots import GroupView, Pixels
-from visage.faces import FaceTable
+from visage.faces import FaceTable, evenly_spread
 from visage.metrics import FloatArray, IntArray, bands
 from visage.predictor import Predictor
 
@@ -103,7 +103,7 @@ def looked_at(
 def single_faces(subject: Subject, rows: IntArray, count: int) -> Figure:
     """A sheet of at most `count` of the faces `rows`, from the lowest to the highest label."""
     by_label = rows[np.argsort(subject.table.label[rows], kind="stable")]
-    shown = by_label[np.unique(np.linspace(0, len(rows) - 1, min(count, len(rows))).round().astype(np.int64))]
+    shown = by_label[evenly_spread(len(rows), count)]
     crops_FCHW, card = subject.table.decode(shown), subject.card
     told = subject.predictor.predict_crops(crops_FCHW, subject.flip)
     return explain_plots.face_sheet(

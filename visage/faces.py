@@ -132,6 +132,11 @@ def _eye(path: Path) -> dict[str, Any]:
     return {"alignment": eye["alignment"], "detector": eye["detector"]}
 
 
+def evenly_spread(num_faces: int, wanted: int) -> np.ndarray:
+    """At most `wanted` of the faces 0 to `num_faces` - 1, evenly spread over them."""
+    return np.unique(np.linspace(0, num_faces - 1, min(wanted, num_faces)).round().astype(np.int64))
+
+
 def shuffled_batches(num_faces: int, batch_size: int, generator: torch.Generator) -> list[np.ndarray]:
     """One epoch's index batches: every face once, in random order; a last batch of one face joins the one before.
 

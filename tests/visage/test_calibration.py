@@ -165,7 +165,7 @@ def test_answers_are_scored_in_batches_alike(monkeypatch: pytest.MonkeyPatch) ->
     probability_NK, label_N = told(101, 0.5, seed=6)
     whole = fit_calibration(probability_NK, label_N, GRID, flip=True)
     told_of = figures(probability_NK, values(probability_NK), label_N, GRID, whole)
-    monkeypatch.setattr("visage.calibration_fit.BATCH", 10)
+    monkeypatch.setattr("visage.crps.BATCH", 10)
     parts = fit_calibration(probability_NK, label_N, GRID, flip=True)
     assert parts.temperature == whole.temperature
     assert parts.offset == pytest.approx(whole.offset)

@@ -33,6 +33,8 @@ def calibrated_answers(size: int, width: float, person: bool) -> Answers:
     return Answers(
         name="test",
         photo_id_N=np.array([f"{row}.jpg" for row in range(size)], dtype=object),
+        sha256_N=np.array([f"{row:064x}" for row in range(size)], dtype=object),
+        person_N=np.array([f"person {row // 10}" if person else None for row in range(size)], dtype=object),
         cluster_N=np.arange(size) // (10 if person else 1),
         attribute={
             "sex": np.array([None] * size, dtype=object),

@@ -16,7 +16,7 @@ from hypothesis import strategies as st
 from PIL import Image
 
 from tests.small_faces import ALIGNMENT, DETECTOR, face, some_faces, write_faces
-from visage.faces import FaceTable, decode_jpeg, prefetched, shuffled_batches
+from visage.faces import FaceTable, decode_jpeg, evenly_spread, in_order, prefetched, shuffled_batches
 
 ROWS = some_faces()
 
@@ -104,6 +104,25 @@ def test_unreadable_crop_ends_the_run_and_not_in_a_hang(tmp_path: Path) -> None:
     table = FaceTable.open(write_faces(tmp_path, rows), [])
     with pytest.raises(OSError, match="cannot identify image"):
         list(prefetched(table, [np.arange(5)], 1))
+
+
+def test_all_faces_come_in_order_and_the_last_batch_is_what_is_left(faces: Path) -> None:
+    table = FaceTable.open(faces, [])
+    found = list(in_order(table, 4, 1, "faces"))
+    assert np.concatenate([indices for indices, _ in found]).tolist() == list(range(len(table)))
+    assert [len(indices) for indices, _ in found] == [4] * (len(table) // 4) + [len(table) % 4]
+    for indices, crops_BCHW in found:
+        np.testing.assert_array_equal(crops_BCHW, table.decode(indices))
+
+
+@given(st.integers(1, 300), st.integers(1, 300))
+def test_spread_faces_reach_from_the_first_to_the_last_at_like_distances(num_faces: int, wanted: int) -> None:
+    places = evenly_spread(num_faces, wanted)
+    assert len(places) == min(num_faces, wanted)
+    assert places[0] == 0
+    if len(places) > 1:
+        assert places[-1] == num_faces - 1
+        assert np.ptp(np.diff(places)) <= 1
 
 
 @given(st.integers(1, 200), st.integers(1, 40), st.integers(0, 9))

@@ -46,45 +46,57 @@ class SharedLinear(nn.Module):
         return nn.functional.linear(features_BC, self.weight, self.bias)
 
 
-class ThinVGG(nn.Module):
-    """Faces (B,3,H,W) -> logits (B,K). H and W must be at least 32; 224 in the paper."""
+class VGGBody(nn.Module):
+    """Faces (B,3,H,W) -> logits (B,K): VGG-16's blocks, and the pooling and head of the network that has them.
 
-    def __init__(self, config: VGGConfig) -> None:
+    H and W must be at least 32; 224 in the paper. A convolution has either a BatchNorm or a bias.
+    """
+
+    head: nn.Linear | SharedLinear
+
+    def __init__(self, compression: float, *, normalised: bool) -> None:
         super().__init__()
-        widths = [(round(channels * config.compression), depth) for channels, depth in VGG16_BLOCKS]
         self.blocks = nn.ModuleList()
         num_in = 3
-        for width, depth in widths:
+        for channels, depth in VGG16_BLOCKS:
+            width = round(channels * compression)
             layers: list[nn.Module] = []
             for _ in range(depth):
-                layers += [
-                    nn.Conv2d(num_in, width, 3, padding=1, bias=False),
-                    nn.BatchNorm2d(width),
-                    nn.ReLU(inplace=True),
-                ]
+                layers.append(nn.Conv2d(num_in, width, 3, padding=1, bias=not normalised))
+                layers += [nn.BatchNorm2d(width)] if normalised else []
+                layers.append(nn.ReLU(inplace=True))
                 num_in = width
             self.blocks.append(nn.Sequential(*layers))
-        self.pooling = config.pooling
         self.num_features = num_in
-        self.head = (SharedLinear if config.shared_head else nn.Linear)(num_in, config.num_outputs)
 
     def features(self, faces_BCHW: Tensor) -> Tensor:
-        """Activation maps F^j of the last convolution block (before hybrid pooling), (B,C,H/16,W/16)."""
+        """Activation maps F^j of the last convolution block (before the fifth max-pool), (B,C,H/16,W/16)."""
         maps_BCHW = self.blocks[0](faces_BCHW)
         for block in list(self.blocks)[1:]:
             maps_BCHW = block(nn.functional.max_pool2d(maps_BCHW, 2))
         return cast(Tensor, maps_BCHW)
 
     def pool(self, maps_BCHW: Tensor) -> Tensor:
+        """What the head sees, (B,num_features)."""
+        raise NotImplementedError
+
+    def forward(self, faces_BCHW: Tensor) -> Tensor:
+        return cast(Tensor, self.head(self.pool(self.features(faces_BCHW))))
+
+
+class ThinVGG(VGGBody):
+    """The blocks at a fraction of their width."""
+
+    def __init__(self, config: VGGConfig) -> None:
+        super().__init__(config.compression, normalised=True)
+        self.pooling = config.pooling
+        self.head = (SharedLinear if config.shared_head else nn.Linear)(self.num_features, config.num_outputs)
+
+    def pool(self, maps_BCHW: Tensor) -> Tensor:
         """Hybrid (max 2x2, then global average) or global average pooling, (B,C)."""
         if self.pooling == "hybrid":
             maps_BCHW = nn.functional.max_pool2d(maps_BCHW, 2)
-        pooled_BC: Tensor = maps_BCHW.mean(dim=(2, 3))
-        return pooled_BC
-
-    def forward(self, faces_BCHW: Tensor) -> Tensor:
-        logits_BK: Tensor = self.head(self.pool(self.features(faces_BCHW)))
-        return logits_BK
+        return maps_BCHW.mean(dim=(2, 3))
 
 
 @torch.no_grad()

@@ -14,7 +14,7 @@ from typing import cast
 
 from torch import Tensor, nn
 
-from visage.networks.vgg import VGG16_BLOCKS, SharedLinear
+from visage.networks.vgg import SharedLinear, VGGBody
 
 POOLED_PX, WIDE = 7, 4096
 DROPOUT = 0.5
@@ -26,32 +26,17 @@ class VGG16Config:
     shared_head: bool
 
 
-class VGG16(nn.Module):
-    """Faces (B,3,H,W) -> logits (B,K). H and W must be at least 32; 224 in the paper."""
+class VGG16(VGGBody):
+    """The blocks whole, and two wide layers."""
 
     def __init__(self, config: VGG16Config) -> None:
-        super().__init__()
-        self.blocks = nn.ModuleList()
-        num_in = 3
-        for width, depth in VGG16_BLOCKS:
-            layers: list[nn.Module] = []
-            for _ in range(depth):
-                layers += [nn.Conv2d(num_in, width, 3, padding=1), nn.ReLU(inplace=True)]
-                num_in = width
-            self.blocks.append(nn.Sequential(*layers))
+        super().__init__(1, normalised=False)
         self.wide = nn.Sequential(
-            nn.Flatten(), nn.Linear(num_in * POOLED_PX**2, WIDE), nn.ReLU(inplace=True), nn.Dropout(DROPOUT),
+            nn.Flatten(), nn.Linear(self.num_features * POOLED_PX**2, WIDE), nn.ReLU(inplace=True), nn.Dropout(DROPOUT),
             nn.Linear(WIDE, WIDE), nn.ReLU(inplace=True), nn.Dropout(DROPOUT),
         )  # fmt: skip
         self.num_features = WIDE
         self.head = (SharedLinear if config.shared_head else nn.Linear)(WIDE, config.num_outputs)
-
-    def features(self, faces_BCHW: Tensor) -> Tensor:
-        """Activation maps of the last convolution block, (B,512,H/16,W/16)."""
-        maps_BCHW = self.blocks[0](faces_BCHW)
-        for block in list(self.blocks)[1:]:
-            maps_BCHW = block(nn.functional.max_pool2d(maps_BCHW, 2))
-        return cast(Tensor, maps_BCHW)
 
     def pool(self, maps_BCHW: Tensor) -> Tensor:
         """Fifth max-pool, 7x7 maps, both wide layers, (B,4096)."""
@@ -59,6 +44,3 @@ class VGG16(nn.Module):
         if maps_BCHW.shape[-2:] != (POOLED_PX, POOLED_PX):
             maps_BCHW = nn.functional.adaptive_avg_pool2d(maps_BCHW, POOLED_PX)
         return cast(Tensor, self.wide(maps_BCHW))
-
-    def forward(self, faces_BCHW: Tensor) -> Tensor:
-        return cast(Tensor, self.head(self.pool(self.features(faces_BCHW))))
