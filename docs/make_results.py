@@ -22,11 +22,12 @@ from typing import Any
 
 import pandas as pd
 
-from stages.settings import read_params, written_whole
+from stages.settings import read_params
 from visage.bootstrap import Estimate, student
 from visage.card import ModelCard, sha256_of
 from visage.lineage import git_commit, machine_of
 from visage.report import Table, title_of, with_interval
+from visage.whole import written_whole
 
 DOCS = Path(__file__).resolve().parent
 Record = dict[str, Any]

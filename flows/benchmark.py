@@ -32,9 +32,10 @@ from flows.cells import (
 from flows.dvc_stages import declared
 from flows.outcomes import document, refuse_unreadable
 from flows.steps import REPOSITORY, run
-from stages.settings import read_json, written_whole
+from stages.settings import read_json
 from visage.bootstrap import Bootstrap, Estimate
 from visage.report import Table, title_of, with_interval
+from visage.whole import written_whole
 
 TABLES = REPOSITORY / "benchmarks" / "tables.yaml"
 RESULTS, KEPT = REPOSITORY / "reports" / "benchmark", REPOSITORY / "docs" / "benchmark"

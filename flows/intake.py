@@ -29,8 +29,8 @@ from tqdm import tqdm
 from flows.intake_store import Copy, IntakeStore
 from flows.intake_table import LABELLED, Wanted, read_wanted, usable_lines
 from flows.watched import Found, LocalPlace, RemotePlace, watched_place
-from stages.settings import written_whole
 from stages.sources.gather import file_sha256
+from visage.whole import written_whole
 
 CHUNK_BYTES = 1 << 20
 STATE = ".state"

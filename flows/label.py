@@ -25,13 +25,14 @@ from tqdm import tqdm
 from flows.label_hashes import hash_all
 from flows.label_review import carry_edits, finish, write_pages, write_review, write_rows
 from flows.label_store import CHANGED, UNSEEN, Predicted, Store, batches
-from stages.settings import read_json, written_whole
+from stages.settings import read_json
 from stages.sources.archives import odd_name, printable
 from stages.sources.records import REPOSITORY, photos_under
 from visage.card import CARD_FILE, sha256_of
 from visage.ensemble import combined
 from visage.near_duplicates import kept_of_groups, near_groups
 from visage.predictor import PhotoResult, Predictor, default_model_folder
+from visage.whole import written_whole
 
 CHUNK_PHOTOS = 64
 

@@ -14,9 +14,9 @@ from typing import Literal, NamedTuple
 from PIL import Image
 
 from flows.label_store import Store, batches, sigma_text
-from stages.settings import written_whole
 from stages.sources.table import number
 from visage.photos import PhotoError, read_photo
+from visage.whole import written_whole
 
 COLUMNS = ("photo", "label", "spread", "sigma", "group", "corrected")
 Unreviewed = Literal["take", "leave"]

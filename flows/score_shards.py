@@ -24,10 +24,10 @@ import pyarrow.parquet as pq
 from flows.score_inventory import Photo
 from flows.score_reading import Lost, Reader, Unreachable
 from stages.align import one_thread
-from stages.settings import written_whole
 from visage.card import CARD_FILE, ModelCard, sha256_of
 from visage.predictor import FacePrediction, PhotoResult, Predictor
 from visage.schemas import METADATA_KEY
+from visage.whole import written_whole
 
 SCORE_KEY = b"score"
 MAX_FATAL = 5  # photos of a shard that a process may fail over before something else must be wrong

@@ -26,9 +26,9 @@ from typing import Any
 from tqdm import tqdm
 
 from flows.dvc_stages import Declared
-from stages.settings import written_whole
 from stages.sources.records import files_under
 from visage.lineage import git_commit, machine_of
+from visage.whole import written_whole
 
 REPOSITORY = Path(__file__).resolve().parents[1]
 DONE, LOG, PARAMS = ".done.json", "log.txt", "params.yaml"

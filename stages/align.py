@@ -41,12 +41,13 @@ from stages.face_shards import (
     shard_paths,
     write_shard,
 )
-from stages.settings import Report, print_report, stage_main, written_whole
+from stages.settings import Report, print_report, stage_main
 from visage import align as alignment
 from visage import detect, integral, photos
 from visage.detect import Detector, DetectorSettings, Faces, Photo
 from visage.photos import PhotoError, read_photo
 from visage.processes import die_with_parent
+from visage.whole import written_whole
 
 Work = Callable[[list[Row]], Outcome]
 Runner = Callable[[Work, Iterable[list[Row]]], Iterator[Outcome]]  # outcomes in the chunks' order

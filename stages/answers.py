@@ -12,7 +12,6 @@ from typing import Any
 import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
-from stages.settings import written_whole
 from visage.bootstrap import Bootstrap
 from visage.card import CalibrationCard
 from visage.evaluation import Answers, Evaluation, Lost, Subject, answers_of, assess, unseen
@@ -20,6 +19,7 @@ from visage.evaluation_tables import prediction_rows, prediction_schema
 from visage.faces import FaceTable
 from visage.lineage import table_digest
 from visage.predictor import Predictions
+from visage.whole import written_whole
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -16,7 +16,7 @@ from pathlib import Path
 import numpy as np
 
 from stages.endings import smaller
-from stages.settings import Report, print_report, stage_main, written_whole
+from stages.settings import Report, print_report, stage_main
 from visage.answering import answer, check_eye
 from visage.calibration_fit import LEAST_FACES, figures, fit_calibration
 from visage.card import CARD_FILE, ModelCard, load_model
@@ -24,6 +24,7 @@ from visage.faces import FaceTable
 from visage.fit import available_device
 from visage.lineage import table_digest
 from visage.predictor import Predictions, Predictor
+from visage.whole import written_whole
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -24,7 +24,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 from tqdm import tqdm
 
-from stages.settings import Report, print_report, stage_main, written_whole
+from stages.settings import Report, print_report, stage_main
 from stages.sources.archives import Budget, Limits
 from stages.sources.gather import begin_parts
 from stages.sources.measure import Bounds, measure_all
@@ -44,6 +44,7 @@ from stages.sources.records import Row
 from stages.sources.splits import SplitSettings, assign_incoming, assign_splits
 from stages.sources.spool import Spool
 from visage.schemas import MANIFEST_SCHEMA
+from visage.whole import written_whole
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -20,7 +20,7 @@ import pandas as pd
 
 from stages.answers import MeasureSettings, decision_of, measure, write_json, write_predictions
 from stages.endings import smaller
-from stages.settings import Report, print_report, stage_main, written_whole
+from stages.settings import Report, print_report, stage_main
 from visage.answering import answer, check_eye
 from visage.card import CARD_FILE, ModelCard, load_model, sha256_of
 from visage.evaluation_page import headline, pictures, sections
@@ -30,6 +30,7 @@ from visage.fit import available_device
 from visage.labels import DECODERS
 from visage.predictor import Predictions, Predictor
 from visage.report import Picture, page
+from visage.whole import written_whole
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -19,7 +19,7 @@ import numpy as np
 import pyarrow.parquet as pq
 
 from stages.answers import ResampleSettings, open_split
-from stages.settings import Report, print_report, read_json, stage_main, written_whole
+from stages.settings import Report, print_report, read_json, stage_main
 from visage import explain_plots
 from visage.answering import check_eye
 from visage.card import CARD_FILE, ModelCard, load_model, sha256_of
@@ -32,6 +32,7 @@ from visage.metrics import FloatArray, IntArray
 from visage.plots import png
 from visage.predictor import Predictor
 from visage.report import Picture, page
+from visage.whole import written_whole
 
 
 @dataclass(frozen=True, kw_only=True)

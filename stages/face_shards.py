@@ -18,8 +18,8 @@ from typing import Any
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from stages.settings import written_whole
 from visage.schemas import FACE_SCHEMA, METADATA_KEY
+from visage.whole import written_whole
 
 Row = dict[str, Any]
 SHARD_KEY = b"align"  # metadata: JSON with fingerprint, rejects and counts

@@ -20,7 +20,7 @@ import torch
 from torch import Tensor, nn
 
 from stages.endings import micro_batches
-from stages.settings import Report, print_report, stage_main, written_whole
+from stages.settings import Report, print_report, stage_main
 from stages.start import read_backbone, refuse_off_grid
 from visage.card import (
     CARD_FORMAT,
@@ -41,6 +41,7 @@ from visage.lineage import fingerprint_of, git_commit, table_digest
 from visage.methods import METHODS, LossSettings
 from visage.networks import Network, Pooling, build, initialise
 from visage.optim import RecipeSettings, computing_dtype
+from visage.whole import written_whole
 
 
 @dataclass(frozen=True, kw_only=True)

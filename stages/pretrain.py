@@ -19,7 +19,7 @@ from torch import nn
 from torch.nn import functional
 
 from stages.endings import micro_batches
-from stages.settings import Report, print_report, stage_main, written_whole
+from stages.settings import Report, print_report, stage_main
 from visage.card import NormaliseCard, write_weights
 from visage.eye import AugmentationSettings, evaluation_view, training_view
 from visage.faces import FaceTable, prefetched, shuffled_batches
@@ -27,6 +27,7 @@ from visage.fit import Task, available_device, fit
 from visage.lineage import fingerprint_of, table_digest
 from visage.networks import Pooling, build, initialise
 from visage.optim import RecipeSettings
+from visage.whole import written_whole
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -25,7 +25,8 @@ import pandas as pd
 from stages.checks.facts import facts, skipped_facts
 from stages.checks.findings import Findings, Outcome, inspect
 from stages.checks.settings import ValidateSettings
-from stages.settings import Report, print_report, stage_main, written_whole
+from stages.settings import Report, print_report, stage_main
+from visage.whole import written_whole
 
 SEVERITY = {"fail": "critical", "quarantine": "warning", "report": "info"}
 Verdicts = Mapping[tuple[str, str], Mapping[str, Any]]  # (check, measure) -> what Great Expectations says

@@ -27,6 +27,7 @@ from visage.labels import DECODERS, LabelGrid
 from visage.methods import METHODS
 from visage.networks import Network, Pooling, build
 from visage.networks import check as check_network
+from visage.whole import write_whole, written_whole
 
 CARD_FORMAT = 2
 WEIGHTS_FILE, CARD_FILE = "model.safetensors", "card.json"
@@ -172,9 +173,7 @@ class ModelCard:
 
     def write(self, path: Path) -> None:
         """Writes the card; the file appears whole or not at all."""
-        part = path.with_name(f".{path.name}.part")
-        part.write_text(self.to_json(), encoding="utf-8")
-        part.replace(path)
+        write_whole(path, self.to_json().encode())
 
     def build_network(self) -> Network:
         """The card's network, without its weights."""
@@ -243,10 +242,9 @@ def write_weights(
         name: (value.to(kind) if value.is_floating_point() else value).contiguous().cpu()
         for name, value in network.state_dict().items()
     }
-    part = path.with_name(f".{path.name}.part")
-    save_file(state, part, metadata={MEANING_KEY: meaning})
-    part.chmod(0o644)  # safetensors makes it readable by its owner alone
-    part.replace(path)
+    with written_whole(path) as part:
+        save_file(state, part, metadata={MEANING_KEY: meaning})
+        part.chmod(0o644)  # safetensors makes it readable by its owner alone
     count = sum(parameter.numel() for parameter in network.parameters())
     return WeightsCard(file=path.name, sha256=sha256_of(path), dtype=dtype, num_parameters=count)
 

@@ -23,6 +23,7 @@ from visage.explain_plots import Pixels, face_sheet
 from visage.photos import PhotoError, read_photo
 from visage.plots import png
 from visage.predictor import MAX_PHOTO_PIXELS, FacePrediction, Predictor, default_model_folder
+from visage.whole import write_whole
 
 MAX_SHOWN = 8  # faces of a photo, the largest first
 
@@ -97,9 +98,7 @@ def main() -> None:
         np.array([face.told.value for face in faces]),
         card.unit,
     )
-    part = arguments.out.with_name(f".{arguments.out.name}.part")
-    part.write_bytes(png(figure))
-    part.replace(arguments.out)
+    write_whole(arguments.out, png(figure))
 
 
 if __name__ == "__main__":

@@ -36,6 +36,7 @@ from torch import Tensor, nn
 from visage.card import CARD_FILE, WEIGHTS_FILE, ModelCard, load_model, save_model
 from visage.engine import Inference
 from visage.predictor import Predictor
+from visage.whole import write_whole
 
 ONNX_FILE, INT8_FILE = "model.onnx", "model.int8.onnx"
 OPSET = 18
@@ -230,13 +231,6 @@ def copy_with_card(exported: Path, released: Path, card: ModelCard) -> None:
     for path in sorted(exported.glob("model*.onnx")):
         write_whole(released / path.name, stamped(onnx.load_from_string(checked_bytes(path)), card))
     card.write(released / CARD_FILE)
-
-
-def write_whole(path: Path, data: bytes) -> None:
-    """A file that appears whole or not at all."""
-    part = path.with_name(f".{path.name}.part")
-    part.write_bytes(data)
-    part.replace(path)
 
 
 def main() -> None:

@@ -24,7 +24,8 @@ from torch import Tensor, nn
 from torch.nn.utils.fusion import fuse_conv_bn_eval
 
 from visage.card import ModelCard
-from visage.export import forget_the_machine, load_onnx, onnx_graph, stamped, write_whole
+from visage.export import forget_the_machine, load_onnx, onnx_graph, stamped
+from visage.whole import write_whole
 
 WEIGHTED, WEIGHTLESS = ("Conv", "Gemm"), ("MaxPool", "Relu")
 PREPARED = {"onnx.quant.pre_process": "onnxruntime.quant"}  # folding and shapes are done: no advice to do them

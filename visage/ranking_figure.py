@@ -15,6 +15,7 @@ from matplotlib.figure import Figure
 
 from visage.labels import LabelGrid, gaussian, normal_cdf, ranking_encoding
 from visage.plots import BLUE, GREEN, ORANGE, VERMILION, canvas, dress, png
+from visage.whole import write_whole
 
 AGE_GRID = LabelGrid(minimum=0.0, step=1.0, maximum=100.0)
 SHOWN_AGE, SIGMAS = 50.0, (5.0, 2.0, 0.5)  # years
@@ -47,9 +48,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(prog="python -m visage.ranking_figure", description=__doc__.split("\n", 1)[0])
     parser.add_argument("out", type=Path, help="the PNG that is written")
     target = parser.parse_args().out
-    part = target.with_name(f".{target.name}.part")
-    part.write_bytes(png(ranking_figure(SHOWN_AGE, SIGMAS, AGE_GRID, SHOWN_YEARS, "years")))
-    part.replace(target)
+    write_whole(target, png(ranking_figure(SHOWN_AGE, SIGMAS, AGE_GRID, SHOWN_YEARS, "years")))
 
 
 if __name__ == "__main__":

@@ -16,9 +16,9 @@ from typing import Any
 
 from tqdm import tqdm
 
-from stages.settings import written_whole
 from stages.sources.archives import Budget, Placer, Unpacked, odd_name, safe_name
 from stages.sources.records import Reader, Record
+from visage.whole import written_whole
 
 MARK_RECORDS = 10_000
 

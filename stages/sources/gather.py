@@ -21,12 +21,12 @@ from typing import Any
 
 from tqdm import tqdm
 
-from stages.settings import written_whole
 from stages.sources.archives import CONTROL, Budget, Placer, odd_name, printable, unpack
 from stages.sources.containers import unpack_container
 from stages.sources.fetch import Located, locate
 from stages.sources.parts import grouped_parts, is_archive
 from stages.sources.records import Reader, ReportSkip, files_under
+from visage.whole import written_whole
 
 CHUNK_BYTES = 1 << 20
 PLAN = "plan.json"

@@ -14,8 +14,7 @@ import pyarrow.parquet as pq
 import pytest
 
 from stages.classic import ClassicSettings, classic
-from stages.pretrain import pretrain
-from tests.small_faces import ALIGNMENT, GRID, classic_settings, pretrain_settings, some_faces, write_faces
+from tests.small_faces import ALIGNMENT, GRID, classic_settings, some_faces, write_faces
 from visage.labels import LabelGrid
 
 NUM_TRAIN, NUM_VAL, NUM_TEST = 40, 12, 10
@@ -24,15 +23,6 @@ PAIRS = [("bif", "svr"), ("bif", "ohrank"), ("bif", "bfgs_ldl"), ("cnn", "svr"),
 
 def rows_of_faces() -> list[dict[str, Any]]:
     return some_faces(NUM_TRAIN, NUM_VAL, NUM_TEST)
-
-
-@pytest.fixture(scope="module")
-def backbone(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    folder = tmp_path_factory.mktemp("identity")
-    pretrain(pretrain_settings(epochs=1), faces=write_faces(folder / "faces", some_faces()),
-             checkpoints=folder / "checkpoints", backbone=folder / "backbone", history=folder / "pretrain.csv",
-             report=lambda *_: None)  # fmt: skip
-    return folder / "backbone"
 
 
 def run(

@@ -16,14 +16,12 @@ from safetensors.torch import load_file
 import stages.finetune
 from stages.endings import MICRO_BATCHES
 from stages.finetune import FinetuneSettings, finetune
-from stages.pretrain import pretrain
 from tests.small_faces import (
     ALIGNMENT,
     DETECTOR,
     GRID,
     RECIPE,
     finetune_settings,
-    pretrain_settings,
     some_faces,
     write_faces,
 )
@@ -40,16 +38,6 @@ OTHER_NORMALISE = NormaliseCard(mean=(0.5, 0.5, 0.5), std=(1.0, 1.0, 1.0))
 @pytest.fixture
 def faces(tmp_path: Path) -> Path:
     return write_faces(tmp_path / "faces", some_faces())
-
-
-@pytest.fixture(scope="module")
-def backbone(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A backbone of four people."""
-    folder = tmp_path_factory.mktemp("identity")
-    pretrain(pretrain_settings(epochs=1), faces=write_faces(folder / "faces", some_faces()),
-             checkpoints=folder / "checkpoints", backbone=folder / "backbone", history=folder / "pretrain.csv",
-             report=lambda *_: None)  # fmt: skip
-    return folder / "backbone"
 
 
 def run(folder: Path, faces: Path, settings: FinetuneSettings, backbone: Path | None = None) -> pd.DataFrame:

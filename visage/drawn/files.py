@@ -11,9 +11,7 @@ import csv
 import dataclasses
 import io
 import json
-import os
 from collections.abc import Callable, Iterator, Mapping
-from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import partial
 from multiprocessing import get_context
@@ -36,6 +34,7 @@ from visage.drawn.people import (
     sample_photo,
 )  # fmt: skip
 from visage.processes import die_with_parent
+from visage.whole import write_whole, written_whole
 
 LABELS, SETTINGS = "labels.csv", ".drawn.json"
 CHUNK_PEOPLE = 4
@@ -90,7 +89,7 @@ def draw_set(folder: Path, drawn_set: DrawnSet, num_workers: int) -> None:
     """
     _claim(folder, drawn_set)
     people = range(drawn_set.num_people)
-    with _whole(folder / LABELS) as part, part.open("w", newline="", encoding="utf-8") as lines:
+    with written_whole(folder / LABELS) as part, part.open("w", newline="", encoding="utf-8") as lines:
         table = csv.writer(lines)
         table.writerow(DrawnPhoto._fields)
         drawn = _mapped(partial(_draw_person, folder, drawn_set), people, num_workers)
@@ -124,7 +123,7 @@ def _draw_person(folder: Path, drawn_set: DrawnSet, index: int) -> list[DrawnPho
     for number, parameters in enumerate(person_photos(drawn_set, index)):
         photo_id = f"p{index:06d}/{number:03d}.jpg"
         if not (folder / photo_id).is_file():
-            _write(folder / photo_id, encode_face(parameters, drawn_set.px))
+            write_whole(folder / photo_id, encode_face(parameters, drawn_set.px))
         rows.append(_row(photo_id, f"p{index:06d}", parameters, drawn_set.label_noise))
     return rows
 
@@ -184,7 +183,7 @@ def _add_dirt(folder: Path, drawn_set: DrawnSet) -> Iterator[DrawnPhoto]:
             first = _row("", f"p{index:06d}", person_photos(drawn_set, index)[0], drawn_set.label_noise)
             photo, row = DIRT[kind]((folder / f"p{index:06d}" / "000.jpg").read_bytes(), first)
             photo_id = f"dirt/{kind}_{number:03d}.jpg"
-            _write(folder / photo_id, photo)
+            write_whole(folder / photo_id, photo)
             yield row._replace(photo_id=photo_id)
         start += count
 
@@ -195,7 +194,7 @@ def _claim(folder: Path, drawn_set: DrawnSet) -> None:
     if note.is_file() and note.read_text(encoding="utf-8") != wanted:
         raise ValueError(f"{folder}: holds a set drawn with other settings ({note.name}); empty it or draw elsewhere")
     folder.mkdir(parents=True, exist_ok=True)
-    _write(note, wanted.encode())
+    write_whole(note, wanted.encode())
 
 
 def _mapped(draw: Callable[[int], list[DrawnPhoto]], people: range, num_workers: int) -> Iterator[list[DrawnPhoto]]:
@@ -216,20 +215,3 @@ def _start_worker() -> None:
 def _keep_memory() -> None:
     """One large array, freed at once: glibc then stops giving memory back after every picture, a sixth of the time."""
     np.empty(1 << 24, np.uint8)
-
-
-def _write(path: Path, content: bytes) -> None:
-    path.parent.mkdir(parents=True, exist_ok=True)
-    with _whole(path) as part:
-        part.write_bytes(content)
-
-
-@contextmanager
-def _whole(path: Path) -> Iterator[Path]:
-    """A name beside `path` that becomes `path` when the block ends well, and vanishes when it does not."""
-    part = path.with_name(f".{path.name}.{os.getpid()}.part")
-    try:
-        yield part
-        part.replace(path)
-    finally:
-        part.unlink(missing_ok=True)

@@ -12,6 +12,7 @@ from PIL import Image
 
 from visage.drawn.face import draw_face
 from visage.drawn.people import SKIN_TONES, sample_person, sample_photo
+from visage.whole import write_whole
 
 SHEET_AGES = (0.5, 4.0, 10.0, 20.0, 35.0, 50.0, 66.0, 84.0)
 
@@ -33,9 +34,7 @@ def drawn_sheet(path: Path, num_people: int, px: int, seed: int) -> None:
     file = io.BytesIO()
     sheet = Image.fromarray(np.vstack(rows))
     sheet.save(file, format="PNG", optimize=True)
-    part = path.with_name(f".{path.name}.part")
-    part.write_bytes(file.getvalue())
-    part.replace(path)
+    write_whole(path, file.getvalue())
 
 
 if __name__ == "__main__":
