@@ -121,6 +121,7 @@ def run(copy: Path) -> str:
     return outcome
 
 
+@pytest.mark.slow
 def test_nights_one_after_the_other(copy: Path, heard: tuple[str, list[str]]) -> None:
     assert run(copy) == "version 1 of toy is champion: there is no champion yet"
     assert run(copy) == "Nothing new: version 1 of toy was promoted (there is no champion yet)"
@@ -146,6 +147,7 @@ def test_nights_one_after_the_other(copy: Path, heard: tuple[str, list[str]]) ->
     ]  # fmt: skip
 
 
+@pytest.mark.slow
 def test_a_failing_stage_is_told_and_the_next_night_goes_on(copy: Path, heard: tuple[str, list[str]]) -> None:
     bring(copy, -1.0)
     with pytest.raises(Exception, match="the label is below 0"):
@@ -156,6 +158,7 @@ def test_a_failing_stage_is_told_and_the_next_night_goes_on(copy: Path, heard: t
     assert run(copy).startswith("version 1 of toy is champion")
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("step", ["packaged", "compared"])
 def test_one_that_died_between_register_and_alias_is_finished(
     copy: Path, monkeypatch: pytest.MonkeyPatch, step: str
@@ -182,6 +185,7 @@ def test_of_two_at_once_one_ends(copy: Path) -> None:
     assert champion(MODEL) is None
 
 
+@pytest.mark.slow
 def test_a_webhook_that_is_not_there_fails_nothing(copy: Path) -> None:
     params = yaml.safe_load((copy / "params.yaml").read_text(encoding="utf-8"))
     params["retrain"]["notify"] = "nobody"
