@@ -2,7 +2,8 @@
 
 MLFLOW_TRACKING_URI names a server (http://...) or a database (postgresql://...). Beside a server nothing else is
 needed: it knows where artifacts go. Beside a database, MLFLOW_DEFAULT_ARTIFACT_ROOT says so (s3://bucket/folder; keys
-and endpoint in AWS_ACCESS_KEY_ID, AWS_SECRET_ACCESS_KEY, MLFLOW_S3_ENDPOINT_URL). Without any, all lies in .mlflow/.
+and endpoint in AWS_ACCESS_KEY_ID, AWS_SECRET_ACCESS_KEY, MLFLOW_S3_ENDPOINT_URL); SQLite has them beside its file.
+Without any, all lies in .mlflow/.
 """
 
 from __future__ import annotations
@@ -44,7 +45,7 @@ def experiment(name: str) -> str:
     known = client.get_experiment_by_name(name)
     if known is None:
         try:
-            return str(client.create_experiment(name, artifact_location=_artifact_root()))
+            return str(client.create_experiment(name, artifact_location=artifact_root()))
         except MlflowException as error:
             if error.error_code != databricks_pb2.ErrorCode.Name(RESOURCE_ALREADY_EXISTS):
                 raise
@@ -55,11 +56,19 @@ def experiment(name: str) -> str:
     return str(known.experiment_id)
 
 
-def _artifact_root() -> str | None:
-    """Where a new experiment's artifacts go; None leaves it to the server."""
-    if "MLFLOW_TRACKING_URI" not in os.environ:
-        return (Path.cwd() / LOCAL / "artifacts").as_uri()
-    return os.environ.get("MLFLOW_DEFAULT_ARTIFACT_ROOT")
+def artifact_root() -> str | None:
+    """Where a new experiment's artifacts go; None leaves it to the server. MLflow itself would take ./mlruns."""
+    kind, _, place = os.environ["MLFLOW_TRACKING_URI"].partition("://")  # MLflow has set it, where it was not
+    if kind in ("http", "https"):
+        return None
+    if "MLFLOW_DEFAULT_ARTIFACT_ROOT" in os.environ:
+        return os.environ["MLFLOW_DEFAULT_ARTIFACT_ROOT"]
+    if kind != "sqlite":
+        raise ValueError(
+            f"MLFLOW_TRACKING_URI is a database ({kind}) and nothing says where files go: set "
+            "MLFLOW_DEFAULT_ARTIFACT_ROOT, such as s3://bucket/folder"
+        )
+    return (Path(place.removeprefix("/")).absolute().parent / "artifacts").as_uri()
 
 
 def patiently(action: Callable[[], Result]) -> Result:
