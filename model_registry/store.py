@@ -19,10 +19,10 @@ import mlflow
 from mlflow import MlflowClient
 from mlflow.exceptions import MlflowException
 from mlflow.protos import databricks_pb2
-from mlflow.protos.databricks_pb2 import INTERNAL_ERROR, RESOURCE_ALREADY_EXISTS, TEMPORARILY_UNAVAILABLE
+from mlflow.protos.databricks_pb2 import RESOURCE_ALREADY_EXISTS, TEMPORARILY_UNAVAILABLE
 
 LOCAL = ".mlflow"  # in the working directory: database and artifacts of those who have no server
-PASSING = {databricks_pb2.ErrorCode.Name(code) for code in (TEMPORARILY_UNAVAILABLE, INTERNAL_ERROR)}
+PASSING = databricks_pb2.ErrorCode.Name(TEMPORARILY_UNAVAILABLE)
 PAUSES = (1.0, 2.0, 4.0, 8.0, 16.0, 32.0)  # seconds between attempts: a database that restarts is back by then
 Result = TypeVar("Result")
 _log = logging.getLogger(__name__)
@@ -72,12 +72,15 @@ def artifact_root() -> str | None:
 
 
 def patiently(action: Callable[[], Result]) -> Result:
-    """`action` again and again while the store is away for a moment. It must be one that may be done twice."""
+    """`action` again and again while the database is away for a moment. It must be one that may be done twice.
+
+    Of a server that is away MLflow's own client has tried for minutes before it gives up; that is not done again.
+    """
     for pause in PAUSES:
         try:
             return action()
         except MlflowException as error:
-            if error.error_code not in PASSING:
+            if error.error_code != PASSING:
                 raise
             _log.warning("MLflow's store does not answer, again in %g s: %s", pause, str(error)[:200])
             time.sleep(pause)

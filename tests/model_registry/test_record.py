@@ -187,13 +187,12 @@ def test_postgresql_and_s3_and_a_restart_in_the_middle(
         monkeypatch.setenv("MLFLOW_TRACKING_URI", database.uri)
         monkeypatch.setenv("MLFLOW_DEFAULT_ARTIFACT_ROOT", store.root)
         evidence.lock.write_text("another", encoding="utf-8")
-        with recording("directly", "here") as run_id:
-            assert finish(run_id, evidence, CODE) == run_id
+        run_id = _restarted(database, evidence, "directly")
         check(run_id, evidence, tmp_path)
         assert connect().get_run(run_id).info.artifact_uri.startswith(store.root)
 
 
-def _restarted(database: Postgres, evidence: Evidence) -> str:
+def _restarted(database: Postgres, evidence: Evidence, experiment_name: str = "visage") -> str:
     """Records while PostgreSQL stops at once and is away for three seconds."""
 
     def away() -> None:
@@ -201,7 +200,7 @@ def _restarted(database: Postgres, evidence: Evidence) -> str:
         time.sleep(3)
         database.start()
 
-    with recording("visage", "here") as run_id:
+    with recording(experiment_name, "here") as run_id:
         outage = threading.Thread(target=away)
         outage.start()
         time.sleep(0.5)
