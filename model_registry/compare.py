@@ -48,6 +48,7 @@ from model_registry.record import PREDICTIONS
 from model_registry.store import connect, patiently
 from visage.bootstrap import Bootstrap, cluster_codes, paired_bootstrap, who_is_shown
 from visage.card import INTERVAL_MASS
+from visage.metrics import bands
 from visage.predictor import Predictor
 
 TEST = "test"
@@ -160,7 +161,7 @@ def compare(
 def judge(challenger: Contender, champion: Contender, settings: PromoteSettings) -> Decision:
     """The rules applied to two versions."""
     shared = shared_faces(challenger.predictions, champion.predictions)
-    first = _shared_check(len(shared), len(champion.predictions), settings)
+    first = _shared_check(len(shared), champion.predictions["sha256"].nunique(), settings)
     checks = [first]
     if first.passed:
         checks += [_overall(shared, settings), *_groups(shared, settings), _calibration(shared, settings)]
@@ -218,7 +219,7 @@ def _overall(shared: pd.DataFrame, settings: PromoteSettings) -> Check:
 
 
 def _groups(shared: pd.DataFrame, settings: PromoteSettings) -> Iterator[Check]:
-    band = np.floor(shared["label"] / settings.band_width) * settings.band_width
+    band = pd.Series(bands(shared["label"].to_numpy(), settings.band_width), shared.index)
     for name, values in {"sex": shared["sex"], "ethnicity": shared["ethnicity"], "label from": band}.items():
         for value, rows in shared.groupby(values):
             if len(rows) < settings.min_group_faces:

@@ -5,8 +5,9 @@
 
 The alias `champion` is the truth; moving it is one step, whatever fails before or after. Why a version was promoted or
 refused (model_registry/compare.py decides) stands on the version before the alias moves. The history (tags of the
-registered model, an event each) is written after it; where it is behind, because a process died or somebody moved the
-alias by other means, the next call says what it found.
+registered model, an event each) is written after it, a rollback's event before it: a rollback that died and is asked
+for again must not come back to the champion that it took away. Where history and alias differ, because a process died
+or somebody moved the alias by other means, the next call says what it found.
 """
 
 from __future__ import annotations
@@ -77,8 +78,8 @@ def rollback(model: str, reason: str = "by hand") -> int:
     standing = [version for version in before if _exists(client, model, version)]
     if not standing:
         raise ValueError(f"{model}: no earlier champion to go back to; promote a version by hand")
-    patiently(lambda: client.set_registered_model_alias(model, CHAMPION, str(standing[-1])))
     note(client, model, "rolled back to", standing[-1], reason)
+    patiently(lambda: client.set_registered_model_alias(model, CHAMPION, str(standing[-1])))
     return standing[-1]
 
 
@@ -109,7 +110,7 @@ def _reconcile(client: MlflowClient, model: str) -> None:
     """The history learns of a champion that it has not heard of."""
     line, now = _succession(history(model)), champion(model)
     if now is not None and (not line or line[-1] != now):
-        note(client, model, "found as champion", now, "named by other means, or before its event could be written")
+        note(client, model, "found as champion", now, "named by other means, or the step before died halfway")
 
 
 def last_event(model: str) -> tuple[str, int] | None:

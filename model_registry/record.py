@@ -22,7 +22,7 @@ from typing import Any, TypeVar
 from mlflow import MlflowClient
 from mlflow.data.meta_dataset import MetaDataset
 from mlflow.data.sources import LocalArtifactDatasetSource  # type: ignore[attr-defined]  # made at run time
-from mlflow.entities import Dataset, DatasetInput, InputTag, Metric, Param, RunTag
+from mlflow.entities import Dataset, DatasetInput, InputTag, Metric, Param, Run, RunTag
 from mlflow.system_metrics.system_metrics_monitor import SystemMetricsMonitor
 
 from model_registry.store import connect, experiment, patiently
@@ -72,20 +72,30 @@ def recording(experiment_name: str, workspace: str) -> Iterator[str]:
     """
     client, number = connect(), patiently(lambda: experiment(experiment_name))
     run_id = patiently(lambda: _open_run(client, number, hashlib.sha256(workspace.encode()).hexdigest()[:16]))
-    monitor = _monitor(run_id)
-    monitor.start()
+    sampler = _sampler(run_id)
+    sampler.start()
     try:
         yield run_id
     except BaseException:
         patiently(lambda: client.set_terminated(run_id, "FAILED"))
         raise
     finally:
-        monitor.finish()
+        sampler.finish()
 
 
-def _monitor(run_id: str) -> Any:
-    """MLflow's sampler of the machine; a run that is taken up goes on where it stopped."""
-    make: Any = SystemMetricsMonitor
+class Sampler(SystemMetricsMonitor):
+    """MLflow's sampler of the machine, which ends for good where the store is away once: this one starts it again."""
+
+    def monitor(self) -> None:
+        sample: Any = super().monitor
+        while not self._shutdown_event.is_set():
+            sample()
+            self._shutdown_event.wait(self.sampling_interval)
+
+
+def _sampler(run_id: str) -> Any:
+    """A run that is taken up goes on where it stopped."""
+    make: Any = Sampler
     return make(run_id, sampling_interval=SAMPLING_SECONDS, resume_logging=True)
 
 
@@ -102,7 +112,8 @@ def _open_run(client: MlflowClient, number: str, workspace: str) -> str:
 def finish(run_id: str, evidence: Evidence, code: Mapping[str, Any]) -> str:
     """Logs the evidence and ends the run; the id of the run that holds it, which may be an earlier one's.
 
-    May be called again after it was cut off: nothing is logged twice.
+    May be called again after it was cut off: nothing is logged twice. Where another result was being written down
+    when it was cut off, a new run takes this one: MLflow never changes a setting that a run has.
     """
     client, digest = connect(), lock_digest(evidence.lock)
     run = patiently(lambda: client.get_run(run_id))
@@ -111,11 +122,22 @@ def finish(run_id: str, evidence: Evidence, code: Mapping[str, Any]) -> str:
         if known != run_id:
             patiently(lambda: client.delete_run(run_id))
         return known
+    if run.data.tags.get(LOCK_TAG, digest) != digest:
+        run = patiently(lambda: _instead(client, run))
+        run_id = str(run.info.run_id)
+    patiently(lambda: client.set_tag(run_id, LOCK_TAG, digest))
     patiently(lambda: _log_evidence(client, run_id, run.info.start_time, evidence))
-    tags = {LOCK_TAG: digest, OPEN_TAG: "false"} | {f"visage.{name}": str(value) for name, value in code.items()}
+    tags = {OPEN_TAG: "false"} | {f"visage.{name}": str(value) for name, value in code.items()}
     patiently(lambda: client.log_batch(run_id, tags=[RunTag(key, value) for key, value in tags.items()]))
     patiently(lambda: client.set_terminated(run_id, "FINISHED"))
     return run_id
+
+
+def _instead(client: MlflowClient, run: Run) -> Run:
+    """A new open run of the same workspace; the old one stays FAILED."""
+    client.set_tag(run.info.run_id, OPEN_TAG, "false")
+    client.set_terminated(run.info.run_id, "FAILED")
+    return client.create_run(run.info.experiment_id, tags=dict(run.data.tags) | {OPEN_TAG: "true"})
 
 
 def _log_evidence(client: MlflowClient, run_id: str, time_ms: int, evidence: Evidence) -> None:

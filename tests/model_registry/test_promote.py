@@ -129,6 +129,8 @@ def test_only_faces_that_are_test_for_both_with_one_label_count(verdict: Verdict
     assert len(shared) == 189
     decision = verdict(mine.iloc[:100], theirs)
     assert failed(decision) == ["shared test faces"]
+    twice = pd.concat([theirs, theirs.iloc[:40]])
+    assert verdict(twice, twice).promote
     assert "package.model" in decision.reasons[0]
     assert failed(verdict(mine.iloc[:0], theirs.iloc[:0])) == ["shared test faces"]
 
@@ -206,6 +208,29 @@ def test_a_crash_anywhere_leaves_a_registry_that_the_next_call_completes(
     assert champion(MODEL) == better
     assert decided(MODEL, better) is not None
     assert rollback(MODEL) == first
+
+
+@pytest.mark.parametrize("step", ["before", "after"])
+def test_a_rollback_that_died_never_brings_back_what_it_took_away(
+    versions: Callable[[pd.DataFrame], int], monkeypatch: pytest.MonkeyPatch, step: str
+) -> None:
+    """Asked for again, it ends where it meant to; died after the alias moved, it was done and the next goes on."""
+    first, good, bad = (versions(predictions(4.0)) for _ in range(3))
+    for version in (first, good, bad):
+        registry.promote(MODEL, version, "by hand")
+    move = MlflowClient.set_registered_model_alias
+
+    def crash(*arguments: Any) -> None:
+        if step == "after":
+            move(*arguments)
+        raise KeyboardInterrupt
+
+    with monkeypatch.context() as broken:
+        broken.setattr(MlflowClient, "set_registered_model_alias", crash)
+        with pytest.raises(KeyboardInterrupt):
+            rollback(MODEL)
+    assert champion(MODEL) == (good if step == "after" else bad)
+    assert rollback(MODEL) == (first if step == "after" else good)
 
 
 def test_a_champion_named_by_other_means_is_respected(versions: Callable[[pd.DataFrame], int]) -> None:

@@ -11,9 +11,11 @@ from pathlib import Path
 
 import mlflow
 import pytest
+from mlflow import MlflowClient
+from mlflow.exceptions import MlflowException
 
 from model_registry.record import Evidence, curve, find, finish, flat, lock_digest, numbers, recording
-from model_registry.store import connect, experiment
+from model_registry.store import artifact_root, connect, experiment
 from tests.services import Postgres, mlflow_server, postgres, s3
 
 CODE = {"git_commit": "abc", "dirty": False}
@@ -102,6 +104,59 @@ def test_what_died_is_taken_up_and_nothing_stands_twice(local_registry: Path, ev
     check(left.info.run_id, evidence, local_registry)
 
 
+def test_another_result_takes_a_new_run_where_one_was_half_written(local_registry: Path, evidence: Evidence) -> None:
+    """Its settings stand in the run already, and MLflow refuses to change them."""
+    broken = replace(evidence, predictions=evidence.predictions.with_name("gone.parquet"))
+    broken = replace(broken, settings={"finetune": {"epochs": 7, "loss": {"lambda_": 9.0}}})
+    with pytest.raises(OSError, match="gone"):
+        record(broken)
+    [left] = connect().search_runs([experiment("visage")])
+    evidence.lock.write_text("schema: '2.1'\n", encoding="utf-8")
+    taken = record(evidence)
+    assert taken != left.info.run_id
+    check(taken, evidence, local_registry)
+    assert connect().get_run(left.info.run_id).info.status == "FAILED"
+    with recording("visage", "here") as fresh:
+        assert fresh not in (taken, left.info.run_id)
+
+
+@pytest.mark.usefixtures("local_registry")
+def test_the_machine_is_watched_again_after_an_outage(evidence: Evidence, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("model_registry.record.SAMPLING_SECONDS", 0.2)
+    answers = MlflowClient.get_run
+
+    def away(*_: object) -> None:
+        raise MlflowException("the database restarts")
+
+    with recording("visage", "here") as run_id:
+        with monkeypatch.context() as outage:
+            outage.setattr(MlflowClient, "get_run", away)
+            time.sleep(1)
+        assert MlflowClient.get_run is answers
+        before = len(connect().get_metric_history(run_id, "system/system_memory_usage_percentage"))
+        time.sleep(1.5)
+        finish(run_id, evidence, CODE)
+    assert len(connect().get_metric_history(run_id, "system/system_memory_usage_percentage")) > before
+
+
+def test_without_a_server_all_lies_in_one_folder(local_registry: Path) -> None:
+    where = connect().get_experiment(experiment("visage")).artifact_location
+    assert where == (local_registry / ".mlflow" / "artifacts").as_uri()
+
+
+def test_where_files_go_beside_a_server_or_a_database(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("MLFLOW_TRACKING_URI", f"sqlite:///{tmp_path / 'a' / 'mlflow.db'}")
+    assert artifact_root() == (tmp_path / "a" / "artifacts").as_uri()
+    monkeypatch.setenv("MLFLOW_TRACKING_URI", "postgresql://me:secret@127.0.0.1/registry")
+    with pytest.raises(ValueError, match=r"database \(postgresql\).*MLFLOW_DEFAULT_ARTIFACT_ROOT") as refusal:
+        artifact_root()
+    assert "secret" not in str(refusal.value)
+    monkeypatch.setenv("MLFLOW_DEFAULT_ARTIFACT_ROOT", "s3://bucket")
+    assert artifact_root() == "s3://bucket"
+    monkeypatch.setenv("MLFLOW_TRACKING_URI", "http://127.0.0.1:5000")
+    assert artifact_root() is None
+
+
 @pytest.mark.usefixtures("local_registry")
 def test_a_run_that_was_cut_off_is_not_found(evidence: Evidence) -> None:
     with recording("visage", "here"):
@@ -132,13 +187,12 @@ def test_postgresql_and_s3_and_a_restart_in_the_middle(
         monkeypatch.setenv("MLFLOW_TRACKING_URI", database.uri)
         monkeypatch.setenv("MLFLOW_DEFAULT_ARTIFACT_ROOT", store.root)
         evidence.lock.write_text("another", encoding="utf-8")
-        with recording("directly", "here") as run_id:
-            assert finish(run_id, evidence, CODE) == run_id
+        run_id = _restarted(database, evidence, "directly")
         check(run_id, evidence, tmp_path)
         assert connect().get_run(run_id).info.artifact_uri.startswith(store.root)
 
 
-def _restarted(database: Postgres, evidence: Evidence) -> str:
+def _restarted(database: Postgres, evidence: Evidence, experiment_name: str = "visage") -> str:
     """Records while PostgreSQL stops at once and is away for three seconds."""
 
     def away() -> None:
@@ -146,7 +200,7 @@ def _restarted(database: Postgres, evidence: Evidence) -> str:
         time.sleep(3)
         database.start()
 
-    with recording("visage", "here") as run_id:
+    with recording(experiment_name, "here") as run_id:
         outage = threading.Thread(target=away)
         outage.start()
         time.sleep(0.5)
