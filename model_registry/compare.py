@@ -149,8 +149,10 @@ def compare(
     """The decision about version `challenger` of `model`. Without a champion any version may take the empty place."""
     if champion is None:
         return Decision(promote=True, champion=None, reasons=("there is no champion yet",), checks=())
-    if champion == challenger:
-        return Decision(promote=True, champion=champion, reasons=("it is the champion already",), checks=())
+    if champion == challenger:  # it was decided before
+        told = client.get_model_version(model, str(challenger)).tags
+        why = told[REASONS] if REASONS in told else "it is the champion already"
+        return Decision(promote=True, champion=champion, reasons=(why,), checks=())
     with tempfile.TemporaryDirectory() as place:
         ours, theirs = (
             _contender(client, model, version, Path(place) / str(version)) for version in (challenger, champion)
