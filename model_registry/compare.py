@@ -151,7 +151,7 @@ def compare(
         return Decision(promote=True, champion=None, reasons=("there is no champion yet",), checks=())
     if champion == challenger:  # it was decided before
         told = client.get_model_version(model, str(challenger)).tags
-        why = told[REASONS] if REASONS in told else "it is the champion already"
+        why = told.get(REASONS, "it is the champion already")
         return Decision(promote=True, champion=champion, reasons=(why,), checks=())
     with tempfile.TemporaryDirectory() as place:
         ours, theirs = (
