@@ -22,6 +22,7 @@ CODE = Path(__file__).resolve().parents[1]
 PROGRESS_SECONDS = 5.0  # a progress bar's state is passed on this often at most
 CONTROLS = re.compile(r"\x1b\[[0-9;]*[A-Za-z]")
 FROM_DVC = ("Running stage ", "> ")  # no reason for anything
+FROM_THE_SHELL = ("Killed", "Terminated")  # dash's words for a signal, which the ending tells already
 CHUNK_BYTES = 1 << 16
 
 
@@ -156,7 +157,7 @@ class StageRunner:
 
     def _tell(self, lines: list[str], log: Callable[[str], None]) -> None:
         for line in lines:
-            if not line.startswith(FROM_DVC):
+            if not line.startswith(FROM_DVC) and line not in FROM_THE_SHELL:
                 self._last = line
             log(line)
 
