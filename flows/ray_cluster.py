@@ -1,0 +1,48 @@
+"""The Ray that a job runs on: the cluster that RAY_ADDRESS names, else one of this machine, for as long as the job is.
+
+A cluster's nodes need the working copy, its data and its results at the same path as the driver (a shared file system)
+and the environment of requirements.lock; nothing else is set up here. See docs/cluster.md.
+"""
+
+from __future__ import annotations
+
+import logging
+import os
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import Any
+
+ADDRESS = "RAY_ADDRESS"
+
+
+class NoCluster(RuntimeError):
+    """Nobody answers at the address."""
+
+
+@contextmanager
+def connected(object_store_bytes: int | None = None) -> Iterator[None]:
+    """Ray while the block lasts; says in one line where it runs and where its dashboard is.
+
+    `object_store_bytes`: of a Ray of this machine's own; a cluster's nodes have theirs. Errors: NoCluster.
+    """
+    import ray
+
+    address = os.environ.get(ADDRESS)
+    own: dict[str, Any] = {"address": "local", "object_store_memory": object_store_bytes, "include_dashboard": True}
+    try:
+        context: Any = ray.init(**({"address": address} if address else own), logging_level=logging.WARNING)
+    except ConnectionError as error:
+        raise NoCluster(
+            f"no Ray answers at {address} ({error}); start its head node (ray start --head), or unset {ADDRESS} to "
+            "work on this machine alone"
+        ) from error
+    try:
+        resources = ray.cluster_resources()
+        print(
+            f"Ray: {address or 'this machine'}, {len(ray.nodes())} nodes, {resources.get('CPU', 0):g} CPUs, "
+            f"{resources.get('GPU', 0):g} GPUs; dashboard {context.dashboard_url or 'none'}",
+            flush=True,
+        )
+        yield
+    finally:
+        ray.shutdown()
