@@ -25,12 +25,13 @@ def connected(object_store_bytes: int | None = None) -> Iterator[None]:
 
     `object_store_bytes`: of a Ray of this machine's own; a cluster's nodes have theirs. Errors: NoCluster.
     """
-    import ray
+    import ray as untyped
 
+    ray: Any = untyped
     address = os.environ.get(ADDRESS)
     own: dict[str, Any] = {"address": "local", "object_store_memory": object_store_bytes, "include_dashboard": True}
     try:
-        context: Any = ray.init(**({"address": address} if address else own), logging_level=logging.WARNING)
+        context = ray.init(**({"address": address} if address else own), logging_level=logging.WARNING)
     except ConnectionError as error:
         raise NoCluster(
             f"no Ray answers at {address} ({error}); start its head node (ray start --head), or unset {ADDRESS} to "
