@@ -49,6 +49,7 @@ def drive(module: str, words: Sequence[str], *, root: Path, kept: str, log: Call
     finally:
         os.close(write_end)
         _end(process)
+        process.stdout.close()
     if status != 0:
         ending = f"was killed by {signal.Signals(-status).name}" if status < 0 else f"ended with status {status}"
         raise DriverFailed(f"{module} {ending}: {last}\n{kept}; when the cause is gone, run the same command again")

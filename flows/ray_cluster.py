@@ -38,12 +38,22 @@ def connected(object_store_bytes: int | None = None) -> Iterator[None]:
             "work on this machine alone"
         ) from error
     try:
-        resources = ray.cluster_resources()
+        has = resources()
         print(
-            f"Ray: {address or 'this machine'}, {len(ray.nodes())} nodes, {resources.get('CPU', 0):g} CPUs, "
-            f"{resources.get('GPU', 0):g} GPUs; dashboard {context.dashboard_url or 'none'}",
+            f"Ray: {address or 'this machine'}, {has['nodes']:g} nodes, {has['cpus']:g} CPUs, {has['gpus']:g} GPUs; "
+            f"dashboard {context.dashboard_url or 'none'}",
             flush=True,
         )
         yield
     finally:
         ray.shutdown()
+
+
+def resources() -> dict[str, float]:
+    """Nodes that are alive, CPUs and GPUs of the Ray that this process is connected to."""
+    import ray as untyped
+
+    ray: Any = untyped
+    total = ray.cluster_resources()
+    nodes = sum(bool(node["Alive"]) for node in ray.nodes())
+    return {"nodes": float(nodes), "cpus": total.get("CPU", 0.0), "gpus": total.get("GPU", 0.0)}
