@@ -8,11 +8,13 @@ from __future__ import annotations
 
 import logging
 import os
+import socket
 from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import Any
 
 ADDRESS = "RAY_ADDRESS"
+PATIENCE_SECONDS = 10.0  # for the head node to take a connection
 
 
 class NoCluster(RuntimeError):
@@ -29,14 +31,10 @@ def connected(object_store_bytes: int | None = None) -> Iterator[None]:
 
     ray: Any = untyped
     address = os.environ.get(ADDRESS)
+    if address:
+        _refuse_silence(address)
     own: dict[str, Any] = {"address": "local", "object_store_memory": object_store_bytes, "include_dashboard": True}
-    try:
-        context = ray.init(**({"address": address} if address else own), logging_level=logging.WARNING)
-    except ConnectionError as error:
-        raise NoCluster(
-            f"no Ray answers at {address} ({error}); start its head node (ray start --head), or unset {ADDRESS} to "
-            "work on this machine alone"
-        ) from error
+    context = ray.init(**({"address": address} if address else own), logging_level=logging.WARNING)
     try:
         has = resources()
         print(
@@ -47,6 +45,19 @@ def connected(object_store_bytes: int | None = None) -> Iterator[None]:
         yield
     finally:
         ray.shutdown()
+
+
+def _refuse_silence(address: str) -> None:
+    """Ray itself would wait for minutes where nobody listens."""
+    host, _, port = address.rpartition(":")
+    try:
+        with socket.create_connection((host, int(port)), timeout=PATIENCE_SECONDS):
+            pass
+    except (OSError, ValueError) as error:
+        raise NoCluster(
+            f"{ADDRESS}={address}: no Ray answers there ({error}); give host:port of a head node, as ray start --head "
+            f"says it, or unset {ADDRESS} to work on this machine alone"
+        ) from error
 
 
 def resources() -> dict[str, float]:

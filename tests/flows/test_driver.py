@@ -12,6 +12,7 @@ import pytest
 
 from flows.driver import DriverFailed, drive
 from tests.imports import REPOSITORY
+from tests.services import free_port
 
 SLEEPS = """
 import os, pathlib, time
@@ -64,3 +65,10 @@ def test_it_is_shut_down_when_its_owner_ends(tmp_path: Path, number: int) -> Non
     process.send_signal(number)
     process.communicate()
     wait_for(tmp_path / "shut down")
+
+
+def test_an_address_without_ray_is_told_at_once(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("RAY_ADDRESS", f"127.0.0.1:{free_port()}")
+    program = "from flows.ray_cluster import connected\nwith connected(): print('never')"
+    with pytest.raises(DriverFailed, match=r"RAY_ADDRESS=127.0.0.1:\d+: no Ray answers there .* or unset RAY_ADDRESS"):
+        driven(tmp_path, program)
