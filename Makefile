@@ -129,11 +129,14 @@ bench: $(STAMP)  ## the measurements of bench/, one after the other; minutes, on
 
 .PHONY: test
 test: $(STAMP)  ## the tests that take seconds
-	OMP_NUM_THREADS=1 $(BIN)/python -m pytest
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest $(side_by_side)
 
 .PHONY: test-slow
 test-slow: $(STAMP)  ## the tests that take minutes: whole pipelines, real photos
-	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -m slow
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -m slow $(side_by_side)
+
+# A process a core, a test file all in one of them: what a file sets up once (a server, a model) is set up once.
+side_by_side = -n $(or $(WORKERS),auto) --dist loadfile
 
 .PHONY: check
 check: $(STAMP)  ## ruff and mypy

@@ -18,7 +18,7 @@ import signal
 import sys
 import threading
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import suppress
 from dataclasses import asdict, dataclass
 from graphlib import TopologicalSorter
@@ -57,6 +57,19 @@ def stale(repository: Path) -> list[str]:
 
     with Repo(str(repository)) as repo:
         return [name.rpartition(":")[2] for name in repo.status()]  # path:stage, where another folder is the current
+
+
+def before(stages: Sequence[Declared], goal: str) -> list[str]:
+    """The stages whose outputs `goal` reads, directly or not, in the order of `stages`."""
+    writer = {path: stage for stage in stages for path in stage.outputs}
+    by_name = {stage.name: stage for stage in stages}
+    wanted: set[str] = set()
+    waiting = [by_name[goal]] if goal in by_name else []
+    while waiting:
+        direct = {writer[path].name for path in waiting.pop().inputs if path in writer}
+        waiting += [by_name[name] for name in direct - wanted]
+        wanted |= direct
+    return [stage.name for stage in stages if stage.name in wanted]
 
 
 def _in_order(repo: Any) -> list[Declared]:
