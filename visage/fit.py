@@ -14,7 +14,6 @@ Legend: B batch, C channels, H height, W width, K outputs.
 from __future__ import annotations
 
 import copy
-import errno
 import math
 import os
 import pickle
@@ -125,7 +124,8 @@ def fit(
         ranks.take_first(average)
         row |= task.validate(average) | {"seconds": time.perf_counter() - started}
         history.append(row)
-        _write_by_first(checkpoint, fingerprint, network, average, optimiser, history)
+        if ranks.rank() == 0:
+            _write_checkpoint(checkpoint, fingerprint, network, average, optimiser, history)
         report(epoch + 1, row)
     return average.eval(), history
 
@@ -159,22 +159,6 @@ def _refuse_different_starts(checkpoint: Path, num_epochs: int, device: torch.de
             f"{checkpoint}: this process found {num_epochs} finished epochs there, others another number; checkpoints "
             "must lie in a folder that all machines share"
         )
-
-
-def _write_by_first(path: Path, fingerprint: str, network: nn.Module, *state: Any) -> None:
-    """The first process writes; where it cannot, all end, for the others would wait for it."""
-    failure: OSError | None = None
-    if ranks.rank() == 0:
-        try:
-            _write_checkpoint(path, fingerprint, network, *state)
-        except OSError as error:
-            failure = error
-    number = (failure.errno or errno.EIO) if failure else 0
-    number = int(ranks.totals([number], next(network.parameters()).device)[0])
-    if failure:
-        raise failure
-    if number:
-        raise OSError(number, "the first process cannot write the checkpoint", str(path))
 
 
 def _write_checkpoint(
