@@ -4,7 +4,7 @@ A first pass over two small columns counts who is there. Afterwards every epoch 
 the faces that are wanted, in that order, into as many equal parts as processes read them, and each process reads its
 part through a buffer: every batch is drawn at random from the buffer's faces, and new ones take their places. A buffer
 that holds the whole set shuffles ideally; how near a smaller one comes, `same_person_pairs` says.
-Legend: B batch, H height, W width.
+Legend: B faces of a batch, H height, W width, S batches of an epoch, R processes.
 """
 
 from __future__ import annotations
@@ -94,7 +94,7 @@ class FaceStream:
                 f"{num_ranks} processes want batches of {2 * num_ranks} faces or more, 2 each: batch_size is "
                 f"{batch_size}, and there are {len(self)} faces; take fewer processes, or larger batches"
             )
-        return min(-(-len(self) // batch_size), len(self) // num_ranks // 2)
+        return min(-(-len(self) // batch_size), len(self) // (2 * num_ranks))
 
     def shuffled(
         self, batch_size: int, window_faces: int, generator: torch.Generator, *, num_workers: int, rank: int,
@@ -109,10 +109,9 @@ class FaceStream:
         order = torch.randperm(len(self.shards), generator=generator).tolist()
         drawn = int(torch.randint(1 << 62, (1,), generator=generator))
         generator.manual_seed(drawn + 2 * rank)
-        first, last = self._part(rank, num_ranks)
-        num_batches = self.num_batches(batch_size, num_ranks)
-        sizes = np.diff(np.linspace(0, last - first, num_batches + 1).astype(np.int64)).tolist()
-        faces = self._faces(order, first, last)
+        shares_SR = self._shares(batch_size, num_ranks)
+        first, last = int(shares_SR[:, :rank].sum()), int(shares_SR[:, : rank + 1].sum())
+        faces, sizes = self._faces(order, first, last), shares_SR[:, rank].tolist()
         batches = drawn_batches(faces, sizes, window_faces, np.random.default_rng(drawn + 2 * rank + 1))
         yield from ahead(_decoded, batches, num_workers)
 
@@ -120,12 +119,15 @@ class FaceStream:
         self, batch_size: int, *, num_workers: int, rank: int, num_ranks: int
     ) -> Iterator[tuple[Tensor, Tensor]]:
         """This process's part of the faces in the shards' order; as `shuffled` gives them."""
-        faces = self._faces(range(len(self.shards)), *self._part(rank, num_ranks))
+        first, last = (len(self) * number // num_ranks for number in (rank, rank + 1))
+        faces = self._faces(range(len(self.shards)), first, last)
         yield from ahead(_decoded, iter(lambda: list(itertools.islice(faces, batch_size)), []), num_workers)
 
-    def _part(self, rank: int, num_ranks: int) -> tuple[int, int]:
-        """The first face of a process's part and the one after its last."""
-        return len(self) * rank // num_ranks, len(self) * (rank + 1) // num_ranks
+    def _shares(self, batch_size: int, num_ranks: int) -> np.ndarray:
+        """Faces of each batch S in each process R, as even as whole numbers are."""
+        num_batches = self.num_batches(batch_size, num_ranks)
+        sizes_S1 = np.diff(len(self) * np.arange(num_batches + 1) // num_batches)[:, None]
+        return np.diff(sizes_S1 * np.arange(num_ranks + 1) // num_ranks, axis=1)
 
     def _faces(self, order: Iterable[int], first: int, last: int) -> Iterator[Encoded]:
         """Faces `first` to `last` - 1 of the shards put one after the other in this order."""
