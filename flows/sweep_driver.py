@@ -34,7 +34,7 @@ from ray import tune
 
 from flows.ray_cluster import NoCluster, connected, resources
 from flows.sweep_results import best_of, closing, ended_trials, epochs_in, trials_table, write_results
-from flows.sweep_search import Listener, SchedulerState, parameters, scheduler_of, tune_config
+from flows.sweep_search import Listener, SchedulerState, SweepStopped, parameters, scheduler_of, tune_config
 from flows.sweep_space import SIGMA, Plan, SweepSettings, planned
 from flows.sweep_trial import trial
 from model_registry.trials import end_sweep, open_sweep
@@ -167,11 +167,22 @@ def main() -> None:
     inputs = Inputs(**{name: path.absolute() for name, path in vars(parser.parse_args()).items()})
     try:
         sweep(inputs)
-    except (ValueError, OSError, NoCluster) as error:
-        if isinstance(error, OSError) and ending_of(error) is Ending.FAULT:
+    except Exception as error:
+        told = _for_the_user(error)
+        if told is None:
             raise
-        print(f"flows.sweep: {error}", file=sys.stderr)
+        print(f"flows.sweep: {told}", file=sys.stderr)
         raise SystemExit(2) from error
+
+
+def _for_the_user(error: BaseException | None) -> str | None:
+    """The words of what a person can mend, by itself or as what another error came from."""
+    while error is not None:
+        refused = isinstance(error, OSError) and ending_of(error) is Ending.REFUSED
+        if refused or isinstance(error, ValueError | NoCluster | SweepStopped):
+            return str(error)
+        error = error.__cause__ or error.__context__
+    return None
 
 
 if __name__ == "__main__":

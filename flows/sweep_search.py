@@ -14,9 +14,8 @@ from ray.tune.schedulers import ASHAScheduler
 from ray.tune.search.optuna import OptunaSearch
 
 from flows.sweep_space import ChoiceSettings, Dimension, IntegerSettings, LogRangeSettings, Plan, RangeSettings
-from flows.sweep_trial import DIVERGED, EPOCH, METRIC, VALUES
+from flows.sweep_trial import DIVERGED, EPOCH, METRIC, NO_OTHER_TRY, VALUES
 from model_registry.trials import Status, end_trial, log_epoch, open_trial
-from stages.endings import Ending, ending_of
 
 FIGURES = (METRIC, "train_loss", "learning_rate", "seconds")
 
@@ -97,6 +96,10 @@ def name_of(trial: Trial) -> str:
 # ---------------------------------------------------------------------------------------------------------------------
 
 
+class SweepStopped(RuntimeError):
+    """A trial met what every other one would, too; Tune wraps it into an error of its own."""
+
+
 @dataclass
 class Listener(Callback):
     """The driver's: a line an epoch in the terminal, and MLflow's runs. What no other try helps ends the sweep.
@@ -127,7 +130,9 @@ class Listener(Callback):
     def on_trial_result(
         self, iteration: int, trials: list[Trial], trial: Trial, result: dict[str, Any], **info: Any
     ) -> None:
-        """An epoch ended; one that is told again is left out."""
+        """An epoch ended; one that is told again is left out. Errors: SweepStopped."""
+        if NO_OTHER_TRY in result:
+            raise SweepStopped(f"trial {trial.trial_id}: {result[NO_OTHER_TRY]}")
         if DIVERGED in result or result[EPOCH] <= self.epochs.get(trial.trial_id, 0):
             return
         self.epochs[trial.trial_id] = result[EPOCH]
@@ -166,12 +171,9 @@ def outcome(last: Mapping[str, Any], max_epochs: int) -> tuple[Status, str]:
 
 
 def reason_of(trial: Trial) -> str:
-    """A failed trial's own error; OSError, which ends the sweep, for one that every other trial would meet, too."""
-    error = trial.get_pickled_error()
-    cause = getattr(error, "cause", None) or error
-    if isinstance(cause, OSError) and ending_of(cause) is Ending.REFUSED:
-        raise OSError(cause.errno, f"{cause.strerror} (trial {trial.trial_id})", cause.filename) from cause
-    return f"{type(cause).__name__}: {str(cause).strip().splitlines()[-1] if str(cause).strip() else 'no words'}"
+    """The last line of a failed trial's error."""
+    lines = str(trial.get_error() or "no words").strip().splitlines()
+    return lines[-1]
 
 
 def say(trial: Trial, words: str) -> None:

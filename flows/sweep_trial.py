@@ -7,6 +7,7 @@ read gives way to that of the epoch before.
 
 from __future__ import annotations
 
+import errno
 import fcntl
 import os
 import shutil
@@ -20,6 +21,7 @@ import pandas as pd
 import torch
 
 from flows.sweep_space import Plan
+from stages.endings import Ending, ending_of
 from stages.finetune import FinetuneSettings, finetune
 from visage.faces import FaceTable
 from visage.fit import BrokenCheckpoint, Diverged
@@ -27,6 +29,8 @@ from visage.whole import written_whole
 
 EPOCHS, HISTORY, MODEL = "epochs.csv", "history.csv", "model"
 CHECKPOINTS, NEWEST, BEFORE = "checkpoints", ".newest", ".before"
+NO_OTHER_TRY = "no_other_try"
+LEAST_BYTES = 4_000_000  # a file that did not fit may leave some free
 METRIC, DIVERGED, EPOCH, VALUES = "val_mae", "diverged", "epoch", "values"
 Tell = Callable[[Mapping[str, Any]], None]
 
@@ -48,7 +52,27 @@ def trial(config: Mapping[str, Any], *, plan: Plan, folder: Path, faces: Path, t
     torch.set_num_threads(max(1, int(plan.settings.cpus_per_trial)))
     own = folder / tune.get_context().get_trial_id()
     paths = TrialPaths(folder=own, backbone=folder / "backbone", faces=faces)
-    run_trial(plan.trial_settings(config[VALUES]), plan.max_epochs, paths, tables, tune.report)
+    try:
+        run_trial(plan.trial_settings(config[VALUES]), plan.max_epochs, paths, tables, tune.report)
+    except Exception as error:
+        if told := for_a_person(error, own):  # as figures: an error would be written down, and there may be no room
+            tune.report({METRIC: float("nan"), NO_OTHER_TRY: told})
+        raise
+
+
+def for_a_person(error: BaseException, folder: Path) -> str | None:
+    """The words of an error that other trials would meet, too: missing rights, a full disk. torch's own error on a full
+    disk does not say so; the disk does."""
+    chain: list[BaseException] = [error]
+    while (before := chain[-1].__cause__ or chain[-1].__context__) is not None:
+        chain.append(before)
+    for one in chain:
+        if isinstance(one, OSError) and ending_of(one) is Ending.REFUSED:
+            return str(one)
+    free_bytes = shutil.disk_usage(folder).free
+    if free_bytes < LEAST_BYTES:
+        return f"{folder}: {os.strerror(errno.ENOSPC)} ({free_bytes} bytes are free): {error}"
+    return None
 
 
 def run_trial(
