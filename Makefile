@@ -71,6 +71,11 @@ generated || cp params.yaml presets/drawn.yaml; \
 $(BIN)/python -m stages.settings use presets/drawn.yaml "$$preset" params.yaml
 endef
 
+.PHONY: sweep
+sweep: $(STAMP)  ## search finetune's settings with Ray Tune (sweep in params.yaml); goes on where it stopped; DATA= as for repro
+	@$(if $(DATA),$(use_data))
+	@$(BIN)/python -m flows.sweep
+
 .PHONY: predict
 predict: $(STAMP)  ## one JSON document for PHOTO=x.jpg; MODEL=folder names the model that speaks
 	@test -n "$(PHOTO)" || { echo 'usage: make predict PHOTO=x.jpg [MODEL=folder]' >&2; exit 1; }

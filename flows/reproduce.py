@@ -67,7 +67,7 @@ def _run_all(root: Path, runner: StageRunner) -> dict[str, str]:
     stages = runner.stages(get_run_logger().info)
     outputs = outputs_of(root, stages)
     try:
-        made: dict[str, str] = {stage.name: _task_of(stage.name)(runner, stage.name) for stage in stages}
+        made: dict[str, str] = {stage.name: task_of(stage.name)(runner, stage.name) for stage in stages}
     except StageFailed:
         show_quality(outputs)
         raise
@@ -77,7 +77,8 @@ def _run_all(root: Path, runner: StageRunner) -> dict[str, str]:
     return made
 
 
-def _task_of(stage: str) -> Any:
+def task_of(stage: str) -> Any:
+    """`one_stage` under the stage's name, tried again where that may help."""
     pauses = RETRY_PAUSES_S
     return one_stage.with_options(name=stage, task_run_name=stage, retries=len(pauses), retry_delay_seconds=pauses)
 
