@@ -18,7 +18,6 @@ export MLFLOW_SERVER_ENABLE_JOB_EXECUTION := false
 export PREFECT_HOME := $(CURDIR)/.prefect
 export PREFECT_SERVER_ANALYTICS_ENABLED := false
 export PREFECT_SERVER_EPHEMERAL_STARTUP_TIMEOUT_SECONDS := 120
-export RAY_AUTH_MODE := disabled
 export RAY_ENABLE_UV_RUN_RUNTIME_ENV := 0
 export RAY_USAGE_STATS_ENABLED := 0
 # `dvc` and the stages it starts find the interpreter of .venv.
