@@ -75,6 +75,15 @@ sweep: $(STAMP)  ## search finetune's settings with Ray Tune (sweep in params.ya
 	@$(if $(DATA),$(use_data))
 	@$(BIN)/python -m flows.sweep
 
+.PHONY: scale-out
+scale-out: $(STAMP)  ## STAGE=align@identity, align@target or pretrain on the Ray of RAY_ADDRESS, or of this machine
+	@test -n "$(STAGE)" || { echo 'usage: make scale-out STAGE=align@identity [RAY_ADDRESS=host:port]' >&2; exit 1; }
+	@$(BIN)/python -m flows.scale_out "$(STAGE)"
+
+.PHONY: cluster-demo
+cluster-demo: $(STAMP)  ## two Ray nodes on this machine: alignment, pre-training and a sweep of drawn faces on them
+	@$(BIN)/python -m flows.cluster_demo
+
 .PHONY: predict
 predict: $(STAMP)  ## one JSON document for PHOTO=x.jpg; MODEL=folder names the model that speaks
 	@test -n "$(PHOTO)" || { echo 'usage: make predict PHOTO=x.jpg [MODEL=folder]' >&2; exit 1; }
