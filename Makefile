@@ -71,6 +71,11 @@ generated || cp params.yaml presets/drawn.yaml; \
 $(BIN)/python -m stages.settings use presets/drawn.yaml "$$preset" params.yaml
 endef
 
+.PHONY: sweep
+sweep: $(STAMP)  ## search finetune's settings with Ray Tune (sweep in params.yaml); goes on where it stopped; DATA= as for repro
+	@$(if $(DATA),$(use_data))
+	@$(BIN)/python -m flows.sweep
+
 .PHONY: predict
 predict: $(STAMP)  ## one JSON document for PHOTO=x.jpg; MODEL=folder names the model that speaks
 	@test -n "$(PHOTO)" || { echo 'usage: make predict PHOTO=x.jpg [MODEL=folder]' >&2; exit 1; }
@@ -129,11 +134,14 @@ bench: $(STAMP)  ## the measurements of bench/, one after the other; minutes, on
 
 .PHONY: test
 test: $(STAMP)  ## the tests that take seconds
-	OMP_NUM_THREADS=1 $(BIN)/python -m pytest
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest $(side_by_side)
 
 .PHONY: test-slow
 test-slow: $(STAMP)  ## the tests that take minutes: whole pipelines, real photos
-	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -m slow
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -m slow $(side_by_side)
+
+# A process a core, a test file all in one of them: what a file sets up once (a server, a model) is set up once.
+side_by_side = -n $(or $(WORKERS),auto) --dist loadfile
 
 .PHONY: check
 check: $(STAMP)  ## ruff and mypy

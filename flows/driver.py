@@ -13,6 +13,7 @@ import sys
 from collections.abc import Callable, Sequence
 from pathlib import Path
 
+from flows.ray_cluster import NoCluster
 from flows.stage_runner import CODE, Lines
 
 GRACE_SECONDS = 30.0  # for Ray to end its processes
@@ -49,6 +50,7 @@ def drive(module: str, words: Sequence[str], *, root: Path, kept: str, log: Call
     finally:
         os.close(write_end)
         _end(process)
+        process.stdout.close()
     if status != 0:
         ending = f"was killed by {signal.Signals(-status).name}" if status < 0 else f"ended with status {status}"
         raise DriverFailed(f"{module} {ending}: {last}\n{kept}; when the cause is gone, run the same command again")
@@ -78,7 +80,10 @@ def main() -> None:
     threading.Thread(target=watch, daemon=True).start()
     signal.signal(signal.SIGINT, signal.default_int_handler)
     sys.argv = [module, *sys.argv[3:]]
-    runpy.run_module(module, run_name="__main__", alter_sys=True)
+    try:
+        runpy.run_module(module, run_name="__main__", alter_sys=True)
+    except NoCluster as error:
+        raise SystemExit(str(error)) from error
 
 
 if __name__ == "__main__":

@@ -8,11 +8,13 @@ from __future__ import annotations
 
 import logging
 import os
+import socket
 from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import Any
 
 ADDRESS = "RAY_ADDRESS"
+PATIENCE_SECONDS = 10.0  # for the head node to take a connection
 
 
 class NoCluster(RuntimeError):
@@ -25,24 +27,44 @@ def connected(object_store_bytes: int | None = None) -> Iterator[None]:
 
     `object_store_bytes`: of a Ray of this machine's own; a cluster's nodes have theirs. Errors: NoCluster.
     """
-    import ray
+    import ray as untyped
 
+    ray: Any = untyped
     address = os.environ.get(ADDRESS)
+    if address:
+        _refuse_silence(address)
     own: dict[str, Any] = {"address": "local", "object_store_memory": object_store_bytes, "include_dashboard": True}
+    context = ray.init(**({"address": address} if address else own), logging_level=logging.WARNING)
     try:
-        context: Any = ray.init(**({"address": address} if address else own), logging_level=logging.WARNING)
-    except ConnectionError as error:
-        raise NoCluster(
-            f"no Ray answers at {address} ({error}); start its head node (ray start --head), or unset {ADDRESS} to "
-            "work on this machine alone"
-        ) from error
-    try:
-        resources = ray.cluster_resources()
+        has = resources()
         print(
-            f"Ray: {address or 'this machine'}, {len(ray.nodes())} nodes, {resources.get('CPU', 0):g} CPUs, "
-            f"{resources.get('GPU', 0):g} GPUs; dashboard {context.dashboard_url or 'none'}",
+            f"Ray: {address or 'this machine'}, {has['nodes']:g} nodes, {has['cpus']:g} CPUs, {has['gpus']:g} GPUs; "
+            f"dashboard {context.dashboard_url or 'none'}",
             flush=True,
         )
         yield
     finally:
         ray.shutdown()
+
+
+def _refuse_silence(address: str) -> None:
+    """Ray itself would wait for minutes where nobody listens."""
+    host, _, port = address.rpartition(":")
+    try:
+        with socket.create_connection((host, int(port)), timeout=PATIENCE_SECONDS):
+            pass
+    except (OSError, ValueError) as error:
+        raise NoCluster(
+            f"{ADDRESS}={address}: no Ray answers there ({error}); give host:port of a head node, as ray start --head "
+            f"says it, or unset {ADDRESS} to work on this machine alone"
+        ) from error
+
+
+def resources() -> dict[str, float]:
+    """Nodes that are alive, CPUs and GPUs of the Ray that this process is connected to."""
+    import ray as untyped
+
+    ray: Any = untyped
+    total = ray.cluster_resources()
+    nodes = sum(bool(node["Alive"]) for node in ray.nodes())
+    return {"nodes": float(nodes), "cpus": total.get("CPU", 0.0), "gpus": total.get("GPU", 0.0)}
