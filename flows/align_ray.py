@@ -156,6 +156,7 @@ def _outcomes(settings: AlignOut, work: Work, folder: Path, num_chunks: int) -> 
     context = ray.data.DataContext.get_current().copy()
     context.enable_progress_bars = False
     context.execution_options.preserve_order = True
+    context.raise_original_map_exception = True
     files = sorted((folder / "tasks").iterdir())
     with ray.data.DataContext.current(context):
         # The read asks for the actor's own processors, so that Ray Data lets the actors read: none is kept for it.
