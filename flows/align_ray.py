@@ -12,6 +12,7 @@ twice becomes a reject.
 
 from __future__ import annotations
 
+import functools
 import itertools
 import json
 import logging
@@ -28,6 +29,11 @@ from typing import Any
 import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
+import ray
+import ray.data
+from ray import cloudpickle
+from ray.data.block import BlockMetadata
+from ray.data.datasource import Datasource, ReadTask
 
 from stages.align import Runner, Work
 from stages.face_shards import Outcome, Row
@@ -37,6 +43,7 @@ TASK_CHUNKS = 4  # of a file: what an actor takes at a time, and what its death 
 DEATHS = 2  # that a chunk or a photo may be there at before it is suspected
 CHUNK_SCHEMA = pa.schema([("number", pa.int64()), ("rows", pa.string())])
 PREFIX = "align-chunks-"
+TASK_METADATA = BlockMetadata(num_rows=None, size_bytes=None, exec_stats=None, input_files=None)
 WHOLE = ""  # stands for the whole chunk among its photo_ids
 
 
@@ -117,8 +124,6 @@ def _write_tasks(chunks: Iterable[list[Row]], tasks: Path) -> int:
 
 def _check_fit(settings: AlignOut) -> None:
     """Ray would wait in silence for a node that can hold an actor."""
-    import ray
-
     nodes: list[dict[str, Any]] = ray.nodes()  # type: ignore[no-untyped-call]
     largest = max((node["Resources"].get("CPU", 0) for node in nodes if node["Alive"]), default=0)
     if largest < settings.cpus_per_actor:
@@ -127,20 +132,37 @@ def _check_fit(settings: AlignOut) -> None:
         )
 
 
+class TaskFiles(Datasource):
+    """Each file a task. Ray's own reader of parquet opens all of them first, in a dozen processes."""
+
+    def __init__(self, files: list[Path]) -> None:
+        super().__init__()  # type: ignore[no-untyped-call]
+        self.files = files
+
+    def estimate_inmemory_data_size(self) -> None:
+        return None  # unknown
+
+    def get_read_tasks(self, *_: Any, **__: Any) -> list[ReadTask]:
+        return [ReadTask(functools.partial(_read_task, path), TASK_METADATA) for path in self.files]
+
+
+def _read_task(path: Path) -> list[pa.Table]:
+    return [pq.read_table(path)]
+
+
 def _outcomes(settings: AlignOut, work: Work, folder: Path, num_chunks: int) -> Iterator[Outcome]:
     """The tasks through the actors; outcomes in the chunks' order."""
-    import ray
-
-    logging.getLogger("ray.data").setLevel(logging.ERROR)  # the stage's own bar tells the progress
+    _quieten()
     context = ray.data.DataContext.get_current().copy()
     context.enable_progress_bars = False
-    context.print_on_execution_start = False
     context.execution_options.preserve_order = True
-    files = sorted(str(path) for path in (folder / "tasks").iterdir())
+    context.raise_original_map_exception = True
+    files = sorted((folder / "tasks").iterdir())
     with ray.data.DataContext.current(context):
-        # The read takes the actor's own processors, so that Ray Data lets the actors read: no processor is kept for it.
-        data = ray.data.read_parquet(files, override_num_blocks=len(files), num_cpus=settings.cpus_per_actor)
-        data = data.map_batches(
+        # The read asks for the actor's own processors, so that Ray Data lets the actors read: none is kept for it.
+        data = ray.data.read_datasource(
+            TaskFiles(files), override_num_blocks=len(files), num_cpus=settings.cpus_per_actor
+        ).map_batches(
             ChunkWorker,
             fn_constructor_args=[work, folder / "marks", Path.cwd()],
             batch_size=1,
@@ -151,10 +173,18 @@ def _outcomes(settings: AlignOut, work: Work, folder: Path, num_chunks: int) -> 
     try:
         for wanted, row in enumerate(data.iter_rows(), start=1):
             assert row["number"] == wanted - 1, f"outcome {row['number']} came in the place of {wanted - 1}"
-            yield row["outcome"]
+            yield cloudpickle.loads(row["outcome"])
     except ray.exceptions.RayError as error:
         raise AlignStopped(_reason(error)) from error
     assert wanted == num_chunks, f"{wanted} outcomes of {num_chunks} chunks"
+
+
+def _quieten() -> None:
+    """In the terminal the stage's own bar tells the progress; Ray Data's warnings stay, its log file has all."""
+    for handler in logging.getLogger("ray.data").handlers:
+        if isinstance(handler, logging.StreamHandler):
+            handler.setLevel(logging.WARNING)
+    logging.getLogger("ray.data._internal.progress").setLevel(logging.ERROR)  # "progress bars disabled"
 
 
 def _reason(error: BaseException) -> str:
@@ -172,11 +202,11 @@ class ChunkWorker:
         self.work, self.marks = work, marks
 
     def __call__(self, batch: dict[str, Any]) -> dict[str, Any]:
-        """One chunk (`number` (1,), `rows` (1,) as JSON) -> `number` (1,), `outcome` (1,)."""
+        """One chunk (`number` (1,), `rows` (1,) as JSON) -> `number` (1,), `outcome` (1,), as Ray pickles."""
         [number], [rows] = batch["number"], batch["rows"]
-        outcome_1 = np.empty(1, dtype=object)
-        outcome_1[0] = survive(self.work, json.loads(rows), self.marks / f"{number}.json")
-        return {"number": batch["number"], "outcome": outcome_1}
+        outcome = survive(self.work, json.loads(rows), self.marks / f"{number}.json")
+        data: bytes = cloudpickle.dumps(outcome)  # type: ignore[no-untyped-call]
+        return {"number": batch["number"], "outcome": np.array([data], dtype=object)}
 
 
 def survive(work: Work, rows: list[Row], mark: Path) -> Outcome:
