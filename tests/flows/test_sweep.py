@@ -25,7 +25,7 @@ from tests.flows.small_sweep import QUIET, Driver, make, sweep_folder
 
 pytestmark = pytest.mark.slow
 LAMBDA, STEP = "finetune.loss.lambda_", "finetune.grid.step"
-LINE = re.compile(r"^(\w{8}) \(.*\)  epoch (\d+)/\d+  ", re.MULTILINE)
+LINE = re.compile(r"^(\w+) \(.*\)  epoch (\d+)/\d+  ", re.MULTILINE)
 
 
 def epochs_told(said: str) -> dict[str, list[int]]:
