@@ -156,7 +156,7 @@ def main() -> None:
         return
     rows: dict[str, list[tuple[float, float, float]]] = {"bare": [], "Tune": []}
     shared: list[tuple[int, int]] = []
-    for turn in range(arguments.turns):
+    for _ in range(arguments.turns):
         for side in rows:
             with tempfile.TemporaryDirectory() as folder:
                 root = make(Path(folder) / "sweep", arguments.faces, arguments.trials, arguments.epochs)
@@ -168,9 +168,7 @@ def main() -> None:
                 epochs = sum(epochs_of(file.parent)["seconds"].sum() for file in root.glob("**/history.csv"))
                 rows[side].append((whole, trials, epochs / slots))
                 shared = seen or shared
-                print(
-                    f"turn {turn + 1}, {side}: {whole:.1f} s, of it trials {trials:.1f} s, epochs {epochs / slots:.1f} s"
-                )
+                print(f"{side}: {whole:.1f} s, of it trials {trials:.1f} s, epochs {epochs / slots:.1f} s")
     print(f"\n{arguments.trials} trials of {arguments.epochs} epochs, {arguments.faces} faces, {slots} at a time\n")
     print("| side | whole, s | trials, s | epochs themselves, s | trials over epochs |\n|---|---|---|---|---|")
     for side, those in rows.items():
