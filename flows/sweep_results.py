@@ -19,7 +19,7 @@ import numpy as np
 import pandas as pd
 
 from flows.sweep_search import outcome
-from flows.sweep_space import LAMBDA, STEP, ChoiceSettings, LogRangeSettings, Plan, setting
+from flows.sweep_space import LAMBDA, SIGMA, STEP, ChoiceSettings, LogRangeSettings, Plan, setting
 from flows.sweep_trial import BEFORE, CHECKPOINTS, EPOCH, EPOCHS, HISTORY, METRIC, NEWEST, VALUES
 from visage.bootstrap import student
 from visage.plots import png
@@ -206,6 +206,8 @@ def _with_interval(row: pd.Series, name: str) -> str:
 def drawn(plan: Plan, table: pd.DataFrame, path: str) -> Dimension:
     """A dimension as the figures take it."""
     dimension, name = plan.space[path], path.removeprefix("finetune.")
+    if path in (STEP, SIGMA):
+        name = f"{name} ({plan.trial_settings({}).unit})"
     if not isinstance(dimension, ChoiceSettings):
         ends, is_log = (dimension.low, dimension.high), isinstance(dimension, LogRangeSettings)
         return Dimension(name=name, place_T=table[path].to_numpy(float), ends=ends, is_log=is_log, labels=())

@@ -13,6 +13,7 @@ import os
 import shutil
 import tempfile
 from collections.abc import Callable, Mapping, Sequence
+from contextlib import redirect_stderr
 from dataclasses import dataclass
 from pathlib import Path
 from typing import IO, Any
@@ -53,7 +54,8 @@ def trial(config: Mapping[str, Any], *, plan: Plan, folder: Path, faces: Path, t
     own = folder / tune.get_context().get_trial_id()
     paths = TrialPaths(folder=own, backbone=folder / "backbone", faces=faces)
     try:
-        run_trial(plan.trial_settings(config[VALUES]), plan.max_epochs, paths, tables, tune.report)
+        with Path(os.devnull).open("w") as nowhere, redirect_stderr(nowhere):  # progress bars of many trials at once
+            run_trial(plan.trial_settings(config[VALUES]), plan.max_epochs, paths, tables, tune.report)
     except Exception as error:
         if told := for_a_person(error, own):  # as figures: an error would be written down, and there may be no room
             tune.report({METRIC: float("nan"), NO_OTHER_TRY: told})

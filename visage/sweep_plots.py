@@ -116,8 +116,9 @@ def sensitivity(
     unit: str,
 ) -> Figure:  # fmt: skip
     """A panel a dimension: every trial's error against its setting, and each part's mean with its 95 % interval."""
-    spreads = [max(p.mean for p in own) - min(p.mean for p in own) for own in parts if own]
-    words = ", ".join(f"{one.name} {spread:.2f}" for one, spread in zip(dimensions, spreads, strict=True))
+    spread = {one.name: max(p.mean for p in own) - min(p.mean for p in own)
+              for one, own in zip(dimensions, parts, strict=True) if own}  # fmt: skip
+    words = ", ".join(f"{name} {width:.2f}" for name, width in spread.items())
     figure = canvas(f"From the best mean to the worst, in {unit}: {words}", 1.0 + 3.4 * len(dimensions), 4.2)
     panels = np.atleast_1d(figure.subplots(1, len(dimensions), sharey=True))
     finished = is_finished_T & np.isfinite(error_T)
