@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import os
 import shutil
+import signal
 import socket
 import subprocess
 import sys
@@ -81,6 +82,7 @@ def clone(folder: Path) -> None:
 
 def main() -> None:
     """The jobs one after the other; ends with the status of the one that failed."""
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit(128 + signal.SIGTERM))  # the nodes end with it
     clone(FOLDER)
     with two_nodes(FOLDER) as address:
         print(f"two nodes at {address}", flush=True)
