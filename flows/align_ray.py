@@ -156,7 +156,6 @@ def _outcomes(settings: AlignOut, work: Work, folder: Path, num_chunks: int) -> 
     context = ray.data.DataContext.get_current().copy()
     context.enable_progress_bars = False
     context.execution_options.preserve_order = True
-    context.raise_original_map_exception = True
     files = sorted((folder / "tasks").iterdir())
     with ray.data.DataContext.current(context):
         # The read asks for the actor's own processors, so that Ray Data lets the actors read: none is kept for it.
@@ -173,9 +172,12 @@ def _outcomes(settings: AlignOut, work: Work, folder: Path, num_chunks: int) -> 
     try:
         for wanted, row in enumerate(data.iter_rows(), start=1):
             assert row["number"] == wanted - 1, f"outcome {row['number']} came in the place of {wanted - 1}"
-            yield cloudpickle.loads(row["outcome"])
+            outcome: Outcome | AlignStopped = cloudpickle.loads(row["outcome"])
+            if isinstance(outcome, AlignStopped):
+                raise outcome
+            yield outcome
     except ray.exceptions.RayError as error:
-        raise AlignStopped(_reason(error)) from error
+        raise AlignStopped(f"Ray: {str(error).splitlines()[0]}; its logs and dashboard tell more") from error
     assert wanted == num_chunks, f"{wanted} outcomes of {num_chunks} chunks"
 
 
@@ -187,13 +189,6 @@ def _quieten() -> None:
     logging.getLogger("ray.data._internal.progress").setLevel(logging.ERROR)  # "progress bars disabled"
 
 
-def _reason(error: BaseException) -> str:
-    """The innermost cause in one line; Ray's own texts hold the traceback of every process on the way."""
-    while (cause := getattr(error, "cause", None) or error.__cause__) is not None:
-        error = cause
-    return f"{type(error).__name__}: {error}"
-
-
 class ChunkWorker:
     """An actor: chunks become outcomes, by the work that the stage gave. `folder`: the driver's, for paths."""
 
@@ -202,9 +197,18 @@ class ChunkWorker:
         self.work, self.marks = work, marks
 
     def __call__(self, batch: dict[str, Any]) -> dict[str, Any]:
-        """One chunk (`number` (1,), `rows` (1,) as JSON) -> `number` (1,), `outcome` (1,), as Ray pickles."""
+        """One chunk (`number` (1,), `rows` (1,) as JSON) -> `number` (1,), `outcome` (1,), as Ray pickles.
+
+        An error is an outcome too: the earlier chunks come back before it, and its text alone reaches the user.
+        """
         [number], [rows] = batch["number"], batch["rows"]
-        outcome = survive(self.work, json.loads(rows), self.marks / f"{number}.json")
+        outcome: Outcome | AlignStopped
+        try:
+            outcome = survive(self.work, json.loads(rows), self.marks / f"{number}.json")
+        except AlignStopped as error:
+            outcome = error
+        except Exception as error:
+            outcome = AlignStopped(f"{type(error).__name__}: {error}")
         data: bytes = cloudpickle.dumps(outcome)  # type: ignore[no-untyped-call]
         return {"number": batch["number"], "outcome": np.array([data], dtype=object)}
 

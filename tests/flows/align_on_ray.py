@@ -27,10 +27,13 @@ FATAL = "set/5.jpg"
 
 
 def noted(log: Path, work: Work, rows: list[Row]) -> Outcome:
-    """Says which process takes which photos, and takes its time, so that a test can end the process meanwhile."""
+    """Says which process takes which photos, and takes its time, so that a test can end the process meanwhile: a
+    little, and as long as there is a file `hold` beside the log."""
     with log.open("a") as file:
         file.write(" ".join([str(os.getpid()), *(row["photo_id"] for row in rows)]) + "\n")
     time.sleep(CHUNK_SECONDS)
+    while log.with_name("hold").exists():
+        time.sleep(CHUNK_SECONDS)
     return work(rows)
 
 
