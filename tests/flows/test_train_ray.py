@@ -159,6 +159,7 @@ def test_a_lost_head_node_and_a_killed_driver_cost_the_epoch_that_had_begun(
         words = [str(folder), "6"]
         with pytest.raises(DriverFailed, match=r"tests.flows.train_job .*\n1 epoch is kept; .*same command again"):
             drive("tests.flows.train_job", words, root=REPOSITORY, kept="1 epoch is kept", log=log)
+    monkeypatch.delenv("RAY_ADDRESS")
     first = kept_rows(folder)
     job = Job(folder, 6, None)
     job.wait_for_epoch(len(first) + 1)
