@@ -104,8 +104,8 @@ def test_a_sweep_whose_driver_is_killed_goes_on(tmp_path: Path) -> None:
 
 
 def test_failing_and_diverging_trials(tmp_path: Path) -> None:
-    """Two trials map the same faces; a worker that is killed costs its trial no epoch but the one that it was at; a loss
-    that is no number is reported and not tried again."""
+    """Two trials map the same faces; a worker that is killed costs its trial only the epoch that it was at; a loss that
+    is no number is reported and not tried again."""
     space = {LAMBDA: {"kind": "choice", "values": [1.0, 1e300, 2.0]}}
     root = make(tmp_path, num_faces=200, search="grid", space=space, epochs=6, max_concurrent=None)
     with driving(root) as driver:
