@@ -2,37 +2,47 @@
 
 data/identity/faces/ -> models/backbone/{backbone.safetensors, backbone.json}, reports/history/pretrain.csv
 Softmax over identities (DLDL-v2 section 4.1); people with fewer than `min_images_per_person` training photos are cut.
-About 10 s for the embedded set and 10 minutes for LFW at 96 px on 2 cores with bfloat16; a paper-size run wants GPUs.
+The faces are read as a stream (visage/face_stream.py): memory does not grow with their number. About 10 s for the
+embedded set and 10 minutes for LFW at 96 px on 2 cores with bfloat16; a paper-size run wants GPUs, which a flow brings
+as a `runner` (flows/train_ray.py).
 """
 
 from __future__ import annotations
 
 import json
-from collections.abc import Iterable
+from collections import Counter
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import asdict, dataclass
 from pathlib import Path
+from typing import Any
 
-import numpy as np
 import pandas as pd
 import torch
-from torch import nn
+from torch import Tensor, nn
 from torch.nn import functional
 
 from stages.endings import micro_batches
 from stages.settings import Report, print_report, stage_main
+from visage import ranks
 from visage.card import NormaliseCard, write_weights
 from visage.eye import AugmentationSettings, evaluation_view, training_view
-from visage.faces import FaceTable, prefetched, shuffled_batches
-from visage.fit import Task, available_device, fit
-from visage.lineage import fingerprint_of, table_digest
-from visage.networks import Pooling, build, initialise
+from visage.face_stream import FaceSplit, FaceStream
+from visage.fit import Task, available_device, fit, read_finished
+from visage.lineage import fingerprint_by, table_digest
+from visage.networks import Network, Pooling, build, initialise
 from visage.optim import RecipeSettings
 from visage.whole import written_whole
+
+VALIDATION_BATCH = 128
 
 
 @dataclass(frozen=True, kw_only=True)
 class PretrainSettings:
-    """`recipe` and `augmentation` name entries of `recipes` and `augmentations`; `cache_mb` bounds decoded faces."""
+    """`recipe` and `augmentation` name entries of `recipes` and `augmentations`.
+
+    `window_faces`: encoded crops that a process holds in memory and draws its batches from (visage/face_stream.py);
+    one of 96 px takes about 5 kB, one of 224 px 20 kB. `num_workers`: decoding threads of a process.
+    """
 
     network: str
     pooling: Pooling
@@ -45,86 +55,130 @@ class PretrainSettings:
     augmentation: str
     augmentations: dict[str, AugmentationSettings]
     num_workers: int
-    cache_mb: int
+    window_faces: int
+
+    def __post_init__(self) -> None:
+        if self.window_faces < 1:
+            raise ValueError(f"window_faces is {self.window_faces}: give 1 or more")
+
+
+@dataclass(frozen=True, kw_only=True)
+class Training:
+    """What one process does to train the classifier, alone or in a process group of torch.distributed.
+
+    It can be pickled. Every process calls it with a `report` of its own, and sees `faces` and `checkpoint` at the same
+    paths; what comes of it lies in the checkpoint.
+    """
+
+    settings: PretrainSettings
+    faces: FaceStream
+    validation: FaceStream
+    checkpoint: Path
+    fingerprint: str
+    micro_batches: int
+
+    def __call__(self, report: Report) -> None:
+        fit(self.network().to(available_device()), self._task(), self.recipe, epochs=self.settings.epochs,
+            seed=self.settings.seed, checkpoint=self.checkpoint, fingerprint=self.fingerprint, report=report,
+            micro_batches=self.micro_batches)  # fmt: skip
+
+    @property
+    def recipe(self) -> RecipeSettings:
+        return self.settings.recipes[self.settings.recipe]
+
+    def network(self) -> Network:
+        """As it starts."""
+        network = build(self.settings.network, self.settings.pooling, len(self.faces.classes))
+        initialise(network, torch.Generator().manual_seed(self.settings.seed))
+        return network
+
+    def _task(self) -> Task:
+        settings, batch_size, device = self.settings, self.recipe.batch_size, available_device()
+        augmentation = settings.augmentations[settings.augmentation]
+        place = {"num_workers": settings.num_workers, "rank": ranks.rank(), "num_ranks": ranks.num_ranks()}
+
+        def batches(generator: torch.Generator) -> Iterable[tuple[Tensor, ...]]:
+            for crops, target in self.faces.shuffled(batch_size, settings.window_faces, generator, **place):
+                view_BCHW = training_view(crops.to(device), augmentation, settings.normalise, generator)
+                yield view_BCHW, target.to(device)
+
+        def validate(network: nn.Module) -> dict[str, float]:
+            if len(self.validation) == 0:
+                return {}
+            right = _num_right(network, self.validation.in_order(VALIDATION_BATCH, **place), settings.normalise, device)
+            return {"val_top1": ranks.totals([right], device)[0] / len(self.validation)}
+
+        return Task(batches=batches, num_batches=self.faces.num_batches(batch_size, ranks.num_ranks()),
+                    loss=functional.cross_entropy, validate=validate)  # fmt: skip
+
+
+Runner = Callable[[Training, Report], None]
+
+
+def run_here(training: Training, report: Report) -> None:
+    """In this process, alone."""
+    training(report)
 
 
 def pretrain(
     settings: PretrainSettings, *, faces: Path, checkpoints: Path, backbone: Path, history: Path,
-    report: Report = print_report,
+    report: Report = print_report, runner: Runner = run_here,
 ) -> None:  # fmt: skip
-    """Trains the identity classifier and keeps its trunk; see the module docstring."""
-    train, people = _cut(FaceTable.open(faces, ["train"], settings.cache_mb), settings.min_images_per_person)
-    validation = FaceTable.open(faces, ["val"], 0)
-    device = available_device()
-    recipe, augmentation = settings.recipes[settings.recipe], settings.augmentations[settings.augmentation]
-    identity = {name: index for index, name in enumerate(people)}
-    target = torch.tensor([identity.get(name, -1) for name in train.person], device=device)
-    kept = np.flatnonzero(target.cpu().numpy() >= 0)
+    """Trains the identity classifier and keeps its trunk; see the module docstring.
 
-    def batches(generator: torch.Generator) -> Iterable[tuple[torch.Tensor, ...]]:
-        order = [kept[places] for places in shuffled_batches(len(kept), recipe.batch_size, generator)]
-        for indices, crops in prefetched(train, order, settings.num_workers):
-            yield training_view(crops.to(device), augmentation, settings.normalise, generator), target[indices]
-
-    def validate(network: nn.Module) -> dict[str, float]:
-        known = np.flatnonzero([name in identity for name in validation.person])
-        if len(known) == 0:
-            return {}
-        return {"val_top1": _top1(network, validation, known, identity, settings.normalise, device)}
-
-    network = build(settings.network, settings.pooling, len(people))
-    initialise(network, torch.Generator().manual_seed(settings.seed))
-    task = Task(batches=batches, num_batches=len(shuffled_batches(len(kept), recipe.batch_size, torch.Generator())),
-                loss=functional.cross_entropy, validate=validate)  # fmt: skip
-    trained, rows = fit(network.to(device), task, recipe, epochs=settings.epochs, seed=settings.seed,
-                        checkpoint=checkpoints / "last.pt",
-                        fingerprint=fingerprint_of(settings, train, Path(__file__)), report=report,
-                        micro_batches=micro_batches())  # fmt: skip
+    `runner` calls the training, in as many processes as it likes, and again after a failure; the default calls it here.
+    """
+    train, validation = FaceSplit.open(faces, "train"), FaceSplit.open(faces, "val")
+    digest = table_digest(train)
+    people = _kept(train.people(), settings.min_images_per_person, digest["num_faces"])
+    threads = str(torch.get_num_threads()) if runner is run_here else "any"
+    training = Training(
+        settings=settings, faces=train.of(people), validation=validation.of(people),
+        checkpoint=checkpoints / "last.pt", micro_batches=micro_batches(),
+        fingerprint=fingerprint_by(settings, train.alignment, digest, Path(__file__), threads),
+    )  # fmt: skip
+    runner(training, report)
+    trained = training.network()
+    rows = read_finished(training.checkpoint, training.fingerprint, trained, settings.epochs)
     with written_whole(history) as part:
         pd.DataFrame(rows).to_csv(part, index=False)
-    _save(backbone, trained, settings, train, people, rows)
+    document = {"network": settings.network, "pooling": settings.pooling, "num_people": len(people)}
+    document |= {"alignment": train.alignment, "normalise": asdict(settings.normalise), "data": digest}
+    _save(backbone, trained, document, rows)
 
 
-def _cut(table: FaceTable, minimum: int) -> tuple[FaceTable, list[str]]:
-    """The people with at least `minimum` training photos, in alphabetical order."""
-    names, counts = np.unique([name for name in table.person if name is not None], return_counts=True)
-    people = [str(name) for name, count in zip(names, counts, strict=True) if count >= minimum]
+def _kept(counts: Counter[str], minimum: int, num_faces: int) -> dict[str, int]:
+    """The classes of the people with at least `minimum` training photos, in alphabetical order."""
+    people = sorted(name for name, count in counts.items() if count >= minimum)
     if len(people) < 2:
         raise ValueError(
             f"{len(people)} people have {minimum} or more training photos; lower pretrain.min_images_per_person"
         )
-    print(
-        f"pretrain: {len(people)} of {len(names)} people, {int(counts[counts >= minimum].sum())} of {len(table)} photos"
-    )
-    return table, people
+    kept = sum(counts[name] for name in people)
+    print(f"pretrain: {len(people)} of {len(counts)} people, {kept} of {num_faces} photos")
+    return {name: index for index, name in enumerate(people)}
 
 
 @torch.inference_mode()
-def _top1(
-    network: nn.Module, table: FaceTable, rows: np.ndarray, identity: dict[str, int], normalise: NormaliseCard,
-    device: torch.device,
-) -> float:  # fmt: skip
-    """Share of the faces `rows` whose most probable identity is the right one."""
+def _num_right(
+    network: nn.Module, batches: Iterable[tuple[Tensor, Tensor]], normalise: NormaliseCard, device: torch.device
+) -> int:
+    """How many faces' most probable identity is the right one."""
     network.eval()
     right = 0
-    for places in np.array_split(rows, max(1, len(rows) // 128)):
-        logits = network(evaluation_view(table.decode(places).to(device), normalise))
-        right += int((logits.argmax(1).cpu() == torch.tensor([identity[n] for n in table.person[places]])).sum())
-    return right / len(rows)
+    for crops_BCHW, target_B in batches:
+        logits_BK = network(evaluation_view(crops_BCHW.to(device), normalise))
+        right += int((logits_BK.argmax(1).cpu() == target_B).sum())
+    return right
 
 
-def _save(
-    folder: Path, network: nn.Module, settings: PretrainSettings, table: FaceTable, people: list[str],
-    rows: list[dict[str, float]],
-) -> None:  # fmt: skip
+def _save(folder: Path, network: nn.Module, document: Mapping[str, Any], rows: list[dict[str, float]]) -> None:
     folder.mkdir(parents=True, exist_ok=True)
     weights = write_weights(network, folder / "backbone.safetensors", "float32")
-    document = {"network": settings.network, "pooling": settings.pooling, "num_people": len(people)}
-    document |= {"alignment": table.alignment, "normalise": asdict(settings.normalise), "weights": asdict(weights)}
-    document |= {"micro_batches": int(max(row.get("micro_batches", 1) for row in rows))}
-    document |= {"data": table_digest(table), "last_epoch": rows[-1]}
+    own: dict[str, Any] = {"weights": asdict(weights), "last_epoch": rows[-1]}
+    own |= {"micro_batches": int(max(row.get("micro_batches", 1) for row in rows))}
     with written_whole(folder / "backbone.json") as part:
-        part.write_text(json.dumps(document, indent=1) + "\n", encoding="utf-8")
+        part.write_text(json.dumps({**document, **own}, indent=1) + "\n", encoding="utf-8")
 
 
 if __name__ == "__main__":

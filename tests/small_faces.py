@@ -90,14 +90,14 @@ def _training(**changes: Any) -> dict[str, Any]:
     values: dict[str, Any] = {
         "network": "tiny", "pooling": "hybrid", "normalise": PAPER_NORMALISE, "epochs": 2, "seed": 0,
         "recipe": "small", "recipes": {"small": RECIPE}, "augmentation": "paper",
-        "augmentations": {"none": NOTHING, "paper": PAPER, "extended": EXTENDED}, "num_workers": 1, "cache_mb": 1,
+        "augmentations": {"none": NOTHING, "paper": PAPER, "extended": EXTENDED}, "num_workers": 1,
     }  # fmt: skip
     return values | changes
 
 
 def pretrain_settings(**changes: Any) -> PretrainSettings:
     """Two epochs of pre-training; `changes` replaces fields."""
-    return PretrainSettings(**(_training(min_images_per_person=2) | changes))
+    return PretrainSettings(**(_training(min_images_per_person=2, window_faces=64) | changes))
 
 
 def finetune_settings(**changes: Any) -> FinetuneSettings:
@@ -105,7 +105,7 @@ def finetune_settings(**changes: Any) -> FinetuneSettings:
     values: dict[str, Any] = {
         "name": "small", "quantity": "age", "unit": "years", "init": "scratch", "grid": GRID, "method": "dldl_v2",
         "decode": "expectation", "loss": LossSettings(lambda_=1.0, kl_reduction="sum", min_sigma=0.5),
-        "fixed_sigma": 10.0, "schedule": "joint", "terms": "none",
+        "fixed_sigma": 10.0, "schedule": "joint", "terms": "none", "cache_mb": 1,
     }  # fmt: skip
     return FinetuneSettings(**(_training(**values) | changes))
 

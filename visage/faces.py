@@ -9,13 +9,15 @@ from __future__ import annotations
 
 import copy
 import io
+import itertools
 import json
 import mmap
 import tempfile
-from collections.abc import Iterable, Iterator, Sequence
-from concurrent.futures import ThreadPoolExecutor
+from collections import deque
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import numpy as np
 import pyarrow as pa
@@ -29,6 +31,11 @@ from visage.schemas import FACE_SCHEMA, METADATA_KEY
 
 COLUMNS = ("photo_id", "sha256", "found", "label", "sigma", "person", "sex", "ethnicity", "split")
 FACE_COLUMNS = pa.schema([FACE_SCHEMA.field(name) for name in COLUMNS])
+
+
+FaceRow = tuple[str, str | None, bytes, float, float]  # sha256 of the photo, person, encoded crop, label, sigma
+Item = TypeVar("Item")
+Made = TypeVar("Made")
 
 
 def decode_jpeg(data: bytes) -> np.ndarray:
@@ -82,12 +89,7 @@ class FaceTable:
     @classmethod
     def open(cls, folder: Path, splits: Sequence[str], cache_mb: int = 0) -> FaceTable:
         """The faces of `splits` (empty: of all) in a folder of shards, in the shards' order."""
-        paths = sorted(folder.glob("part-*.parquet"))
-        if not paths:
-            raise ValueError(f"{folder}: no face shards (part-*.parquet) here; run the align stage first")
-        eyes = {json.dumps(_eye(path), sort_keys=True) for path in paths}
-        if len(eyes) > 1:
-            raise ValueError(f"{folder}: shards of different alignment settings; remove the folder, run align again")
+        paths, eye = face_shards(folder)
         rest: list[pa.RecordBatch] = []
 
         def crops() -> Iterator[pa.Array]:
@@ -99,7 +101,7 @@ class FaceTable:
         encoded = EncodedCrops(crops())
         whole = pa.Table.from_batches(rest, FACE_COLUMNS)
         columns = {name: np.array(whole[name].to_pylist(), object) for name in COLUMNS}
-        return cls(encoded, columns, json.loads(eyes.pop()), cache_mb)
+        return cls(encoded, columns, eye, cache_mb)
 
     def __len__(self) -> int:
         return len(self.photo_id)
@@ -111,6 +113,12 @@ class FaceTable:
     def encoded(self, index: int) -> bytes:
         """The crop of face `index` as it was stored (JPEG)."""
         return self._crops[index]
+
+    def rows(self) -> Iterator[FaceRow]:
+        """What tells one face from another, face by face, in the table's order."""
+        for index in range(len(self)):
+            yield (str(self.sha256[index]), self.person[index], self.encoded(index), float(self.label[index]),
+                   float(self.sigma[index]))  # fmt: skip
 
     def _crop(self, index: int) -> np.ndarray:
         if index < len(self._kept) and self._is_kept[index]:
@@ -140,6 +148,17 @@ class FaceTable:
     def with_sigma(self, fixed_sigma: float) -> np.ndarray:
         """Each face's sigma in label units, `fixed_sigma` where the set gives none, shape (N,)."""
         return np.where(np.isnan(self.sigma), fixed_sigma, self.sigma)
+
+
+def face_shards(folder: Path) -> tuple[list[Path], dict[str, Any]]:
+    """A folder's shards in order, and how their faces were cut; ValueError where there is none, or ways differ."""
+    paths = sorted(folder.glob("part-*.parquet"))
+    if not paths:
+        raise ValueError(f"{folder}: no face shards (part-*.parquet) here; run the align stage first")
+    eyes = {json.dumps(_eye(path), sort_keys=True) for path in paths}
+    if len(eyes) > 1:
+        raise ValueError(f"{folder}: shards of different alignment settings; remove the folder, run align again")
+    return paths, json.loads(eyes.pop())
 
 
 def _rows(path: Path, splits: Sequence[str]) -> Iterator[pa.RecordBatch]:
@@ -173,23 +192,37 @@ def shuffled_batches(num_faces: int, batch_size: int, generator: torch.Generator
     return batches
 
 
+def ahead(make: Callable[[Item], Made], items: Iterable[Item], num_workers: int) -> Iterator[Made]:
+    """`make` of each item in order, the next ones made by `num_workers` threads while one is used.
+
+    Pillow decodes outside of Python's lock, so threads are enough. The items come from a thread of their own; at most
+    `2 * num_workers` are under way.
+    """
+    if num_workers == 0:
+        yield from map(make, items)
+        return
+    source = iter(items)
+    with ThreadPoolExecutor(1) as reader, ThreadPoolExecutor(num_workers) as pool:
+        waiting: deque[Future[tuple[Made, ...]]] = deque()
+
+        def made(read: Future[tuple[Item, ...]]) -> tuple[Made, ...]:
+            return tuple(make(item) for item in read.result())
+
+        def ask() -> None:
+            waiting.append(pool.submit(made, reader.submit(lambda: tuple(itertools.islice(source, 1)))))
+
+        for _ in range(2 * num_workers):
+            ask()
+        while result := waiting.popleft().result():
+            ask()
+            yield result[0]
+
+
 def prefetched(
     table: FaceTable, batches: Sequence[np.ndarray], num_workers: int
 ) -> Iterator[tuple[np.ndarray, torch.Tensor]]:
-    """(indices, crops) of each batch in order, the next ones decoded by `num_workers` threads while one is used.
-
-    Pillow decodes outside of Python's lock, so threads are enough; at most `2 * num_workers` batches wait.
-    """
-    if num_workers == 0:
-        yield from ((indices, table.decode(indices)) for indices in batches)
-        return
-    with ThreadPoolExecutor(num_workers) as pool:
-        waiting = [pool.submit(table.decode, indices) for indices in batches[: 2 * num_workers]]
-        for position, indices in enumerate(batches):
-            crops = waiting.pop(0).result()
-            if position + 2 * num_workers < len(batches):
-                waiting.append(pool.submit(table.decode, batches[position + 2 * num_workers]))
-            yield indices, crops
+    """(indices, crops) of each batch in order, decoded `ahead`."""
+    return zip(batches, ahead(table.decode, batches, num_workers), strict=True)
 
 
 def in_order(

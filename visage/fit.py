@@ -3,6 +3,11 @@
 All randomness of an epoch comes from one generator seeded with (seed, epoch), so a run that was killed at any moment
 and started again ends in the same weights, bit for bit on CPU with the same number of threads. Dropout knows none but
 torch's global generator: every epoch seeds that one, too.
+
+Several processes train one network where a process group of torch.distributed is there (visage/ranks.py): each brings
+its share of every batch, the gradients are averaged over all faces of the batch, and all take the same step. BatchNorm
+normalises each process's share by itself; its running statistics are the first process's. The first one writes the
+checkpoint and all read it: it knows nothing of their number, so fewer or more of them go on from it.
 Legend: B batch, C channels, H height, W width, K outputs.
 """
 
@@ -10,6 +15,7 @@ from __future__ import annotations
 
 import copy
 import math
+import os
 import pickle
 import time
 from collections.abc import Callable, Iterable, Mapping
@@ -21,6 +27,7 @@ import torch
 from torch import Tensor, nn
 from tqdm import tqdm
 
+from visage import ranks
 from visage.optim import RecipeSettings, build_optimiser, computing_dtype, learning_rate, update_average
 
 Batch = tuple[Tensor, ...]  # network input (B,3,H,W), then the targets that the loss takes
@@ -39,8 +46,9 @@ class BrokenCheckpoint(ValueError):
 class Task:
     """What is trained: an epoch's batches from its generator, their number, the loss, and a look at validation.
 
-    `loss(logits, *targets)` is a scalar; `validate(network)` gives named figures, the empty dict where there is no
-    validation split.
+    `loss(logits, *targets)` is a scalar, the mean over the faces; `validate(network)` gives named figures, the empty
+    dict where there is no validation split. Among several processes, `batches` are this one's shares of the batches
+    (`num_batches` in each process, from the same generator), and `validate` gives the same figures in all of them.
     """
 
     batches: Callable[[torch.Generator], Iterable[Batch]]
@@ -62,7 +70,8 @@ def fit(
     one row of figures an epoch.
 
     `checkpoint` is rewritten after every epoch and continued from when its `fingerprint` (of settings and data) is
-    this run's; another run's checkpoint is started over. Errors: Diverged, BrokenCheckpoint; less than one epoch.
+    this run's; another run's checkpoint is started over. Errors: Diverged, BrokenCheckpoint; less than one epoch; a
+    checkpoint that cannot be written (the older one stays). In a group, every process calls `report`.
     Where memory is short, `micro_batches` passes a batch in that many parts and adds up their gradients: the same step,
     but that BatchNorm sees the statistics of a part. Such epochs say so in their row.
     """
@@ -81,12 +90,14 @@ def fit(
         average.load_state_dict(state["average"])
         optimiser.load_state_dict(state["optimiser"])
         history = state["history"]
+    _refuse_different_starts(checkpoint, len(history), device)
+    stepping = ranks.joined(network)
     num_steps = epochs * task.num_batches
 
     for epoch in range(len(history), epochs):
         started = time.perf_counter()
         generator = torch.Generator().manual_seed(seed * 1_000_003 + epoch)
-        torch.manual_seed(-1 - generator.initial_seed())
+        torch.manual_seed(-1 - generator.initial_seed() - (ranks.rank() << 48))  # each process has dropout of its own
         network.train()
         total_loss, num_faces = torch.zeros((), device=device), 0
         for index, (faces_BCHW, *targets) in enumerate(_with_bar(task, generator, epoch, epochs)):
@@ -96,39 +107,66 @@ def fit(
                 group["lr"] = rate
             faces_BCHW = faces_BCHW.contiguous(memory_format=layout)
             optimiser.zero_grad(set_to_none=True)
-            for part_BCHW, *part_targets in _parts((faces_BCHW, *targets), micro_batches):
-                with torch.autocast(device.type, dtype, enabled=dtype != torch.float32):
-                    logits_BK = network(part_BCHW)
-                loss = task.loss(logits_BK.float(), *part_targets)
-                (loss * (len(part_BCHW) / len(faces_BCHW))).backward()  # type: ignore[no-untyped-call]
+            parts = _parts((faces_BCHW, *targets), micro_batches)
+            mean_size = ranks.mean_count(len(faces_BCHW), device)
+            for number, (part_BCHW, *part_targets) in enumerate(parts, 1):
+                with ranks.apart(stepping, last=number == len(parts)):
+                    with torch.autocast(device.type, dtype, enabled=dtype != torch.float32):
+                        logits_BK = stepping(part_BCHW)
+                    loss = task.loss(logits_BK.float(), *part_targets)
+                    (loss * (len(part_BCHW) / mean_size)).backward()  # type: ignore[no-untyped-call]
                 total_loss += loss.detach() * len(part_BCHW)
             optimiser.step()
             if average is not network:
                 update_average(average, network, recipe.ema_decay, step)
             num_faces += len(faces_BCHW)
-        train_loss = total_loss.item() / num_faces
+        loss_sum, face_count = ranks.totals([total_loss.item(), num_faces], device)
+        train_loss = loss_sum / face_count
         if not math.isfinite(train_loss):
             raise Diverged(
                 f"epoch {epoch + 1}: the training loss is {train_loss}; lower learning_rate, or set precision: float32"
             )
         row = {"epoch": epoch + 1.0, "train_loss": train_loss, "learning_rate": rate}
         row |= {"micro_batches": float(micro_batches)} if micro_batches > 1 else {}
+        row |= {"processes": float(ranks.num_ranks())} if ranks.in_group() else {}
+        ranks.take_first(average)
         row |= task.validate(average) | {"seconds": time.perf_counter() - started}
         history.append(row)
-        _write_checkpoint(checkpoint, fingerprint, network, average, optimiser, history)
+        if ranks.rank() == 0:
+            _write_checkpoint(checkpoint, fingerprint, network, average, optimiser, history)
         report(epoch + 1, row)
     return average.eval(), history
 
 
-def _parts(batch: Batch, number: int) -> Iterable[Batch]:
+def read_finished(checkpoint: Path, fingerprint: str, network: nn.Module, epochs: int) -> list[dict[str, float]]:
+    """Fills `network` with the model that a finished `fit` keeps; its history. Errors: ValueError where it did not
+    finish."""
+    state = _read_checkpoint(checkpoint, fingerprint)
+    if state is None or len(state["history"]) < epochs:
+        raise ValueError(f"{checkpoint}: the training has not finished its {epochs} epochs; run the same command again")
+    network.load_state_dict(state["average"])
+    history: list[dict[str, float]] = state["history"]
+    return history
+
+
+def _parts(batch: Batch, number: int) -> list[Batch]:
     """A batch in `number` parts of about one size, of 2 faces at least: BatchNorm cannot train on one."""
     parts = max(1, min(number, len(batch[0]) // 2))
-    return zip(*(tensor.tensor_split(parts) for tensor in batch), strict=True)
+    return list(zip(*(tensor.tensor_split(parts) for tensor in batch), strict=True))
 
 
 def _with_bar(task: Task, generator: torch.Generator, epoch: int, epochs: int) -> Iterable[Batch]:
     label = f"epoch {epoch + 1}/{epochs}"
-    return tqdm(task.batches(generator), total=task.num_batches, desc=label, mininterval=2.0, leave=False)
+    return tqdm(task.batches(generator), total=task.num_batches, desc=label, mininterval=2.0, leave=False,
+                disable=ranks.rank() > 0)  # fmt: skip
+
+
+def _refuse_different_starts(checkpoint: Path, num_epochs: int, device: torch.device) -> None:
+    if ranks.totals([num_epochs], device)[0] != num_epochs * ranks.num_ranks():
+        raise ValueError(
+            f"{checkpoint}: this process found {num_epochs} finished epochs there, others another number; checkpoints "
+            "must lie in a folder that all machines share"
+        )
 
 
 def _write_checkpoint(
@@ -137,9 +175,35 @@ def _write_checkpoint(
 ) -> None:  # fmt: skip
     path.parent.mkdir(parents=True, exist_ok=True)
     part = path.with_name(f".{path.name}.part")
-    state = {"fingerprint": fingerprint, "network": network.state_dict(), "average": average.state_dict()}
-    torch.save(state | {"optimiser": optimiser.state_dict(), "history": history}, part)
+    state: dict[str, Any] = {
+        "fingerprint": fingerprint,
+        "network": network.state_dict(),
+        "average": average.state_dict(),
+    }
+    try:
+        _save(state | {"optimiser": optimiser.state_dict(), "history": history}, part)
+    except OSError as error:
+        part.unlink(missing_ok=True)
+        kept = f"that of epoch {len(history) - 1} is kept" if path.exists() else "there is none yet"
+        raise OSError(
+            error.errno,
+            f"the checkpoint of epoch {len(history)} cannot be written ({error.strerror or error}); {kept}; make room, "
+            "then run the same command again",
+            str(path),
+        ) from error
     part.replace(path)
+
+
+def _save(state: dict[str, Any], path: Path) -> None:
+    """torch.save, which says of a full disk no more than `unexpected pos`; OSError says what it was."""
+    try:
+        torch.save(state, path)
+    except RuntimeError:
+        with path.open("ab") as file:  # more of it fails as well, and gives the system's reason
+            file.write(b"\0" * (1 << 20))
+            file.flush()
+            os.fsync(file.fileno())
+        raise
 
 
 def _read_checkpoint(path: Path, fingerprint: str) -> dict[str, Any] | None:

@@ -10,29 +10,51 @@ import os
 import platform
 import re
 import subprocess
+import tempfile
+from collections.abc import Iterator, Mapping
 from pathlib import Path
-from typing import Any
+from typing import Any, Protocol
 
 import numpy as np
 import torch
 
-from visage.faces import FaceTable
+from visage.faces import FaceRow
 
 # What a trained weight depends on beside settings and data (tests/visage/test_lineage.py holds it to the imports).
-TRAINING_CODE = ("eye.py", "faces.py", "fit.py", "labels.py", "methods.py", "networks/*.py", "optim.py")
+TRAINING_CODE = (
+    "eye.py", "face_stream.py", "faces.py", "fit.py", "labels.py", "methods.py", "networks/*.py", "optim.py",
+    "ranks.py",
+)  # fmt: skip
 
 
-def table_digest(table: FaceTable) -> dict[str, Any]:
+class Faces(Protocol):
+    """Faces one after the other, in memory (visage.faces.FaceTable) or not (visage.face_stream.FaceSplit)."""
+
+    @property
+    def alignment(self) -> Mapping[str, Any]: ...
+
+    def rows(self) -> Iterator[FaceRow]: ...
+
+
+def table_digest(table: Faces) -> dict[str, Any]:
     """Number of faces and sha256 over every face's photo, crop, label, sigma and person, in the table's order.
 
-    The crops count byte for byte: a changed detector or template gives other crops of the same photos.
+    The crops count byte for byte: a changed detector or template gives other crops of the same photos. Labels and then
+    sigmas come after all crops; until then they lie on disk, so that memory does not grow with the number of faces.
     """
-    digest = hashlib.sha256()
-    for index, (sha256, person) in enumerate(zip(table.sha256, table.person, strict=True)):
-        digest.update(f"{sha256} {person}\n".encode())
-        digest.update(table.encoded(index))
-    digest.update(np.ascontiguousarray(table.label).tobytes() + np.ascontiguousarray(table.sigma).tobytes())
-    return {"num_faces": len(table), "sha256": digest.hexdigest()}
+    digest, num_faces = hashlib.sha256(), 0
+    with tempfile.TemporaryFile() as labels, tempfile.TemporaryFile() as sigmas:
+        for sha256, person, jpeg, label, sigma in table.rows():
+            digest.update(f"{sha256} {person}\n".encode())
+            digest.update(jpeg)
+            labels.write(np.float64(label).tobytes())
+            sigmas.write(np.float64(sigma).tobytes())
+            num_faces += 1
+        for file in (labels, sigmas):
+            file.seek(0)
+            while piece := file.read(1 << 20):
+                digest.update(piece)
+    return {"num_faces": num_faces, "sha256": digest.hexdigest()}
 
 
 def code_digest(stage: Path) -> str:
@@ -44,14 +66,22 @@ def code_digest(stage: Path) -> str:
     return digest.hexdigest()
 
 
-def fingerprint_of(settings: Any, table: FaceTable, stage: Path, *extra: str) -> str:
+def fingerprint_of(settings: Any, table: Faces, stage: Path, *extra: str) -> str:
     """One digest of a run: settings dataclass, face table with its alignment, code, torch version and thread count.
 
     A checkpoint outlives its run; without the code in its fingerprint, an edited loss would be given the old weights.
     """
-    parts = [json.dumps(dataclasses.asdict(settings), sort_keys=True), json.dumps(table.alignment, sort_keys=True)]
-    parts += [table_digest(table)["sha256"], code_digest(stage)]
-    parts += [torch.__version__, str(torch.get_num_threads()), *extra]
+    threads = str(torch.get_num_threads())
+    return fingerprint_by(settings, table.alignment, table_digest(table), stage, threads, *extra)
+
+
+def fingerprint_by(
+    settings: Any, alignment: Mapping[str, Any], digest: Mapping[str, Any], stage: Path, *extra: str
+) -> str:
+    """`fingerprint_of` faces whose digest is known, without the thread count: where several machines train, no two runs
+    end in the same bits, and the next one may have other machines."""
+    parts = [json.dumps(dataclasses.asdict(settings), sort_keys=True), json.dumps(dict(alignment), sort_keys=True)]
+    parts += [digest["sha256"], code_digest(stage), torch.__version__, *extra]
     return hashlib.sha256("\n".join(parts).encode()).hexdigest()
 
 

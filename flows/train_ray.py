@@ -1,0 +1,203 @@
+"""Pre-training on Ray Train: a `stages.pretrain.Runner` of several processes, on a GPU each where there are any.
+
+A process that dies, with its machine or alone, ends its group; Ray starts it anew, of fewer processes if there is no
+room for as many, and it goes on from the checkpoint of the last epoch, which lies in a folder that all machines share.
+What a person must mend (a damaged checkpoint, a full disk) is not tried again.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import dataclasses
+import json
+import os
+import shutil
+import threading
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from flows.ray_cluster import ADDRESS
+from stages.endings import Ending, ending_of
+from stages.pretrain import Runner, Training
+from stages.settings import Report
+
+REFUSED, PROGRESS = "refused.txt", "progress.jsonl"
+LOOK_SECONDS = 1.0  # between two looks at what the processes report
+
+
+@dataclass(frozen=True, kw_only=True)
+class PretrainOut:
+    """How many processes train, and what each has.
+
+    From `min_workers` to `num_workers`, as many as there is room for; after `max_failures` lost processes the training
+    ends. `resize_seconds`: how often to look for room for more, which costs the epoch that has begun. `micro_batches`:
+    parts of a process's share of a batch, whose gradients are added up, where memory is short.
+    """
+
+    min_workers: int
+    num_workers: int
+    cpus_per_worker: int
+    gpus_per_worker: int
+    max_failures: int
+    resize_seconds: float
+    micro_batches: int
+
+    def __post_init__(self) -> None:
+        if not 1 <= self.min_workers <= self.num_workers:
+            raise ValueError(f"min_workers is {self.min_workers}: give 1 to num_workers, which is {self.num_workers}")
+        for name, low in (("cpus_per_worker", 1), ("gpus_per_worker", 0), ("max_failures", 0), ("resize_seconds", 1),
+                          ("micro_batches", 1)):  # fmt: skip
+            if getattr(self, name) < low:
+                raise ValueError(f"{name} is {getattr(self, name)}: give {low} or more")
+
+
+def runner(settings: PretrainOut, storage: Path) -> Runner:
+    """Trains on the Ray that this process is connected to; `storage` is a scratch folder that all machines share.
+
+    Errors: ValueError for what a person must mend, ConnectionError when more processes were lost than `max_failures`.
+    """
+
+    def run(training: Training, report: Report) -> None:
+        folder = storage / "train"
+        shutil.rmtree(folder, ignore_errors=True)
+        folder.mkdir(parents=True)
+        parts = max(settings.micro_batches, training.micro_batches)
+        with _passing_on(folder / PROGRESS, report):
+            _fit(settings, folder, dataclasses.replace(training, micro_batches=parts))
+        shutil.rmtree(folder, ignore_errors=True)
+
+    return run
+
+
+def _fit(settings: PretrainOut, folder: Path, training: Training) -> None:
+    from ray import train as untyped
+    from ray.train.torch import TorchConfig, TorchTrainer
+
+    train: Any = untyped
+    use_gpu = settings.gpus_per_worker > 0
+    has = {"CPU": settings.cpus_per_worker} | ({"GPU": settings.gpus_per_worker} if use_gpu else {})
+    trainer = TorchTrainer(
+        _work,
+        train_loop_config={"training": training, "folder": folder, "threads": settings.cpus_per_worker},
+        torch_config=TorchConfig(backend="nccl" if use_gpu else "gloo"),
+        scaling_config=train.ScalingConfig(
+            num_workers=(settings.min_workers, settings.num_workers), use_gpu=use_gpu, resources_per_worker=has,
+            elastic_resize_monitor_interval_s=settings.resize_seconds,
+        ),
+        run_config=train.RunConfig(
+            name="ray", storage_path=str(folder), failure_config=train.FailureConfig(settings.max_failures)
+        ),
+    )  # fmt: skip
+    failure = None
+    try:
+        with _own_cluster():
+            trainer.fit()
+    except train.TrainingFailedError as error:
+        failure = error
+    if (folder / REFUSED).is_file():
+        raise ValueError((folder / REFUSED).read_text(encoding="utf-8")) from failure
+    if failure is not None and _lost(failure):
+        raise ConnectionError(
+            f"{settings.max_failures + 1} times processes of the training were lost ({_last_line(failure)}); the "
+            f"epochs that were finished are kept in {training.checkpoint}: when the cause is gone, run the same "
+            "command again"
+        ) from failure
+    if failure is not None:
+        raise failure
+
+
+@contextlib.contextmanager
+def _own_cluster() -> Iterator[None]:
+    """Ray Train's cleaner asks whichever Ray started last on this machine whether the training is alive, and would end
+    that of another; told RAY_ADDRESS, it asks ours."""
+    import ray as untyped
+    from ray.train.v2._internal import constants
+
+    ray: Any = untyped
+    constants.ENV_VARS_TO_PROPAGATE.add(ADDRESS)
+    before = os.environ.get(ADDRESS)
+    os.environ[ADDRESS] = ray.get_runtime_context().gcs_address
+    try:
+        yield
+    finally:
+        if before is None:
+            del os.environ[ADDRESS]
+        else:
+            os.environ[ADDRESS] = before
+
+
+def _lost(failure: Any) -> bool:
+    """Whether processes died, rather than raised an exception of their own."""
+    from ray.exceptions import RayError
+
+    return any(isinstance(error, RayError) for error in getattr(failure, "worker_failures", {}).values())
+
+
+def _last_line(failure: Exception) -> str:
+    return str(failure).strip().splitlines()[-1].strip()
+
+
+def _work(config: dict[str, Any]) -> None:
+    """One process of the group, from its start or from the last epoch's checkpoint."""
+    import torch
+    from ray import train
+
+    training: Training = config["training"]
+    folder: Path = config["folder"]
+    if (folder / REFUSED).is_file():
+        return
+    context: Any = train.get_context()
+    torch.set_num_threads(config["threads"])
+    number, count = context.get_world_rank(), context.get_world_size()
+    if number == 0:
+        _note(folder, {"words": f"pretrain: {count} processes, from the last checkpoint on"})
+
+    def report(step: int, values: Mapping[str, float]) -> None:
+        if number == 0:
+            _note(folder, {"step": step, "values": dict(values)})
+        train.report({"step": step, **values})
+
+    try:
+        training(report)
+    except Exception as error:
+        if ending_of(error) is Ending.REFUSED:
+            (folder / REFUSED).write_text(str(error), encoding="utf-8")  # the next group sees it, and ends
+        raise
+
+
+def _note(folder: Path, document: Mapping[str, Any]) -> None:
+    with (folder / PROGRESS).open("a", encoding="utf-8") as file:
+        file.write(json.dumps(document) + "\n")
+
+
+@contextlib.contextmanager
+def _passing_on(progress: Path, report: Report) -> Iterator[None]:
+    """What the first process notes is reported here, in the driver, while it trains."""
+    done = threading.Event()
+    num_read = 0
+
+    def pass_on() -> None:
+        nonlocal num_read
+        lines = progress.read_text(encoding="utf-8").split("\n")[:-1] if progress.is_file() else []
+        for line in lines[num_read:]:
+            document = json.loads(line)
+            if "words" in document:
+                print(document["words"], flush=True)
+            else:
+                report(document["step"], document["values"])
+        num_read = len(lines)
+
+    def look() -> None:
+        while not done.wait(LOOK_SECONDS):
+            pass_on()
+
+    thread = threading.Thread(target=look, daemon=True)
+    thread.start()
+    try:
+        yield
+    finally:
+        done.set()
+        thread.join()
+        pass_on()
