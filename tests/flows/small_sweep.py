@@ -6,7 +6,8 @@ import os
 import subprocess
 import sys
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -18,6 +19,7 @@ QUIET = {
     "OMP_NUM_THREADS": "1", "RAY_AUTH_MODE": "disabled", "RAY_ENABLE_UV_RUN_RUNTIME_ENV": "0",
     "RAY_USAGE_STATS_ENABLED": "0", "MLFLOW_DISABLE_TELEMETRY": "true", "DO_NOT_TRACK": "true",
 }  # fmt: skip
+PATIENCE_SECONDS = 400.0  # a machine that is busy with other things takes ten times as long
 WORDS = ["--params", "params.yaml", "--faces", "faces", "--backbone", "none", "--results", "reports/sweep"]
 SPACE: dict[str, Any] = {
     "finetune.loss.lambda_": {"kind": "loguniform", "low": 0.01, "high": 10.0},
@@ -37,8 +39,11 @@ def sweep_settings(**changes: Any) -> SweepSettings:
 
 
 def make(root: Path, *, num_faces: int = 80, **changes: Any) -> Path:
-    """Faces and settings of a sweep in a folder."""
-    write_faces(root / "faces", some_faces(num_faces, 20, 4))
+    """Faces and settings of a sweep in a folder. Its test faces are no pictures and have no labels: a sweep that opened
+    them would fail."""
+    rows = some_faces(num_faces, 20, 4)
+    spoilt = {"jpeg": b"no picture", "label": None}
+    write_faces(root / "faces", [row | spoilt if row["split"] == "test" else row for row in rows])
     settings = finetune_settings(augmentation="none", num_workers=0)
     write_params(root / "params.yaml", finetune=settings, sweep=sweep_settings(**changes))
     return root
@@ -61,7 +66,7 @@ class Driver:
         """What it said since its start."""
         return self._log.read_bytes()[self._from :].decode()
 
-    def until(self, enough: Callable[[str], bool], seconds: float = 90) -> str:
+    def until(self, enough: Callable[[str], bool], seconds: float = PATIENCE_SECONDS) -> str:
         """Waits for words; what was said by then."""
         deadline = time.monotonic() + seconds
         while not enough(self.said()):
@@ -70,7 +75,7 @@ class Driver:
             time.sleep(0.1)
         return self.said()
 
-    def end(self, seconds: float = 150) -> str:
+    def end(self, seconds: float = PATIENCE_SECONDS) -> str:
         """What it said until its end."""
         self.process.wait(seconds)
         return self.said()
@@ -80,3 +85,14 @@ def sweep_folder(root: Path) -> Path:
     """Where the trials write."""
     [folder] = (root / "runs" / "sweep").iterdir()
     return folder
+
+
+@contextmanager
+def driving(root: Path, *before: str, **environment: str) -> Iterator[Driver]:
+    """A driver that does not outlive its test."""
+    driver = Driver(root, *before, **environment)
+    try:
+        yield driver
+    finally:
+        driver.process.kill()
+        driver.process.wait()

@@ -21,7 +21,8 @@ import pytest
 from mlflow import MlflowClient
 
 from model_registry.trials import SWEEP_TAG, TRIAL_TAG
-from tests.flows.small_sweep import QUIET, Driver, make, sweep_folder
+from tests.flows.small_sweep import QUIET, driving, make, sweep_folder
+from tests.small_faces import CROP_PX
 
 pytestmark = pytest.mark.slow
 LAMBDA, STEP = "finetune.loss.lambda_", "finetune.grid.step"
@@ -51,6 +52,12 @@ def children(process: subprocess.Popen[bytes], name: str) -> list[psutil.Process
     ]
 
 
+def store_of(worker: psutil.Process) -> tuple[int, int]:
+    """Bytes of Ray's object store that a process has mapped, and those of them that no other process has."""
+    maps = [one for one in worker.memory_maps(grouped=False) if "plasma" in one.path]
+    return sum(one.rss for one in maps), sum(one.private_clean + one.private_dirty for one in maps)
+
+
 def table_of(root: Path) -> pd.DataFrame:
     return pd.read_csv(root / "reports" / "sweep" / "trials.csv")
 
@@ -63,14 +70,13 @@ def table_of(root: Path) -> pd.DataFrame:
 def test_a_sweep_whose_driver_is_killed_goes_on(tmp_path: Path) -> None:
     """The same command takes up trials after their last epoch, search, ASHA and MLflow's runs where they were."""
     root = make(tmp_path, num_faces=200, num_samples=4, epochs=6)
-    first = Driver(root)
-    first.until(lambda said: any(max(epochs) >= 3 for epochs in epochs_told(said).values()))
-    time.sleep(6)  # Tune's state is on disk every 5 s
-    first.process.kill()
-    first.end()
-    before = epochs_told(first.said())
-    second = Driver(root)
-    said = second.end()
+    with driving(root) as first:
+        first.until(lambda said: any(max(epochs) >= 3 for epochs in epochs_told(said).values()))
+        time.sleep(6)  # Tune's state is on disk every 5 s
+        first.process.kill()
+        before = epochs_told(first.end())
+    with driving(root) as second:
+        said = second.end()
     assert second.process.returncode == 0, said
     assert "taking up the sweep" in said
     after = epochs_told(said)
@@ -95,23 +101,25 @@ def test_a_sweep_whose_driver_is_killed_goes_on(tmp_path: Path) -> None:
     best = finished.sort_values("last_val_mae").iloc[0]
     words = (root / "reports" / "sweep" / "best.args").read_text(encoding="utf-8")
     assert f"-S {LAMBDA}={float(best[LAMBDA])!r}\n" in words
-    third = Driver(root)
-    assert "0 epochs in" in third.end(), "a sweep that is finished trains nothing"
 
 
 def test_failing_and_diverging_trials(tmp_path: Path) -> None:
-    """A worker that is killed costs its trial no epoch but the one that it was at; a loss that is no number is reported
-    and not tried again. Test faces are spoilt here, and nobody notices."""
+    """Two trials map the same faces; a worker that is killed costs its trial only the epoch that it was at; a loss that
+    is no number is reported and not tried again."""
     space = {LAMBDA: {"kind": "choice", "values": [1.0, 1e300, 2.0]}}
     root = make(tmp_path, num_faces=200, search="grid", space=space, epochs=6, max_concurrent=None)
-    driver = Driver(root)
-    driver.until(lambda said: any(max(epochs) >= 2 for epochs in epochs_told(said).values()))
-    for worker in children(driver.process, "ray::ImplicitFunc"):
-        worker.kill()
-    said = driver.end()
+    with driving(root) as driver:
+        driver.until(lambda said: any(max(epochs) >= 2 for epochs in epochs_told(said).values()))
+        workers = children(driver.process, "ray::ImplicitFunc")
+        faces = [store_of(worker) for worker in workers]
+        for worker in workers:
+            worker.kill()
+        said = driver.end()
     assert driver.process.returncode == 0, said
     assert "failed (" in said
     assert "it is taken up again after its last epoch" in said
+    assert len(faces) == 2
+    assert all(mapped >= 200 * 3 * CROP_PX**2 and own == 0 for mapped, own in faces), "a copy of its own"
     for trial, epochs in epochs_told(said).items():
         assert epochs == list(range(1, 7)), f"{trial}: {said}"
     table = table_of(root).set_index(LAMBDA)
@@ -135,8 +143,8 @@ def test_a_full_disk_is_said_and_the_sweep_goes_on_when_there_is_room(tmp_path: 
     root = make(tmp_path, search="lines", space={LAMBDA: {"kind": "choice", "values": [1.0]}}, epochs=3)
     (root / "runs").mkdir()
     program = 'mount -t tmpfs -o size=26m tmpfs runs; "$@"; echo status $?; mount -o remount,size=200m runs; "$@"'
-    driver = Driver(root, "unshare", "-rm", "sh", "-c", program, "sh")
-    said = driver.end()
+    with driving(root, "unshare", "-rm", "sh", "-c", program, "sh") as driver:
+        said = driver.end()
     assert driver.process.returncode == 0, said
     full, rest = said.split("status 2")
     assert re.search(r"flows\.sweep: trial \w+: .*No space left on device", full.strip().splitlines()[-1])
@@ -194,18 +202,18 @@ def test_a_node_and_then_the_head_are_lost(tmp_path: Path, nodes: list[Nodes]) -
     space = {LAMBDA: {"kind": "choice", "values": [1.0, 2.0]}}
     root = make(tmp_path, num_faces=300, search="grid", space=space, epochs=8)
     nodes.append(Nodes())
-    driver = Driver(root, RAY_ADDRESS=nodes[0].address)
-    both = driver.until(lambda said: len(epochs_told(said)) == 2)
-    assert "2 nodes, 2 CPUs" in both
-    os.kill(nodes[0].raylets[1], signal.SIGKILL)
-    driver.until(lambda said: "it is taken up again" in said)
-    driver.until(lambda said: "finished" in said)
-    os.kill(nodes[0].raylets[0], signal.SIGKILL)
-    said = driver.end()
+    with driving(root, RAY_ADDRESS=nodes[0].address) as driver:
+        both = driver.until(lambda said: len(epochs_told(said)) == 2)
+        assert "2 nodes, 2 CPUs" in both
+        os.kill(nodes[0].raylets[1], signal.SIGKILL)
+        driver.until(lambda said: "it is taken up again" in said)
+        driver.until(lambda said: "finished" in said)
+        os.kill(nodes[0].raylets[0], signal.SIGKILL)
+        said = driver.end()
     assert driver.process.returncode != 0
     nodes.append(Nodes())
-    second = Driver(root, RAY_ADDRESS=nodes[1].address)
-    rest = second.end()
+    with driving(root, RAY_ADDRESS=nodes[1].address) as second:
+        rest = second.end()
     assert second.process.returncode == 0, rest
     for trial, epochs in epochs_told(rest).items():
         assert min(epochs) >= max(epochs_told(said)[trial])
