@@ -4,8 +4,9 @@
     python -m bench.align_scale --count 100000 --folder /big/disk  # 15 minutes on two cores; goes on if stopped
 
 Drawn photos of 200 px, repeated under as many names as asked for (hard links). The local side does at most LOCAL_COUNT
-of them. Rates are of the time between the first and the last outcome, so that start-up stands apart. Where both sides
-did the same photos, their files are compared byte for byte.
+of them. Rates are of the time between the first and the last outcome, so that start-up stands apart; processor time is
+that of all processes of a side, and cares less for other load. Where both sides did the same photos, their files are
+compared.
 """
 
 from __future__ import annotations
@@ -69,27 +70,47 @@ class Watched:
     last: float = 0.0
     num_first: int = 0
     num_photos: int = 0
-    cpu_seconds: float = 0.0
+    num_looked: int = 0  # photos at the last look
+    driver_seconds: float = 0.0  # of its processor, between the first and the last outcome
+    processor_seconds: float = 0.0  # of all processes
     looks: list[tuple[int, int, int]] = field(default_factory=list)  # photos, resident bytes, bytes in the object store
 
     def __call__(self, work: Work, chunks: Iterable[list[Row]]) -> Iterator[Outcome]:
         process, looked = psutil.Process(), 0.0
+        driver, processor = 0.0, 0.0
         for outcome in self.inner(work, chunks):
-            now, cpu = time.perf_counter(), sum(process.cpu_times()[:2])
+            self.last = time.perf_counter()
             self.num_photos += len(outcome)
             if not self.first:
-                self.first, self.num_first, self.cpu_seconds = now, self.num_photos, -cpu
-            if now - looked > EVERY_SECONDS:
+                self.first, self.num_first = self.last, self.num_photos
+                driver, processor = spent(process), family_spent(process)
+            if self.last - looked > EVERY_SECONDS:
                 self.looks.append((self.num_photos, process.memory_info().rss, self.store_bytes()))
-                looked = now
-            self.last, last_cpu = now, cpu
+                self.driver_seconds, self.processor_seconds = spent(process) - driver, family_spent(process) - processor
+                self.num_looked, looked = self.num_photos, self.last
             yield outcome
-        self.cpu_seconds += last_cpu if self.num_photos else 0.0
 
     @property
     def rate(self) -> float:
         """Photos a second between the first and the last outcome."""
         return (self.num_photos - self.num_first) / max(1e-9, self.last - self.first)
+
+    @property
+    def processor_ms(self) -> float:
+        """Of all processes, a photo."""
+        return 1e3 * self.processor_seconds / max(1, self.num_looked - self.num_first)
+
+
+def spent(process: psutil.Process) -> float:
+    """Its processor seconds; none where it has ended meanwhile."""
+    try:
+        return float(sum(process.cpu_times()[:2]))
+    except psutil.NoSuchProcess:
+        return 0.0
+
+
+def family_spent(process: psutil.Process) -> float:
+    return spent(process) + sum(map(spent, process.children(recursive=True)))
 
 
 def draw(folder: Path, count: int) -> None:
@@ -156,7 +177,7 @@ def store_bytes() -> int:
 
 def told(side: str, watched: Watched) -> None:
     if not watched.num_photos:
-        print(f"| {side} | 0 (its shards are finished: remove them to measure) | | | |")
+        print(f"| {side} | 0 (its shards are finished: remove them to measure) | | | | |")
         return
     start = watched.first - watched.begun
     print(
@@ -176,7 +197,7 @@ def tell_plan(folder: Path, count: int, rate_a_worker: float, watched: Watched) 
     photo = (folder / "drawn" / "0.jpg").stat().st_size
     face = sum(path.stat().st_size for path in (folder / "ray" / "faces").iterdir()) / count
     row = len(json.dumps(pq.ParquetFile(folder / "manifest.parquet").read_row_group(0).slice(0, 1).to_pylist()))
-    ceiling = watched.num_photos / max(1e-9, watched.cpu_seconds)
+    ceiling = (watched.num_looked - watched.num_first) / max(1e-9, watched.driver_seconds)
     print(
         f"\nThe driver is busy {1e6 / ceiling:.0f} us a photo: {ceiling / rate_a_worker:.0f} actors would fill its day."
     )
@@ -205,11 +226,15 @@ def main() -> None:
     with connected(STORE_BYTES):
         on_ray = Watched(runner(out, options.folder / "scratch"), store_bytes)
         of_ray = run(options.folder, "ray", options.count, on_ray)
-    print("\n| side | photos | first outcome after, s | all, s | photos/s |\n|---|---|---|---|---|")
+    columns = "side", "photos", "first outcome after, s", "all, s", "photos/s", "processor ms a photo"
+    print(f"\n| {' | '.join(columns)} |\n|---|---|---|---|---|---|")
     told("local processes", local)
     told("actors on Ray", on_ray)
     if local.num_photos and on_ray.num_photos:
-        print(f"\nRay / local: {on_ray.rate / local.rate:.3f} with {options.workers} workers each.")
+        print(
+            f"\nRay / local, {options.workers} workers each: photos/s {on_ray.rate / local.rate:.3f}, "
+            f"processor a photo {on_ray.processor_ms / local.processor_ms:.3f}."
+        )
     if local_count == options.count:
         print(f"The {len(of_ray)} files are {'the same' if of_ray == of_local else 'NOT THE SAME'} on both sides.")
     if on_ray.num_photos:
