@@ -18,7 +18,6 @@ export MLFLOW_SERVER_ENABLE_JOB_EXECUTION := false
 export PREFECT_HOME := $(CURDIR)/.prefect
 export PREFECT_SERVER_ANALYTICS_ENABLED := false
 export PREFECT_SERVER_EPHEMERAL_STARTUP_TIMEOUT_SECONDS := 120
-export RAY_AUTH_MODE := disabled
 export RAY_ENABLE_UV_RUN_RUNTIME_ENV := 0
 export RAY_USAGE_STATS_ENABLED := 0
 # `dvc` and the stages it starts find the interpreter of .venv.
@@ -70,6 +69,20 @@ fi; \
 generated || cp params.yaml presets/drawn.yaml; \
 $(BIN)/python -m stages.settings use presets/drawn.yaml "$$preset" params.yaml
 endef
+
+.PHONY: sweep
+sweep: $(STAMP)  ## search finetune's settings with Ray Tune (sweep in params.yaml); goes on where it stopped; DATA= as for repro
+	@$(if $(DATA),$(use_data))
+	@$(BIN)/python -m flows.sweep
+
+.PHONY: scale-out
+scale-out: $(STAMP)  ## STAGE=align@identity, align@target or pretrain on the Ray of RAY_ADDRESS, or of this machine
+	@test -n "$(STAGE)" || { echo 'usage: make scale-out STAGE=align@identity [RAY_ADDRESS=host:port]' >&2; exit 1; }
+	@$(BIN)/python -m flows.scale_out "$(STAGE)"
+
+.PHONY: cluster-demo
+cluster-demo: $(STAMP)  ## two Ray nodes on this machine: alignment, pre-training and a sweep of drawn faces on them
+	@$(BIN)/python -m flows.cluster_demo
 
 .PHONY: predict
 predict: $(STAMP)  ## one JSON document for PHOTO=x.jpg; MODEL=folder names the model that speaks

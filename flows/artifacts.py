@@ -85,13 +85,22 @@ def quality_text(role: str, document: Mapping[str, Any]) -> str:
 
 def show_run(run: RecordedRun) -> None:
     """A link to the MLflow run; without a server, the command that shows it."""
-    if run.tracking_uri.startswith(("http://", "https://")):
-        link = f"{run.tracking_uri.rstrip('/')}/#/experiments/{run.experiment_id}/runs/{run.run_id}"
+    uri = without_secrets(run.tracking_uri)
+    if uri.startswith(("http://", "https://")):
+        link = f"{uri.rstrip('/')}/#/experiments/{run.experiment_id}/runs/{run.run_id}"
         create_link_artifact(key="mlflow-run", link=link, link_text=f"MLflow run {run.run_id}")
     else:
-        command = f"mlflow server --host 127.0.0.1 --backend-store-uri {run.tracking_uri}"
-        text = f"MLflow run `{run.run_id}` in `{run.tracking_uri}`. `{command}` shows it."
+        place = uri if uri == run.tracking_uri else "$MLFLOW_TRACKING_URI"
+        command = f"mlflow server --host 127.0.0.1 --backend-store-uri {place}"
+        text = f"MLflow run `{run.run_id}` in `{uri}`. `{command}` shows it."
         create_markdown_artifact(key="mlflow-run", markdown=text)
+
+
+def without_secrets(uri: str) -> str:
+    """An address without the user and password in it: artifacts are for everybody who sees Prefect's pages."""
+    scheme, sign, rest = uri.partition("://")
+    host, slash, path = rest.partition("/")
+    return f"{scheme}{sign}{host.rpartition('@')[2]}{slash}{path}"
 
 
 def _key(kind: str, name: str) -> str:

@@ -28,6 +28,9 @@ from flows.workspace import ROOT
 POOL = "visage"
 SERVER_PORT = 4200
 START_SECONDS, STOP_SECONDS = 120.0, 30.0
+# Prefect holds the one place of a deployment by a lease. In memory, as by default, a lease is lost with a server that
+# is killed, its place is never free again, and every later night would be cancelled.
+LEASES = {"PREFECT_SERVER_CONCURRENCY_LEASE_STORAGE": "prefect.server.concurrency.lease_storage.filesystem"}
 
 
 def main() -> None:
@@ -55,11 +58,14 @@ def main() -> None:
 def deploy(address: str, *, work: bool) -> None:
     """Pool and deployments at a Prefect API; then a worker until it is stopped."""
     environment = os.environ | {"PREFECT_API_URL": address, "PWD": str(ROOT)}
-    for words in (
-        ["work-pool", "create", POOL, "--type", "process", "--overwrite"],
-        ["--no-prompt", "deploy", "--all"],
-    ):
-        subprocess.run([*_prefect(), *words], cwd=ROOT, env=environment, check=True)
+    look = subprocess.run(
+        [*_prefect(), "work-pool", "inspect", POOL], cwd=ROOT, env=environment, capture_output=True, check=False
+    )
+    if look.returncode != 0:
+        subprocess.run(
+            [*_prefect(), "work-pool", "create", POOL, "--type", "process"], cwd=ROOT, env=environment, check=True
+        )
+    subprocess.run([*_prefect(), "--no-prompt", "deploy", "--all"], cwd=ROOT, env=environment, check=True)
     if work:
         with _running([*_prefect(), "worker", "start", "--pool", POOL], environment) as worker:
             if status := worker.wait():
@@ -73,7 +79,7 @@ def _server(port: int) -> Iterator[str]:
     if _answers(address):
         raise ValueError(f"{address}: a Prefect server is there already; set PREFECT_API_URL={address} to use it")
     words = ["server", "start", "--host", "127.0.0.1", "--port", str(port)]
-    with _running([*_prefect(), *words], dict(os.environ)) as server:
+    with _running([*_prefect(), *words], os.environ | LEASES) as server:
         deadline = time.monotonic() + START_SECONDS
         while not _answers(address):
             if server.poll() is not None or time.monotonic() > deadline:

@@ -13,7 +13,7 @@ import sys
 from collections.abc import Callable, Sequence
 from pathlib import Path
 
-from flows.ray_cluster import NoCluster
+from flows.ray_cluster import ADDRESS, NoCluster, lock
 from flows.stage_runner import CODE, Lines
 
 GRACE_SECONDS = 30.0  # for Ray to end its processes
@@ -80,6 +80,8 @@ def main() -> None:
     threading.Thread(target=watch, daemon=True).start()
     signal.signal(signal.SIGINT, signal.default_int_handler)
     sys.argv = [module, *sys.argv[3:]]
+    if ADDRESS not in os.environ:
+        lock()
     try:
         runpy.run_module(module, run_name="__main__", alter_sys=True)
     except NoCluster as error:

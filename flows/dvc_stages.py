@@ -154,12 +154,31 @@ def _watched(requests: TextIO) -> Iterator[dict[str, Any]]:
 
 def _reproduce(repo: Any, stage: str, micro_batches: int) -> dict[str, Any]:
     environment = {MICRO_BATCHES: str(micro_batches)} if micro_batches > 1 else {}
+    if (pointer := _not_here(repo, stage)) is not None:
+        return {
+            "ending": int(Ending.REFUSED),
+            "reason": f"its data are not in this working copy; say `dvc pull {pointer}`",
+        }
     try:
         ran = repo.reproduce(stage, single_item=True, run_env=environment)
     except Exception as error:  # whatever it is, it is told
         ending, reason = _why(error)
         return {"ending": int(ending), "reason": reason}
     return {"ending": int(Ending.DONE), "reason": "ran" if ran else "fresh"}
+
+
+def _not_here(repo: Any, stage: str) -> str | None:
+    """The .dvc file of data that the stage reads and that nobody has brought here; DVC, asked for one stage alone, does
+    not look at it."""
+    from dvc.stage import PipelineStage
+
+    [read] = [[Path(one.fs_path) for one in each.deps] for each in repo.index.stages if each.addressing == stage]
+    for source in repo.index.stages:
+        for out in [] if isinstance(source, PipelineStage) else source.outs:
+            path = Path(out.fs_path)
+            if not path.exists() and any(path.is_relative_to(dep) or dep.is_relative_to(path) for dep in read):
+                return str(source.relpath)
+    return None
 
 
 def _why(error: BaseException) -> tuple[Ending, str]:

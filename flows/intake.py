@@ -37,6 +37,10 @@ STATE = ".state"
 Place = LocalPlace | RemotePlace
 
 
+class StillWritten(ValueError):
+    """The table changed while it was read."""
+
+
 @dataclass(frozen=True, kw_only=True)
 class Intake:
     """What came since DVC last took the folder: photos that are new, those with another content or line, and those
@@ -102,7 +106,7 @@ def _fetch_table(place: Place, name: str, part: Path) -> None:
     with place.open(name) as content:
         _copy(content, part)
     if place.find(name) != before or part.stat().st_size != before.num_bytes:
-        raise ValueError(f"{place}/{name}: changes while it is read; look again when it is written")
+        raise StillWritten(f"{place}/{name}: changes while it is read; look again when it is written")
 
 
 def _copy(content: IO[bytes], part: Path) -> str:

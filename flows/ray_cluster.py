@@ -8,12 +8,13 @@ from __future__ import annotations
 
 import logging
 import os
+import secrets
 import socket
 from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import Any
 
-ADDRESS = "RAY_ADDRESS"
+ADDRESS, MODE, TOKEN = "RAY_ADDRESS", "RAY_AUTH_MODE", "RAY_AUTH_TOKEN"
 PATIENCE_SECONDS = 10.0  # for the head node to take a connection
 
 
@@ -45,6 +46,13 @@ def connected(object_store_bytes: int | None = None) -> Iterator[None]:
         yield
     finally:
         ray.shutdown()
+
+
+def lock() -> None:
+    """A secret of its own for the Ray that this process and its children start, to be called before Ray is imported:
+    without one, whoever reaches Ray's ports may run code here. Ray itself would write one into the home directory."""
+    if MODE not in os.environ:
+        os.environ |= {MODE: "token", TOKEN: os.environ.get(TOKEN, secrets.token_hex(32))}
 
 
 def _refuse_silence(address: str) -> None:

@@ -29,7 +29,7 @@ from flows.artifacts import RecordedRun, show_quality, show_results, show_run
 from flows.dvc_stages import Declared
 from flows.stage_outputs import EVALUATION, outputs_of
 from flows.stage_runner import StageFailed, StageRunner
-from flows.workspace import ROOT
+from flows.workspace import ROOT, Busy, only_one
 from stages.endings import Ending
 from stages.settings import read_params
 
@@ -43,8 +43,12 @@ EXPERIMENT = "visage"
 
 @flow(name="reproduce")
 def reproduce(root: Path = ROOT, experiment: str = EXPERIMENT) -> dict[str, str]:
-    """Runs what is stale, records it, shows it; returns what became of each stage, `ran` or `fresh`."""
-    return reproduce_and_record(root, experiment)[0]
+    """Runs what is stale, records it, shows it; returns what became of each stage, `ran` or `fresh`.
+
+    Errors: StageFailed, when no other try may help; Busy, while another process has the working copy.
+    """
+    with only_one(root):
+        return reproduce_and_record(root, experiment)[0]
 
 
 def reproduce_and_record(root: Path, experiment: str) -> tuple[dict[str, str], RecordedRun]:
@@ -63,7 +67,7 @@ def _run_all(root: Path, runner: StageRunner) -> dict[str, str]:
     stages = runner.stages(get_run_logger().info)
     outputs = outputs_of(root, stages)
     try:
-        made: dict[str, str] = {stage.name: _task_of(stage.name)(runner, stage.name) for stage in stages}
+        made: dict[str, str] = {stage.name: task_of(stage.name)(runner, stage.name) for stage in stages}
     except StageFailed:
         show_quality(outputs)
         raise
@@ -73,7 +77,8 @@ def _run_all(root: Path, runner: StageRunner) -> dict[str, str]:
     return made
 
 
-def _task_of(stage: str) -> Any:
+def task_of(stage: str) -> Any:
+    """`one_stage` under the stage's name, tried again where that may help."""
     pauses = RETRY_PAUSES_S
     return one_stage.with_options(name=stage, task_run_name=stage, retries=len(pauses), retry_delay_seconds=pauses)
 
@@ -136,9 +141,9 @@ def main(root: Path = ROOT, words: list[str] | None = None) -> None:
     arguments = parser.parse_args(words)
     try:
         reproduce(root, arguments.experiment)
-    except StageFailed as failed:
+    except (StageFailed, Busy) as failed:
         print(f"flows.reproduce: {failed}", file=sys.stderr)
-        raise SystemExit(int(failed.ending)) from failed
+        raise SystemExit(int(failed.ending if isinstance(failed, StageFailed) else Ending.IO_ERROR)) from failed
 
 
 if __name__ == "__main__":

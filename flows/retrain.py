@@ -26,11 +26,13 @@ from prefect.states import Cancelled, Completed
 
 from flows.artifacts import RecordedRun
 from flows.dvc_stages import declared, stale
-from flows.intake import look
+from flows.intake import StillWritten, look
+from flows.intake_table import read_wanted
 from flows.notify import notify
-from flows.reproduce import reproduce_and_record
+from flows.reproduce import RETRY_PAUSES_S, reproduce_and_record
 from flows.stage_outputs import EXPORT, outputs_of
 from flows.stage_runner import StageFailed
+from flows.watched import watched_place
 from flows.workspace import ROOT, Busy, only_one
 from model_registry.promote import decided, version_of
 from model_registry.record import find, lock_digest
@@ -89,18 +91,35 @@ def _settled(root: Path, experiment: str, model: str) -> str | None:
         return None
     run_id = find(experiment, lock_digest(lock))
     version = run_id and version_of(model, run_id)
-    told = version and decided(model, version)
+    told = version and _has_our_limits(root, version) and decided(model, version)
     return f"version {version} of {model} was {told[0]} ({told[1]})" if told else None
 
 
-@task(cache_policy=NO_CACHE, task_run_name="bring in {role}")
+def _may_pass(_task: Any, _run: Any, state: Any) -> bool:
+    """Whether another look may help: a store that broke off, a table that was being written. Prefect asks."""
+    return isinstance(state.data, (OSError, StillWritten))
+
+
+def _has_our_limits(root: Path, version: int) -> bool:
+    """Whether what a request may hold is what `package` in params.yaml says now: no stage reads that."""
+    from model_registry.package import PackageSettings, is_as_packaged
+
+    return is_as_packaged(version, load_section(root / "params.yaml", "package", PackageSettings))
+
+
+@task(
+    cache_policy=NO_CACHE, task_run_name="bring in {role}", retries=len(RETRY_PAUSES_S),
+    retry_delay_seconds=RETRY_PAUSES_S, retry_condition_fn=_may_pass,
+)  # fmt: skip
 def bring_in(root: Path, role: str, watch: str) -> None:
     """New and changed labelled photos of a watched place come into the working copy, under DVC."""
     log = get_run_logger()
-    if "://" not in watch and not (root / watch).exists():
-        log.info("%s: not there yet, so nothing new for %s", watch, role)
+    folder = root / INCOMING / role
+    table = read_wanted(folder).table
+    if watched_place(watch, root).find(table) is None:
+        log.warning("%s: no %s there (yet), so nothing new for %s", watch, table, role)
         return
-    came = look(watch, root / INCOMING / role)
+    came = look(watch, folder)
     log.info(
         "%s: %d new photos, %d changed, %d gone, %d refused", watch, came.new, came.changed, came.gone, came.refused
     )
@@ -141,15 +160,17 @@ def _sentence(model: str, version: int, decision: Decision) -> str:
     return f"version {version} of {model} {verdict}: " + ";\n".join(decision.reasons)
 
 
-def main() -> None:
+def main(root: Path = ROOT, words: list[str] | None = None) -> None:
     """The command line; prints the outcome. What the user can mend ends it with one line and exit status 2."""
     parser = argparse.ArgumentParser(prog="python -m flows.retrain", description=__doc__.split("\n", 1)[0])
     parser.add_argument("--reason", default="by hand", help="why now, for the record")
-    arguments = parser.parse_args()
+    arguments = parser.parse_args(words)
     try:
-        state: Any = retrain(arguments.reason, return_state=True)
+        state: Any = retrain(arguments.reason, root, return_state=True)
+        if state.is_cancelled():
+            raise Busy(state.message)
         state.result()
-    except (ValueError, StageFailed) as error:
+    except (ValueError, StageFailed, Busy) as error:
         print(f"flows.retrain: {error}", file=sys.stderr)
         raise SystemExit(2) from error
     print(state.message)

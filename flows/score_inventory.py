@@ -66,20 +66,18 @@ class Inventory:
 
     def take(self, photos: str, column: str) -> None:
         """Lists `photos`; ValueError where there are none, or where the file lists those of another place."""
-        self._belong_to(photos if "://" in photos else filesystem_of(photos)[1])
+        origin = photos if "://" in photos else filesystem_of(photos)[1]
+        self._database.execute("CREATE TABLE IF NOT EXISTS origin (photos TEXT)")
+        known = self._database.execute("SELECT photos FROM origin").fetchone()
+        if known is not None and known[0] != origin:
+            raise ValueError(
+                f"{self.path.parent}: holds the scores of {known[0]}, not of {origin}; give another folder (OUTPUT)"
+            )
         self._fill(found_in(photos, column))
         if not len(self):
             raise ValueError(f"{photos}: holds no photo ({', '.join(sorted(PHOTO_SUFFIXES))})")
-
-    def _belong_to(self, photos: str) -> None:
-        self._database.execute("CREATE TABLE IF NOT EXISTS origin (photos TEXT)")
-        known = self._database.execute("SELECT photos FROM origin").fetchone()
-        if known is None:
-            self._database.execute("INSERT INTO origin VALUES (?)", (photos,))
-        elif known[0] != photos:
-            raise ValueError(
-                f"{self.path.parent}: holds the scores of {known[0]}, not of {photos}; give another folder (OUTPUT)"
-            )
+        if known is None:  # a mistyped place has ended above, and takes no folder
+            self._database.execute("INSERT INTO origin VALUES (?)", (origin,))
 
     def _fill(self, found: Iterable[Found]) -> None:
         self._database.executescript(

@@ -36,5 +36,5 @@ def _holder(lock: Path) -> str:
     try:
         holder = json.loads(lock.read_text(encoding="utf-8"))
     except ValueError:  # it has the lock and has not yet written its name
-        return "another retraining has just begun here"
-    return f"a retraining (process {holder['pid']}) has been at work here since {holder['since']}"
+        return "another flow has just begun here"
+    return f"another flow (process {holder['pid']}) has been at work here since {holder['since']}"

@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import base64
 import dataclasses
-import json
 import shutil
 import tempfile
 import warnings
@@ -37,16 +36,17 @@ REQUIREMENTS = (  # what an answer imports, and what MLflow's scoring server run
     "mlflow", "torch", "torchvision", "facenet-pytorch", "safetensors", "numpy", "pandas", "pillow",
     "fastapi", "uvicorn",
 )  # fmt: skip
-WEIGHTS_TAG, CARD_TAG = "visage.weights_sha256", "visage.card_sha256"
+WEIGHTS_TAG, CARD_TAG, LIMITS_TAG = "visage.weights_sha256", "visage.card_sha256", "visage.limits"
 
 
 @dataclass(frozen=True, kw_only=True)
 class PackageSettings:
-    """Name under which versions are registered, and what a request to the served model may hold: bytes as sent, photos
-    and aligned faces together, bytes and pixels of each."""
+    """Name under which versions are registered, and what a request to the served model may hold: bytes as sent, pixels,
+    photos and aligned faces together, bytes and pixels of each."""
 
     model: str
     max_request_bytes: int
+    max_request_pixels: int
     max_photos: int
     max_photo_bytes: int
     max_photo_pixels: int
@@ -64,12 +64,13 @@ class PackageSettings:
 def package(export: Path, run_id: str, settings: PackageSettings) -> int:
     """The version of `settings.model` that holds the model in `export` as made by run `run_id`, registered once.
 
-    A second call with the same run, card and weights returns the same version. Raises ValueError for a folder that
-    holds no sound model; a package that cannot answer its own example is not registered.
+    A second call with the same run, card, weights and limits returns the same version. Raises ValueError for a folder
+    that holds no sound model; a package that cannot answer its own example is not registered.
     """
     _, card = load_model(export)
     client = connect()
     tags = {WEIGHTS_TAG: card.weights.sha256, CARD_TAG: sha256_of(export / CARD_FILE)}
+    tags[LIMITS_TAG] = settings.limits.text()
     known = _known_version(client, settings.model, run_id, tags)
     if known is not None:
         return known
@@ -80,6 +81,12 @@ def package(export: Path, run_id: str, settings: PackageSettings) -> int:
         raise ValueError(f"{export}: the package does not answer its own example")
     made = mlflow.register_model(uri, settings.model, tags=tags)
     return int(made.version)
+
+
+def is_as_packaged(version: int, settings: PackageSettings) -> bool:
+    """Whether a version holds the limits that the settings say now."""
+    tags = connect().get_model_version(settings.model, str(version)).tags
+    return bool(tags.get(LIMITS_TAG) == settings.limits.text())
 
 
 def fetch(uri: str, into: Path) -> Path:
@@ -114,7 +121,7 @@ def pinned_requirements() -> list[str]:
 def _known_version(client: MlflowClient, model: str, run_id: str, tags: dict[str, str]) -> int | None:
     found = client.search_model_versions(f"name = '{model}' and run_id = '{run_id}'")
     same = [int(entry.version) for entry in found if tags.items() <= entry.tags.items()]
-    return min(same, default=None)
+    return max(same, default=None)
 
 
 def _logged(
@@ -126,7 +133,7 @@ def _logged(
     for name in (CARD_FILE, card.weights.file, REFERENCE_FILE):
         if (export / name).is_file():
             shutil.copyfile(export / name, model / name)
-    limits.write_text(json.dumps(dataclasses.asdict(settings.limits)), encoding="utf-8")
+    limits.write_text(settings.limits.text(), encoding="utf-8")
     shutil.copytree(Path(visage.__path__[0]), code, ignore=shutil.ignore_patterns("__pycache__"))
     contents: dict[str, Any] = {
         "python_model": str(ANSWERER),

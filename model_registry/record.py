@@ -122,7 +122,7 @@ def finish(run_id: str, evidence: Evidence, code: Mapping[str, Any]) -> str:
         if known != run_id:
             patiently(lambda: client.delete_run(run_id))
         return known
-    if run.data.tags.get(LOCK_TAG, digest) != digest:
+    if run.data.tags.get(LOCK_TAG, digest) != digest or _says_otherwise(run, evidence):
         run = patiently(lambda: _instead(client, run))
         run_id = str(run.info.run_id)
     patiently(lambda: client.set_tag(run_id, LOCK_TAG, digest))
@@ -131,6 +131,12 @@ def finish(run_id: str, evidence: Evidence, code: Mapping[str, Any]) -> str:
     patiently(lambda: client.log_batch(run_id, tags=[RunTag(key, value) for key, value in tags.items()]))
     patiently(lambda: client.set_terminated(run_id, "FINISHED"))
     return run_id
+
+
+def _says_otherwise(run: Run, evidence: Evidence) -> bool:
+    """Whether a setting stands in the run with another value, of those too that no stage reads."""
+    wanted = {param.key: param.value for param in _params(evidence)}
+    return any(wanted.get(name) != value for name, value in run.data.params.items())
 
 
 def _instead(client: MlflowClient, run: Run) -> Run:
@@ -142,12 +148,11 @@ def _instead(client: MlflowClient, run: Run) -> Run:
 
 def _log_evidence(client: MlflowClient, run_id: str, time_ms: int, evidence: Evidence) -> None:
     """All but what closes the run. Metrics bear the run's start as their time: the same one twice is one row."""
-    params = [Param(key, str(value)[:MAX_VALUE]) for key, value in flat(evidence.settings).items()]
     figures = numbers(json.loads(evidence.metrics.read_text(encoding="utf-8")))
     metrics = [Metric(key, value, time_ms, 0) for key, value in figures.items()]
     for file in evidence.history:
         metrics += [Metric(key, value, time_ms, step) for key, step, value in curve(file)]
-    for some_params in _batches(params, MAX_PARAMS):
+    for some_params in _batches(_params(evidence), MAX_PARAMS):
         client.log_batch(run_id, params=some_params)
     for some_metrics in _batches(metrics, MAX_METRICS):
         client.log_batch(run_id, metrics=some_metrics)
@@ -162,6 +167,10 @@ def _log_evidence(client: MlflowClient, run_id: str, time_ms: int, evidence: Evi
             client.log_artifact(run_id, str(path), place.parent.as_posix())
     installed = sorted(f"{each.name}=={each.version}" for each in distributions())
     client.log_text(run_id, "\n".join(installed) + "\n", "environment.txt")
+
+
+def _params(evidence: Evidence) -> list[Param]:
+    return [Param(key, str(value)[:MAX_VALUE]) for key, value in flat(evidence.settings).items()]
 
 
 def flat(document: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:

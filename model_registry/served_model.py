@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import base64
 import dataclasses
+import io
 import json
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
@@ -23,6 +24,7 @@ from mlflow.exceptions import MlflowException
 from mlflow.models import set_model
 from mlflow.protos.databricks_pb2 import INVALID_PARAMETER_VALUE
 from mlflow.pyfunc.model import PythonModel
+from PIL import Image
 from torch import Tensor, nn
 
 from visage.card import load_model
@@ -39,12 +41,17 @@ NO_FACE_OF_ITS_OWN = {"box": None, "landmarks": None, "probability": None, "chos
 
 @dataclass(frozen=True, kw_only=True)
 class Limits:
-    """What a request may hold: bytes as sent, photos and faces together, bytes and pixels of each."""
+    """What a request may hold: bytes as sent, pixels, photos and faces together, bytes and pixels of each."""
 
     max_request_bytes: int
+    max_request_pixels: int
     max_photos: int
     max_photo_bytes: int
     max_photo_pixels: int
+
+    def text(self) -> str:
+        """As the package and its version's tag have it."""
+        return json.dumps(dataclasses.asdict(self))
 
 
 class Refused(ValueError):
@@ -86,6 +93,10 @@ class ServedModel(PythonModel):
         if not 0 < len(rows) <= self.limits.max_photos:
             raise Refused(f"{len(rows)} items: send 1 to {self.limits.max_photos} photos or faces in a request")
         pictures = [self._picture(number, row) for number, row in enumerate(rows)]
+        sizes = [_num_pixels(picture) for _, picture in pictures]
+        pixels = sum(size for size in sizes if size <= self.limits.max_photo_pixels)  # larger ones are not decoded
+        if pixels > self.limits.max_request_pixels:  # all of them are decoded while others wait
+            raise Refused(f"{pixels} pixels: send at most {self.limits.max_request_pixels} in a request")
         documents: dict[int, Document] = {}
         for column, answers in ((PHOTO, self._photos), (FACE, self._faces)):
             numbers = [number for number, (kind, _) in enumerate(pictures) if kind == column]
@@ -179,6 +190,15 @@ def _face(predictions: Predictions, place: int) -> Document:
 
 def _stacked(crops: Sequence[Any]) -> Tensor:
     return torch.from_numpy(np.stack(crops)).permute(0, 3, 1, 2)
+
+
+def _num_pixels(picture: bytes) -> int:
+    """As the header says, undecoded; 0 where there is none to read: whoever decodes it says what is wrong."""
+    try:
+        with Image.open(io.BytesIO(picture), formats=("JPEG", "PNG", "WEBP")) as image:
+            return int(image.width * image.height)
+    except Exception:  # decoders that are fed damaged bytes raise nearly anything
+        return 0
 
 
 def _is_webp(picture: bytes) -> bool:

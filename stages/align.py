@@ -125,25 +125,30 @@ def align(
 
 
 def _fill_shards(settings: AlignSettings, shards: Iterator[Shard], raw: Path, runner: Runner, bar: tqdm[Any]) -> None:
-    """Aligns the shards that are not on disk yet; each is written as soon as its last chunk is back."""
-    started: deque[tuple[Shard, int]] = deque()  # with the number of its chunks, in the order of their outcomes
+    """Aligns the shards that are not on disk yet; each is written as soon as its last chunk is back.
+
+    A runner may take all chunks before it gives the first outcome, so of a shard under way no rows are kept.
+    """
+    started: deque[tuple[Path, str, int]] = deque()  # path, fingerprint, number of photos: in the outcomes' order
 
     def chunks() -> Iterator[list[Row]]:
         for shard in shards:
             if is_finished(shard):
                 bar.update(len(shard.rows))
                 continue
-            cut = [shard.rows[start : start + CHUNK_ROWS] for start in range(0, max(1, len(shard.rows)), CHUNK_ROWS)]
-            started.append((shard, len(cut)))
-            yield from cut
+            started.append((shard.path, shard.fingerprint, len(shard.rows)))
+            for start in range(0, max(1, len(shard.rows)), CHUNK_ROWS):
+                yield shard.rows[start : start + CHUNK_ROWS]
 
     outcomes = runner(functools.partial(align_photos, settings, raw), chunks())
-    for outcome in outcomes:
-        shard, num_chunks = started.popleft()
-        for part in (outcome, *itertools.islice(outcomes, num_chunks - 1)):
-            shard.outcome.add(part)
-            bar.update(len(part.faces) + len(part.rejects))
-        write_shard(shard, settings.eye())
+    for first in outcomes:
+        path, fingerprint, num_photos = started.popleft()
+        whole = Outcome()
+        for part in itertools.chain([first], itertools.islice(outcomes, max(0, num_photos - 1) // CHUNK_ROWS)):
+            whole.add(part)
+            bar.update(len(part))
+        assert len(whole) == num_photos, f"{path}: the runner gave {len(whole)} outcomes for {num_photos} photos"
+        write_shard(path, fingerprint, whole, settings.eye())
 
 
 def run_local(num_workers: int, work: Work, chunks: Iterable[list[Row]]) -> Iterator[Outcome]:

@@ -34,6 +34,10 @@ class Outcome:
     rejects: list[tuple[str, str]] = field(default_factory=list)
     num_read: int = 0
 
+    def __len__(self) -> int:
+        """Photos: each is a face or a reject."""
+        return len(self.faces) + len(self.rejects)
+
     def add(self, other: Outcome) -> None:
         self.faces += other.faces
         self.rejects += other.rejects
@@ -42,12 +46,11 @@ class Outcome:
 
 @dataclass(kw_only=True)
 class Shard:
-    """One output file, the manifest's rows that belong in it, and what has become of them so far."""
+    """One output file, and the manifest's rows that belong in it."""
 
     path: Path
     rows: list[Row]
     fingerprint: str
-    outcome: Outcome
 
 
 def shard_paths(faces: Path, num_rows: int, shard_rows: int) -> list[Path]:
@@ -74,7 +77,7 @@ def read_shards(
         kept = [row for row in itertools.islice(rows, shard_rows) if row["photo_id"] not in left_out]
         content = json.dumps([[row["unreadable"], *(row[name] for name in COPIED)] for row in kept])
         fingerprint = hashlib.sha256(f"{maker}\n{content}".encode()).hexdigest()
-        yield Shard(path=path, rows=kept, fingerprint=fingerprint, outcome=Outcome())
+        yield Shard(path=path, rows=kept, fingerprint=fingerprint)
 
 
 def is_finished(shard: Shard) -> bool:
@@ -90,17 +93,17 @@ def read_own(path: Path) -> Any:
     return json.loads(pq.read_schema(path).metadata[SHARD_KEY])
 
 
-def write_shard(shard: Shard, eye: Mapping[str, Any]) -> None:
+def write_shard(path: Path, fingerprint: str, outcome: Outcome, eye: Mapping[str, Any]) -> None:
     """The faces as parquet, whole or not at all; `eye` is what a model's card must know of the crops."""
     own = {
-        "fingerprint": shard.fingerprint,
-        "rejects": shard.outcome.rejects,
-        "num_photos": len(shard.rows),
-        "num_read": shard.outcome.num_read,
-        "num_frame": sum(row["found"] == "frame" for row in shard.outcome.faces),
+        "fingerprint": fingerprint,
+        "rejects": outcome.rejects,
+        "num_photos": len(outcome),
+        "num_read": outcome.num_read,
+        "num_frame": sum(row["found"] == "frame" for row in outcome.faces),
     }
     metadata = {METADATA_KEY: json.dumps(eye, sort_keys=True), SHARD_KEY: json.dumps(own, sort_keys=True)}
-    table = pa.Table.from_pylist(shard.outcome.faces, schema=FACE_SCHEMA.with_metadata(metadata))
+    table = pa.Table.from_pylist(outcome.faces, schema=FACE_SCHEMA.with_metadata(metadata))
     compression = dict.fromkeys(FACE_SCHEMA.names, "zstd") | {"jpeg": "none"}
-    with written_whole(shard.path) as part:
+    with written_whole(path) as part:
         pq.write_table(table, part, compression=compression, use_dictionary=["split", "found", "sex", "ethnicity"])

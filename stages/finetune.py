@@ -9,7 +9,7 @@ with bfloat16). Weights are saved after every epoch; a killed run goes on from t
 from __future__ import annotations
 
 import platform
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any, Literal
@@ -42,6 +42,8 @@ from visage.methods import METHODS, LossSettings
 from visage.networks import Network, Pooling, build, initialise
 from visage.optim import RecipeSettings, computing_dtype
 from visage.whole import written_whole
+
+OpenFaces = Callable[[Path, Sequence[str], int], FaceTable]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -81,11 +83,12 @@ class FinetuneSettings:
 
 def finetune(
     settings: FinetuneSettings, *, faces: Path, backbone: Path, checkpoints: Path, model: Path, history: Path,
-    report: Report = print_report,
+    report: Report = print_report, open_faces: OpenFaces = FaceTable.open,
 ) -> None:  # fmt: skip
-    """Trains the model; see the module docstring."""
-    train = FaceTable.open(faces, ["train"], settings.cache_mb)
-    validation = FaceTable.open(faces, ["val"], 0)
+    """Trains the model; see the module docstring. `open_faces(folder, splits, cache_mb)` gives the faces: who trains
+    many models on them has them already."""
+    train = open_faces(faces, ["train"], settings.cache_mb)
+    validation = open_faces(faces, ["val"], 0)
     _check(settings, train)
     network = _start(settings, train, backbone).to(available_device())
     start = sha256_of(backbone / "backbone.safetensors") if settings.init == "backbone" else "scratch"
@@ -97,14 +100,24 @@ def finetune(
             nn.init.zeros_(network.head.bias)
         trained, phase_rows = fit(
             network, task, phase.recipes[phase.recipe], epochs=phase.epochs, seed=settings.seed + number,
-            checkpoint=checkpoints / f"phase-{number}.pt", fingerprint=f"{stamp}-{number}", report=report,
+            checkpoint=checkpoints / f"phase-{number}.pt", fingerprint=f"{stamp}-{number}",
+            report=_counted_on(report, number * settings.epochs),
             micro_batches=micro_batches(),
         )  # fmt: skip
         network.load_state_dict(trained.state_dict())
-        rows += [row | {"epoch": row["epoch"] + number * settings.epochs} for row in phase_rows]
+        rows += [_later(row, number * settings.epochs) for row in phase_rows]
     with written_whole(history) as part:
         pd.DataFrame(rows).to_csv(part, index=False)
     save_model(model, network, _card(settings, train, validation, rows), "float32")
+
+
+def _later(row: Mapping[str, float], epochs: int) -> dict[str, float]:
+    return {**row, "epoch": row["epoch"] + epochs}
+
+
+def _counted_on(report: Report, epochs: int) -> Report:
+    """A later phase's epochs go on from those before it."""
+    return lambda step, row: report(step + epochs, _later(row, epochs))
 
 
 def _phases(settings: FinetuneSettings) -> list[FinetuneSettings]:

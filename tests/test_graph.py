@@ -19,7 +19,7 @@ from tests.imports import REPOSITORY, ROOMS, code_dependencies, module_file
 ORDER = [
     "download", "validate", "align", "pretrain", "classic", "finetune", "calibrate", "evaluate", "explain", "export",
 ]  # fmt: skip
-FLOWS = ["retrain", "package", "promote", "score", "drift"]
+FLOWS = ["retrain", "package", "promote", "score", "drift", "scale_out", "sweep"]
 ROLES = ["identity", "target"]
 BROUGHT = {f"incoming/{role}" for role in ROLES}  # into these, photos come from outside of the graph
 

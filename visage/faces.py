@@ -7,6 +7,7 @@ Legend: N faces, B batch, H height, W width.
 
 from __future__ import annotations
 
+import copy
 import io
 import itertools
 import json
@@ -58,10 +59,16 @@ class EncodedCrops:
                 sizes.append(pc.binary_length(crops).to_numpy(zero_copy_only=False).astype(np.int64))
             file.flush()
             self._ends = np.cumsum(np.concatenate(sizes))
-            self._bytes = mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ) if self._ends[-1] else b""
+            self._bytes: Any = mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ) if self._ends[-1] else b""
 
     def __getitem__(self, index: int) -> bytes:
-        return self._bytes[self._ends[index] : self._ends[index + 1]]
+        return bytes(self._bytes[self._ends[index] : self._ends[index + 1]])
+
+    def in_memory(self) -> EncodedCrops:
+        """The same crops as arrays, which other processes can be given."""
+        other = copy.copy(self)
+        other._bytes = np.frombuffer(self._bytes, np.uint8).copy()
+        return other
 
 
 class FaceTable:
@@ -120,6 +127,23 @@ class FaceTable:
         if index < len(self._kept):
             self._kept[index], self._is_kept[index] = crop, True
         return crop
+
+    @property
+    def num_bytes(self) -> int:
+        """Of all crops, decoded ones and encoded ones."""
+        return self._kept.nbytes + len(self._crops._bytes)
+
+    def shareable(self) -> FaceTable:
+        """The same faces for many processes: as many crops as are kept are decoded now, all lie in arrays.
+
+        Pickled with protocol 5, the arrays of crops are buffers that every process of a machine can map, read-only; of
+        the other columns each has a copy.
+        """
+        for index in np.flatnonzero(~self._is_kept):
+            self._crop(int(index))
+        other = copy.copy(self)
+        other._crops = self._crops.in_memory()
+        return other
 
     def with_sigma(self, fixed_sigma: float) -> np.ndarray:
         """Each face's sigma in label units, `fixed_sigma` where the set gives none, shape (N,)."""

@@ -34,6 +34,14 @@ Batch = tuple[Tensor, ...]  # network input (B,3,H,W), then the targets that the
 Report = Callable[[int, Mapping[str, float]], None]
 
 
+class Diverged(ValueError):
+    """The loss of an epoch is not finite."""
+
+
+class BrokenCheckpoint(ValueError):
+    """A checkpoint that cannot be read."""
+
+
 @dataclass(frozen=True, kw_only=True)
 class Task:
     """What is trained: an epoch's batches from its generator, their number, the loss, and a look at validation.
@@ -62,8 +70,8 @@ def fit(
     one row of figures an epoch.
 
     `checkpoint` is rewritten after every epoch and continued from when its `fingerprint` (of settings and data) is
-    this run's; another run's checkpoint is started over. Errors: a loss that is not finite, less than one epoch, a
-    checkpoint that cannot be read or written (the older one stays). In a group, every process calls `report`.
+    this run's; another run's checkpoint is started over. Errors: Diverged, BrokenCheckpoint; less than one epoch; a
+    checkpoint that cannot be written (the older one stays). In a group, every process calls `report`.
     Where memory is short, `micro_batches` passes a batch in that many parts and adds up their gradients: the same step,
     but that BatchNorm sees the statistics of a part. Such epochs say so in their row.
     """
@@ -115,7 +123,7 @@ def fit(
         loss_sum, face_count = ranks.totals([total_loss.item(), num_faces], device)
         train_loss = loss_sum / face_count
         if not math.isfinite(train_loss):
-            raise ValueError(
+            raise Diverged(
                 f"epoch {epoch + 1}: the training loss is {train_loss}; lower learning_rate, or set precision: float32"
             )
         row = {"epoch": epoch + 1.0, "train_loss": train_loss, "learning_rate": rate}
@@ -205,7 +213,7 @@ def _read_checkpoint(path: Path, fingerprint: str) -> dict[str, Any] | None:
         state: dict[str, Any] = torch.load(path, weights_only=True, map_location="cpu")
         found = state["fingerprint"]
     except (RuntimeError, EOFError, OSError, ValueError, LookupError, TypeError, pickle.UnpicklingError) as error:
-        raise ValueError(f"{path}: this checkpoint cannot be read ({error}); remove it to start over") from error
+        raise BrokenCheckpoint(f"{path}: this checkpoint cannot be read ({error}); remove it to start over") from error
     if found == fingerprint:
         return state
     tqdm.write(f"{path}: of another run (its settings, data, code or torch differ); starting over")

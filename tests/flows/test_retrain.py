@@ -18,8 +18,9 @@ import yaml
 from prefect.blocks.webhook import Webhook
 
 from flows import retrain as job
+from flows.reproduce import reproduce
 from flows.retrain import retrain
-from flows.workspace import only_one
+from flows.workspace import Busy, only_one
 from model_registry import compare
 from model_registry.promote import champion, history
 from model_registry.store import connect
@@ -116,6 +117,12 @@ def bring(copy: Path, *errors: float) -> None:
     (copy / "inbox" / "labels.csv").write_text("\n".join(["photo,label,person", *rows, ""]), encoding="utf-8")
 
 
+def set_package(copy: Path, **values: int) -> None:
+    params = yaml.safe_load((copy / "params.yaml").read_text(encoding="utf-8"))
+    params["package"] |= values
+    (copy / "params.yaml").write_text(yaml.safe_dump(params), encoding="utf-8")
+
+
 def run(copy: Path) -> str:
     outcome: str = retrain("a test", copy)
     return outcome
@@ -125,6 +132,8 @@ def run(copy: Path) -> str:
 def test_nights_one_after_the_other(copy: Path, heard: tuple[str, list[str]]) -> None:
     assert run(copy) == "version 1 of toy is champion: there is no champion yet"
     assert run(copy) == "Nothing new: version 1 of toy was promoted (there is no champion yet)"
+    (copy / "inbox").mkdir()  # the photos come before their table
+    assert run(copy).startswith("Nothing new")
     client = connect()
     assert len(client.search_runs([client.get_experiment_by_name("toy").experiment_id])) == 1
 
@@ -141,9 +150,12 @@ def test_nights_one_after_the_other(copy: Path, heard: tuple[str, list[str]]) ->
     assert tags["visage.reason"] == "a test"
     assert tags["visage.decided_against"] == "1"
     assert "# toy, version 3: age from a face, in years" in client.get_model_version(MODEL, "3").description
+    set_package(copy, max_photos=7)
+    assert run(copy).startswith("version 4 of toy is champion")
+    assert json.loads(client.get_model_version(MODEL, "4").tags["visage.limits"])["max_photos"] == 7
     assert [text.split(":")[1] for text in heard[1]] == [
         " version 1 of toy is champion", " version 2 of toy was refused, version 1 stays champion",
-        " version 3 of toy is champion",
+        " version 3 of toy is champion", " version 4 of toy is champion",
     ]  # fmt: skip
 
 
@@ -177,11 +189,16 @@ def test_one_that_died_between_register_and_alias_is_finished(
     assert [event["version"] for event in history(MODEL)] == [1]
 
 
-def test_of_two_at_once_one_ends(copy: Path) -> None:
+def test_of_two_at_once_one_ends(copy: Path, capsys: pytest.CaptureFixture[str]) -> None:
     with only_one(copy):
         state: Any = retrain("a test", copy, return_state=True)
+        with pytest.raises(SystemExit, match="2"):
+            job.main(copy, [])
+        with pytest.raises(Busy):
+            reproduce(copy)
     assert state.is_cancelled()
     assert "has been at work here since" in state.message
+    assert "flows.retrain: " in capsys.readouterr().err
     assert champion(MODEL) is None
 
 

@@ -394,6 +394,8 @@ def test_the_output_belongs_to_one_run_and_one_set_of_photos(photos: Path, model
     (tmp_path / "theirs" / "part-00000.parquet").write_bytes(b"dear to somebody")
     with pytest.raises(ValueError, match="theirs: holds files that are no scores"):
         scored(photos, tmp_path / "theirs", model)
+    with pytest.raises(ValueError, match="mistyped"):
+        scored(tmp_path / "mistyped", tmp_path / "out", model)
     scored(photos, tmp_path / "out", model)
     with pytest.raises(ValueError, match=r"out: holds the scores of .*photos, not of .*more; give another folder"):
         scored(photos / "more", tmp_path / "out", model)

@@ -15,7 +15,7 @@ from pathlib import Path
 import pytest
 
 import flows.stage_runner
-from flows.dvc_stages import declared, stale
+from flows.dvc_stages import GRACE_SECONDS, declared, stale
 from flows.stage_runner import Lines, StageFailed, StageRunner
 from stages.endings import MICRO_BATCHES, Ending
 from tests.flows import toy_workspace
@@ -71,7 +71,7 @@ def sleeper(tmp_path: Path) -> Iterator[Path]:
     yield toy_workspace.make(tmp_path / "workspace", {"a": "", "b": SLEEPS, "c": ""})
     if (pid := tmp_path / "workspace" / "pid").exists():
         stage = int(pid.read_text(encoding="utf-8"))
-        wait_for(lambda: not is_alive(stage), 3)
+        wait_for(lambda: not is_alive(stage), GRACE_SECONDS + 10)
 
 
 # ---------------------------------------------------------------------------------------------------------------------
@@ -101,11 +101,19 @@ def test_data_that_dvc_only_tracks_are_no_stage(tmp_path: Path) -> None:
 
 
 def test_words_come_while_the_stage_runs(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The stage waits for a file that comes when its first word was heard."""
     monkeypatch.delenv("PYTHONUNBUFFERED", raising=False)
-    heard: dict[str, float] = {}
-    root = toy_workspace.make(tmp_path, {"a": "print('first'); time.sleep(1.5); print('second', file=sys.stderr)"})
-    run_all(root, lambda line: heard.setdefault(line, time.monotonic()) and None)
-    assert heard["second"] - heard["first"] > 1
+    waits = "while not pathlib.Path('heard').exists():\n    time.sleep(0.05)"
+    root = toy_workspace.make(tmp_path, {"a": f"print('first')\n{waits}\nprint('second', file=sys.stderr)"})
+    heard: list[str] = []
+
+    def hear(line: str) -> None:
+        heard.append(line)
+        if line == "first":
+            (root / "heard").touch()
+
+    run_all(root, hear)
+    assert heard.index("first") < heard.index("second")
 
 
 def test_a_stage_cannot_take_the_requests(tmp_path: Path) -> None:
@@ -137,6 +145,21 @@ def test_how_a_stage_ended_is_read_from_dvc(tmp_path: Path, monkeypatch: pytest.
             with pytest.raises(StageFailed, match=rf"s{number}: exit status .*(why {number}|a fault)") as failed:
                 runner.run(f"s{number}", silent)
             assert failed.value.ending is ending
+
+
+def test_data_that_nobody_has_pulled_are_missed(tmp_path: Path) -> None:
+    """The folder is there, what `dvc add` tracks in it is not: the stage would take that for no data."""
+    root = toy_workspace.make(tmp_path, {"a": "", "b": ""}, chained=False)
+    (root / "incoming").mkdir()
+    pointer = {"md5": "d41d8cd98f00b204e9800998ecf8427e.dir", "size": 4, "nfiles": 1, "hash": "md5", "path": "labelled"}
+    (root / "incoming" / "labelled.dvc").write_text(json.dumps({"outs": [pointer]}), encoding="utf-8")
+    graph = (root / "dvc.yaml").read_text(encoding="utf-8")
+    (root / "dvc.yaml").write_text(graph.replace("- a.program", "- a.program\n    - incoming"), encoding="utf-8")
+    failed = ending_of(root, "a")
+    assert failed.ending is Ending.REFUSED
+    assert "say `dvc pull incoming/labelled.dvc`" in str(failed)
+    with closing(StageRunner(root)) as runner:
+        assert runner.run("b", silent) == "ran"  # which does not read it
 
 
 def test_what_a_stage_lacks_is_told(tmp_path: Path) -> None:
@@ -177,7 +200,7 @@ def test_nobody_goes_on_when_the_owner_is_killed_and_the_next_run_finishes(sleep
     dvc = os.getpgid(stage)  # it holds its lock until it has ended, too
     owner.send_signal(number)
     owner.wait()
-    wait_for(lambda: not is_alive(stage) and not is_alive(dvc), 3)
+    wait_for(lambda: not is_alive(stage) and not is_alive(dvc), GRACE_SECONDS + 10)
     (sleeper / "go").touch()
     assert run_all(sleeper) == {"a": "fresh", "b": "ran", "c": "ran"}
     assert (sleeper / "c.txt").read_text(encoding="utf-8") == "a\nb\nc\n"
@@ -208,7 +231,7 @@ def test_dvc_killed_alone_takes_the_stage_along_and_the_runner_starts_it_anew(sl
             runner.run("b", kill)
         assert failed.value.ending is Ending.OUT_OF_MEMORY
         stage = int((sleeper / "pid").read_text(encoding="utf-8"))
-        wait_for(lambda: not is_alive(stage), 3)
+        wait_for(lambda: not is_alive(stage), GRACE_SECONDS + 10)
         (sleeper / "go").touch()
         assert runner.run("b", silent) == "ran"
 

@@ -24,7 +24,12 @@ from tests.conftest import REPOSITORY
 from visage.drawn import encode_face, sample_person, sample_photo
 
 SETTINGS = PackageSettings(
-    model="small", max_request_bytes=400_000, max_photos=8, max_photo_bytes=100_000, max_photo_pixels=1_000_000
+    model="small",
+    max_request_bytes=400_000,
+    max_request_pixels=3_000_000,
+    max_photos=8,
+    max_photo_bytes=100_000,
+    max_photo_pixels=1_000_000,
 )
 SECONDS_TO_START = 120
 

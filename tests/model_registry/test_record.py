@@ -104,14 +104,18 @@ def test_what_died_is_taken_up_and_nothing_stands_twice(local_registry: Path, ev
     check(left.info.run_id, evidence, local_registry)
 
 
-def test_another_result_takes_a_new_run_where_one_was_half_written(local_registry: Path, evidence: Evidence) -> None:
-    """Its settings stand in the run already, and MLflow refuses to change them."""
+@pytest.mark.parametrize("has_other_lock", [True, False])
+def test_another_result_takes_a_new_run_where_one_was_half_written(
+    local_registry: Path, evidence: Evidence, has_other_lock: bool
+) -> None:
+    """Its settings stand in the run already, those that no stage reads too, and MLflow refuses to change them."""
     broken = replace(evidence, predictions=evidence.predictions.with_name("gone.parquet"))
     broken = replace(broken, settings={"finetune": {"epochs": 7, "loss": {"lambda_": 9.0}}})
     with pytest.raises(OSError, match="gone"):
         record(broken)
     [left] = connect().search_runs([experiment("visage")])
-    evidence.lock.write_text("schema: '2.1'\n", encoding="utf-8")
+    if has_other_lock:
+        evidence.lock.write_text("schema: '2.1'\n", encoding="utf-8")
     taken = record(evidence)
     assert taken != left.info.run_id
     check(taken, evidence, local_registry)

@@ -213,6 +213,16 @@ def test_a_bomb_is_refused_by_its_header_alone(served: ServedModel, monkeypatch:
         served.answer([{"photo": base64_of(bomb())}])
 
 
+def test_the_pixels_of_a_whole_request_are_counted_before_any_is_decoded(
+    served: ServedModel, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    row = {"photo": base64_of(encoded(np.zeros((1000, 800, 3), np.uint8), "PNG"))}
+    assert len(served.answer([row] * 3)) == 3
+    monkeypatch.setattr(Image.Image, "load", lambda *_: pytest.fail("pixels were decoded"))
+    with pytest.raises(ValueError, match="3200000 pixels: send at most 3000000 in a request"):
+        served.answer([row] * 4)
+
+
 def test_as_many_items_as_allowed_and_no_more(served: ServedModel) -> None:
     row = {"face": base64_of(encoded(crops(1)[0], "PNG"))}
     assert len(served.answer([row] * SETTINGS.max_photos)) == SETTINGS.max_photos

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import json
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -137,6 +138,33 @@ def test_how_faces_are_read_changes_nothing(tmp_path: Path, faces: Path, changes
         run(tmp_path / name, faces, settings)
     first, second = (load_file(tmp_path / name / "model" / "model.safetensors") for name in ("plain", "other"))
     assert all(torch.equal(first[name], second[name]) for name in first)
+
+
+def test_faces_may_come_from_somewhere_else(tmp_path: Path, faces: Path) -> None:
+    """Who trains many models hands their faces over; it is asked for the training and the validation split alone."""
+    asked = []
+
+    def open_faces(folder: Path, splits: Sequence[str], cache_mb: int) -> FaceTable:
+        asked.append((folder, list(splits)))
+        return FaceTable.open(faces, splits, cache_mb).shareable()
+
+    run(tmp_path / "own", faces, finetune_settings(epochs=1))
+    folder, settings = tmp_path / "given", finetune_settings(epochs=1)
+    finetune(settings, faces=tmp_path / "nowhere", backbone=folder, checkpoints=folder / "checkpoints",
+             model=folder / "model", history=folder / "history.csv", report=lambda *_: None,
+             open_faces=open_faces)  # fmt: skip
+    assert asked == [(tmp_path / "nowhere", ["train"]), (tmp_path / "nowhere", ["val"])]
+    first, second = (load_file(tmp_path / name / "model" / "model.safetensors") for name in ("own", "given"))
+    assert all(torch.equal(first[name], second[name]) for name in first)
+
+
+def test_the_epochs_of_a_second_stage_are_reported_after_those_of_the_first(tmp_path: Path, faces: Path) -> None:
+    told: list[tuple[int, float]] = []
+    settings = finetune_settings(schedule="two_stage")
+    finetune(settings, faces=faces, backbone=tmp_path, checkpoints=tmp_path / "checkpoints",
+             model=tmp_path / "model", history=tmp_path / "history.csv",
+             report=lambda step, row: told.append((step, row["epoch"])))  # fmt: skip
+    assert told == [(1, 1.0), (2, 2.0), (3, 3.0), (4, 4.0)]
 
 
 def test_labels_are_learnt(tmp_path: Path) -> None:

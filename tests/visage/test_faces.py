@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import io
+import pickle
 import shutil
 from pathlib import Path
 
@@ -17,6 +18,7 @@ from PIL import Image
 
 from tests.small_faces import ALIGNMENT, DETECTOR, face, some_faces, write_faces
 from visage.faces import FaceTable, decode_jpeg, evenly_spread, in_order, prefetched, shuffled_batches
+from visage.lineage import table_digest
 
 ROWS = some_faces()
 
@@ -157,3 +159,30 @@ def test_shards_of_different_alignments_are_refused(faces: Path, tmp_path: Path)
     shutil.copy(faces / "part-00002.parquet", tmp_path)
     with pytest.raises(ValueError, match="different alignment settings"):
         FaceTable.open(tmp_path, [])
+
+
+# ---------------------------------------------------------------------------------------------------------------------
+# For many processes
+# ---------------------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("cache_mb", [0, 1])
+def test_shareable_faces_are_the_same_faces(faces: Path, cache_mb: int) -> None:
+    table = FaceTable.open(faces, ["train"], cache_mb)
+    other = pickle.loads(pickle.dumps(table.shareable(), protocol=5))
+    everyone = np.arange(len(table))
+    assert torch.equal(other.decode(everyone), table.decode(everyone))
+    assert table_digest(other) == table_digest(table)
+    assert list(other.photo_id) == list(table.photo_id)
+
+
+def test_shareable_crops_are_pickled_as_buffers_that_can_be_mapped(faces: Path) -> None:
+    """What a copy would cost stays outside of the pickle; read from there, the crops cannot be changed."""
+    table = FaceTable.open(faces, ["train"], 1).shareable()
+    buffers: list[pickle.PickleBuffer] = []
+    pickled = pickle.dumps(table, protocol=5, buffer_callback=buffers.append)
+    assert sum(buffer.raw().nbytes for buffer in buffers) >= table.num_bytes > len(pickled)
+    mapped = pickle.loads(pickled, buffers=[buffer.raw().toreadonly() for buffer in buffers])
+    np.testing.assert_array_equal(mapped.decode(np.arange(3)), table.decode(np.arange(3)))
+    with pytest.raises(ValueError, match="read-only"):
+        mapped._kept[0] = 0

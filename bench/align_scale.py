@@ -1,0 +1,221 @@
+"""Alignment on Ray against the local runner: photos a second, memory as the photos grow in number, a plan for millions.
+
+    python -m bench.align_scale                                    # 1,500 photos on both sides: two minutes
+    python -m bench.align_scale --count 100000 --folder /big/disk  # 15 minutes on two cores; goes on if stopped
+
+Drawn photos of 200 px, repeated under as many names as asked for (hard links). The local side does at most LOCAL_COUNT
+of them. Rates are of the time between the first and the last outcome, so that start-up stands apart. Where both sides
+did the same photos, their files are compared byte for byte.
+"""
+
+from __future__ import annotations
+
+import argparse
+import functools
+import hashlib
+import json
+import os
+import time
+from collections.abc import Callable, Iterable, Iterator
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import psutil
+import pyarrow as pa
+import pyarrow.parquet as pq
+
+from flows.align_ray import TASK_CHUNKS, AlignOut, runner
+from flows.ray_cluster import connected
+from stages.align import CHUNK_ROWS, AlignSettings, Runner, Work, align, run_local
+from stages.face_shards import Outcome, Row
+from visage.detect import DetectorSettings
+from visage.drawn import encode_face, sample_person, sample_photo
+from visage.schemas import MANIFEST_SCHEMA
+
+NUM_DRAWN, SIDE_PX = 200, 200
+LOCAL_COUNT = 1500
+SHARD_ROWS = 2000
+EVERY_SECONDS = 5.0  # between two looks at memory
+STORE_BYTES = 500 * 2**20  # of Ray's object store, on a machine of its own
+HOURS = 8.0  # that the plan's millions may take
+CORES_A_NODE = 32
+
+SETTINGS = AlignSettings(
+    crop_px=112,
+    template="five_point_112",
+    face_scale=0.9,
+    jpeg_quality=95,
+    detector=DetectorSettings(
+        min_face_px=20, thresholds=(0.6, 0.7, 0.7), factor=0.709, max_side_px=1024, landmark_passes=2
+    ),
+    choose="centre_largest",
+    fallback="none",
+    min_detection_rate=0.5,
+    shard_rows=SHARD_ROWS,
+    num_workers=0,
+)
+
+
+@dataclass
+class Watched:
+    """A runner, and what was seen while it ran."""
+
+    inner: Runner
+    store_bytes: Callable[[], int]
+    begun: float = field(default_factory=time.perf_counter)
+    first: float = 0.0
+    last: float = 0.0
+    num_first: int = 0
+    num_photos: int = 0
+    cpu_seconds: float = 0.0
+    looks: list[tuple[int, int, int]] = field(default_factory=list)  # photos, resident bytes, bytes in the object store
+
+    def __call__(self, work: Work, chunks: Iterable[list[Row]]) -> Iterator[Outcome]:
+        process, looked = psutil.Process(), 0.0
+        for outcome in self.inner(work, chunks):
+            now, cpu = time.perf_counter(), sum(process.cpu_times()[:2])
+            self.num_photos += len(outcome)
+            if not self.first:
+                self.first, self.num_first, self.cpu_seconds = now, self.num_photos, -cpu
+            if now - looked > EVERY_SECONDS:
+                self.looks.append((self.num_photos, process.memory_info().rss, self.store_bytes()))
+                looked = now
+            self.last, last_cpu = now, cpu
+            yield outcome
+        self.cpu_seconds += last_cpu if self.num_photos else 0.0
+
+    @property
+    def rate(self) -> float:
+        """Photos a second between the first and the last outcome."""
+        return (self.num_photos - self.num_first) / max(1e-9, self.last - self.first)
+
+
+def draw(folder: Path, count: int) -> None:
+    """`count` photos and their manifest; kept where they are there already."""
+    if (folder / "gate.json").is_file() and pq.read_metadata(folder / "manifest.parquet").num_rows == count:
+        return
+    rng = np.random.default_rng(5)
+    people = (sample_person(rng) for _ in range(NUM_DRAWN))
+    photos = [encode_face(sample_photo(person, rng, clean=True), SIDE_PX) for person in people]
+    sums = [hashlib.sha256(data).hexdigest() for data in photos]
+    drawn = [folder / "drawn" / f"{number}.jpg" for number in range(NUM_DRAWN)]
+    drawn[0].parent.mkdir(parents=True, exist_ok=True)
+    for path, data in zip(drawn, photos, strict=True):
+        path.unlink(missing_ok=True)
+        path.write_bytes(data)
+    none: Row = dict.fromkeys(MANIFEST_SCHEMA.names)
+    with pq.ParquetWriter(folder / "manifest.parquet", MANIFEST_SCHEMA) as writer:
+        for start in range(0, count, 1000):
+            raw = folder / "raw" / f"{start // 1000:05d}"
+            raw.mkdir(parents=True, exist_ok=True)
+            rows = []
+            for number in range(start, min(count, start + 1000)):
+                path, which = raw / f"{number}.jpg", number % NUM_DRAWN
+                path.unlink(missing_ok=True)
+                os.link(drawn[which], path)
+                rows.append(
+                    none
+                    | {"photo_id": f"{raw.name}/{path.name}", "sha256": sums[which], "num_bytes": len(photos[which])}
+                    | {"width": SIDE_PX, "height": SIDE_PX, "label": float(which % 80), "person": f"p{which}"}
+                    | {"split": "train"}
+                )
+            writer.write_table(pa.Table.from_pylist(rows, schema=MANIFEST_SCHEMA))
+    (folder / "quarantine.csv").write_text("photo_id,check,reason\n")
+    (folder / "gate.json").write_text("{}")
+
+
+def run(folder: Path, side: str, count: int, watched: Watched) -> dict[str, str]:
+    """One side's run over the first `count` photos; the sha256 of each file that it wrote."""
+    manifest, out = folder / f"manifest-{side}.parquet", folder / side
+    if not manifest.is_file() or pq.read_metadata(manifest).num_rows != count:
+        whole = pq.ParquetFile(folder / "manifest.parquet")
+        left = count
+        with pq.ParquetWriter(manifest, MANIFEST_SCHEMA) as writer:
+            for batch in whole.iter_batches(batch_size=1000):
+                writer.write_batch(batch[:left])
+                left -= len(batch[:left])
+    align(
+        SETTINGS, manifest=manifest, quarantine=folder / "quarantine.csv", gate=folder / "gate.json",
+        raw=folder / "raw", faces=out / "faces", rejects=out / "rejects.csv", summary=out / "align.json",
+        report=lambda *_: None, runner=watched,
+    )  # fmt: skip
+    files = sorted(path for path in out.rglob("*") if path.is_file())
+    return {path.relative_to(out).as_posix(): hashlib.sha256(path.read_bytes()).hexdigest() for path in files}
+
+
+def store_bytes() -> int:
+    """Bytes in the object stores of the connected Ray. From Ray's own internals: its public resources are promises."""
+    from ray._private import internal_api as untyped
+
+    internal: Any = untyped
+    reply = internal.get_memory_info_reply(internal.get_state_from_address(None))
+    return int(reply.store_stats.object_store_bytes_used)
+
+
+def told(side: str, watched: Watched) -> None:
+    if not watched.num_photos:
+        print(f"| {side} | 0 (its shards are finished: remove them to measure) | | | |")
+        return
+    start = watched.first - watched.begun
+    print(
+        f"| {side} | {watched.num_photos:,} | {start:.1f} | {watched.last - watched.begun:.1f} | {watched.rate:.1f} |"
+    )
+
+
+def tell_memory(looks: list[tuple[int, int, int]]) -> None:
+    print("\n| photos back | driver resident, MB | object store, MB |\n|---|---|---|")
+    for index in sorted({round(share * (len(looks) - 1)) for share in (0, 0.1, 0.25, 0.5, 0.75, 1)}):
+        photos, resident, stored = looks[index]
+        print(f"| {photos:,} | {resident / 1e6:.0f} | {stored / 1e6:.1f} |")
+
+
+def tell_plan(folder: Path, count: int, rate_a_worker: float, watched: Watched) -> None:
+    """What more photos would take, from this run's rate, sizes and the driver's processor time for an outcome."""
+    photo = (folder / "drawn" / "0.jpg").stat().st_size
+    face = sum(path.stat().st_size for path in (folder / "ray" / "faces").iterdir()) / count
+    row = len(json.dumps(pq.ParquetFile(folder / "manifest.parquet").read_row_group(0).slice(0, 1).to_pylist()))
+    ceiling = watched.num_photos / max(1e-9, watched.cpu_seconds)
+    print(
+        f"\nThe driver is busy {1e6 / ceiling:.0f} us a photo: {ceiling / rate_a_worker:.0f} actors would fill its day."
+    )
+    print(f"One actor: {rate_a_worker:.1f} photos/s; a task: {TASK_CHUNKS * CHUNK_ROWS} photos, what a death costs.\n")
+    columns = "photos", "hours, one core", f"cores for {HOURS:g} h", f"nodes of {CORES_A_NODE}"
+    print(f"| {' | '.join(columns)} | photos, GB | faces, GB | scratch, GB |\n|---|---|---|---|---|---|---|")
+    for millions in (1, 5):
+        photos = millions * 1_000_000
+        hours = photos / rate_a_worker / 3600
+        cores = max(1, -(-hours // HOURS))
+        sizes = " | ".join(f"{photos * size / 1e9:.2f}" for size in (photo, face, row))
+        print(f"| {photos:,} | {hours:.1f} | {cores:.0f} | {-(-cores // CORES_A_NODE):.0f} | {sizes} |")
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--count", type=int, default=LOCAL_COUNT)
+    parser.add_argument("--workers", type=int, default=2)
+    parser.add_argument("--folder", type=Path, default=Path("data/bench-align-scale"))
+    options = parser.parse_args()
+    draw(options.folder, options.count)
+    local_count = min(options.count, LOCAL_COUNT)
+    local = Watched(functools.partial(run_local, options.workers), store_bytes=lambda: 0)
+    of_local = run(options.folder, "local", local_count, local)
+    out = AlignOut(actors_min=options.workers, actors_max=options.workers, cpus_per_actor=1)
+    with connected(STORE_BYTES):
+        on_ray = Watched(runner(out, options.folder / "scratch"), store_bytes)
+        of_ray = run(options.folder, "ray", options.count, on_ray)
+    print("\n| side | photos | first outcome after, s | all, s | photos/s |\n|---|---|---|---|---|")
+    told("local processes", local)
+    told("actors on Ray", on_ray)
+    if local.num_photos and on_ray.num_photos:
+        print(f"\nRay / local: {on_ray.rate / local.rate:.3f} with {options.workers} workers each.")
+    if local_count == options.count:
+        print(f"The {len(of_ray)} files are {'the same' if of_ray == of_local else 'NOT THE SAME'} on both sides.")
+    if on_ray.num_photos:
+        tell_memory(on_ray.looks)
+        tell_plan(options.folder, options.count, on_ray.rate / options.workers, on_ray)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,78 @@
+"""An align run on Ray in a process of its own, as a flow's driver is, and works that do more than align.
+
+python -m tests.flows.align_on_ray FOLDER     # a Bench of tests/stages/test_align.py
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import functools
+import os
+import sys
+import time
+from collections.abc import Iterable, Iterator
+from pathlib import Path
+
+from flows.align_ray import AlignOut, runner
+from flows.ray_cluster import connected
+from stages import align as stage
+from stages.align import Runner, Work
+from stages.face_shards import Outcome, Row
+from tests.stages.test_align import SETTINGS, Bench
+
+SHARDED = dataclasses.replace(SETTINGS, shard_rows=8)
+OUT = AlignOut(actors_min=1, actors_max=2, cpus_per_actor=1)
+CHUNK_ROWS, CHUNK_SECONDS = 2, 0.2
+FATAL = "set/5.jpg"
+
+
+def noted(log: Path, work: Work, rows: list[Row]) -> Outcome:
+    """Says which process takes which photos, and takes its time, so that a test can end the process meanwhile: a
+    little, and as long as there is a file `hold` beside the log."""
+    with log.open("a") as file:
+        file.write(" ".join([str(os.getpid()), *(row["photo_id"] for row in rows)]) + "\n")
+    time.sleep(CHUNK_SECONDS)
+    while log.with_name("hold").exists():
+        time.sleep(CHUNK_SECONDS)
+    return work(rows)
+
+
+def fatal(work: Work, rows: list[Row]) -> Outcome:
+    """Ends the process at one photo, as a fault in a decoder does."""
+    if any(row["photo_id"] == FATAL for row in rows):
+        os.abort()
+    return work(rows)
+
+
+def failing(work: Work, rows: list[Row]) -> Outcome:
+    del work
+    raise OSError(f"no such disk for {len(rows)} photos")
+
+
+def big(log: Path, work: Work, rows: list[Row]) -> Outcome:
+    """A megabyte in place of each face."""
+    with log.open("a") as file:
+        file.write(f"{rows[0]['photo_id']}\n")
+    return Outcome(rejects=[(row["photo_id"], "x" * 2**20) for row in rows], num_read=bool(work))
+
+
+def through(wrap: functools.partial[Outcome], inner: Runner) -> Runner:
+    """The runner, with each actor's work wrapped."""
+
+    def run(work: Work, chunks: Iterable[list[Row]]) -> Iterator[Outcome]:
+        return inner(functools.partial(wrap, work), chunks)
+
+    return run
+
+
+def main() -> None:
+    folder = Path(sys.argv[1])
+    stage.CHUNK_ROWS = CHUNK_ROWS
+    with connected():
+        Bench(folder).align(
+            SHARDED, runner=through(functools.partial(noted, folder / "log"), runner(OUT, folder / "scratch"))
+        )
+
+
+if __name__ == "__main__":
+    main()

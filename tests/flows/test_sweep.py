@@ -1,0 +1,223 @@
+"""Sweeps on a real Ray: what they leave, what trials share, and what is kept when anything is killed.
+
+Every sweep is its driver's process, as flows/sweep.py starts it; Ray is one of its own, or a cluster of two nodes.
+"""
+
+from __future__ import annotations
+
+import os
+import re
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pandas as pd
+import psutil
+import pytest
+from mlflow import MlflowClient
+
+from model_registry.trials import SWEEP_TAG, TRIAL_TAG
+from tests.flows.small_sweep import QUIET, driving, make, sweep_folder
+from tests.small_faces import CROP_PX
+
+pytestmark = pytest.mark.slow
+LAMBDA, STEP = "finetune.loss.lambda_", "finetune.grid.step"
+LINE = re.compile(r"^(\w+) \(.*\)  epoch (\d+)/\d+  ", re.MULTILINE)
+
+
+def epochs_told(said: str) -> dict[str, list[int]]:
+    """Trial -> the epochs of its lines, in their order."""
+    told: dict[str, list[int]] = {}
+    for trial, epoch in LINE.findall(said):
+        told.setdefault(trial, []).append(int(epoch))
+    return told
+
+
+def runs_of(root: Path) -> list[Any]:
+    """MLflow's runs of a sweep's experiment, parent and children."""
+    client = MlflowClient(f"sqlite:///{root / '.mlflow' / 'mlflow.db'}")
+    experiment = client.get_experiment_by_name("sweeps")
+    assert experiment is not None
+    return list(client.search_runs([experiment.experiment_id]))
+
+
+def children(process: subprocess.Popen[bytes], name: str) -> list[psutil.Process]:
+    """The processes below the driver whose title begins so."""
+    return [
+        one for one in psutil.Process(process.pid).children(recursive=True) if " ".join(one.cmdline()).startswith(name)
+    ]
+
+
+def store_of(worker: psutil.Process) -> tuple[int, int]:
+    """Bytes of Ray's object store that a process has mapped, and those of them that no other process has."""
+    maps = [one for one in worker.memory_maps(grouped=False) if "plasma" in one.path]
+    return sum(one.rss for one in maps), sum(one.private_clean + one.private_dirty for one in maps)
+
+
+def table_of(root: Path) -> pd.DataFrame:
+    return pd.read_csv(root / "reports" / "sweep" / "trials.csv")
+
+
+# ---------------------------------------------------------------------------------------------------------------------
+# One machine
+# ---------------------------------------------------------------------------------------------------------------------
+
+
+def test_a_sweep_whose_driver_is_killed_goes_on(tmp_path: Path) -> None:
+    """The same command takes up trials after their last epoch, search, ASHA and MLflow's runs where they were."""
+    root = make(tmp_path, num_faces=200, num_samples=4, epochs=6)
+    with driving(root) as first:
+        first.until(lambda said: any(max(epochs) >= 3 for epochs in epochs_told(said).values()))
+        time.sleep(6)  # Tune's state is on disk every 5 s
+        first.process.kill()
+        before = epochs_told(first.end())
+    with driving(root) as second:
+        said = second.end()
+    assert second.process.returncode == 0, said
+    assert "taking up the sweep" in said
+    after = epochs_told(said)
+    for trial in set(before) & set(after):
+        assert min(after[trial]) >= max(before[trial]), "no epoch is trained twice"
+    table = table_of(root)
+    assert len(table) == 4
+    assert set(before) <= set(table["trial"])
+    finished = table[table["status"] == "finished"]
+    assert set(finished["epochs"]) == {6}
+    assert set(table["status"]) <= {"finished", "ended early"}
+    runs = runs_of(root)
+    [parent] = [run for run in runs if run.data.tags[TRIAL_TAG] == ""]
+    assert {run.data.tags[TRIAL_TAG] for run in runs} == {"", *table["trial"]}
+    assert len(runs) == 5
+    status = {"finished": "FINISHED", "ended early": "KILLED"}
+    assert {run.data.tags[TRIAL_TAG]: run.info.status for run in runs if run is not parent} == {
+        row["trial"]: status[row["status"]] for _, row in table.iterrows()
+    }
+    assert parent.info.status == "FINISHED"
+    assert parent.data.metrics["faces_per_second"] > 0
+    best = finished.sort_values("last_val_mae").iloc[0]
+    words = (root / "reports" / "sweep" / "best.args").read_text(encoding="utf-8")
+    assert f"-S {LAMBDA}={float(best[LAMBDA])!r}\n" in words
+
+
+def test_failing_and_diverging_trials(tmp_path: Path) -> None:
+    """Two trials map the same faces; a worker that is killed costs its trial only the epoch that it was at; a loss that
+    is no number is reported and not tried again."""
+    space = {LAMBDA: {"kind": "choice", "values": [1.0, 1e300, 2.0]}}
+    root = make(tmp_path, num_faces=200, search="grid", space=space, epochs=6, max_concurrent=None)
+    with driving(root) as driver:
+        driver.until(lambda said: any(max(epochs) >= 2 for epochs in epochs_told(said).values()))
+        workers = children(driver.process, "ray::ImplicitFunc")
+        faces = [store_of(worker) for worker in workers]
+        for worker in workers:
+            worker.kill()
+        said = driver.end()
+    assert driver.process.returncode == 0, said
+    assert "failed (" in said
+    assert "it is taken up again after its last epoch" in said
+    assert len(faces) == 2
+    assert all(mapped >= 200 * 3 * CROP_PX**2 and own == 0 for mapped, own in faces), "a copy of its own"
+    for trial, epochs in epochs_told(said).items():
+        assert epochs == list(range(1, 7)), f"{trial}: {said}"
+    table = table_of(root).set_index(LAMBDA)
+    assert table["status"].to_dict() == {1.0: "finished", 1e300: "diverged", 2.0: "finished"}
+    assert "training loss is" in table.loc[1e300, "reason"]
+    assert said.count("diverged") == 2  # when it happens, and in the count at the end
+    assert "diverged" not in (root / "reports" / "sweep" / "best.args").read_text(encoding="utf-8")
+    assert sorted(run.info.status for run in runs_of(root)) == ["FAILED", "FINISHED", "FINISHED", "FINISHED"]
+
+
+def has_own_mounts() -> bool:
+    command = ["unshare", "-rm", "mount", "-t", "tmpfs", "tmpfs", "/mnt"]
+    try:
+        return subprocess.run(command, capture_output=True, check=False).returncode == 0
+    except FileNotFoundError:
+        return False
+
+
+@pytest.mark.skipif(not has_own_mounts(), reason="no mount of one's own is allowed here, so no small disk")
+def test_a_full_disk_is_said_and_the_sweep_goes_on_when_there_is_room(tmp_path: Path) -> None:
+    root = make(tmp_path, search="lines", space={LAMBDA: {"kind": "choice", "values": [1.0]}}, epochs=3)
+    (root / "runs").mkdir()
+    program = 'mount -t tmpfs -o size=26m tmpfs runs; "$@"; echo status $?; mount -o remount,size=200m runs; "$@"'
+    with driving(root, "unshare", "-rm", "sh", "-c", program, "sh") as driver:
+        said = driver.end()
+    assert driver.process.returncode == 0, said
+    full, rest = said.split("status 2")
+    assert re.search(r"flows\.sweep: trial \w+: .*No space left on device", full.strip().splitlines()[-1])
+    assert "taking up the sweep" in rest
+    [told] = epochs_told(rest).values()
+    assert told == [1, 2, 3]
+    assert table_of(root)["status"].tolist() == ["finished"]
+
+
+# ---------------------------------------------------------------------------------------------------------------------
+# Two nodes
+# ---------------------------------------------------------------------------------------------------------------------
+
+NODES = """
+import os, signal, sys
+from ray.cluster_utils import Cluster
+cluster = Cluster(initialize_head=True, head_node_args={"num_cpus": 1})
+second = cluster.add_node(num_cpus=1)
+cluster.wait_for_nodes()
+raylets = [node.all_processes["raylet"][0].process.pid for node in (cluster.head_node, second)]
+print(cluster.address, *raylets, flush=True)
+sys.stdin.read()
+cluster.shutdown()
+"""
+
+
+class Nodes:
+    """A cluster of two raylets of one CPU each."""
+
+    def __init__(self) -> None:
+        self.process = subprocess.Popen([sys.executable, "-c", NODES], stdin=subprocess.PIPE, stdout=subprocess.PIPE,
+                                        stderr=subprocess.DEVNULL, env=os.environ | QUIET, text=True)  # fmt: skip
+        assert self.process.stdout is not None
+        for line in self.process.stdout:
+            if found := re.match(r"([\d.]+:\d+) (\d+) (\d+)$", line):
+                self.address, self.raylets = found[1], [int(found[2]), int(found[3])]
+                return
+        raise AssertionError("no cluster came up")
+
+    def close(self) -> None:
+        self.process.communicate(timeout=60)
+
+
+@pytest.fixture
+def nodes() -> Iterator[list[Nodes]]:
+    started: list[Nodes] = []
+    yield started
+    for one in started:
+        one.close()
+
+
+def test_a_node_and_then_the_head_are_lost(tmp_path: Path, nodes: list[Nodes]) -> None:
+    """The trial of a lost node goes on elsewhere; without its head node the driver ends, and the same command finishes
+    the sweep on a new Ray."""
+    space = {LAMBDA: {"kind": "choice", "values": [1.0, 2.0]}}
+    root = make(tmp_path, num_faces=300, search="grid", space=space, epochs=8)
+    nodes.append(Nodes())
+    with driving(root, RAY_ADDRESS=nodes[0].address) as driver:
+        both = driver.until(lambda said: len(epochs_told(said)) == 2)
+        assert "2 nodes, 2 CPUs" in both
+        os.kill(nodes[0].raylets[1], signal.SIGKILL)
+        driver.until(lambda said: "it is taken up again" in said)
+        driver.until(lambda said: "finished" in said)
+        os.kill(nodes[0].raylets[0], signal.SIGKILL)
+        said = driver.end()
+    assert driver.process.returncode != 0
+    nodes.append(Nodes())
+    with driving(root, RAY_ADDRESS=nodes[1].address) as second:
+        rest = second.end()
+    assert second.process.returncode == 0, rest
+    for trial, epochs in epochs_told(rest).items():
+        assert min(epochs) >= max(epochs_told(said)[trial])
+    assert table_of(root)["status"].tolist() == ["finished"] * 2
+    assert SWEEP_TAG in runs_of(root)[0].data.tags
+    assert len(runs_of(root)) == 3
+    assert sweep_folder(root).is_dir()
