@@ -76,14 +76,14 @@ class Job:
         self.wait(lambda: any((found := EPOCH.match(line)) and int(found[1]) >= number for line in self.lines))
 
     def wait(self, condition: Callable[[], bool]) -> None:
-        deadline = time.monotonic() + 150
+        deadline = time.monotonic() + 300
         while not condition():
             assert self.process.poll() is None, "".join(self.lines)
             assert time.monotonic() < deadline, "".join(self.lines)
             time.sleep(0.1)
 
     def end(self) -> tuple[int, str]:
-        status = self.process.wait(200)
+        status = self.process.wait(400)
         self._reader.join(20)
         return status, "".join(self.lines)
 
