@@ -80,6 +80,7 @@ def main() -> None:
     threading.Thread(target=watch, daemon=True).start()
     signal.signal(signal.SIGINT, signal.default_int_handler)
     sys.argv = [module, *sys.argv[3:]]
+    os.environ.setdefault("RAY_DASHBOARD_STARTUP_TIMEOUT_S", "180")  # a machine at work needs more than Ray's 60
     if ADDRESS not in os.environ:
         lock()
     try:
