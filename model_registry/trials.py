@@ -46,6 +46,15 @@ def _run(number: str, tags: Mapping[str, str], name: str) -> Run:
     return found[0]
 
 
+def _running_trials(parent: str) -> list[str]:
+    """The runs of trials that no one has ended, though the sweep has."""
+    client = connect()
+    above = client.get_run(parent)
+    query = f"tags.`{SWEEP_TAG}` = '{above.data.tags[SWEEP_TAG]}' and attributes.status = 'RUNNING'"
+    found = client.search_runs([above.info.experiment_id], query)
+    return [str(run.info.run_id) for run in found if run.data.tags[TRIAL_TAG]]
+
+
 def _parameters(run_id: str, values: Mapping[str, Any]) -> None:
     params = [Param(key, str(value)[:MAX_VALUE]) for key, value in values.items()]
     for start in range(0, len(params), 100):
@@ -70,6 +79,8 @@ def end_trial(run_id: str, status: Status, reason: str) -> None:
 def end_sweep(run_id: str, figures: Mapping[str, float], results: Path | None) -> None:
     """Ends the parent with its figures and the folder of its results; FAILED without results."""
     if results is not None:
+        for left in patiently(lambda: _running_trials(run_id)):
+            end_trial(left, "KILLED", "begun just before a stop, and another was drawn in its place")
         log_epoch(run_id, 0, figures)
         patiently(lambda: connect().log_artifacts(run_id, str(results), "sweep"))
     patiently(lambda: connect().set_terminated(run_id, "FINISHED" if results is not None else "FAILED"))

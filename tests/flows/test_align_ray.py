@@ -32,7 +32,10 @@ from tests.flows.align_on_ray import FATAL, OUT, SHARDED, big, failing, fatal, n
 from tests.stages.test_align import Bench, manifest_row
 from visage.drawn import encode_face, sample_person, sample_photo
 
-pytestmark = pytest.mark.filterwarnings("ignore")  # Ray's own, of open sockets and of its next version
+pytestmark = [
+    pytest.mark.ray,
+    pytest.mark.filterwarnings("ignore"),  # Ray's own, of open sockets and of its next version
+]
 NUM_PHOTOS = 48
 QUIET = {"RAY_AUTH_MODE": "disabled", "RAY_USAGE_STATS_ENABLED": "0", "PYTHONPATH": str(REPOSITORY)}
 

@@ -24,7 +24,7 @@ from model_registry.trials import SWEEP_TAG, TRIAL_TAG
 from tests.flows.small_sweep import QUIET, driving, make, sweep_folder
 from tests.small_faces import CROP_PX
 
-pytestmark = pytest.mark.slow
+pytestmark = [pytest.mark.slow, pytest.mark.ray]
 LAMBDA, STEP = "finetune.loss.lambda_", "finetune.grid.step"
 LINE = re.compile(r"^(\w+) \(.*\)  epoch (\d+)/\d+  ", re.MULTILINE)
 
@@ -72,7 +72,7 @@ def test_a_sweep_whose_driver_is_killed_goes_on(tmp_path: Path) -> None:
     root = make(tmp_path, num_faces=200, num_samples=4, epochs=6)
     with driving(root) as first:
         first.until(lambda said: any(max(epochs) >= 3 for epochs in epochs_told(said).values()))
-        time.sleep(6)  # Tune's state is on disk every 5 s
+        time.sleep(3)  # Tune's state is on disk every second
         first.process.kill()
         before = epochs_told(first.end())
     with driving(root) as second:
@@ -84,18 +84,18 @@ def test_a_sweep_whose_driver_is_killed_goes_on(tmp_path: Path) -> None:
         assert min(after[trial]) >= max(before[trial]), "no epoch is trained twice"
     table = table_of(root)
     assert len(table) == 4
-    assert set(before) <= set(table["trial"])
+    begun_last = set(before) - set(table["trial"])  # Tune did not yet know of them
+    assert all(max(before[trial]) <= 2 for trial in begun_last), "no more than a moment is lost"
     finished = table[table["status"] == "finished"]
     assert set(finished["epochs"]) == {6}
     assert set(table["status"]) <= {"finished", "ended early"}
     runs = runs_of(root)
     [parent] = [run for run in runs if run.data.tags[TRIAL_TAG] == ""]
-    assert {run.data.tags[TRIAL_TAG] for run in runs} == {"", *table["trial"]}
-    assert len(runs) == 5
+    assert len({run.data.tags[TRIAL_TAG] for run in runs}) == len(runs)
     status = {"finished": "FINISHED", "ended early": "KILLED"}
-    assert {run.data.tags[TRIAL_TAG]: run.info.status for run in runs if run is not parent} == {
-        row["trial"]: status[row["status"]] for _, row in table.iterrows()
-    }
+    assert {run.data.tags[TRIAL_TAG]: run.info.status for run in runs if run is not parent} == dict.fromkeys(
+        begun_last, "KILLED"
+    ) | {row["trial"]: status[row["status"]] for _, row in table.iterrows()}
     assert parent.info.status == "FINISHED"
     assert parent.data.metrics["faces_per_second"] > 0
     best = finished.sort_values("last_val_mae").iloc[0]

@@ -53,6 +53,16 @@ def test_what_is_taken_up_goes_on_in_the_same_runs(client: MlflowClient) -> None
     assert "train_loss" not in told.data.metrics
 
 
+def test_a_trial_that_nobody_knows_any_more_is_ended_with_its_sweep(client: MlflowClient, tmp_path: Path) -> None:
+    (tmp_path / "results").mkdir()
+    parent = open_sweep("sweeps", "s1", SETTINGS)
+    known, lost = (open_trial(parent, name, VALUES) for name in ("t1", "t2"))
+    other = open_trial(open_sweep("sweeps", "s2", SETTINGS), "t1", VALUES)
+    end_trial(known, "FINISHED", "finished")
+    end_sweep(parent, {}, tmp_path / "results")
+    assert [client.get_run(run).info.status for run in (known, lost, other)] == ["FINISHED", "KILLED", "RUNNING"]
+
+
 def test_results_end_a_sweep(client: MlflowClient, tmp_path: Path) -> None:
     results = tmp_path / "results"
     results.mkdir()
