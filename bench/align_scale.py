@@ -3,10 +3,10 @@
     python -m bench.align_scale                                    # 1,500 photos on both sides: two minutes
     python -m bench.align_scale --count 100000 --folder /big/disk  # 15 minutes on two cores; goes on if stopped
 
-Drawn photos of 200 px, repeated under as many names as asked for (hard links). The local side does at most LOCAL_COUNT
-of them. Rates are of the time between the first and the last outcome, so that start-up stands apart; processor time is
-that of all processes of a side, and cares less for other load. Where both sides did the same photos, their files are
-compared.
+Drawn photos of 200 px (--side), repeated under as many names as asked for (hard links). The local side does at most
+LOCAL_COUNT of them. Rates are of the time between the first and the last outcome, so that start-up stands apart;
+processor time is that of all processes of a side, and cares less for other load. Where both sides did the same photos,
+their files are compared byte for byte.
 """
 
 from __future__ import annotations
@@ -26,6 +26,7 @@ import numpy as np
 import psutil
 import pyarrow as pa
 import pyarrow.parquet as pq
+import ray
 
 from flows.align_ray import TASK_CHUNKS, AlignOut, runner
 from flows.ray_cluster import connected
@@ -35,7 +36,7 @@ from visage.detect import DetectorSettings
 from visage.drawn import encode_face, sample_person, sample_photo
 from visage.schemas import MANIFEST_SCHEMA
 
-NUM_DRAWN, SIDE_PX = 200, 200
+NUM_DRAWN, SIDE_PX = 200, 200  # photos that differ; pixels of a side, unless told
 LOCAL_COUNT = 1500
 SHARD_ROWS = 2000
 EVERY_SECONDS = 5.0  # between two looks at memory
@@ -113,13 +114,13 @@ def family_spent(process: psutil.Process) -> float:
     return spent(process) + sum(map(spent, process.children(recursive=True)))
 
 
-def draw(folder: Path, count: int) -> None:
+def draw(folder: Path, count: int, side_px: int) -> None:
     """`count` photos and their manifest; kept where they are there already."""
     if (folder / "gate.json").is_file() and pq.read_metadata(folder / "manifest.parquet").num_rows == count:
         return
     rng = np.random.default_rng(5)
     people = (sample_person(rng) for _ in range(NUM_DRAWN))
-    photos = [encode_face(sample_photo(person, rng, clean=True), SIDE_PX) for person in people]
+    photos = [encode_face(sample_photo(person, rng, clean=True), side_px) for person in people]
     sums = [hashlib.sha256(data).hexdigest() for data in photos]
     drawn = [folder / "drawn" / f"{number}.jpg" for number in range(NUM_DRAWN)]
     drawn[0].parent.mkdir(parents=True, exist_ok=True)
@@ -139,7 +140,7 @@ def draw(folder: Path, count: int) -> None:
                 rows.append(
                     none
                     | {"photo_id": f"{raw.name}/{path.name}", "sha256": sums[which], "num_bytes": len(photos[which])}
-                    | {"width": SIDE_PX, "height": SIDE_PX, "label": float(which % 80), "person": f"p{which}"}
+                    | {"width": side_px, "height": side_px, "label": float(which % 80), "person": f"p{which}"}
                     | {"split": "train"}
                 )
             writer.write_table(pa.Table.from_pylist(rows, schema=MANIFEST_SCHEMA))
@@ -171,7 +172,8 @@ def store_bytes() -> int:
     from ray._private import internal_api as untyped
 
     internal: Any = untyped
-    reply = internal.get_memory_info_reply(internal.get_state_from_address(None))
+    state = internal.get_state_from_address(ray.get_runtime_context().gcs_address)
+    reply = internal.get_memory_info_reply(state)
     return int(reply.store_stats.object_store_bytes_used)
 
 
@@ -181,7 +183,8 @@ def told(side: str, watched: Watched) -> None:
         return
     start = watched.first - watched.begun
     print(
-        f"| {side} | {watched.num_photos:,} | {start:.1f} | {watched.last - watched.begun:.1f} | {watched.rate:.1f} |"
+        f"| {side} | {watched.num_photos:,} | {start:.1f} | {watched.last - watched.begun:.1f} | {watched.rate:.1f} "
+        f"| {watched.processor_ms:.1f} |"
     )
 
 
@@ -217,8 +220,9 @@ def main() -> None:
     parser.add_argument("--count", type=int, default=LOCAL_COUNT)
     parser.add_argument("--workers", type=int, default=2)
     parser.add_argument("--folder", type=Path, default=Path("data/bench-align-scale"))
+    parser.add_argument("--side", type=int, default=SIDE_PX, help="of a photo, in pixels")
     options = parser.parse_args()
-    draw(options.folder, options.count)
+    draw(options.folder, options.count, options.side)
     local_count = min(options.count, LOCAL_COUNT)
     local = Watched(functools.partial(run_local, options.workers), store_bytes=lambda: 0)
     of_local = run(options.folder, "local", local_count, local)

@@ -40,6 +40,7 @@ from stages.face_shards import Outcome, Row
 from visage.whole import write_whole
 
 TASK_CHUNKS = 4  # of a file: what an actor takes at a time, and what its death costs
+READERS = 2  # processes that read task files
 DEATHS = 2  # that a chunk or a photo may be there at before it is suspected
 CHUNK_SCHEMA = pa.schema([("number", pa.int64()), ("rows", pa.string())])
 PREFIX = "align-chunks-"
@@ -158,9 +159,9 @@ def _outcomes(settings: AlignOut, work: Work, folder: Path, num_chunks: int) -> 
     context.execution_options.preserve_order = True
     files = sorted((folder / "tasks").iterdir())
     with ray.data.DataContext.current(context):
-        # The read asks for the actor's own processors, so that Ray Data lets the actors read: none is kept for it.
+        # Reading asks for no processor: the actors may hold all of them, and it would wait for one without end.
         data = ray.data.read_datasource(
-            TaskFiles(files), override_num_blocks=len(files), num_cpus=settings.cpus_per_actor
+            TaskFiles(files), override_num_blocks=len(files), num_cpus=0, concurrency=READERS
         ).map_batches(
             ChunkWorker,
             fn_constructor_args=[work, folder / "marks", Path.cwd()],

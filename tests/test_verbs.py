@@ -64,8 +64,9 @@ def test_a_preset_is_laid_over_and_taken_off_again(workplace: Path, preset: str)
     first = make(workplace, "repro", f"DATA={preset}")
     assert first.returncode == 0, first.stderr
     assert first.stdout.strip().endswith("dvc repro")
-    assert yaml.safe_load(params.read_text(encoding="utf-8"))["download"]["identity"]["source"] != "drawn"
     once = params.read_bytes()
+    laid, drawn = (yaml.safe_load(text)["download"] for text in (once, before))
+    assert laid["identity"]["options"] != drawn["identity"]["options"]
     assert make(workplace, "repro", f"DATA={preset}").returncode == 0  # again: over the drawn set's, not over itself
     assert params.read_bytes() == once
     assert make(workplace, "repro").returncode == 0
