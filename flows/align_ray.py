@@ -1,9 +1,9 @@
 """The align stage's chunks over the actors of a Ray cluster: an `align.Runner` on Ray Data.
 
 The chunks are written to small parquet files in a scratch folder first, one file a task: the driver then holds no rows,
-whatever their number. Each actor runs the stage's own work with its own
-detector; Ray Data brings the outcomes back in the chunks' order and starts no more than its share of the object store
-holds. A worker or node that dies is replaced and its task done again.
+whatever their number. Each actor runs the stage's own work with its own detector; Ray Data brings the outcomes back in
+the chunks' order and starts no more than its share of the object store holds. A worker or node that dies is replaced
+and its task done again.
 
 A photo that ends its process (a fault in a decoder, more memory than there is) would do so for ever. So each chunk's
 start is noted in the scratch folder; after two deaths its photos are tried one by one, and one that ends a process
