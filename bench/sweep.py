@@ -43,6 +43,7 @@ from visage.schemas import FACE_SCHEMA, METADATA_KEY
 
 REPOSITORY = Path(__file__).resolve().parents[1]
 CROP_PX = 48
+LOOK_SECONDS = 30.0  # between two looks at the trials' pages, which hold the trials up
 EYE = {
     "alignment": {"template": "whole_face", "crop_px": CROP_PX, "face_scale": 1.0, "jpeg_quality": 90},
     "detector": {"min_face_px": 20, "thresholds": [0.6, 0.7, 0.7], "factor": 0.709, "max_side_px": 1024,
@@ -118,11 +119,13 @@ def run(command: list[str], root: Path) -> tuple[float, float, list[tuple[int, i
     """Seconds of the whole process and of its trials; what its workers have of the shared faces, at the most."""
     environment = os.environ | {"OMP_NUM_THREADS": "1", "PYTHONPATH": str(REPOSITORY), "TQDM_DISABLE": "1"}
     started, shared = time.monotonic(), list[tuple[int, int]]()
+    looked = started
     with (root / "said").open("w+", encoding="utf-8") as file:
         process = subprocess.Popen(command, cwd=root, env=environment, stdout=file, stderr=subprocess.STDOUT)
         while process.poll() is None:
-            time.sleep(0.5)
-            shared = max(shared, _shared(process.pid))
+            time.sleep(0.2)
+            if time.monotonic() - looked > LOOK_SECONDS:
+                shared, looked = max(shared, _shared(process.pid)), time.monotonic()
         file.seek(0)
         said = file.read()
     found = re.search(r"epochs in ([\d.]+) s", said)
@@ -170,10 +173,12 @@ def main() -> None:
                 shared = seen or shared
                 print(f"{side}: {whole:.1f} s, of it trials {trials:.1f} s, epochs {epochs / slots:.1f} s")
     print(f"\n{arguments.trials} trials of {arguments.epochs} epochs, {arguments.faces} faces, {slots} at a time\n")
-    print("| side | whole, s | trials, s | epochs themselves, s | trials over epochs |\n|---|---|---|---|---|")
+    print("| side | whole, s | trials, s | epochs themselves, s |\n|---|---|---|---|")
     for side, those in rows.items():
         whole, trials, epochs = (statistics.median(column) for column in zip(*those, strict=True))
-        print(f"| {side} | {whole:.1f} | {trials:.1f} | {epochs:.1f} | {trials / epochs - 1:+.1%} |")
+        print(f"| {side} | {whole:.1f} | {trials:.1f} | {epochs:.1f} |")
+    (of_bare, of_tune) = (statistics.median(trials for _, trials, _ in those) for those in rows.values())
+    print(f"\nTune over bare, trials: {of_tune / of_bare - 1:+.1%}")
     decoded_mb = arguments.faces * 3 * CROP_PX**2 / 1e6
     print(
         f"\ndecoded faces {decoded_mb:.0f} MB; workers map of Ray's store, and have of it for themselves (MB): ", end=""
