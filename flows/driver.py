@@ -23,16 +23,27 @@ class DriverFailed(RuntimeError):
     """The driver did not end well; the text says how, and what to do."""
 
 
-def drive(module: str, words: Sequence[str], *, root: Path, kept: str, log: Callable[[str], None]) -> None:
+def drive(
+    module: str,
+    words: Sequence[str],
+    *,
+    root: Path,
+    kept: str,
+    log: Callable[[str], None],
+    lock_file: int | None = None,
+) -> None:
     """Runs `python -m module words` in `root`, each line of its output handed to `log`; it ends with this process.
 
-    `kept` says, for the error's text, what lies there already and is not done again. Errors: DriverFailed.
+    `kept` says, for the error's text, what lies there already and is not done again. `lock_file`: of
+    `workspace.only_one`; the driver, which ends some seconds after a killed flow, holds it until then.
+    Errors: DriverFailed.
     """
     read_end, write_end = os.pipe()  # the driver watches it: it closes when this process ends, however that comes about
-    command = [sys.executable, "-m", "flows.driver", str(read_end), module, *words]
+    passed = [read_end] if lock_file is None else [read_end, lock_file]
+    command = [sys.executable, "-m", "flows.driver", ",".join(map(str, passed)), module, *words]
     path = os.pathsep.join([str(CODE), *filter(None, [os.environ.get("PYTHONPATH")])])
     process = subprocess.Popen(
-        command, cwd=root, env=os.environ | {"PYTHONPATH": path, "PYTHONUNBUFFERED": "1"}, pass_fds=[read_end],
+        command, cwd=root, env=os.environ | {"PYTHONPATH": path, "PYTHONUNBUFFERED": "1"}, pass_fds=passed,
         stdin=subprocess.DEVNULL, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, start_new_session=True,
     )  # fmt: skip
     os.close(read_end)
@@ -70,11 +81,12 @@ def main() -> None:
     import runpy
     import threading
 
-    watched, module = int(sys.argv[1]), sys.argv[2]
-    os.set_inheritable(watched, False)
+    passed, module = [int(word) for word in sys.argv[1].split(",")], sys.argv[2]
+    for number in passed:
+        os.set_inheritable(number, False)  # Ray's own processes outlive a driver
 
     def watch() -> None:
-        os.read(watched, 1)
+        os.read(passed[0], 1)
         os.kill(os.getpid(), signal.SIGINT)  # KeyboardInterrupt: Ray is shut down on the way out
 
     threading.Thread(target=watch, daemon=True).start()

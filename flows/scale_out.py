@@ -35,7 +35,7 @@ def scale_out(stage: str, root: Path = ROOT) -> None:
     """Runs `stage` on Ray, in the working copy. Errors: ValueError, Busy, StageFailed, DriverFailed."""
     settings = load_section(root / "params.yaml", "scale_out", ScaleOutSettings)
     log = get_run_logger().info
-    with only_one(root):
+    with only_one(root) as lock_file:
         with closing(StageRunner(root)) as runner:
             declared = runner.stages(log)
             chosen = _chosen(declared, stage)
@@ -43,7 +43,7 @@ def scale_out(stage: str, root: Path = ROOT) -> None:
                 runner.run(name, log)
         with tempfile.TemporaryDirectory() as folder:
             work = Path(folder) / "work.json"
-            on_ray(chosen, root, work)
+            on_ray(chosen, root, work, lock_file)
             into_dvc(stage, root)
             show_run(recorded(settings.experiment, stage, work))
 
@@ -57,11 +57,11 @@ def _chosen(declared: list[Declared], stage: str) -> Declared:
 
 
 @task(cache_policy=NO_CACHE, task_run_name="{stage.name} on Ray")
-def on_ray(stage: Declared, root: Path, work: Path) -> None:
+def on_ray(stage: Declared, root: Path, work: Path, lock_file: int) -> None:
     """The stage's command with a runner that spreads it; `work` gets what was done and how fast."""
     kept = "finished shards and epochs are kept"
     words = [stage.name, str(work), *stage.command[1:]]
-    drive("flows.scale_out_driver", words, root=root, kept=kept, log=get_run_logger().info)
+    drive("flows.scale_out_driver", words, root=root, kept=kept, log=get_run_logger().info, lock_file=lock_file)
 
 
 @task(cache_policy=NO_CACHE, task_run_name="commit {stage}")

@@ -19,8 +19,11 @@ class Busy(RuntimeError):
 
 
 @contextmanager
-def only_one(root: Path) -> Iterator[None]:
-    """Holds the working copy, or raises Busy at once. The lock goes with its process, however that ends."""
+def only_one(root: Path) -> Iterator[int]:
+    """Holds the working copy (or another folder), or raises Busy at once; the lock's file descriptor.
+
+    The lock goes with its process, however that ends, and with the children that were given the descriptor.
+    """
     with (root / LOCK).open("a+", encoding="utf-8") as file:
         try:
             fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
@@ -29,7 +32,7 @@ def only_one(root: Path) -> Iterator[None]:
         file.truncate(0)
         file.write(json.dumps({"pid": os.getpid(), "since": time.strftime("%Y-%m-%d %H:%M:%S %Z")}))
         file.flush()
-        yield
+        yield file.fileno()
 
 
 def _holder(lock: Path) -> str:

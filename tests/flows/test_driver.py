@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import signal
 import subprocess
 import sys
@@ -11,6 +12,7 @@ from pathlib import Path
 import pytest
 
 from flows.driver import DriverFailed, drive
+from flows.workspace import Busy, only_one
 from tests.imports import REPOSITORY
 from tests.services import free_port
 
@@ -65,6 +67,29 @@ def test_it_is_shut_down_when_its_owner_ends(tmp_path: Path, number: int) -> Non
     process.send_signal(number)
     process.communicate()
     wait_for(tmp_path / "shut down")
+
+
+def test_the_working_copy_is_held_until_the_driver_has_ended(tmp_path: Path) -> None:
+    """A flow that is killed leaves a driver that shuts down; the same command at once must not meet it."""
+    (tmp_path / "program_of_test.py").write_text(SLEEPS + "    time.sleep(2)\n", encoding="utf-8")
+    owner = (
+        "import sys; from pathlib import Path\nfrom flows.driver import drive\nfrom flows.workspace import only_one\n"
+    )
+    owner += "root = Path(sys.argv[1])\nwith only_one(root) as lock:\n"
+    owner += "    drive('program_of_test', [], root=root, kept='', log=print, lock_file=lock)"
+    process = subprocess.Popen([sys.executable, "-c", owner, str(tmp_path)], cwd=REPOSITORY)
+    wait_for(tmp_path / "pid")
+    process.kill()
+    process.wait()
+    wait_for(tmp_path / "shut down")
+    with pytest.raises(Busy), only_one(tmp_path):
+        pass
+    deadline = time.monotonic() + 30
+    while time.monotonic() < deadline:
+        with contextlib.suppress(Busy), only_one(tmp_path):
+            return
+        time.sleep(0.1)
+    pytest.fail("the lock outlives the driver")
 
 
 def test_an_address_without_ray_is_told_at_once(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
