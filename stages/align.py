@@ -16,6 +16,7 @@ import functools
 import hashlib
 import itertools
 import json
+import socket
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import Future, ProcessPoolExecutor
@@ -183,7 +184,12 @@ def one_thread() -> Iterator[None]:
 
 @one_thread()
 def align_photos(settings: AlignSettings, raw: Path, rows: list[Row]) -> Outcome:
-    """Manifest rows -> faces and rejects, the same bytes in any runner; one bad photo never takes others with it."""
+    """Manifest rows -> faces and rejects, the same bytes in any runner; one bad photo never takes others with it.
+
+    Errors: ValueError without the folder `raw`, as on a node that does not have it mounted.
+    """
+    if rows and not raw.is_dir():
+        raise ValueError(f"{raw}: no such folder on {socket.gethostname()}; run the download stage, or mount it there")
     outcome = Outcome()
     group: list[tuple[Row, Photo | str]] = []
     num_pixels = 0

@@ -255,6 +255,14 @@ def test_without_its_inputs_it_says_which_and_what_to_do(bench: Bench, missing: 
     assert not (bench.folder / "faces").exists()
 
 
+def test_a_folder_of_photos_that_is_gone_makes_no_rejects(bench: Bench) -> None:
+    """As on a node that has it not mounted: all its photos would be rejects, and finished shards."""
+    (bench.folder / "raw").rename(bench.folder / "elsewhere")
+    with pytest.raises(ValueError, match=r"raw: no such folder on .*run the download stage, or mount it there"):
+        bench.align()
+    assert not list((bench.folder / "faces").glob("*.parquet"))
+
+
 def test_only_what_changed_is_done_again(bench: Bench) -> None:
     bench.align()
     first = bench.shards()
