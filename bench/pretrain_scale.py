@@ -296,6 +296,7 @@ ASSUMED = {
     "operations a second and GPU, bfloat16": 1.0e14,  # a tenth of an H100's peak: early VGG layers are memory-bound
     "bytes/s between GPUs of a machine": 2.0e11,
     "bytes/s between machines, a GPU's share": 5.0e9,
+    "bytes/s from storage, a GPU's share": 1.0e9,
     "feeding, seconds of a core a face at 224 px": 1.5e-3,
     "dollars a GPU-hour": 3.0,
 }
@@ -304,22 +305,23 @@ GPUS_PER_MACHINE, FEED_CORES = 8, 12
 
 def plan_row(num_gpus: int, share: int, window_faces: int) -> str:
     """One line of the plan: so many GPUs, each with `share` faces of every batch."""
-    operations, inside, between, feed, price = ASSUMED.values()
+    operations, inside, between, storage, feed, price = ASSUMED.values()
     head = build("thin", "hybrid", NUM_PEOPLE)
     num_bytes = 4 * sum(value.numel() for value in head.parameters())
     link = inside if num_gpus <= GPUS_PER_MACHINE else between
     costs = Costs(compute_seconds=share * 3 * 2 * MACS / operations, feed_seconds=share * feed, feed_cores=FEED_CORES,
                   reduce_seconds=reduce_seconds(num_bytes, num_gpus, link))  # fmt: skip
     step = step_seconds(costs)
-    epoch_hours = NUM_FACES / (num_gpus * share) * step / 3600
+    fill_seconds = min(window_faces, NUM_FACES / num_gpus) * CROP_BYTES / storage  # before an epoch's first step
+    epoch_hours = (NUM_FACES / (num_gpus * share) * step + fill_seconds) / 3600
     read_bytes = (NUM_FACES + num_gpus * SHARD_FACES) * CROP_BYTES  # a border's shard is read by both
     pairs = pair_share(window_faces, NUM_FACES / NUM_PEOPLE, NUM_FACES, num_gpus)
     hours = epoch_hours * EPOCHS
     return (f"| {num_gpus} | {num_gpus * share:,} | {1e3 * costs.compute_seconds:.0f} | "
             f"{1e3 * costs.feed_seconds / FEED_CORES:.0f} | {1e3 * costs.reduce_seconds:.1f} | {1e3 * step:.0f} | "
             f"{num_gpus * share / step:,.0f} | {read_bytes / 1e9:.0f} | {read_bytes / epoch_hours / 3.6e12:.2f} | "
-            f"{window_faces * CROP_BYTES / 1e9:.1f} | {1 / pairs:,.0f} | {epoch_hours:.2f} | {hours:.1f} | "
-            f"{hours * num_gpus * price:,.0f} |")  # fmt: skip
+            f"{window_faces * CROP_BYTES / 1e9:.1f} | {fill_seconds:.1f} | {1 / pairs:,.0f} | {epoch_hours:.2f} | "
+            f"{hours:.1f} | {hours * num_gpus * price:,.0f} |")  # fmt: skip
 
 
 def plan() -> None:
@@ -332,9 +334,10 @@ def plan() -> None:
     )
     print(f"An ideal shuffle has one same-person pair in {NUM_PEOPLE:,}.\n")
     columns = ["GPUs", "batch", "compute, ms", "feed, ms", "all-reduce, ms", "step, ms", "faces/s", "GB an epoch",
-               "GB/s", "window, GB", "same-person pairs, 1 in", "hours an epoch", "hours", "dollars"]  # fmt: skip
+               "GB/s", "window, GB", "fill, s", "same-person pairs, 1 in", "hours an epoch", "hours",
+               "dollars"]  # fmt: skip
     print("| " + " | ".join(columns) + " |")
-    print("|" + "---|" * 14)
+    print("|" + "---|" * len(columns))
     for num_gpus, share in ((1, 128), (8, 128), (64, 16), (64, 128)):
         print(plan_row(num_gpus, share, 1 << 18))
 
