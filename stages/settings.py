@@ -27,7 +27,7 @@ Report = Callable[[int, Mapping[str, float]], None]
 Settings = TypeVar("Settings")
 POWER_OF_TEN = re.compile(r"[-+]?\d+(\.\d*)?[eE][-+]?\d+")  # 1e-05, as DVC writes it: text to PyYAML
 WORDS = {Ending.OUT_OF_MEMORY: "out of memory; lower batch_size: "}
-REPLACED = ("download.identity", "download.target")  # their options are another adapter's: a preset gives them whole
+REPLACED = ("download.identity", "download.target", "sweep.space")  # what a preset gives, it gives whole
 
 
 def print_report(step: int, values: Mapping[str, float]) -> None:
