@@ -146,11 +146,10 @@ test: $(STAMP)  ## the tests that take seconds
 
 .PHONY: test-slow
 test-slow: $(STAMP)  ## the tests that take minutes: whole pipelines, real photos
-	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -m "slow and not ray" $(side_by_side)
-	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -m "slow and ray"
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -m slow $(side_by_side)
 
-# A process a core, a test file all in one of them: what a file sets up once (a server, a model) is set up once.
-side_by_side = -n $(or $(WORKERS),auto) --dist loadfile
+# A process a core; tests/conftest.py says which tests go together.
+side_by_side = -n $(or $(WORKERS),auto) --dist loadgroup
 
 .PHONY: check
 check: $(STAMP)  ## ruff and mypy

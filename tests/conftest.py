@@ -16,6 +16,14 @@ settings.register_profile("visage", deadline=None, derandomize=True, database=No
 settings.load_profile("visage")
 
 
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Which tests share a process of `make test` (--dist loadgroup): those of a file, for what it sets up once, and all
+    that start Ray, which wait more than they work and would starve each other."""
+    for item in items:
+        is_ray = item.get_closest_marker("ray") is not None
+        item.add_marker(pytest.mark.xdist_group("ray" if is_ray else item.nodeid.split("::")[0]))
+
+
 @pytest.fixture(autouse=True)
 def wiped_environment(monkeypatch: pytest.MonkeyPatch) -> None:
     """No test sees the settings of the person who runs it."""
