@@ -23,9 +23,10 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-# Read at their import. Tune: no tables in the terminal, no files of its loggers, its state on disk often (else 10 s).
+# Read at their import. Tune: no tables in the terminal, no files of its loggers, its state on disk often (else 10 s),
+# and an interrupt ends it, where it would return as if the sweep were done.
 os.environ |= {"RAY_AIR_NEW_OUTPUT": "0", "TUNE_DISABLE_AUTO_CALLBACK_LOGGERS": "1", "TUNE_GLOBAL_CHECKPOINT_S": "1"}
-os.environ["TUNE_WARN_EXCESSIVE_EXPERIMENT_CHECKPOINT_SYNC_THRESHOLD_S"] = "0"
+os.environ |= {"TUNE_WARN_EXCESSIVE_EXPERIMENT_CHECKPOINT_SYNC_THRESHOLD_S": "0", "TUNE_DISABLE_SIGINT_HANDLER": "1"}
 
 import numpy as np
 import ray
@@ -37,6 +38,7 @@ from flows.sweep_results import best_of, closing, ended_trials, epochs_in, trial
 from flows.sweep_search import Listener, SchedulerState, SweepStopped, parameters, scheduler_of, tune_config
 from flows.sweep_space import SIGMA, Plan, SweepSettings, planned
 from flows.sweep_trial import trial
+from flows.workspace import Busy, only_one
 from model_registry.trials import end_sweep, open_sweep
 from stages import finetune
 from stages.endings import Ending, ending_of
@@ -75,7 +77,7 @@ def sweep(inputs: Inputs) -> None:
     folder = _folder(plan, inputs, tables)
     num_faces = len(tables["train"])
     shared = {split: tables.pop(split).shareable() for split in list(tables)}
-    with connected(sum(table.num_bytes for table in shared.values()) + SPARE_BYTES):
+    with only_one(folder), connected(sum(table.num_bytes for table in shared.values()) + SPARE_BYTES):
         _refuse_what_does_not_fit(plan.settings)
         trainable = _trainable(plan, inputs, folder, shared)
         shared.clear()
@@ -91,6 +93,7 @@ def _folder(plan: Plan, inputs: Inputs, tables: Mapping[str, FaceTable]) -> Path
     parts += [code_digest(Path(finetune.__file__)), torch.__version__, *map(sha256_of, files)]
     digest = hashlib.sha256("\n".join(parts).encode()).hexdigest()[:12]
     folder = (Path(plan.settings.folder) / f"{base.name}-{digest}").absolute()
+    folder.mkdir(parents=True, exist_ok=True)
     for file in files:
         with written_whole(folder / "backbone" / file.name) as part:
             shutil.copyfile(file, part)
@@ -144,7 +147,7 @@ def _recorded(plan: Plan, inputs: Inputs, folder: Path, trainable: Any, num_face
 def _tuner(plan: Plan, folder: Path, trainable: Any, parent: str) -> tune.Tuner:
     """A new sweep, or the one that the folder holds: unfinished and failed trials are taken up."""
     space = parameters(plan)
-    if tune.Tuner.can_restore(str(folder)):
+    if tune.Tuner.can_restore(str(folder)) and any(folder.glob("experiment_state-*.json")):
         print("taking up the sweep that was begun here", flush=True)
         return tune.Tuner.restore(str(folder), trainable, param_space=space, resume_errored=True)
     scheduler = scheduler_of(plan)
@@ -179,7 +182,7 @@ def _for_the_user(error: BaseException | None) -> str | None:
     """The words of what a person can mend, by itself or as what another error came from."""
     while error is not None:
         refused = isinstance(error, OSError) and ending_of(error) is Ending.REFUSED
-        if refused or isinstance(error, ValueError | NoCluster | SweepStopped):
+        if refused or isinstance(error, ValueError | Busy | NoCluster | SweepStopped):
             return str(error)
         error = error.__cause__ or error.__context__
     return None

@@ -5,6 +5,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import Any
 
 from ray import tune
@@ -171,9 +172,8 @@ def outcome(last: Mapping[str, Any], max_epochs: int) -> tuple[Status, str]:
 
 
 def reason_of(trial: Trial) -> str:
-    """The last line of a failed trial's error."""
-    lines = str(trial.get_error() or "no words").strip().splitlines()
-    return lines[-1]
+    """The last line of a failed trial's error, where Tune has just written it (the sweep's folder gets it later)."""
+    return Path(trial.error_file).read_text(encoding="utf-8").strip().splitlines()[-1]
 
 
 def say(trial: Trial, words: str) -> None:

@@ -4,6 +4,7 @@ sweep, or tells a thing twice, goes on in the same runs."""
 from __future__ import annotations
 
 import math
+import time
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, Literal
@@ -64,10 +65,12 @@ def _parameters(run_id: str, values: Mapping[str, Any]) -> None:
 
 def log_epoch(run_id: str, epoch: int, values: Mapping[str, float]) -> None:
     """An epoch's figures. They bear the run's start as their time: the same ones twice are one."""
-    client = connect()
-    time_ms = patiently(lambda: client.get_run(run_id)).info.start_time
+    _log(run_id, epoch, values, patiently(lambda: connect().get_run(run_id)).info.start_time)
+
+
+def _log(run_id: str, epoch: int, values: Mapping[str, float], time_ms: int) -> None:
     metrics = [Metric(key, float(value), time_ms, epoch) for key, value in values.items() if math.isfinite(value)]
-    patiently(lambda: client.log_batch(run_id, metrics=metrics))
+    patiently(lambda: connect().log_batch(run_id, metrics=metrics))
 
 
 def end_trial(run_id: str, status: Status, reason: str) -> None:
@@ -81,6 +84,6 @@ def end_sweep(run_id: str, figures: Mapping[str, float], results: Path | None) -
     if results is not None:
         for left in patiently(lambda: _running_trials(run_id)):
             end_trial(left, "KILLED", "begun just before a stop, and another was drawn in its place")
-        log_epoch(run_id, 0, figures)
+        _log(run_id, 0, figures, time.time_ns() // 10**6)  # of several endings the last one counts
         patiently(lambda: connect().log_artifacts(run_id, str(results), "sweep"))
     patiently(lambda: connect().set_terminated(run_id, "FINISHED" if results is not None else "FAILED"))
