@@ -9,9 +9,7 @@ import os
 import re
 import signal
 import subprocess
-import sys
 import time
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -21,7 +19,8 @@ import pytest
 from mlflow import MlflowClient
 
 from model_registry.trials import SWEEP_TAG, TRIAL_TAG
-from tests.flows.small_sweep import QUIET, driving, make, sweep_folder
+from tests.flows.small_sweep import driving, make, sweep_folder
+from tests.flows.two_nodes import ENVIRONMENT, two_nodes
 from tests.small_faces import CROP_PX
 
 pytestmark = [pytest.mark.slow, pytest.mark.ray]
@@ -159,7 +158,7 @@ def test_a_full_disk_is_said_and_the_sweep_goes_on_when_there_is_room(tmp_path: 
     assert re.search(r"flows\.sweep: trial \w+: .*No space left on device", full.strip().splitlines()[-1])
     assert "taking up the sweep" in rest
     [told] = epochs_told(rest).values()
-    assert told == [1, 2, 3]
+    assert told in ([1, 2, 3], [2, 3])  # whether Tune had noted the first one
     assert table_of(root)["status"].tolist() == ["finished"]
 
 
@@ -167,61 +166,24 @@ def test_a_full_disk_is_said_and_the_sweep_goes_on_when_there_is_room(tmp_path: 
 # Two nodes
 # ---------------------------------------------------------------------------------------------------------------------
 
-NODES = """
-import os, signal, sys
-from ray.cluster_utils import Cluster
-cluster = Cluster(initialize_head=True, head_node_args={"num_cpus": 1})
-second = cluster.add_node(num_cpus=1)
-cluster.wait_for_nodes()
-raylets = [node.all_processes["raylet"][0].process.pid for node in (cluster.head_node, second)]
-print(cluster.address, *raylets, flush=True)
-sys.stdin.read()
-cluster.shutdown()
-"""
 
-
-class Nodes:
-    """A cluster of two raylets of one CPU each."""
-
-    def __init__(self) -> None:
-        self.process = subprocess.Popen([sys.executable, "-c", NODES], stdin=subprocess.PIPE, stdout=subprocess.PIPE,
-                                        stderr=subprocess.DEVNULL, env=os.environ | QUIET, text=True)  # fmt: skip
-        assert self.process.stdout is not None
-        for line in self.process.stdout:
-            if found := re.match(r"([\d.]+:\d+) (\d+) (\d+)$", line):
-                self.address, self.raylets = found[1], [int(found[2]), int(found[3])]
-                return
-        raise AssertionError("no cluster came up")
-
-    def close(self) -> None:
-        self.process.communicate(timeout=60)
-
-
-@pytest.fixture
-def nodes() -> Iterator[list[Nodes]]:
-    started: list[Nodes] = []
-    yield started
-    for one in started:
-        one.close()
-
-
-def test_a_node_and_then_the_head_are_lost(tmp_path: Path, nodes: list[Nodes]) -> None:
+def test_a_node_and_then_the_head_are_lost(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """The trial of a lost node goes on elsewhere; without its head node the driver ends, and the same command finishes
     the sweep on a new Ray."""
+    for name, value in ENVIRONMENT.items():
+        monkeypatch.setenv(name, value)
     space = {LAMBDA: {"kind": "choice", "values": [1.0, 2.0]}}
-    root = make(tmp_path, num_faces=300, search="grid", space=space, epochs=8)
-    nodes.append(Nodes())
-    with driving(root, RAY_ADDRESS=nodes[0].address) as driver:
+    root = make(tmp_path, num_faces=300, search="grid", space=space, epochs=12)
+    with two_nodes() as nodes, driving(root, RAY_ADDRESS=nodes["address"]) as driver:
         both = driver.until(lambda said: len(epochs_told(said)) == 2)
         assert "2 nodes, 2 CPUs" in both
-        os.kill(nodes[0].raylets[1], signal.SIGKILL)
+        os.kill(nodes["second"][0], signal.SIGKILL)
         driver.until(lambda said: "it is taken up again" in said)
-        driver.until(lambda said: "finished" in said)
-        os.kill(nodes[0].raylets[0], signal.SIGKILL)
+        for pid in nodes["head"]:
+            os.kill(pid, signal.SIGKILL)
         said = driver.end()
     assert driver.process.returncode != 0
-    nodes.append(Nodes())
-    with driving(root, RAY_ADDRESS=nodes[1].address) as second:
+    with driving(root) as second:
         rest = second.end()
     assert second.process.returncode == 0, rest
     assert epochs_told(rest)
