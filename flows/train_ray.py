@@ -13,7 +13,7 @@ import json
 import os
 import shutil
 import threading
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -78,6 +78,7 @@ def _fit(settings: PretrainOut, folder: Path, training: Training) -> None:
     train: Any = untyped
     use_gpu = settings.gpus_per_worker > 0
     has = {"CPU": settings.cpus_per_worker} | ({"GPU": settings.gpus_per_worker} if use_gpu else {})
+    _refuse_what_does_not_fit(settings, has)
     trainer = TorchTrainer(
         _work,
         train_loop_config={"training": training, "folder": folder, "threads": settings.cpus_per_worker},
@@ -106,6 +107,34 @@ def _fit(settings: PretrainOut, folder: Path, training: Training) -> None:
         ) from failure
     if failure is not None:
         raise failure
+
+
+def _refuse_what_does_not_fit(settings: PretrainOut, has: Mapping[str, int]) -> None:
+    """Ray would wait in silence for nodes that can hold `min_workers`."""
+    import ray as untyped
+
+    ray: Any = untyped
+    nodes = [node["Resources"] for node in ray.nodes() if node["Alive"]]
+    room = room_for(has, nodes)
+    if room < settings.min_workers:
+        each = "; ".join(", ".join(f"{node.get(kind, 0):g} {kind}" for kind in ("CPU", "GPU")) for node in nodes)
+        raise ValueError(
+            f"scale_out.pretrain.min_workers is {settings.min_workers}, of cpus_per_worker {settings.cpus_per_worker} "
+            f"and gpus_per_worker {settings.gpus_per_worker} each, and there is room for {room} (the nodes have: "
+            f"{each}); lower {'min_workers' if room else ' or '.join(_too_many(has, nodes))}, or add nodes"
+        )
+
+
+def room_for(worker: Mapping[str, float], nodes: Sequence[Mapping[str, float]]) -> int:
+    """How many workers the nodes can hold, when nothing else runs there."""
+    return sum(min(int(node.get(kind, 0) // number) for kind, number in worker.items()) for node in nodes)
+
+
+def _too_many(worker: Mapping[str, float], nodes: Sequence[Mapping[str, float]]) -> list[str]:
+    """The settings that no node can meet; all of them where none is to blame alone."""
+    names = {"CPU": "cpus_per_worker", "GPU": "gpus_per_worker"}
+    alone = [names[kind] for kind, number in worker.items() if room_for({kind: number}, nodes) == 0]
+    return alone or [names[kind] for kind in worker]
 
 
 @contextlib.contextmanager

@@ -18,6 +18,7 @@ import psutil
 import pytest
 import torch
 
+from flows import train_ray
 from flows.driver import DriverFailed, drive
 from flows.train_ray import PretrainOut
 from tests.flows.two_nodes import ENVIRONMENT, environment, two_nodes
@@ -40,6 +41,35 @@ def test_settings_that_train_nothing_are_refused(name: str, value: int) -> None:
     PretrainOut(**OUT)
     with pytest.raises(ValueError, match=rf"{name} is {value}|min_workers is 1: give 1 to num_workers, which is 0"):
         PretrainOut(**OUT | {name: value})
+
+
+@pytest.mark.parametrize(
+    ("changes", "words"),
+    [
+        ({"gpus_per_worker": 1}, "room for 0 .*2 CPU, 0 GPU; 1 CPU, 0 GPU.*lower gpus_per_worker,"),
+        ({"cpus_per_worker": 8}, "room for 0 .*lower cpus_per_worker,"),
+        ({"cpus_per_worker": 8, "gpus_per_worker": 2}, "room for 0 .*lower cpus_per_worker or gpus_per_worker,"),
+        ({"cpus_per_worker": 2, "min_workers": 2}, "min_workers is 2, .*cpus_per_worker 2 .*room for 1 .*min_workers,"),
+        ({"min_workers": 4, "num_workers": 4}, "min_workers is 4, .*room for 3 .*lower min_workers,"),
+    ],
+)
+def test_workers_that_would_wait_for_ever_are_refused(
+    monkeypatch: pytest.MonkeyPatch, changes: dict[str, int], words: str
+) -> None:
+    has = [(2, True), (1, True), (64, False)]
+    nodes = [{"Alive": alive, "Resources": {"CPU": float(cpus), "memory": 1e9}} for cpus, alive in has]
+    monkeypatch.setattr("ray.nodes", lambda: nodes)
+    settings = PretrainOut(**OUT | changes)
+    worker = {"CPU": settings.cpus_per_worker, "GPU": settings.gpus_per_worker}
+    with pytest.raises(ValueError, match=words):
+        train_ray._refuse_what_does_not_fit(settings, {kind: number for kind, number in worker.items() if number})
+    train_ray._refuse_what_does_not_fit(PretrainOut(**OUT | {"min_workers": 2}), {"CPU": 1})
+
+
+def test_a_node_holds_as_many_workers_as_its_scarcest_allows() -> None:
+    nodes = [{"CPU": 16.0, "GPU": 2.0}, {"CPU": 7.5, "GPU": 4.0}, {"CPU": 64.0}]
+    assert train_ray.room_for({"CPU": 2, "GPU": 1}, nodes) == 5
+    assert train_ray.room_for({"CPU": 2}, nodes) == 8 + 3 + 32
 
 
 @pytest.fixture
