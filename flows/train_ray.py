@@ -97,8 +97,8 @@ def _fit(settings: PretrainOut, folder: Path, training: Training) -> None:
             trainer.fit()
     except train.TrainingFailedError as error:
         failure = error
-    if (folder / REFUSED).is_file():
-        raise ValueError((folder / REFUSED).read_text(encoding="utf-8")) from failure
+    if words := _refusal(folder, failure):
+        raise ValueError(words) from failure
     if failure is not None and _lost(failure):
         raise ConnectionError(
             f"{settings.max_failures + 1} times processes of the training were lost ({_last_line(failure)}); the "
@@ -157,11 +157,30 @@ def _own_cluster() -> Iterator[None]:
             os.environ[ADDRESS] = before
 
 
-def _lost(failure: Any) -> bool:
+def _refusal(folder: Path, failure: Exception | None) -> str | None:
+    """What a person must mend, in the words that a process left in the folder, or died with where it left none."""
+    refused = folder / REFUSED
+    if refused.is_file() and (words := refused.read_text(encoding="utf-8")):
+        return words
+    errors = [error for error in _worker_failures(failure) if ending_of(error) is Ending.REFUSED]
+    if not errors and not refused.is_file():
+        return None
+    died_of = f"a process ended with: {errors[0]}" if errors else "a process ended"
+    return (
+        f"{died_of}; and it could not write that down in the scratch folder {folder}: make room there, or name another "
+        "folder that all machines share, then run the same command again"
+    )
+
+
+def _worker_failures(failure: Exception | None) -> list[Exception]:
+    return list(getattr(failure, "worker_failures", {}).values())
+
+
+def _lost(failure: Exception) -> bool:
     """Whether processes died, rather than raised an exception of their own."""
     from ray.exceptions import RayError
 
-    return any(isinstance(error, RayError) for error in getattr(failure, "worker_failures", {}).values())
+    return any(isinstance(error, RayError) for error in _worker_failures(failure))
 
 
 def _last_line(failure: Exception) -> str:
@@ -180,19 +199,27 @@ def _work(config: dict[str, Any]) -> None:
     context: Any = train.get_context()
     torch.set_num_threads(config["threads"])
     number, count = context.get_world_rank(), context.get_world_size()
-    if number == 0:
-        _note(folder, {"words": f"pretrain: {count} processes, from the last checkpoint on"})
 
     def report(step: int, values: Mapping[str, float]) -> None:
         if number == 0:
             _note(folder, {"step": step, "values": dict(values)})
         train.report({"step": step, **values})
 
-    try:
+    with _refusals_kept(folder):
+        if number == 0:
+            _note(folder, {"words": f"pretrain: {count} processes, from the last checkpoint on"})
         training(report)
+
+
+@contextlib.contextmanager
+def _refusals_kept(folder: Path) -> Iterator[None]:
+    """What a person must mend is written down; the next group sees it, and ends. A full disk may leave it empty."""
+    try:
+        yield
     except Exception as error:
         if ending_of(error) is Ending.REFUSED:
-            (folder / REFUSED).write_text(str(error), encoding="utf-8")  # the next group sees it, and ends
+            with contextlib.suppress(OSError):  # the driver has the error itself
+                (folder / REFUSED).write_text(str(error), encoding="utf-8")
         raise
 
 
