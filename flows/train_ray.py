@@ -10,6 +10,7 @@ from __future__ import annotations
 import contextlib
 import dataclasses
 import json
+import logging
 import os
 import shutil
 import threading
@@ -191,7 +192,9 @@ def _work(config: dict[str, Any]) -> None:
     """One process of the group, from its start or from the last epoch's checkpoint."""
     import torch
     from ray import train
+    from ray.train.v2._internal.execution import context as reporting
 
+    reporting.logger.setLevel(logging.WARNING)  # a line for every report, beside our own
     training: Training = config["training"]
     folder: Path = config["folder"]
     if (folder / REFUSED).is_file():
