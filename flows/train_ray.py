@@ -10,10 +10,11 @@ from __future__ import annotations
 import contextlib
 import dataclasses
 import json
+import logging
 import os
 import shutil
 import threading
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -78,6 +79,7 @@ def _fit(settings: PretrainOut, folder: Path, training: Training) -> None:
     train: Any = untyped
     use_gpu = settings.gpus_per_worker > 0
     has = {"CPU": settings.cpus_per_worker} | ({"GPU": settings.gpus_per_worker} if use_gpu else {})
+    _refuse_what_does_not_fit(settings, has)
     trainer = TorchTrainer(
         _work,
         train_loop_config={"training": training, "folder": folder, "threads": settings.cpus_per_worker},
@@ -96,8 +98,8 @@ def _fit(settings: PretrainOut, folder: Path, training: Training) -> None:
             trainer.fit()
     except train.TrainingFailedError as error:
         failure = error
-    if (folder / REFUSED).is_file():
-        raise ValueError((folder / REFUSED).read_text(encoding="utf-8")) from failure
+    if words := _refusal(folder, failure):
+        raise ValueError(words) from failure
     if failure is not None and _lost(failure):
         raise ConnectionError(
             f"{settings.max_failures + 1} times processes of the training were lost ({_last_line(failure)}); the "
@@ -106,6 +108,34 @@ def _fit(settings: PretrainOut, folder: Path, training: Training) -> None:
         ) from failure
     if failure is not None:
         raise failure
+
+
+def _refuse_what_does_not_fit(settings: PretrainOut, has: Mapping[str, int]) -> None:
+    """Ray would wait in silence for nodes that can hold `min_workers`."""
+    import ray as untyped
+
+    ray: Any = untyped
+    nodes = [node["Resources"] for node in ray.nodes() if node["Alive"]]
+    room = room_for(has, nodes)
+    if room < settings.min_workers:
+        each = "; ".join(", ".join(f"{node.get(kind, 0):g} {kind}" for kind in ("CPU", "GPU")) for node in nodes)
+        raise ValueError(
+            f"scale_out.pretrain.min_workers is {settings.min_workers}, of cpus_per_worker {settings.cpus_per_worker} "
+            f"and gpus_per_worker {settings.gpus_per_worker} each, and there is room for {room} (the nodes have: "
+            f"{each}); lower {'min_workers' if room else ' or '.join(_too_many(has, nodes))}, or add nodes"
+        )
+
+
+def room_for(worker: Mapping[str, float], nodes: Sequence[Mapping[str, float]]) -> int:
+    """How many workers the nodes can hold, when nothing else runs there."""
+    return sum(min(int(node.get(kind, 0) // number) for kind, number in worker.items()) for node in nodes)
+
+
+def _too_many(worker: Mapping[str, float], nodes: Sequence[Mapping[str, float]]) -> list[str]:
+    """The settings that no node can meet; all of them where none is to blame alone."""
+    names = {"CPU": "cpus_per_worker", "GPU": "gpus_per_worker"}
+    alone = [names[kind] for kind, number in worker.items() if room_for({kind: number}, nodes) == 0]
+    return alone or [names[kind] for kind in worker]
 
 
 @contextlib.contextmanager
@@ -128,11 +158,30 @@ def _own_cluster() -> Iterator[None]:
             os.environ[ADDRESS] = before
 
 
-def _lost(failure: Any) -> bool:
+def _refusal(folder: Path, failure: Exception | None) -> str | None:
+    """What a person must mend, in the words that a process left in the folder, or died with where it left none."""
+    refused = folder / REFUSED
+    if refused.is_file() and (words := refused.read_text(encoding="utf-8")):
+        return words
+    errors = [error for error in _worker_failures(failure) if ending_of(error) is Ending.REFUSED]
+    if not errors and not refused.is_file():
+        return None
+    died_of = f"a process ended with: {errors[0]}" if errors else "a process ended"
+    return (
+        f"{died_of}; and it could not write that down in the scratch folder {folder}: make room there, or name another "
+        "folder that all machines share, then run the same command again"
+    )
+
+
+def _worker_failures(failure: Exception | None) -> list[Exception]:
+    return list(getattr(failure, "worker_failures", {}).values())
+
+
+def _lost(failure: Exception) -> bool:
     """Whether processes died, rather than raised an exception of their own."""
     from ray.exceptions import RayError
 
-    return any(isinstance(error, RayError) for error in getattr(failure, "worker_failures", {}).values())
+    return any(isinstance(error, RayError) for error in _worker_failures(failure))
 
 
 def _last_line(failure: Exception) -> str:
@@ -143,7 +192,9 @@ def _work(config: dict[str, Any]) -> None:
     """One process of the group, from its start or from the last epoch's checkpoint."""
     import torch
     from ray import train
+    from ray.train.v2._internal.execution import context as reporting
 
+    reporting.logger.setLevel(logging.WARNING)  # a line for every report, beside our own
     training: Training = config["training"]
     folder: Path = config["folder"]
     if (folder / REFUSED).is_file():
@@ -151,19 +202,27 @@ def _work(config: dict[str, Any]) -> None:
     context: Any = train.get_context()
     torch.set_num_threads(config["threads"])
     number, count = context.get_world_rank(), context.get_world_size()
-    if number == 0:
-        _note(folder, {"words": f"pretrain: {count} processes, from the last checkpoint on"})
 
     def report(step: int, values: Mapping[str, float]) -> None:
         if number == 0:
             _note(folder, {"step": step, "values": dict(values)})
         train.report({"step": step, **values})
 
-    try:
+    with _refusals_kept(folder):
+        if number == 0:
+            _note(folder, {"words": f"pretrain: {count} processes, from the last checkpoint on"})
         training(report)
+
+
+@contextlib.contextmanager
+def _refusals_kept(folder: Path) -> Iterator[None]:
+    """What a person must mend is written down; the next group sees it, and ends. A full disk may leave it empty."""
+    try:
+        yield
     except Exception as error:
         if ending_of(error) is Ending.REFUSED:
-            (folder / REFUSED).write_text(str(error), encoding="utf-8")  # the next group sees it, and ends
+            with contextlib.suppress(OSError):  # the driver has the error itself
+                (folder / REFUSED).write_text(str(error), encoding="utf-8")
         raise
 
 

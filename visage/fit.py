@@ -18,6 +18,7 @@ import math
 import os
 import pickle
 import time
+import zipfile
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -70,8 +71,9 @@ def fit(
     one row of figures an epoch.
 
     `checkpoint` is rewritten after every epoch and continued from when its `fingerprint` (of settings and data) is
-    this run's; another run's checkpoint is started over. Errors: Diverged, BrokenCheckpoint; less than one epoch; a
-    checkpoint that cannot be written (the older one stays). In a group, every process calls `report`.
+    this run's; another run's checkpoint is started over. The one before is kept beside it, and gone on from where the
+    newest is damaged. Errors: Diverged; BrokenCheckpoint, where both are damaged; less than one epoch; a checkpoint
+    that cannot be written (the older one stays). In a group, every process calls `report`.
     Where memory is short, `micro_batches` passes a batch in that many parts and adds up their gradients: the same step,
     but that BatchNorm sees the statistics of a part. Such epochs say so in their row.
     """
@@ -84,13 +86,14 @@ def fit(
     average = copy.deepcopy(network).eval() if recipe.ema_decay > 0 else network
     optimiser = build_optimiser(network, recipe)
     history: list[dict[str, float]] = []
-    state = _read_checkpoint(checkpoint, fingerprint)
+    found, state = _read_checkpoint(checkpoint, fingerprint)
     if state is not None:
         network.load_state_dict(state["network"])
         average.load_state_dict(state["average"])
         optimiser.load_state_dict(state["optimiser"])
         history = state["history"]
     _refuse_different_starts(checkpoint, len(history), device)
+    _put_in_place(found, checkpoint)  # now that all have read it
     stepping = ranks.joined(network)
     num_steps = epochs * task.num_batches
 
@@ -141,7 +144,7 @@ def fit(
 def read_finished(checkpoint: Path, fingerprint: str, network: nn.Module, epochs: int) -> list[dict[str, float]]:
     """Fills `network` with the model that a finished `fit` keeps; its history. Errors: ValueError where it did not
     finish."""
-    state = _read_checkpoint(checkpoint, fingerprint)
+    _, state = _read_checkpoint(checkpoint, fingerprint)
     if state is None or len(state["history"]) < epochs:
         raise ValueError(f"{checkpoint}: the training has not finished its {epochs} epochs; run the same command again")
     network.load_state_dict(state["average"])
@@ -169,6 +172,12 @@ def _refuse_different_starts(checkpoint: Path, num_epochs: int, device: torch.de
         )
 
 
+def _put_in_place(found: Path, checkpoint: Path) -> None:
+    """The checkpoint before takes the place of the damaged one, which must not become the one before."""
+    if found != checkpoint and ranks.rank() == 0:
+        found.replace(checkpoint)
+
+
 def _write_checkpoint(
     path: Path, fingerprint: str, network: nn.Module, average: nn.Module, optimiser: torch.optim.Optimizer,
     history: list[dict[str, float]],
@@ -182,6 +191,7 @@ def _write_checkpoint(
     }
     try:
         _save(state | {"optimiser": optimiser.state_dict(), "history": history}, part)
+        _keep_before(path, len(history))
     except OSError as error:
         part.unlink(missing_ok=True)
         kept = f"that of epoch {len(history) - 1} is kept" if path.exists() else "there is none yet"
@@ -206,15 +216,53 @@ def _save(state: dict[str, Any], path: Path) -> None:
         raise
 
 
-def _read_checkpoint(path: Path, fingerprint: str) -> dict[str, Any] | None:
+def _before(path: Path) -> Path:
+    """Where the checkpoint before the newest lies."""
+    return path.with_suffix(f".before{path.suffix}")
+
+
+def _keep_before(path: Path, epoch: int) -> None:
+    """The newest checkpoint, which that of `epoch` will replace, becomes the one before; another run's does not."""
+    before = _before(path)
+    if epoch == 1:
+        before.unlink(missing_ok=True)
+        return
+    link = before.with_name(f".{before.name}.part")
+    link.unlink(missing_ok=True)
+    link.hardlink_to(path)
+    link.replace(before)
+
+
+def _read_checkpoint(path: Path, fingerprint: str) -> tuple[Path, dict[str, Any] | None]:
+    """The checkpoint of this run, if there is one, and its file: `path`, or the one before where that is damaged."""
     if not path.is_file():
-        return None
+        return path, None
+    try:
+        found, state = path, _read_whole(path)
+    except BrokenCheckpoint as error:
+        try:
+            found, state = _before(path), _read_whole(_before(path))
+        except BrokenCheckpoint:
+            raise BrokenCheckpoint(f"{error}; remove it to start over") from error
+        epoch = len(state["history"])
+        tqdm.write(f"{error}; going on from the checkpoint before it, {found.name}, of epoch {epoch}")
+    if state["fingerprint"] == fingerprint:
+        return found, state
+    tqdm.write(f"{found}: of another run (its settings, data, code or torch differ); starting over")
+    return found, None
+
+
+def _read_whole(path: Path) -> dict[str, Any]:
+    """A checkpoint with every byte as it was written. Errors: BrokenCheckpoint."""
     try:
         state: dict[str, Any] = torch.load(path, weights_only=True, map_location="cpu")
-        found = state["fingerprint"]
-    except (RuntimeError, EOFError, OSError, ValueError, LookupError, TypeError, pickle.UnpicklingError) as error:
-        raise BrokenCheckpoint(f"{path}: this checkpoint cannot be read ({error}); remove it to start over") from error
-    if found == fingerprint:
-        return state
-    tqdm.write(f"{path}: of another run (its settings, data, code or torch differ); starting over")
-    return None
+        state["fingerprint"], state["history"]
+        with zipfile.ZipFile(path) as archive:  # torch.load compares no checksums
+            damaged = archive.testzip()
+    except (
+        RuntimeError, EOFError, OSError, ValueError, LookupError, TypeError, pickle.UnpicklingError, zipfile.BadZipFile,
+    ) as error:  # fmt: skip
+        raise BrokenCheckpoint(f"{path}: this checkpoint cannot be read ({error})") from error
+    if damaged is not None:
+        raise BrokenCheckpoint(f"{path}: this checkpoint cannot be read (the checksum of {damaged} differs)")
+    return state

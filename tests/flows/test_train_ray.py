@@ -17,9 +17,11 @@ import pandas as pd
 import psutil
 import pytest
 import torch
+from ray.train import WorkerGroupError
 
+from flows import train_ray
 from flows.driver import DriverFailed, drive
-from flows.train_ray import PretrainOut
+from flows.train_ray import PROGRESS, REFUSED, PretrainOut
 from tests.flows.two_nodes import ENVIRONMENT, environment, two_nodes
 from tests.imports import REPOSITORY
 from tests.small_faces import some_faces, write_faces
@@ -40,6 +42,63 @@ def test_settings_that_train_nothing_are_refused(name: str, value: int) -> None:
     PretrainOut(**OUT)
     with pytest.raises(ValueError, match=rf"{name} is {value}|min_workers is 1: give 1 to num_workers, which is 0"):
         PretrainOut(**OUT | {name: value})
+
+
+@pytest.mark.parametrize(
+    ("changes", "words"),
+    [
+        ({"gpus_per_worker": 1}, "room for 0 .*2 CPU, 0 GPU; 1 CPU, 0 GPU.*lower gpus_per_worker,"),
+        ({"cpus_per_worker": 8}, "room for 0 .*lower cpus_per_worker,"),
+        ({"cpus_per_worker": 8, "gpus_per_worker": 2}, "room for 0 .*lower cpus_per_worker or gpus_per_worker,"),
+        ({"cpus_per_worker": 2, "min_workers": 2}, "min_workers is 2, .*cpus_per_worker 2 .*room for 1 .*min_workers,"),
+        ({"min_workers": 4, "num_workers": 4}, "min_workers is 4, .*room for 3 .*lower min_workers,"),
+    ],
+)
+def test_workers_that_would_wait_for_ever_are_refused(
+    monkeypatch: pytest.MonkeyPatch, changes: dict[str, int], words: str
+) -> None:
+    has = [(2, True), (1, True), (64, False)]
+    nodes = [{"Alive": alive, "Resources": {"CPU": float(cpus), "memory": 1e9}} for cpus, alive in has]
+    monkeypatch.setattr("ray.nodes", lambda: nodes)
+    settings = PretrainOut(**OUT | changes)
+    worker = {"CPU": settings.cpus_per_worker, "GPU": settings.gpus_per_worker}
+    with pytest.raises(ValueError, match=words):
+        train_ray._refuse_what_does_not_fit(settings, {kind: number for kind, number in worker.items() if number})
+    train_ray._refuse_what_does_not_fit(PretrainOut(**OUT | {"min_workers": 2}), {"CPU": 1})
+
+
+def test_a_node_holds_as_many_workers_as_its_scarcest_allows() -> None:
+    nodes = [{"CPU": 16.0, "GPU": 2.0}, {"CPU": 7.5, "GPU": 4.0}, {"CPU": 64.0}]
+    assert train_ray.room_for({"CPU": 2, "GPU": 1}, nodes) == 5
+    assert train_ray.room_for({"CPU": 2}, nodes) == 8 + 3 + 32
+
+
+@pytest.mark.parametrize(("full", "unwritable"), [(PROGRESS, False), (PROGRESS, True), (REFUSED, True)])
+def test_a_full_scratch_folder_is_told_in_its_own_words(tmp_path: Path, full: str, unwritable: bool) -> None:
+    """Whether the processes can write down what they met, or not even that; then their last one has it with it."""
+    for name in {full} | ({REFUSED} if unwritable else set()):
+        (tmp_path / name).symlink_to("/dev/full")
+    met: dict[int, Exception] = {}
+    try:
+        with train_ray._refusals_kept(tmp_path):
+            train_ray._note(tmp_path, {"step": 1, "values": {}})
+            raise ValueError("the checkpoint is damaged")
+    except (OSError, ValueError) as error:
+        met[0] = error
+    told = train_ray._refusal(tmp_path, WorkerGroupError("", met))
+    assert told is not None
+    assert ("No space left on device" if full == PROGRESS else "the checkpoint is damaged") in told
+    assert (f"could not write that down in the scratch folder {tmp_path}: make room there" in told) == unwritable
+
+
+def test_a_refusal_that_was_left_empty_names_the_scratch_folder(tmp_path: Path) -> None:
+    """A later group sees it, and ends without an error."""
+    assert train_ray._refusal(tmp_path, None) is None
+    assert train_ray._refusal(tmp_path, WorkerGroupError("", {0: RuntimeError("a fault of the code")})) is None
+    (tmp_path / REFUSED).touch()
+    told = train_ray._refusal(tmp_path, None)
+    assert told is not None
+    assert f"the scratch folder {tmp_path}: make room there" in told
 
 
 @pytest.fixture

@@ -281,13 +281,117 @@ def test_checkpoint_of_another_run_is_started_over(tmp_path: Path, capsys: pytes
 # ---------------------------------------------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("share", [0.0, 0.01, 0.3, 0.9, 0.999])
-def test_cut_checkpoint_is_refused_with_a_remedy(tmp_path: Path, share: float) -> None:
-    run(tmp_path)
-    data = (tmp_path / "last.pt").read_bytes()
-    (tmp_path / "last.pt").write_bytes(data[: int(share * len(data))])
+def damage(path: Path, share: float) -> None:
+    """Cuts a checkpoint; a `share` of 1 leaves its length, and flips a byte of a tensor."""
+    data = path.read_bytes()
+    damaged = data[: int(share * len(data))]
+    if share == 1:
+        tensor = torch.load(path, weights_only=True)["network"]["4.weight"].numpy().tobytes()
+        place = data.index(tensor)
+        damaged = data[:place] + bytes([data[place] ^ 1]) + data[place + 1 :]
+    path.unlink()  # the file may have another name as well
+    path.write_bytes(damaged)
+
+
+SHARES = [0.0, 0.01, 0.3, 0.9, 0.999, 1.0]
+
+
+@pytest.mark.parametrize("share", SHARES)
+def test_damaged_checkpoint_costs_one_epoch(tmp_path: Path, share: float, capsys: pytest.CaptureFixture[str]) -> None:
+    whole, _ = run(tmp_path / "whole", epochs=4)
+    with pytest.raises(Killed):
+        run(tmp_path, epochs=4, report=kill_at(3))
+    damage(tmp_path / "last.pt", share)
+    reported: list[int] = []
+    found, history = run(tmp_path, epochs=4, report=lambda step, _values: reported.append(step))
+    assert reported == [3, 4]
+    assert [row["epoch"] for row in history] == [1, 2, 3, 4]
+    assert same(found, whole)
+    said = capsys.readouterr().out
+    assert "last.pt: this checkpoint cannot be read" in said
+    assert "going on from the checkpoint before it, last.before.pt, of epoch 2" in said
+    assert "remove it" not in said
+
+
+def kill_at(epoch: int) -> Callable[..., None]:
+    """A report that dies with this epoch's checkpoint just written."""
+
+    def report(step: int, _values: Any) -> None:
+        if step == epoch:
+            raise Killed
+
+    return report
+
+
+def test_damage_again_and_again_costs_an_epoch_each_time(tmp_path: Path) -> None:
+    """The damaged file never takes the place of the one before."""
+    whole, _ = run(tmp_path / "whole", epochs=4)
+    for stop_at in (3, 3, 4, 4):
+        with pytest.raises(Killed):
+            run(tmp_path, epochs=4, report=kill_at(stop_at))
+        damage(tmp_path / "last.pt", 0.5)
+    found, _ = run(tmp_path, epochs=4)
+    assert same(found, whole)
+
+
+def test_kill_between_any_two_renames_leaves_a_whole_checkpoint(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Of the epoch before at least, also when the newest was damaged."""
+    whole, _ = run(tmp_path / "whole")
+    rename = Path.replace
+    for number in range(5):
+        folder = tmp_path / str(number)
+        with pytest.raises(Killed):
+            run(folder, report=kill_at(2))
+        damage(folder / "last.pt", 0.5)
+        count = iter(range(5))
+
+        def dying(path: Path, target: Path, count: Iterator[int] = count, number: int = number) -> Path:
+            if next(count) == number:
+                raise Killed
+            return rename(path, target)
+
+        monkeypatch.setattr(Path, "replace", dying)
+        with pytest.raises(Killed):
+            run(folder)
+        monkeypatch.setattr(Path, "replace", rename)
+        reported: list[int] = []
+        found, _ = run(folder, report=lambda step, _values, seen=reported: seen.append(step))
+        assert reported[0] > 1
+        assert same(found, whole)
+
+
+@pytest.mark.parametrize("share", SHARES)
+def test_damaged_checkpoint_without_one_before_is_refused_with_a_remedy(tmp_path: Path, share: float) -> None:
+    run(tmp_path, epochs=1)
+    damage(tmp_path / "last.pt", share)
     with pytest.raises(ValueError, match=r"last\.pt: this checkpoint cannot be read .*remove it"):
         run(tmp_path)
+
+
+def test_two_damaged_checkpoints_are_refused_and_the_newest_removed_starts_over(tmp_path: Path) -> None:
+    whole, _ = run(tmp_path)
+    damage(tmp_path / "last.pt", 0.5)
+    damage(tmp_path / "last.before.pt", 0.5)
+    with pytest.raises(ValueError, match=r"last\.pt: this checkpoint cannot be read .*remove it"):
+        run(tmp_path)
+    (tmp_path / "last.pt").unlink()
+    reported: list[int] = []
+    found, _ = run(tmp_path, report=lambda step, _values: reported.append(step))
+    assert reported == [1, 2, 3]
+    assert same(found, whole)
+
+
+def test_the_checkpoint_before_of_another_run_is_not_taken(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    run(tmp_path, seed=5)
+    damage(tmp_path / "last.pt", 0.5)
+    fresh, _ = run(tmp_path / "elsewhere")
+    found, _ = run(tmp_path, fingerprint="another run")
+    assert same(found, fresh)
+    assert "last.before.pt: of another run" in capsys.readouterr().out
+    run(tmp_path, epochs=1, fingerprint="a third run")
+    assert not (tmp_path / "last.before.pt").exists()
 
 
 @pytest.mark.parametrize(
@@ -328,7 +432,8 @@ def test_every_checkpoint_is_a_new_file_put_in_place_of_the_old(tmp_path: Path) 
     inodes: list[int] = []
     run(tmp_path, report=lambda _step, _values: inodes.append((tmp_path / "last.pt").stat().st_ino))
     assert inodes[0] != inodes[1] != inodes[2]
-    assert [path.name for path in tmp_path.iterdir()] == ["last.pt"]
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["last.before.pt", "last.pt"]
+    assert (tmp_path / "last.before.pt").stat().st_ino == inodes[1]
 
 
 def test_checkpoint_that_could_not_be_written_leaves_the_one_before(
