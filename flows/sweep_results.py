@@ -20,7 +20,7 @@ import pandas as pd
 
 from flows.sweep_search import outcome
 from flows.sweep_space import LAMBDA, SIGMA, STEP, ChoiceSettings, LogRangeSettings, Plan, setting
-from flows.sweep_trial import BEFORE, CHECKPOINTS, EPOCH, EPOCHS, HISTORY, METRIC, NEWEST, VALUES
+from flows.sweep_trial import CHECKPOINTS, EPOCH, EPOCHS, HISTORY, METRIC, VALUES
 from visage.bootstrap import student
 from visage.plots import png
 from visage.sweep_plots import Dimension, Part, parallel_coordinates, sensitivity
@@ -64,8 +64,7 @@ def ended_trials(plan: Plan, folder: Path, results: Any) -> list[Ended]:
         if result.error is None:
             ending, reason = outcome(result.metrics, plan.max_epochs)
             status = STATUS[ending]
-            for left in (CHECKPOINTS, NEWEST, BEFORE):
-                shutil.rmtree(folder / name / left, ignore_errors=True)
+            shutil.rmtree(folder / name / CHECKPOINTS, ignore_errors=True)
         found.append(Ended(name=name, values=result.config[VALUES], status=status, reason=reason,
                            epochs=epochs_of(folder / name)))  # fmt: skip
     return found

@@ -1,8 +1,8 @@
 """One trial of a sweep: stages.finetune on shared faces, its epochs told to Tune as they end. Runs in Ray's workers.
 
-A trial's folder holds its checkpoints, epochs.csv (a row for every epoch that ended), and at its end history.csv and
-the model. A trial that is taken up again, on whichever node, goes on after its last epoch. A checkpoint that cannot be
-read gives way to that of the epoch before.
+A trial's folder holds its checkpoints, epochs.csv (a row for every epoch that ended), and at its end history.csv and the
+model. A trial that is taken up again, on whichever node, goes on after its last epoch; without a checkpoint that can be
+read it starts over.
 """
 
 from __future__ import annotations
@@ -28,8 +28,7 @@ from visage.faces import FaceTable
 from visage.fit import BrokenCheckpoint, Diverged
 from visage.whole import written_whole
 
-EPOCHS, HISTORY, MODEL = "epochs.csv", "history.csv", "model"
-CHECKPOINTS, NEWEST, BEFORE = "checkpoints", ".newest", ".before"
+EPOCHS, HISTORY, MODEL, CHECKPOINTS = "epochs.csv", "history.csv", "model", "checkpoints"
 NO_OTHER_TRY = "no_other_try"
 LEAST_BYTES = 4_000_000  # a file that did not fit may leave some free
 METRIC, DIVERGED, EPOCH, VALUES = "val_mae", "diverged", "epoch", "values"
@@ -95,39 +94,17 @@ def run_trial(
         )  # fmt: skip
 
     try:
-        _with_the_checkpoint_before(train, paths.folder)
+        try:
+            train()
+        except BrokenCheckpoint as error:
+            print(f"{error}: removed", flush=True)
+            shutil.rmtree(paths.folder / CHECKPOINTS)
+            train()
     except Diverged as error:
         print(error, flush=True)
         tell({METRIC: float("nan"), DIVERGED: str(error)})
         return
     told.last(pd.read_csv(paths.folder / HISTORY))
-
-
-def _with_the_checkpoint_before(train: Callable[[], None], folder: Path) -> None:
-    """At most one epoch is lost to a checkpoint that was damaged; two in a row are started over."""
-    for remedy in (_put_back, _start_over):
-        try:
-            train()
-        except BrokenCheckpoint as error:
-            print(f"{error}: {remedy(folder)}", flush=True)
-        else:
-            return
-    train()
-
-
-def _put_back(folder: Path) -> str:
-    if not (folder / BEFORE).is_dir():
-        return _start_over(folder)
-    shutil.rmtree(folder / CHECKPOINTS)
-    shutil.rmtree(folder / NEWEST, ignore_errors=True)
-    (folder / BEFORE).rename(folder / CHECKPOINTS)
-    return "going on from the checkpoint before it"
-
-
-def _start_over(folder: Path) -> str:
-    for name in (CHECKPOINTS, NEWEST, BEFORE):
-        shutil.rmtree(folder / name, ignore_errors=True)
-    return "starting over"
 
 
 class Told:
@@ -148,7 +125,6 @@ class Told:
         self._rows[step] = dict(row)
         with written_whole(self._folder / EPOCHS) as part:
             pd.DataFrame([self._rows[number] for number in sorted(self._rows)]).to_csv(part, index=False)
-        self._keep_checkpoint()
         if step < self._max_epochs:  # the last one is told when the model is written: Tune then ends the trial
             self._send(step)
 
@@ -160,14 +136,6 @@ class Told:
 
     def _send(self, step: int) -> None:
         self._tell(self._rows[step] | {EPOCH: step})
-
-    def _keep_checkpoint(self) -> None:
-        """Beside the newest checkpoint that of the epoch before: links, no copies, as fit writes new files."""
-        newest, before = self._folder / NEWEST, self._folder / BEFORE
-        if newest.is_dir():
-            shutil.rmtree(before, ignore_errors=True)
-            newest.rename(before)
-        shutil.copytree(self._folder / CHECKPOINTS, newest, copy_function=os.link)
 
 
 # ---------------------------------------------------------------------------------------------------------------------

@@ -120,7 +120,7 @@ def test_a_trial_whose_checkpoints_are_all_damaged_is_started_over(
     for path in (tmp_path / "trial").glob("*/phase-0*.pt"):
         path.write_bytes(b"")
     assert [row["epoch"] for row in run(tmp_path / "trial", tables)] == [3, 1, 2, 3, 4]
-    assert "starting over" in capsys.readouterr().out
+    assert "remove it to start over: removed" in capsys.readouterr().out
 
 
 def test_a_loss_that_is_no_number_is_told_and_is_no_error(tmp_path: Path, tables: dict[str, FaceTable]) -> None:
