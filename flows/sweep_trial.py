@@ -1,8 +1,8 @@
 """One trial of a sweep: stages.finetune on shared faces, its epochs told to Tune as they end. Runs in Ray's workers.
 
-A trial's folder holds its checkpoints, epochs.csv (a row for every epoch that ended), and at its end history.csv and the
-model. A trial that is taken up again, on whichever node, goes on after its last epoch; without a checkpoint that can be
-read it starts over.
+A trial's folder holds its checkpoints, epochs.csv (a row for every epoch that ended), and at its end history.csv and
+the model. A trial that is taken up again, on whichever node, goes on after its last epoch; without a checkpoint that
+can be read it starts over.
 """
 
 from __future__ import annotations
