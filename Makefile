@@ -149,7 +149,7 @@ test-slow: $(STAMP)  ## the tests that take minutes: whole pipelines, real photo
 	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -m slow $(side_by_side)
 
 # A process a core; tests/conftest.py says which tests go together.
-side_by_side = -n $(or $(WORKERS),auto) --dist loadgroup
+side_by_side = -n $(or $(WORKERS),auto) --dist loadfile
 
 .PHONY: check
 check: $(STAMP)  ## ruff and mypy

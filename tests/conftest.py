@@ -4,11 +4,14 @@ from __future__ import annotations
 
 import os
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
 from hypothesis import settings
+from xdist.scheduler import LoadFileScheduling
 
+START_RAY = {"test_align_ray.py", "test_cluster.py", "test_scale_out.py", "test_sweep.py", "test_train_ray.py"}
 REPOSITORY = Path(__file__).resolve().parent.parent
 pytest_plugins = ["tests.local_registry", "tests.prefect_server"]
 
@@ -16,12 +19,17 @@ settings.register_profile("visage", deadline=None, derandomize=True, database=No
 settings.load_profile("visage")
 
 
-def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """Which tests share a process of `make test` (--dist loadgroup): those of a file, for what it sets up once, and all
-    that start Ray, which wait more than they work and would starve each other."""
-    for item in items:
-        is_ray = item.get_closest_marker("ray") is not None
-        item.add_marker(pytest.mark.xdist_group("ray" if is_ray else item.nodeid.split("::")[0]))
+class Together(LoadFileScheduling):
+    """Which tests share a process of `make test`: those of a file, for what it sets up once, and all that start Ray,
+    which wait more than they work and would starve each other."""
+
+    def _split_scope(self, nodeid: str) -> str:
+        file = super()._split_scope(nodeid)
+        return "ray" if file.rpartition("/")[2] in START_RAY else file
+
+
+def pytest_xdist_make_scheduler(config: pytest.Config, log: Any) -> Together:
+    return Together(config, log)
 
 
 @pytest.fixture(autouse=True)

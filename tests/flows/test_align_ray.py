@@ -33,7 +33,6 @@ from tests.stages.test_align import Bench, manifest_row
 from visage.drawn import encode_face, sample_person, sample_photo
 
 pytestmark = [
-    pytest.mark.ray,
     pytest.mark.filterwarnings("ignore"),  # Ray's own, of open sockets and of its next version
 ]
 NUM_PHOTOS = 48

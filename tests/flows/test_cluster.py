@@ -15,8 +15,6 @@ from flows.dvc_stages import declared
 from flows.ray_cluster import ADDRESS
 from tests.imports import REPOSITORY
 
-pytestmark = pytest.mark.ray
-
 
 def test_rays_launcher_takes_the_description() -> None:
     config = yaml.safe_load((REPOSITORY / "docs" / "cluster.yaml").read_text(encoding="utf-8"))

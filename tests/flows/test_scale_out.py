@@ -32,7 +32,6 @@ def test_a_stage_that_does_not_run_on_ray_is_refused_before_anything_runs() -> N
 
 
 @pytest.mark.slow
-@pytest.mark.ray
 @pytest.mark.usefixtures("prefect_server")
 def test_dvc_takes_the_result_and_mlflow_the_rate(local_registry: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     root = workspace(local_registry / "workspace", small)

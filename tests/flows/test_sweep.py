@@ -23,7 +23,7 @@ from tests.flows.small_sweep import driving, make, sweep_folder
 from tests.flows.two_nodes import ENVIRONMENT, two_nodes
 from tests.small_faces import CROP_PX
 
-pytestmark = [pytest.mark.slow, pytest.mark.ray]
+pytestmark = pytest.mark.slow
 LAMBDA, STEP = "finetune.loss.lambda_", "finetune.grid.step"
 LINE = re.compile(r"^(\w+) \(.*\)  epoch (\d+)/\d+  ", re.MULTILINE)
 

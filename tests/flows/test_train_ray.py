@@ -26,7 +26,6 @@ from tests.flows.two_nodes import ENVIRONMENT, environment, two_nodes
 from tests.imports import REPOSITORY
 from tests.small_faces import some_faces, write_faces
 
-pytestmark = pytest.mark.ray
 EPOCH = re.compile(r"\[(\d+)\] epoch")
 OUT: dict[str, Any] = {
     "min_workers": 1, "num_workers": 2, "cpus_per_worker": 1, "gpus_per_worker": 0, "max_failures": 0,
