@@ -146,7 +146,11 @@ test: $(STAMP)  ## the tests that take seconds
 
 .PHONY: test-slow
 test-slow: $(STAMP)  ## the tests that take minutes: whole pipelines, real photos
-	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -m slow $(side_by_side)
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -m "slow and not faults" $(side_by_side)
+
+.PHONY: test-faults
+test-faults: $(STAMP)  ## a driver, a node, the head node of Ray killed in the middle of each job: a quarter of an hour
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -m faults
 
 # A process a core; tests/conftest.py says which tests go together.
 side_by_side = -n $(or $(WORKERS),auto) --dist loadfile

@@ -71,6 +71,7 @@ def table_of(root: Path) -> pd.DataFrame:
 # ---------------------------------------------------------------------------------------------------------------------
 
 
+@pytest.mark.faults
 def test_a_sweep_whose_driver_is_stopped_and_killed_goes_on(tmp_path: Path) -> None:
     """The same command takes up trials after their last epoch, search, ASHA and MLflow's runs where they were."""
     root = make(tmp_path, num_faces=200, num_samples=4, epochs=8)
@@ -167,6 +168,7 @@ def test_a_full_disk_is_said_and_the_sweep_goes_on_when_there_is_room(tmp_path: 
 # ---------------------------------------------------------------------------------------------------------------------
 
 
+@pytest.mark.faults
 def test_a_node_and_then_the_head_are_lost(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """The trial of a lost node goes on elsewhere; without its head node the driver ends, and the same command finishes
     the sweep on a new Ray."""

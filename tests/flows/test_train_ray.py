@@ -178,6 +178,7 @@ def test_what_a_person_must_mend_is_told_at_once_and_mended_it_goes_on(folder: P
     assert pd.read_csv(folder / "history.csv")["processes"].tolist() == [2, 2]
 
 
+@pytest.mark.faults
 @pytest.mark.slow
 def test_a_killed_process_and_then_a_lost_machine_cost_the_epoch_that_had_begun(
     folder: Path, cluster: dict[str, Any]
@@ -198,6 +199,7 @@ def test_a_killed_process_and_then_a_lost_machine_cost_the_epoch_that_had_begun(
     assert not (folder / "scratch" / "train").exists()
 
 
+@pytest.mark.faults
 @pytest.mark.slow
 def test_a_lost_head_node_and_a_killed_driver_cost_the_epoch_that_had_begun(
     folder: Path, monkeypatch: pytest.MonkeyPatch
