@@ -1,7 +1,7 @@
 """What Ray Tune costs over the same trials run bare, and what trials of a machine share.
 
-    python -m bench.sweep                    # some ten minutes
-    python -m bench.sweep --epochs 10 --faces 4000 --trials 8 --turns 3
+    python -m bench.sweep                              # as many faces as UTKFace's training has: 40 minutes on 2 cores
+    python -m bench.sweep --faces 4000 --trials 4      # eight minutes; what a sweep costs once weighs more
 
 Both sides train the same settings of the same drawn faces, as many at a time, to their last epoch: bare, in processes
 that are given one trial after the other; and as a sweep (flows/sweep_driver.py). The sides take turns, the median
@@ -152,7 +152,7 @@ def _shared(pid: int) -> list[tuple[int, int]]:
 
 def main() -> None:
     parser = argparse.ArgumentParser(prog="python -m bench.sweep", description=__doc__)
-    for name, number in (("faces", 4000), ("trials", 6), ("epochs", 6), ("turns", 2)):
+    for name, number in (("faces", 12000), ("trials", 8), ("epochs", 6), ("turns", 2)):
         parser.add_argument(f"--{name}", type=int, default=number)
     parser.add_argument("--bare", type=Path, help=argparse.SUPPRESS)
     arguments = parser.parse_args()
