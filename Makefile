@@ -67,27 +67,27 @@ if [ "$(DATA)" = drawn ]; then \
 fi; \
 [ -f "$$preset" ] || { echo "no $$preset; there are: drawn $$(cd presets && ls -m *.yaml | sed 's/\.yaml//g')" >&2; exit 1; }; \
 generated || cp params.yaml presets/drawn.yaml; \
-$(BIN)/python -m stages.settings use presets/drawn.yaml "$$preset" params.yaml
+$(BIN)/python -m stages.presets use presets/drawn.yaml "$$preset" params.yaml
 endef
 
 .PHONY: sweep
 sweep: $(STAMP)  ## search finetune's settings with Ray Tune (sweep in params.yaml); goes on where it stopped; DATA= as for repro
 	@$(if $(DATA),$(use_data))
-	@$(BIN)/python -m flows.sweep
+	@$(BIN)/python -m flows.sweep.flow
 
 .PHONY: scale-out
 scale-out: $(STAMP)  ## STAGE=align@identity, align@target or pretrain on the Ray of RAY_ADDRESS, or of this machine
 	@test -n "$(STAGE)" || { echo 'usage: make scale-out STAGE=align@identity [RAY_ADDRESS=host:port]' >&2; exit 1; }
-	@$(BIN)/python -m flows.scale_out "$(STAGE)"
+	@$(BIN)/python -m flows.scale_out.flow "$(STAGE)"
 
 .PHONY: cluster-demo
 cluster-demo: $(STAMP)  ## two Ray nodes on this machine: alignment, pre-training and a sweep of drawn faces on them
-	@$(BIN)/python -m flows.cluster_demo
+	@$(BIN)/python -m flows.scale_out.cluster_demo
 
 .PHONY: predict
 predict: $(STAMP)  ## one JSON document for PHOTO=x.jpg; MODEL=folder names the model that speaks
 	@test -n "$(PHOTO)" || { echo 'usage: make predict PHOTO=x.jpg [MODEL=folder]' >&2; exit 1; }
-	@$(BIN)/python -m visage.predictor "$(PHOTO)" $(if $(MODEL),--model "$(MODEL)")
+	@$(BIN)/python -m visage.cli "$(PHOTO)" $(if $(MODEL),--model "$(MODEL)")
 
 .PHONY: retrain
 retrain: $(STAMP)  ## new labelled data (retrain.watch) becomes a challenger, and the champion if it is no worse
@@ -101,36 +101,36 @@ deploy: $(STAMP)  ## the schedules of prefect.yaml: server, work pool and worker
 serve: $(STAMP)  ## the champion over HTTP on 127.0.0.1, PORT=5001; MODEL=models:/NAME/VERSION serves another
 	@$(BIN)/python -m model_registry.serve --model "$(or $(MODEL),$(champion))" --port $(or $(PORT),5001)
 
-champion = models:/$$($(BIN)/python -m stages.settings value package.model)@champion
+champion = models:/$$($(BIN)/python -m stages.presets value package.model)@champion
 
 .PHONY: score
 score: $(STAMP)  ## a folder, bucket or table PHOTOS=... through the champion into OUTPUT=folder; goes on where it stopped
 	@test -n "$(PHOTOS)" -a -n "$(OUTPUT)" || { echo 'usage: make score PHOTOS=folder|s3://...|table.csv OUTPUT=folder [MODEL=folder]' >&2; exit 1; }
-	@$(BIN)/python -m flows.score "$(PHOTOS)" --output "$(OUTPUT)" $(if $(MODEL),--model "$(MODEL)")
+	@$(BIN)/python -m flows.score.flow "$(PHOTOS)" --output "$(OUTPUT)" $(if $(MODEL),--model "$(MODEL)")
 
 .PHONY: history promote rollback
 history: $(STAMP)  ## who was champion when, and why
-	@$(BIN)/python -m model_registry.promote history "$$($(BIN)/python -m stages.settings value package.model)"
+	@$(BIN)/python -m model_registry.promote history "$$($(BIN)/python -m stages.presets value package.model)"
 promote: $(STAMP)  ## VERSION=n becomes champion by hand
 	@test -n "$(VERSION)" || { echo 'usage: make promote VERSION=n' >&2; exit 1; }
-	@$(BIN)/python -m model_registry.promote promote "$$($(BIN)/python -m stages.settings value package.model)" "$(VERSION)"
+	@$(BIN)/python -m model_registry.promote promote "$$($(BIN)/python -m stages.presets value package.model)" "$(VERSION)"
 rollback: $(STAMP)  ## the champion before this one comes back
-	@$(BIN)/python -m model_registry.promote rollback "$$($(BIN)/python -m stages.settings value package.model)"
+	@$(BIN)/python -m model_registry.promote rollback "$$($(BIN)/python -m stages.presets value package.model)"
 
 .PHONY: label
 label: $(STAMP)  ## a folder of unlabelled photos becomes a sheet to correct, PHOTOS=folder; then REVIEW=review.csv UNREVIEWED=leave
 	@test -n "$(PHOTOS)" || { echo 'usage: make label PHOTOS=folder [MODELS="folder folder"] [OUTPUT=folder] [REVIEW=file UNREVIEWED=take|leave]' >&2; exit 1; }
-	@$(BIN)/python -m flows.label "$(PHOTOS)" $(foreach model,$(MODELS),--model "$(model)") \
+	@$(BIN)/python -m flows.label.flow "$(PHOTOS)" $(foreach model,$(MODELS),--model "$(model)") \
 	  $(if $(OUTPUT),--output "$(OUTPUT)") $(if $(REVIEW),--finish "$(REVIEW)") $(if $(UNREVIEWED),--unreviewed "$(UNREVIEWED)")
 
 .PHONY: benchmark
 benchmark: $(STAMP)  ## the paper's tables, cell by cell; SIZE=full for a GPU, WORKERS=2 steps at a time, stop and go on at will
-	@$(BIN)/python -m flows.benchmark benchmarks/$(or $(SIZE),quick).yaml --workers $(or $(WORKERS),2)
+	@$(BIN)/python -m flows.benchmark.flow benchmarks/$(or $(SIZE),quick).yaml --workers $(or $(WORKERS),2)
 
 .PHONY: protocol
 protocol: $(STAMP)  ## all folds of a preset and their sum: DATA=fg_net; SEEDS="0 1 2"
 	@test -n "$(DATA)" || { echo 'usage: make protocol DATA=preset [SEEDS="0 1 2"] [WORKERS=2]' >&2; exit 1; }
-	@$(BIN)/python -m flows.benchmark "$(DATA)" --seeds $(or $(SEEDS),0) --workers $(or $(WORKERS),2)
+	@$(BIN)/python -m flows.benchmark.flow "$(DATA)" --seeds $(or $(SEEDS),0) --workers $(or $(WORKERS),2)
 
 .PHONY: results
 results: $(STAMP)  ## write docs/results.md anew from the tracked result files in docs/results/

@@ -1,12 +1,13 @@
-"""Alignment on Ray against the local runner: photos a second, memory as the photos grow in number, a plan for millions.
+"""Alignment on Ray against the local runner: photos a second, memory as the photos grow in number,
+a plan for millions.
 
     python -m bench.align_scale                                    # 1,500 photos on both sides: two minutes
     python -m bench.align_scale --count 100000 --folder /big/disk  # 15 minutes on two cores; goes on if stopped
 
-Drawn photos of 200 px (--side), repeated under as many names as asked for (hard links). The local side does at most
-LOCAL_COUNT of them. Rates are of the time between the first and the last outcome, so that start-up stands apart;
-processor time is that of all processes of a side, and cares less for other load. Where both sides did the same photos,
-their files are compared byte for byte.
+Drawn photos of 200 px (--side), repeated under as many names as asked for (hard links). The local
+side does at most LOCAL_COUNT of them. Rates are of the time between the first and the last outcome,
+so that start-up stands apart; processor time is that of all processes of a side, and cares less for
+other load. Where both sides did the same photos, their files are compared byte for byte.
 """
 
 from __future__ import annotations
@@ -28,13 +29,13 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import ray
 
-from flows.align_ray import TASK_CHUNKS, AlignOut, runner
-from flows.ray_cluster import connected
+from flows.scale_out.align_ray import TASK_CHUNKS, AlignOut, runner
+from flows.scale_out.ray_cluster import connected
 from stages.align import CHUNK_ROWS, AlignSettings, Runner, Work, align, run_local
 from stages.face_shards import Outcome, Row
-from visage.detect import DetectorSettings
-from visage.drawn import encode_face, sample_person, sample_photo
-from visage.schemas import MANIFEST_SCHEMA
+from visage.data.schemas import MANIFEST_SCHEMA
+from visage.detection.mtcnn import DetectorSettings
+from visage.synthetic import encode_face, sample_person, sample_photo
 
 NUM_DRAWN, SIDE_PX = 200, 200  # photos that differ; pixels of a side, unless told
 LOCAL_COUNT = 1500
@@ -50,7 +51,11 @@ SETTINGS = AlignSettings(
     face_scale=0.9,
     jpeg_quality=95,
     detector=DetectorSettings(
-        min_face_px=20, thresholds=(0.6, 0.7, 0.7), factor=0.709, max_side_px=1024, landmark_passes=2
+        min_face_px=20,
+        thresholds=(0.6, 0.7, 0.7),
+        factor=0.709,
+        max_side_px=1024,
+        landmark_passes=2,
     ),
     choose="centre_largest",
     fallback="none",
@@ -74,7 +79,9 @@ class Watched:
     num_looked: int = 0  # photos at the last look
     driver_seconds: float = 0.0  # of its processor, between the first and the last outcome
     processor_seconds: float = 0.0  # of all processes
-    looks: list[tuple[int, int, int]] = field(default_factory=list)  # photos, resident bytes, bytes in the object store
+    looks: list[tuple[int, int, int]] = field(
+        default_factory=list
+    )  # photos, resident bytes, bytes in the object store
 
     def __call__(self, work: Work, chunks: Iterable[list[Row]]) -> Iterator[Outcome]:
         process, looked = psutil.Process(), 0.0
@@ -87,7 +94,10 @@ class Watched:
                 driver, processor = spent(process), family_spent(process)
             if self.last - looked > EVERY_SECONDS:
                 self.looks.append((self.num_photos, process.memory_info().rss, self.store_bytes()))
-                self.driver_seconds, self.processor_seconds = spent(process) - driver, family_spent(process) - processor
+                self.driver_seconds, self.processor_seconds = (
+                    spent(process) - driver,
+                    family_spent(process) - processor,
+                )
                 self.num_looked, looked = self.num_photos, self.last
             yield outcome
 
@@ -116,7 +126,9 @@ def family_spent(process: psutil.Process) -> float:
 
 def draw(folder: Path, count: int, side_px: int) -> None:
     """`count` photos and their manifest; kept where they are there already."""
-    if (folder / "gate.json").is_file() and pq.read_metadata(folder / "manifest.parquet").num_rows == count:
+    if (folder / "gate.json").is_file() and pq.read_metadata(
+        folder / "manifest.parquet"
+    ).num_rows == count:
         return
     rng = np.random.default_rng(5)
     people = (sample_person(rng) for _ in range(NUM_DRAWN))
@@ -139,8 +151,17 @@ def draw(folder: Path, count: int, side_px: int) -> None:
                 os.link(drawn[which], path)
                 rows.append(
                     none
-                    | {"photo_id": f"{raw.name}/{path.name}", "sha256": sums[which], "num_bytes": len(photos[which])}
-                    | {"width": side_px, "height": side_px, "label": float(which % 80), "person": f"p{which}"}
+                    | {
+                        "photo_id": f"{raw.name}/{path.name}",
+                        "sha256": sums[which],
+                        "num_bytes": len(photos[which]),
+                    }
+                    | {
+                        "width": side_px,
+                        "height": side_px,
+                        "label": float(which % 80),
+                        "person": f"p{which}",
+                    }
                     | {"split": "train"}
                 )
             writer.write_table(pa.Table.from_pylist(rows, schema=MANIFEST_SCHEMA))
@@ -159,16 +180,27 @@ def run(folder: Path, side: str, count: int, watched: Watched) -> dict[str, str]
                 writer.write_batch(batch[:left])
                 left -= len(batch[:left])
     align(
-        SETTINGS, manifest=manifest, quarantine=folder / "quarantine.csv", gate=folder / "gate.json",
-        raw=folder / "raw", faces=out / "faces", rejects=out / "rejects.csv", summary=out / "align.json",
-        report=lambda *_: None, runner=watched,
-    )  # fmt: skip
+        SETTINGS,
+        manifest=manifest,
+        quarantine=folder / "quarantine.csv",
+        gate=folder / "gate.json",
+        raw=folder / "raw",
+        faces=out / "faces",
+        rejects=out / "rejects.csv",
+        summary=out / "align.json",
+        report=lambda *_: None,
+        runner=watched,
+    )
     files = sorted(path for path in out.rglob("*") if path.is_file())
-    return {path.relative_to(out).as_posix(): hashlib.sha256(path.read_bytes()).hexdigest() for path in files}
+    return {
+        path.relative_to(out).as_posix(): hashlib.sha256(path.read_bytes()).hexdigest()
+        for path in files
+    }
 
 
 def store_bytes() -> int:
-    """Bytes in the object stores of the connected Ray. From Ray's own internals: its public resources are promises."""
+    """Bytes in the object stores of the connected Ray. From Ray's own internals: its public
+    resources are promises."""
     from ray._private import internal_api as untyped
 
     internal: Any = untyped
@@ -183,40 +215,60 @@ def told(side: str, watched: Watched) -> None:
         return
     start = watched.first - watched.begun
     print(
-        f"| {side} | {watched.num_photos:,} | {start:.1f} | {watched.last - watched.begun:.1f} | {watched.rate:.1f} "
+        f"| {side} | {watched.num_photos:,} | {start:.1f} | {watched.last - watched.begun:.1f} | "
+        f"{watched.rate:.1f} "
         f"| {watched.processor_ms:.1f} |"
     )
 
 
 def tell_memory(looks: list[tuple[int, int, int]]) -> None:
     print("\n| photos back | driver resident, MB | object store, MB |\n|---|---|---|")
-    for index in sorted({round(share * (len(looks) - 1)) for share in (0, 0.1, 0.25, 0.5, 0.75, 1)}):
+    for index in sorted(
+        {round(share * (len(looks) - 1)) for share in (0, 0.1, 0.25, 0.5, 0.75, 1)}
+    ):
         photos, resident, stored = looks[index]
         print(f"| {photos:,} | {resident / 1e6:.0f} | {stored / 1e6:.1f} |")
 
 
 def tell_plan(folder: Path, count: int, rate_a_worker: float, watched: Watched) -> None:
-    """What more photos would take, from this run's rate, sizes and the driver's processor time for an outcome."""
+    """What more photos would take, from this run's rate, sizes and the driver's processor time for
+    an outcome."""
     photo = (folder / "drawn" / "0.jpg").stat().st_size
     face = sum(path.stat().st_size for path in (folder / "ray" / "faces").iterdir()) / count
-    row = len(json.dumps(pq.ParquetFile(folder / "manifest.parquet").read_row_group(0).slice(0, 1).to_pylist()))
+    row = len(
+        json.dumps(
+            pq.ParquetFile(folder / "manifest.parquet").read_row_group(0).slice(0, 1).to_pylist()
+        )
+    )
     ceiling = (watched.num_looked - watched.num_first) / max(1e-9, watched.driver_seconds)
     print(
-        f"\nThe driver is busy {1e6 / ceiling:.0f} us a photo: {ceiling / rate_a_worker:.0f} actors would fill its day."
+        f"\nThe driver is busy {1e6 / ceiling:.0f} us a photo: {ceiling / rate_a_worker:.0f} "
+        f"actors would fill its day."
     )
-    print(f"One actor: {rate_a_worker:.1f} photos/s; a task: {TASK_CHUNKS * CHUNK_ROWS} photos, what a death costs.\n")
+    print(
+        f"One actor: {rate_a_worker:.1f} photos/s; a task: {TASK_CHUNKS * CHUNK_ROWS} photos, what "
+        f"a death costs.\n"
+    )
     columns = "photos", "hours, one core", f"cores for {HOURS:g} h", f"nodes of {CORES_A_NODE}"
-    print(f"| {' | '.join(columns)} | photos, GB | faces, GB | scratch, GB |\n|---|---|---|---|---|---|---|")
+    print(
+        f"| {' | '.join(columns)} | photos, GB | faces, GB | scratch, GB "
+        f"|\n|---|---|---|---|---|---|---|"
+    )
     for millions in (1, 5):
         photos = millions * 1_000_000
         hours = photos / rate_a_worker / 3600
         cores = max(1, -(-hours // HOURS))
         sizes = " | ".join(f"{photos * size / 1e9:.2f}" for size in (photo, face, row))
-        print(f"| {photos:,} | {hours:.1f} | {cores:.0f} | {-(-cores // CORES_A_NODE):.0f} | {sizes} |")
+        print(
+            f"| {photos:,} | {hours:.1f} | {cores:.0f} | {-(-cores // CORES_A_NODE):.0f} | {sizes} "
+            f"|"
+        )
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
     parser.add_argument("--count", type=int, default=LOCAL_COUNT)
     parser.add_argument("--workers", type=int, default=2)
     parser.add_argument("--folder", type=Path, default=Path("data/bench-align-scale"))
@@ -230,17 +282,28 @@ def main() -> None:
     with connected(STORE_BYTES):
         on_ray = Watched(runner(out, options.folder / "scratch"), store_bytes)
         of_ray = run(options.folder, "ray", options.count, on_ray)
-    columns = "side", "photos", "first outcome after, s", "all, s", "photos/s", "processor ms a photo"
+    columns = (
+        "side",
+        "photos",
+        "first outcome after, s",
+        "all, s",
+        "photos/s",
+        "processor ms a photo",
+    )
     print(f"\n| {' | '.join(columns)} |\n|---|---|---|---|---|---|")
     told("local processes", local)
     told("actors on Ray", on_ray)
     if local.num_photos and on_ray.num_photos:
         print(
-            f"\nRay / local, {options.workers} workers each: photos/s {on_ray.rate / local.rate:.3f}, "
+            f"\nRay / local, {options.workers} workers each: photos/s "
+            f"{on_ray.rate / local.rate:.3f}, "
             f"processor a photo {on_ray.processor_ms / local.processor_ms:.3f}."
         )
     if local_count == options.count:
-        print(f"The {len(of_ray)} files are {'the same' if of_ray == of_local else 'NOT THE SAME'} on both sides.")
+        print(
+            f"The {len(of_ray)} files are {'the same' if of_ray == of_local else 'NOT THE SAME'} "
+            f"on both sides."
+        )
     if on_ray.num_photos:
         tell_memory(on_ray.looks)
         tell_plan(options.folder, options.count, on_ray.rate / options.workers, on_ray)

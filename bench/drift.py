@@ -1,10 +1,12 @@
-"""What the two numbers of visage.drift come to: for faces of the same kind, of other kinds, and for changed photos.
+"""What the two numbers of visage.evaluation.drift come to: for faces of the same kind, of other
+kinds, and for changed photos.
 
     python -m bench.drift --model models/export --faces data/target/faces [--others FOLDER ...]
 
-The model answers up to 2,000 training faces (the reference), all test faces and each other folder's faces, once; draws
-of 200 test faces then say what chance does. `older` takes test faces with weights that raise their mean label by about
-4 years, `brighter` multiplies the pixels by 1.3. Folders are aligned faces cut as the model's card says.
+The model answers up to 2,000 training faces (the reference), all test faces and each other folder's
+faces, once; draws of 200 test faces then say what chance does. `older` takes test faces with
+weights that raise their mean label by about 4 years, `brighter` multiplies the pixels by 1.3.
+Folders are aligned faces cut as the model's config says.
 """
 
 from __future__ import annotations
@@ -18,18 +20,20 @@ import numpy as np
 import numpy.typing as npt
 import torch
 
-from visage.answering import check_eye
-from visage.card import ModelCard
-from visage.drift import Drift, Summary, drift
-from visage.faces import FaceTable
-from visage.predictor import Predictor
+from visage.data.face_table import FaceTable
+from visage.evaluation.drift import Drift, Summary, drift
+from visage.inference.photos import Predictor
+from visage.inference.predict_table import check_preprocessing
+from visage.model_config import ModelConfig
 
 REFERENCE_FACES, DRAWN_FACES, NUM_DRAWS, BATCH = 2000, 200, 200, 256
 OLDER_YEARS, BRIGHTER = 4.0, 1.3
 Answers = tuple[npt.NDArray[np.float64], npt.NDArray[np.float32]]  # values (N,), features (N,C)
 
 
-def answers_of(predictor: Predictor, table: FaceTable, rows: npt.NDArray[np.int64], gain: float = 1.0) -> Answers:
+def answers_of(
+    predictor: Predictor, table: FaceTable, rows: npt.NDArray[np.int64], gain: float = 1.0
+) -> Answers:
     """What the model makes of some faces, their pixels times `gain`."""
     heard: list[Answers] = []
     predictor.observe = lambda values_N, features_NC: heard.append((values_N, features_NC))
@@ -40,9 +44,11 @@ def answers_of(predictor: Predictor, table: FaceTable, rows: npt.NDArray[np.int6
     return np.concatenate(values), np.concatenate(features)
 
 
-def summary(card: ModelCard, answers: Answers, rows: npt.NDArray[np.int64] | slice = slice(None)) -> Summary:
+def summary(
+    config: ModelConfig, answers: Answers, rows: npt.NDArray[np.int64] | slice = slice(None)
+) -> Summary:
     size = len(answers[0])
-    summed = Summary.of(card, window_faces=size, block_faces=size)
+    summed = Summary.of(config, window_faces=size, block_faces=size)
     summed.add(answers[0][rows], answers[1][rows])
     return summed
 
@@ -56,25 +62,37 @@ def older(label_N: npt.NDArray[np.float64], rng: np.random.Generator) -> npt.NDA
 def measured(model: Path, faces: Path, others: list[Path]) -> Iterator[tuple[str, Drift]]:
     """Each kind of served faces and its drift; the draws come last, as their 99th percentiles."""
     predictor, rng = Predictor.load(model), np.random.default_rng(0)
-    card, train, test = predictor.card, FaceTable.open(faces, ["train"]), FaceTable.open(faces, ["test"])
-    check_eye(card, test, faces)
+    config, train, test = (
+        predictor.config,
+        FaceTable.open(faces, ["train"]),
+        FaceTable.open(faces, ["test"]),
+    )
+    check_preprocessing(config, test, faces)
     some = np.unique(np.linspace(0, len(train) - 1, min(len(train), REFERENCE_FACES)).astype(int))
-    reference = summary(card, answers_of(predictor, train, some))
+    reference = summary(config, answers_of(predictor, train, some))
     every = np.arange(len(test))
     told = answers_of(predictor, test, every)
-    yield "test faces", drift(reference, summary(card, told))
-    yield f"older by {OLDER_YEARS:g}", drift(reference, summary(card, told, older(test.label, rng)))
+    yield "test faces", drift(reference, summary(config, told))
+    yield (
+        f"older by {OLDER_YEARS:g}",
+        drift(reference, summary(config, told, older(test.label, rng))),
+    )
     higher = (told[0] + 5, told[1])
-    yield "answers 5 too high", drift(reference, summary(card, higher))
-    yield f"pixels x {BRIGHTER}", drift(reference, summary(card, answers_of(predictor, test, every, BRIGHTER)))
+    yield "answers 5 too high", drift(reference, summary(config, higher))
+    yield (
+        f"pixels x {BRIGHTER}",
+        drift(reference, summary(config, answers_of(predictor, test, every, BRIGHTER))),
+    )
     for folder in others:
         table = FaceTable.open(folder, ["train", "val", "test"])
-        check_eye(card, table, folder)
-        some = np.unique(np.linspace(0, len(table) - 1, min(len(table), REFERENCE_FACES)).astype(int))
-        yield str(folder), drift(reference, summary(card, answers_of(predictor, table, some)))
+        check_preprocessing(config, table, folder)
+        some = np.unique(
+            np.linspace(0, len(table) - 1, min(len(table), REFERENCE_FACES)).astype(int)
+        )
+        yield str(folder), drift(reference, summary(config, answers_of(predictor, table, some)))
     for number in range(NUM_DRAWS):
         rows = rng.choice(len(every), min(DRAWN_FACES, len(every)), replace=False)
-        yield f"draw {number}", drift(reference, summary(card, told, rows))
+        yield f"draw {number}", drift(reference, summary(config, told, rows))
 
 
 def line(kind: str, num_faces: int, psi: float, distance: float) -> str:
@@ -83,14 +101,24 @@ def line(kind: str, num_faces: int, psi: float, distance: float) -> str:
 
 def main() -> None:
     """Prints a line a kind of faces, and the draws' 99th percentiles."""
-    parser = argparse.ArgumentParser(prog="python -m bench.drift", description=__doc__.split("\n", 1)[0])
+    parser = argparse.ArgumentParser(
+        prog="python -m bench.drift", description=__doc__.split("\n", 1)[0]
+    )
     parser.add_argument("--model", type=Path, default=Path("models/export"))
-    parser.add_argument("--faces", type=Path, default=Path("data/target/faces"), help="its aligned faces, all splits")
-    parser.add_argument("--others", type=Path, nargs="*", default=[], help="other aligned faces of the same cut")
+    parser.add_argument(
+        "--faces",
+        type=Path,
+        default=Path("data/target/faces"),
+        help="its aligned faces, all splits",
+    )
+    parser.add_argument(
+        "--others", type=Path, nargs="*", default=[], help="other aligned faces of the same cut"
+    )
     arguments = parser.parse_args()
-    if not (arguments.model / "card.json").is_file():
+    if not (arguments.model / "config.json").is_file():
         raise SystemExit(
-            f"bench.drift: no model in {arguments.model}; make demo makes one, or give --model and --faces"
+            f"bench.drift: no model in {arguments.model}; make demo makes one, or give --model and "
+            f"--faces"
         )
     draws: list[Any] = []
     for kind, found in measured(arguments.model, arguments.faces, arguments.others):

@@ -1,11 +1,12 @@
-"""How steady landmarks are, by how often they are looked at again, in faces cut as tightly as UTKFace's.
+"""How steady landmarks are, by how often they are looked at again, in faces cut as tightly as
+UTKFace's.
 
     python -m bench.landmarks                                      # 300 drawn faces, against where they were drawn
     python -m bench.landmarks --photos FOLDER_OR_TAR --count 800   # chips of one alignment, against their mean
 
-For each number of passes: the spread (half of the central 68 %, which a few faces gone astray do not rule) of the
-similarity transform between the landmarks found and those they are held against, and the time. The numbers of passes
-take turns.
+For each number of passes: the spread (half of the central 68 %, which a few faces gone astray do
+not rule) of the similarity transform between the landmarks found and those they are held against,
+and the time. The numbers of passes take turns.
 """
 
 from __future__ import annotations
@@ -20,17 +21,18 @@ import numpy as np
 import torch
 
 from bench.detect import SETTINGS, encoded_photos
-from visage.align import Photo, Reals, choose_face, similarity, template, transform
-from visage.detect import Detector
-from visage.drawn import draw_face, landmarks, sample_person, sample_photo
-from visage.photos import read_photo
+from visage.detection.align import Photo, Reals, choose_face, similarity, template, transform
+from visage.detection.image_io import read_photo
+from visage.detection.mtcnn import Detector
+from visage.synthetic import draw_face, landmarks, sample_person, sample_photo
 
 PASSES = (0, 1, 2, 3)
 PX, TURN = 200, 50
 
 
 def drawn_chips(count: int) -> tuple[list[Photo], list[Reals]]:
-    """Drawn faces cut from hair line to chin, and their true landmarks; corner and side differ a little, as cuts do."""
+    """Drawn faces cut from hair line to chin, and their true landmarks; corner and side differ a
+    little, as cuts do."""
     rng = np.random.default_rng(0)
     chips, points = [], []
     for _ in range(count):
@@ -38,14 +40,17 @@ def drawn_chips(count: int) -> tuple[list[Photo], list[Reals]]:
         photo, true_52 = draw_face(parameters, 2 * PX), landmarks(parameters, 2 * PX)
         eye_to_mouth = float(np.linalg.norm(true_52[3:].mean(axis=0) - true_52[:2].mean(axis=0)))
         side = round(eye_to_mouth / 0.4 * rng.uniform(0.9, 1.1))
-        left, top = (np.maximum(0, true_52.mean(axis=0) - side * rng.uniform(0.45, 0.55, 2))).astype(int)
+        left, top = (
+            np.maximum(0, true_52.mean(axis=0) - side * rng.uniform(0.45, 0.55, 2))
+        ).astype(int)
         chips.append(np.ascontiguousarray(photo[top : top + side, left : left + side]))
         points.append(true_52 - (left, top))
     return chips, points
 
 
 def effect(points_52: Reals, frame_52: Reals, px: float) -> list[float]:
-    """Log scale, rotation in degrees, shift of the middle in x and y (% of the side) of the map points -> frame."""
+    """Log scale, rotation in degrees, shift of the middle in x and y (% of the side) of the map
+    points -> frame."""
     matrix_23 = similarity(points_52, frame_52)
     turn = complex(matrix_23[0, 0], matrix_23[1, 0])
     shift_2 = (transform(np.full((1, 2), px / 2), matrix_23)[0] - px / 2) / px
@@ -76,15 +81,20 @@ def main() -> None:
             for index, faces in enumerate(found, start):
                 height, width = chips[index].shape[:2]
                 if len(faces):
-                    points_52 = faces.landmarks_N52[choose_face(faces, width, height)].astype(np.float64)
+                    points_52 = faces.landmarks_N52[choose_face(faces, width, height)].astype(
+                        np.float64
+                    )
                     frame_52 = template("whole_face", width, 1.0) if truth is None else truth[index]
                     effects[passes].append(effect(points_52, frame_52, width))
     print(f"{len(chips)} chips; spread of scale (%), rotation (degrees), x and y (% of the side)")
     for passes in PASSES:
         low, high = np.percentile(effects[passes], [16, 84], axis=0)
         scale, rotation, x, y = (high - low) / 2
-        print(f"{passes} passes: {100 * scale:5.1f} {rotation:5.1f} {x:5.1f} {y:5.1f}   {len(effects[passes])} found, "
-              f"{1e3 * seconds[passes] / len(chips):.1f} ms of processor a photo")  # fmt: skip
+        print(
+            f"{passes} passes: {100 * scale:5.1f} {rotation:5.1f} {x:5.1f} {y:5.1f}   "
+            f"{len(effects[passes])} found, "
+            f"{1e3 * seconds[passes] / len(chips):.1f} ms of processor a photo"
+        )
 
 
 if __name__ == "__main__":

@@ -1,13 +1,15 @@
-"""Pre-training's throughput against the compute-bound limit, what it reads and holds, and a plan for many GPUs.
+"""Pre-training's throughput against the compute-bound limit, what it reads and holds, and a plan
+for many GPUs.
 
     python -m bench.pretrain_scale                 # TinyAgeNet, 96 px, 1 and 2 processes of one thread: 5 minutes
     python -m bench.pretrain_scale --plan          # the plan alone, from the costs that stand below
 
-Measured: a training step on a batch that lies there (no reading: the limit), the same in two processes at once, the
-whole of reading, decoding, augmenting and training in 1 and 2 processes (torch.distributed's gloo, as under Ray), an
-all-reduce, the stream alone, its peak memory for growing sets, and the share of same-person pairs in its batches.
-Seconds of the processor stand beside the clock's: they care least for what else runs on the machine.
-`step_seconds` is the one model: it is held against what was measured here, and then answers for 8 and 64 GPUs.
+Measured: a training step on a batch that lies there (no reading: the limit), the same in two
+processes at once, the whole of reading, decoding, augmenting and training in 1 and 2 processes
+(torch.distributed's gloo, as under Ray), an all-reduce, the stream alone, its peak memory for
+growing sets, and the share of same-person pairs in its batches. Seconds of the processor stand
+beside the clock's: they care least for what else runs on the machine. `step_seconds` is the one
+model: it is held against what was measured here, and then answers for 8 and 64 GPUs.
 """
 
 from __future__ import annotations
@@ -32,17 +34,20 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import torch
 from PIL import Image
-from torch import Tensor, distributed
+from torch import Tensor
+from torch import distributed as torch_distributed
 from torch.nn import functional
 
 from stages.pretrain import PretrainSettings, Training
 from stages.settings import load_section
-from visage import ranks
-from visage.eye import evaluation_view, training_view
-from visage.face_stream import FaceSplit, drawn_batches, same_person_pairs
-from visage.fit import Task, available_device, fit
+from visage.data.augment import training_view
+from visage.data.face_stream import FaceSplit, drawn_batches, same_person_pairs
+from visage.data.preprocess import evaluation_view
+from visage.data.schemas import FACE_SCHEMA, METADATA_KEY
+from visage.device import available_device
 from visage.networks import build
-from visage.schemas import FACE_SCHEMA, METADATA_KEY
+from visage.training import distributed
+from visage.training.loop import Task, fit
 
 PARAMS = Path(__file__).resolve().parent.parent / "params.yaml"
 FORKS = get_context("forkserver")
@@ -50,16 +55,17 @@ PHOTOS_PER_PERSON = 20
 Seconds = tuple[float, float]  # wall, processor
 
 
-# ---------------------------------------------------------------------------------------------------------------------
+# -------------------------------------------------------------------------------
 # The model
-# ---------------------------------------------------------------------------------------------------------------------
+# -------------------------------------------------------------------------------
 
 
 @dataclass(frozen=True, kw_only=True)
 class Costs:
-    """What a step is made of. `compute_seconds`: a process's share of the batch through network and optimiser;
-    `feed_seconds`: reading, decoding and augmenting it, on one core; `feed_cores`: cores that do nothing else (0: the
-    core that computes does it, too); `reduce_seconds`: gradients meeting."""
+    """What a step is made of. `compute_seconds`: a process's share of the batch through network and
+    optimiser; `feed_seconds`: reading, decoding and augmenting it, on one core; `feed_cores`: cores
+    that do nothing else (0: the core that computes does it, too); `reduce_seconds`: gradients
+    meeting."""
 
     compute_seconds: float
     feed_seconds: float
@@ -68,8 +74,9 @@ class Costs:
 
 
 def step_seconds(costs: Costs) -> float:
-    """Cores of its own feed ahead, and the slower of both counts; else feeding comes on top. Gradients are taken as
-    meeting after the backward pass: what DistributedDataParallel hides of it is left out."""
+    """Cores of its own feed ahead, and the slower of both counts; else feeding comes on top.
+    Gradients are taken as meeting after the backward pass: what DistributedDataParallel hides of it
+    is left out."""
     busy = costs.compute_seconds + costs.reduce_seconds
     if costs.feed_cores == 0:
         return busy + costs.feed_seconds
@@ -81,24 +88,28 @@ def reduce_seconds(num_bytes: float, num_processes: int, bytes_per_second: float
     return 2 * (num_processes - 1) / num_processes * num_bytes / bytes_per_second
 
 
-def pair_share(window_faces: int, photos_per_person: float, num_faces: float, num_ranks: int) -> float:
+def pair_share(
+    window_faces: int, photos_per_person: float, num_faces: float, num_ranks: int
+) -> float:
     """Expected share of a global batch's pairs that show one person, shards sorted by person.
 
-    A process meets a person's photos in a row and draws each of them from its buffer after W faces on average; two of
-    them wait together for half of that: photos / 2W. Pairs of two processes share nobody but at a border.
+    A process meets a person's photos in a row and draws each of them from its buffer after W faces
+    on average; two of them wait together for half of that: photos / 2W. Pairs of two processes
+    share nobody but at a border.
     """
     ideal = photos_per_person / num_faces
     own = max(photos_per_person / (2 * window_faces), ideal * num_ranks)
     return own / num_ranks if num_ranks > 1 else own
 
 
-# ---------------------------------------------------------------------------------------------------------------------
+# -------------------------------------------------------------------------------
 # Measurements
-# ---------------------------------------------------------------------------------------------------------------------
+# -------------------------------------------------------------------------------
 
 
 def write_random(folder: Path, num_faces: int, px: int, num_shards: int) -> Path:
-    """Shards of random crops with about as much detail as a face, `PHOTOS_PER_PERSON` of each person in a row."""
+    """Shards of random crops with about as much detail as a face, `PHOTOS_PER_PERSON` of each
+    person in a row."""
     rng = np.random.default_rng(0)
     eye = {METADATA_KEY: json.dumps({"alignment": {"crop_px": px}, "detector": {}})}
     crops = []
@@ -110,10 +121,11 @@ def write_random(folder: Path, num_faces: int, px: int, num_shards: int) -> Path
     folder.mkdir(parents=True, exist_ok=True)
     for shard, places in enumerate(np.array_split(np.arange(num_faces), num_shards)):
         rows = [
-            dict.fromkeys(FACE_SCHEMA.names) | {"photo_id": f"{place}.jpg", "sha256": f"{place:064x}", "split": "train"}
+            dict.fromkeys(FACE_SCHEMA.names)
+            | {"photo_id": f"{place}.jpg", "sha256": f"{place:064x}", "split": "train"}
             | {"jpeg": crops[place % len(crops)], "person": f"{place // PHOTOS_PER_PERSON:06d}"}
             for place in places.tolist()
-        ]  # fmt: skip
+        ]
         table = pa.Table.from_pylist(rows, FACE_SCHEMA.with_metadata(eye))
         pq.write_table(table, folder / f"part-{shard:05d}.parquet", compression={"jpeg": "none"})
     return folder
@@ -123,21 +135,27 @@ def training_of(settings: PretrainSettings, faces: Path, checkpoint: Path) -> Tr
     split = FaceSplit.open(faces, "train")
     people = {name: index for index, name in enumerate(sorted(split.people()))}
     nobody = FaceSplit.open(faces, "val").of(people)
-    return Training(settings=settings, faces=split.of(people), validation=nobody, checkpoint=checkpoint,
-                    fingerprint="", micro_batches=1)  # fmt: skip
+    return Training(
+        settings=settings,
+        faces=split.of(people),
+        validation=nobody,
+        checkpoint=checkpoint,
+        fingerprint="",
+        micro_batches=1,
+    )
 
 
 def train_fed(training: Training) -> None:
     """The whole of it; writes the last epoch's seconds a step."""
     clocks: list[Seconds] = []
     training(lambda _step, _values: clocks.append((time.perf_counter(), time.process_time())))
-    count = training.faces.num_batches(training.recipe.batch_size, ranks.num_ranks())
+    count = training.faces.num_batches(training.recipe.batch_size, distributed.num_ranks())
     tell(training, [(clocks[-1][place] - clocks[-2][place]) / count for place in (0, 1)])
 
 
 def tell(training: Training, seconds: list[float]) -> None:
     """Leaves figures beside the checkpoint, one file a process."""
-    training.checkpoint.with_suffix(f".{ranks.rank()}.json").write_text(json.dumps(seconds))
+    training.checkpoint.with_suffix(f".{distributed.rank()}.json").write_text(json.dumps(seconds))
 
 
 def told(training: Training) -> Seconds:
@@ -158,10 +176,23 @@ def train_resident(training: Training, num_faces: int) -> None:
     def batches(_generator: torch.Generator) -> Iterator[tuple[Tensor, ...]]:
         return iter([batch] * count)
 
-    task = Task(batches=batches, num_batches=count, loss=functional.cross_entropy, validate=lambda _network: {})
+    task = Task(
+        batches=batches,
+        num_batches=count,
+        loss=functional.cross_entropy,
+        validate=lambda _network: {},
+    )
     clocks: list[Seconds] = []
-    fit(training.network().to(device), task, recipe, epochs=settings.epochs, seed=0, checkpoint=training.checkpoint,
-        fingerprint="", report=lambda *_: clocks.append((time.perf_counter(), time.process_time())))  # fmt: skip
+    fit(
+        training.network().to(device),
+        task,
+        recipe,
+        epochs=settings.epochs,
+        seed=0,
+        checkpoint=training.checkpoint,
+        fingerprint="",
+        report=lambda *_: clocks.append((time.perf_counter(), time.process_time())),
+    )
     tell(training, [(clocks[-1][place] - clocks[-2][place]) / count for place in (0, 1)])
 
 
@@ -170,22 +201,25 @@ def reduce_gradients(num_values: int, told: Path) -> None:
     values, walls, cpus = torch.zeros(num_values), [], []
     for _ in range(12):
         wall, cpu = time.perf_counter(), time.process_time()
-        distributed.all_reduce(values)
+        torch_distributed.all_reduce(values)
         walls.append(time.perf_counter() - wall)
         cpus.append(time.process_time() - cpu)
-    if ranks.rank() == 0:
+    if distributed.rank() == 0:
         told.write_text(json.dumps([statistics.median(walls[2:]), statistics.median(cpus[2:])]))
 
 
 def _process(function: Callable[[], None], rank: int, num_ranks: int, store: Path | None) -> None:
     torch.set_num_threads(1)
     if store:
-        distributed.init_process_group("gloo", init_method=f"file://{store}", rank=rank, world_size=num_ranks)
+        torch_distributed.init_process_group(
+            "gloo", init_method=f"file://{store}", rank=rank, world_size=num_ranks
+        )
     function()
 
 
 def in_processes(functions: list[Callable[[], None]], store: Path | None) -> None:
-    """Each in a process of its own at the same time, as one group where there is a `store` (a file not there yet)."""
+    """Each in a process of its own at the same time, as one group where there is a `store` (a file
+    not there yet)."""
     processes = [
         FORKS.Process(target=_process, args=(function, rank, len(functions), store))
         for rank, function in enumerate(functions)
@@ -203,8 +237,12 @@ def peak_mb(faces: Path, window_faces: int, told: Path) -> None:
     stream = split.of({name: index for index, name in enumerate(sorted(split.people()))})
     started = time.perf_counter()
     encoded = stream._faces(range(len(stream.shards)), 0, len(stream))
-    count = sum(len(batch) for batch in drawn_batches(encoded, [64] * (len(stream) // 64), window_faces,
-                                                     np.random.default_rng(0)))  # fmt: skip
+    count = sum(
+        len(batch)
+        for batch in drawn_batches(
+            encoded, [64] * (len(stream) // 64), window_faces, np.random.default_rng(0)
+        )
+    )
     rate = count / (time.perf_counter() - started)
     told.write_text(json.dumps([resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024, rate]))
 
@@ -215,54 +253,91 @@ def feed_seconds(training: Training, num_faces: int) -> float:
     augmentation = settings.augmentations[settings.augmentation]
     torch.set_num_threads(1)
     started, count = time.process_time(), 0
-    for crops, _ in training.faces.shuffled(num_faces, 1 << 16, generator, num_workers=0, rank=0, num_ranks=1):
+    for crops, _ in training.faces.shuffled(
+        num_faces, 1 << 16, generator, num_workers=0, rank=0, num_ranks=1
+    ):
         training_view(crops, augmentation, settings.normalise, generator)
         count += len(crops)
     return (time.process_time() - started) / count
 
 
-def measure(folder: Path, network: str, px: int, batch_size: int, num_faces: int, turns: int) -> None:
+def measure(
+    folder: Path, network: str, px: int, batch_size: int, num_faces: int, turns: int
+) -> None:
     """Prints the tables of throughput, and the model's answers beside them."""
     base = load_section(PARAMS, "pretrain", PretrainSettings)
     recipe = dataclasses.replace(base.recipes["modern"], batch_size=batch_size)
-    settings = dataclasses.replace(base, network=network, epochs=2, recipe="modern", recipes={"modern": recipe},
-                                   augmentation="extended")  # fmt: skip
+    settings = dataclasses.replace(
+        base,
+        network=network,
+        epochs=2,
+        recipe="modern",
+        recipes={"modern": recipe},
+        augmentation="extended",
+    )
     faces = write_random(folder / "faces", num_faces, px, 8)
     training = functools.partial(training_of, settings, faces)
-    num_parameters = sum(value.numel() for value in training(folder / "x.pt").network().parameters())
+    num_parameters = sum(
+        value.numel() for value in training(folder / "x.pt").network().parameters()
+    )
     steps: dict[str, list[Seconds]] = {}
     for turn in range(turns):
         for name, share, number in (("1 limit", batch_size, 1), ("2 limit", batch_size // 2, 2)):
             jobs = [training(folder / f"{name}{turn}{rank}.pt") for rank in range(number)]
             in_processes([functools.partial(train_resident, job, share) for job in jobs], None)
             each = [told(job) for job in jobs]
-            steps.setdefault(name, []).append((max(wall for wall, _ in each), statistics.mean(cpu for _, cpu in each)))
+            steps.setdefault(name, []).append(
+                (max(wall for wall, _ in each), statistics.mean(cpu for _, cpu in each))
+            )
         for number in (1, 2):
             job = training(folder / f"fed{turn}{number}.pt")
-            in_processes([functools.partial(train_fed, job)] * number, folder / f"store{turn}{number}")
+            in_processes(
+                [functools.partial(train_fed, job)] * number, folder / f"store{turn}{number}"
+            )
             steps.setdefault(f"{number} fed", []).append(told(job))
-    in_processes([functools.partial(reduce_gradients, num_parameters, folder / "reduce")] * 2, folder / "store")
+    in_processes(
+        [functools.partial(reduce_gradients, num_parameters, folder / "reduce")] * 2,
+        folder / "store",
+    )
     reduced = json.loads((folder / "reduce").read_text())
     feed = feed_seconds(training(folder / "x.pt"), batch_size)
-    print(f"{network} at {px} px, global batches of {batch_size}, {num_parameters:,} parameters, one thread a process; "
-          f"feeding costs {1e3 * feed:.2f} ms of a core a face, an all-reduce {1e3 * reduced[0]:.1f} ms\n")  # fmt: skip
-    print("| processes | seconds of | compute-bound limit, faces/s | measured | share of the limit | model | off by |")
+    print(
+        f"{network} at {px} px, global batches of {batch_size}, {num_parameters:,} parameters, "
+        f"one thread a process; "
+        f"feeding costs {1e3 * feed:.2f} ms of a core a face, an all-reduce "
+        f"{1e3 * reduced[0]:.1f} ms\n"
+    )
+    print(
+        "| processes | seconds of | compute-bound limit, faces/s | measured | share of the limit | "
+        "model | off by |"
+    )
     print("|---|---|---|---|---|---|---|")
     for number in (1, 2):
         for place, clock in enumerate(("the clock", "the processor")):
             limit, whole = (
-                statistics.median(step[place] for step in steps[f"{number} {kind}"]) for kind in ("limit", "fed")
+                statistics.median(step[place] for step in steps[f"{number} {kind}"])
+                for kind in ("limit", "fed")
             )
-            costs = Costs(compute_seconds=limit, feed_seconds=feed * batch_size / number, feed_cores=0,
-                          reduce_seconds=reduced[place] if number > 1 else 0.0)  # fmt: skip
+            costs = Costs(
+                compute_seconds=limit,
+                feed_seconds=feed * batch_size / number,
+                feed_cores=0,
+                reduce_seconds=reduced[place] if number > 1 else 0.0,
+            )
             model = step_seconds(costs)
-            print(f"| {number} | {clock} | {batch_size / limit:.0f} | {batch_size / whole:.0f} | {limit / whole:.2f} | "
-                  f"{batch_size / model:.0f} | {100 * (whole / model - 1):+.0f} % |")  # fmt: skip
+            print(
+                f"| {number} | {clock} | {batch_size / limit:.0f} | {batch_size / whole:.0f} | "
+                f"{limit / whole:.2f} | "
+                f"{batch_size / model:.0f} | {100 * (whole / model - 1):+.0f} % |"
+            )
 
 
 def measure_reading(folder: Path, px: int, window_faces: int) -> None:
     """Prints peak memory and rate of the stream alone for growing sets."""
-    print(f"\n| faces | MB of crops | peak MB, window of {window_faces} | read, faces/s |\n|---|---|---|---|")
+    print(
+        f"\n| faces | MB of crops | peak MB, window of {window_faces} | read, faces/s "
+        f"|\n|---|---|---|---|"
+    )
     for count in (2_000, 8_000, 32_000):
         faces = write_random(folder / f"reading-{count}", count, px, count // 1000)
         in_processes([functools.partial(peak_mb, faces, window_faces, folder / "peak")], None)
@@ -272,10 +347,13 @@ def measure_reading(folder: Path, px: int, window_faces: int) -> None:
 
 
 def measure_shuffling() -> None:
-    """Prints the share of same-person pairs of batches drawn from people in a row, by window, beside the model's."""
+    """Prints the share of same-person pairs of batches drawn from people in a row, by window,
+    beside the model's."""
     num_people, photos, batch = 2_000, 90, 128
     print(f"\n{num_people * photos:,} faces, batches of {batch}\n")
-    print("| window | same-person pairs, 1 in | model, 1 in | people in a batch |\n|---|---|---|---|")
+    print(
+        "| window | same-person pairs, 1 in | model, 1 in | people in a batch |\n|---|---|---|---|"
+    )
     for window in (1_000, 4_000, 16_000, 64_000, num_people * photos):
         faces: Iterator[Any] = (person for person in range(num_people) for _ in range(photos))
         sizes = [batch] * (num_people * photos // batch)
@@ -286,14 +364,16 @@ def measure_shuffling() -> None:
         print(f"| {window:,} | {1 / share:,.0f} | {1 / model:,.0f} | {people:.1f} |")
 
 
-# ---------------------------------------------------------------------------------------------------------------------
+# -------------------------------------------------------------------------------
 # The plan
-# ---------------------------------------------------------------------------------------------------------------------
+# -------------------------------------------------------------------------------
 
 NUM_FACES, NUM_PEOPLE, EPOCHS, CROP_BYTES, SHARD_FACES = 5_000_000, 54_000, 60, 20_000, 4096
-MACS = 3.86e9  # ThinAgeNet's of a face at 224 px (bench/README.md); a training takes three times a forward pass
+# ThinAgeNet's of a face at 224 px (bench/README.md); a training takes three times a forward pass
+MACS = 3.86e9
 ASSUMED = {
-    "operations a second and GPU, bfloat16": 1.0e14,  # a tenth of an H100's peak: early VGG layers are memory-bound
+    # A tenth of an H100's peak: early VGG layers are memory-bound
+    "operations a second and GPU, bfloat16": 1.0e14,
     "bytes/s between GPUs of a machine": 2.0e11,
     "bytes/s between machines, a GPU's share": 5.0e9,
     "bytes/s from storage, a GPU's share": 1.0e9,
@@ -309,33 +389,62 @@ def plan_row(num_gpus: int, share: int, window_faces: int) -> str:
     head = build("thin", "hybrid", NUM_PEOPLE)
     num_bytes = 4 * sum(value.numel() for value in head.parameters())
     link = inside if num_gpus <= GPUS_PER_MACHINE else between
-    costs = Costs(compute_seconds=share * 3 * 2 * MACS / operations, feed_seconds=share * feed, feed_cores=FEED_CORES,
-                  reduce_seconds=reduce_seconds(num_bytes, num_gpus, link))  # fmt: skip
+    costs = Costs(
+        compute_seconds=share * 3 * 2 * MACS / operations,
+        feed_seconds=share * feed,
+        feed_cores=FEED_CORES,
+        reduce_seconds=reduce_seconds(num_bytes, num_gpus, link),
+    )
     step = step_seconds(costs)
-    fill_seconds = min(window_faces, NUM_FACES / num_gpus) * CROP_BYTES / storage  # before an epoch's first step
+    fill_seconds = (
+        min(window_faces, NUM_FACES / num_gpus) * CROP_BYTES / storage
+    )  # before an epoch's first step
     epoch_hours = (NUM_FACES / (num_gpus * share) * step + fill_seconds) / 3600
-    read_bytes = (NUM_FACES + num_gpus * SHARD_FACES) * CROP_BYTES  # a border's shard is read by both
+    read_bytes = (
+        NUM_FACES + num_gpus * SHARD_FACES
+    ) * CROP_BYTES  # a border's shard is read by both
     pairs = pair_share(window_faces, NUM_FACES / NUM_PEOPLE, NUM_FACES, num_gpus)
     hours = epoch_hours * EPOCHS
-    return (f"| {num_gpus} | {num_gpus * share:,} | {1e3 * costs.compute_seconds:.0f} | "
-            f"{1e3 * costs.feed_seconds / FEED_CORES:.0f} | {1e3 * costs.reduce_seconds:.1f} | {1e3 * step:.0f} | "
-            f"{num_gpus * share / step:,.0f} | {read_bytes / 1e9:.0f} | {read_bytes / epoch_hours / 3.6e12:.2f} | "
-            f"{window_faces * CROP_BYTES / 1e9:.1f} | {fill_seconds:.1f} | {1 / pairs:,.0f} | {epoch_hours:.2f} | "
-            f"{hours:.1f} | {hours * num_gpus * price:,.0f} |")  # fmt: skip
+    return (
+        f"| {num_gpus} | {num_gpus * share:,} | {1e3 * costs.compute_seconds:.0f} | "
+        f"{1e3 * costs.feed_seconds / FEED_CORES:.0f} | {1e3 * costs.reduce_seconds:.1f} | "
+        f"{1e3 * step:.0f} | "
+        f"{num_gpus * share / step:,.0f} | {read_bytes / 1e9:.0f} | "
+        f"{read_bytes / epoch_hours / 3.6e12:.2f} | "
+        f"{window_faces * CROP_BYTES / 1e9:.1f} | {fill_seconds:.1f} | {1 / pairs:,.0f} | "
+        f"{epoch_hours:.2f} | "
+        f"{hours:.1f} | {hours * num_gpus * price:,.0f} |"
+    )
 
 
 def plan() -> None:
     """Prints what 5 million faces of 54,000 people take: ThinAgeNet, 224 px, 60 epochs."""
     print(
-        f"\nThinAgeNet, 224 px, {NUM_FACES:,} faces of {NUM_PEOPLE:,} people, {EPOCHS} epochs. Assumed, not measured:"
+        f"\nThinAgeNet, 224 px, {NUM_FACES:,} faces of {NUM_PEOPLE:,} people, {EPOCHS} epochs. "
+        f"Assumed, not measured:"
     )
     print(
-        "; ".join(f"{name} {value:g}" for name, value in ASSUMED.items()) + f"; cores a GPU that feed it {FEED_CORES}."
+        "; ".join(f"{name} {value:g}" for name, value in ASSUMED.items())
+        + f"; cores a GPU that feed it {FEED_CORES}."
     )
     print(f"An ideal shuffle has one same-person pair in {NUM_PEOPLE:,}.\n")
-    columns = ["GPUs", "batch", "compute, ms", "feed, ms", "all-reduce, ms", "step, ms", "faces/s", "GB an epoch",
-               "GB/s", "window, GB", "fill, s", "same-person pairs, 1 in", "hours an epoch", "hours",
-               "dollars"]  # fmt: skip
+    columns = [
+        "GPUs",
+        "batch",
+        "compute, ms",
+        "feed, ms",
+        "all-reduce, ms",
+        "step, ms",
+        "faces/s",
+        "GB an epoch",
+        "GB/s",
+        "window, GB",
+        "fill, s",
+        "same-person pairs, 1 in",
+        "hours an epoch",
+        "hours",
+        "dollars",
+    ]
     print("| " + " | ".join(columns) + " |")
     print("|" + "---|" * len(columns))
     for num_gpus, share in ((1, 128), (8, 128), (64, 16), (64, 128)):
@@ -343,7 +452,9 @@ def plan() -> None:
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
     parser.add_argument("--network", default="tiny")
     parser.add_argument("--crop-px", type=int, default=96)
     parser.add_argument("--batch-size", type=int, default=64)
@@ -354,8 +465,14 @@ def main() -> None:
     FORKS.set_forkserver_preload(["stages.pretrain", "torch._dynamo", "torch.nn.parallel"])
     if not arguments.plan:
         with tempfile.TemporaryDirectory() as folder:
-            measure(Path(folder), arguments.network, arguments.crop_px, arguments.batch_size, arguments.faces,
-                    arguments.turns)  # fmt: skip
+            measure(
+                Path(folder),
+                arguments.network,
+                arguments.crop_px,
+                arguments.batch_size,
+                arguments.faces,
+                arguments.turns,
+            )
             measure_reading(Path(folder), arguments.crop_px, 1_000)
             measure_shuffling()
     plan()

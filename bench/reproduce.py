@@ -1,12 +1,14 @@
-"""What the flow costs over plain `dvc repro`: wall time of both on a workspace of 13 stages that take no time.
+"""What the flow costs over plain `dvc repro`: wall time of both on a workspace of 13 stages that
+take no time.
 
     python -m bench.reproduce                # a few minutes
     python -m bench.reproduce --turns 5
 
-The stages write text files named as the pipeline's are, so that the flow also records and shows them. Both sides take
-turns, each as a process from its start to its end: all stages stale, then all fresh; the flow with a Prefect server
-that runs, and with none, when Prefect starts one for the time of the flow. MLflow writes to SQLite. The median counts.
-Processor time is that of all processes; it cares less for other load.
+The stages write text files named as the pipeline's are, so that the flow also records and shows
+them. Both sides take turns, each as a process from its start to its end: all stages stale, then all
+fresh; the flow with a Prefect server that runs, and with none, when Prefect starts one for the time
+of the flow. MLflow writes to SQLite. The median counts. Processor time is that of all processes; it
+cares less for other load.
 """
 
 from __future__ import annotations
@@ -32,17 +34,27 @@ NUM_OTHERS = 12
 FLOW = "import sys; from pathlib import Path; from flows.reproduce import main; main(Path(sys.argv[1]), [])"
 METRICS = {"test": {"num_faces": 100, "mae": {"value": 5.0, "low": 4.0, "high": 6.0}}}
 EVALUATE = {
-    "cmd": "mkdir -p reports/plots && cp metrics reports/metrics.json && cp start reports/groups.csv && "
+    "cmd": "mkdir -p reports/plots && cp metrics reports/metrics.json && cp start "
+    "reports/groups.csv && "
     "cp start reports/predictions.parquet",
     "deps": ["metrics", f"s{NUM_OTHERS - 1}"],
-    "outs": ["reports/metrics.json", "reports/plots", "reports/groups.csv", "reports/predictions.parquet"],
+    "outs": [
+        "reports/metrics.json",
+        "reports/plots",
+        "reports/groups.csv",
+        "reports/predictions.parquet",
+    ],
 }
 
 
 def workspace(root: Path) -> Path:
     """A chain of stages that each take no time."""
     stages: dict[str, object] = {
-        f"s{n}": {"cmd": f"cp start s{n}", "deps": ["start", *([f"s{n - 1}"] if n else [])], "outs": [f"s{n}"]}
+        f"s{n}": {
+            "cmd": f"cp start s{n}",
+            "deps": ["start", *([f"s{n - 1}"] if n else [])],
+            "outs": [f"s{n}"],
+        }
         for n in range(NUM_OTHERS)
     }
     files = {
@@ -60,7 +72,9 @@ def workspace(root: Path) -> Path:
 def seconds(command: list[str], folder: Path, environment: dict[str, str]) -> tuple[float, float]:
     """Wall and processor time of a process; what it prints is shown only when it fails."""
     started, before = time.perf_counter(), _processor_seconds()
-    done = subprocess.run(command, cwd=folder, env=environment, capture_output=True, text=True, check=False)
+    done = subprocess.run(
+        command, cwd=folder, env=environment, capture_output=True, text=True, check=False
+    )
     if done.returncode != 0:
         raise SystemExit(f"{' '.join(command)}:\n{done.stdout}{done.stderr}")
     return time.perf_counter() - started, _processor_seconds() - before
@@ -77,8 +91,20 @@ def prefect_server(environment: dict[str, str]) -> Iterator[str]:
     with socket.socket() as one:
         one.bind(("127.0.0.1", 0))
         port = one.getsockname()[1]
-    command = [sys.executable, "-m", "prefect", "server", "start", "--host", "127.0.0.1", "--port", str(port)]
-    server = subprocess.Popen(command, env=environment, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
+    command = [
+        sys.executable,
+        "-m",
+        "prefect",
+        "server",
+        "start",
+        "--host",
+        "127.0.0.1",
+        "--port",
+        str(port),
+    ]
+    server = subprocess.Popen(
+        command, env=environment, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL
+    )
     try:
         while True:
             try:
@@ -95,8 +121,13 @@ def prefect_server(environment: dict[str, str]) -> Iterator[str]:
 def measured(folder: Path, turns: int) -> dict[tuple[str, str], list[tuple[float, float]]]:
     """(side, state of the stages) -> wall and processor times."""
     path = f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}"
-    plain = {name: value for name, value in os.environ.items() if name != "PREFECT_API_URL"} | {"PATH": path}
-    plain |= {"PREFECT_HOME": str(folder / "prefect"), "MLFLOW_TRACKING_URI": f"sqlite:///{folder / 'mlflow.db'}"}
+    plain = {name: value for name, value in os.environ.items() if name != "PREFECT_API_URL"} | {
+        "PATH": path
+    }
+    plain |= {
+        "PREFECT_HOME": str(folder / "prefect"),
+        "MLFLOW_TRACKING_URI": f"sqlite:///{folder / 'mlflow.db'}",
+    }
     plain |= {"PREFECT_SERVER_EPHEMERAL_STARTUP_TIMEOUT_SECONDS": "300"}
     flow = [sys.executable, "-c", FLOW]
     times: dict[tuple[str, str], list[tuple[float, float]]] = {}
@@ -106,8 +137,12 @@ def measured(folder: Path, turns: int) -> dict[tuple[str, str], list[tuple[float
             "flow, a server runs": (flow, plain | {"PREFECT_API_URL": address}),
             "flow, no server": (flow, plain),
         }
-        roots = {side: workspace(folder / side.replace(" ", "-").replace(",", "")) for side in sides}
-        for turn in range(turns + 1):  # the first is not counted: it makes Prefect's and MLflow's databases
+        roots = {
+            side: workspace(folder / side.replace(" ", "-").replace(",", "")) for side in sides
+        }
+        for turn in range(
+            turns + 1
+        ):  # the first is not counted: it makes Prefect's and MLflow's databases
             for side, (command, environment) in sides.items():
                 (roots[side] / "start").write_text(str(turn), encoding="utf-8")
                 words = [*command, str(roots[side])] if command is flow else command

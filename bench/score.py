@@ -3,9 +3,10 @@
     python -m bench.score                        # 2,000 drawn photos of 128 px, tiny-utkface-coral, 2 processes
     python -m bench.score --count 500 --workers 1
 
-The plain loop asks `Predictor.predict_photos` about one path after the other in one process of one thread, after the
-model was loaded. Ours is `flows.score.score_photos` from the listing of the folder to the last shard, the start of its
-processes included. Memory is resident, of the largest process, after the first shards and at the end.
+The plain loop asks `Predictor.predict_photos` about one path after the other in one process of one
+thread, after the model was loaded. Ours is `flows.score.flow.score_photos` from the listing of the
+folder to the last shard, the start of its processes included. Memory is resident, of the largest
+process, after the first shards and at the end.
 """
 
 from __future__ import annotations
@@ -19,12 +20,12 @@ from pathlib import Path
 import psutil
 import torch
 
-from flows.score import score_photos
-from flows.score_shards import Model, ScoreSettings
+from flows.score.flow import score_photos
+from flows.score.shards import Model, ScoreSettings
+from stages.ingest.records import REPOSITORY
 from stages.settings import load_section
-from stages.sources.records import REPOSITORY
-from visage.drawn import DrawnSet, draw_set
-from visage.predictor import Predictor
+from visage.inference.photos import Predictor
+from visage.synthetic import DrawnSet, draw_set
 
 MODEL = REPOSITORY / "model_registry" / "released" / "tiny-utkface-coral"
 SHARD_PHOTOS = 100
@@ -32,7 +33,13 @@ SHARD_PHOTOS = 100
 
 def draw(folder: Path, count: int) -> list[Path]:
     wanted = DrawnSet(
-        num_people=count, photos_per_person=1, px=128, seed=0, age_span_years=90.0, label_noise=0.0, dirt={}
+        num_people=count,
+        photos_per_person=1,
+        px=128,
+        seed=0,
+        age_span_years=90.0,
+        label_noise=0.0,
+        dirt={},
     )
     draw_set(folder, wanted, num_workers=1)
     return sorted(folder.rglob("*.jpg"))
@@ -56,7 +63,9 @@ def ours(photos: Path, output: Path, num_workers: int) -> tuple[float, list[floa
 
     def look(*_: int) -> None:
         processes = [psutil.Process(), *psutil.Process().children(recursive=True)]
-        resident.append(max(process.memory_info().rss for process in processes[num_workers > 0 :]) / 1e6)
+        resident.append(
+            max(process.memory_info().rss for process in processes[num_workers > 0 :]) / 1e6
+        )
 
     begin = time.perf_counter()
     score_photos(str(photos), output, Model(folder=MODEL, version=None), settings, look)
@@ -74,10 +83,19 @@ def main() -> None:
         paths = draw(photos, arguments.count)
         seconds, resident = ours(photos, Path(folder) / "scores", arguments.workers)
         plain_seconds = plain(paths)
-    for name, taken in {"plain loop": plain_seconds, f"score, {arguments.workers} processes": seconds}.items():
+    for name, taken in {
+        "plain loop": plain_seconds,
+        f"score, {arguments.workers} processes": seconds,
+    }.items():
         print(f"{name:22} {arguments.count / taken:7.1f} photos a second")
-    early, late = max(resident[: max(1, len(resident) // 4)]), max(resident[-max(1, len(resident) // 4) :])
-    print(f"largest process: {early:.0f} MB in the first quarter, {late:.0f} MB in the last ({late - early:+.0f})")
+    early, late = (
+        max(resident[: max(1, len(resident) // 4)]),
+        max(resident[-max(1, len(resident) // 4) :]),
+    )
+    print(
+        f"largest process: {early:.0f} MB in the first quarter, {late:.0f} MB in the last "
+        f"({late - early:+.0f})"
+    )
 
 
 if __name__ == "__main__":

@@ -1,12 +1,14 @@
-"""What serving costs: start, latency and throughput by clients, what batching would gain, memory over many requests.
+"""What serving costs: start, latency and throughput by clients, what batching would gain, memory
+over many requests.
 
     python -m bench.serving                       # about 4 minutes
     python -m bench.serving --requests 10000      # and memory over so many requests: minutes more
 
-The released model is packaged into a store of its own and served by `python -m model_registry.serve`, a real process on
-loopback, on as many cores as there are; the clients are threads of this one and take their share of them. Photos are
-drawn faces of 200 to 600 px; aligned faces are their crops. The clock's times suffer from other load on the machine,
-processor times (of the server, or of one thread here) do not.
+The released model is packaged into a store of its own and served by `python -m
+model_registry.serve`, a real process on loopback, on as many cores as there are; the clients are
+threads of this one and take their share of them. Photos are drawn faces of 200 to 600 px; aligned
+faces are their crops. The clock's times suffer from other load on the machine, processor times (of
+the server, or of one thread here) do not.
 """
 
 from __future__ import annotations
@@ -36,12 +38,12 @@ import psutil
 import torch
 from PIL import Image
 
+from model_registry.mlflow_client import connect
 from model_registry.package import PackageSettings, package
-from model_registry.store import connect
 from stages.settings import load_section
-from visage.drawn import encode_face, sample_person, sample_photo
-from visage.photos import read_photo
-from visage.predictor import Predictor
+from visage.detection.image_io import read_photo
+from visage.inference.photos import Predictor
+from visage.synthetic import encode_face, sample_person, sample_photo
 
 ROOT = Path(__file__).resolve().parent.parent
 MODEL = ROOT / "model_registry" / "released" / "tiny-utkface-all-ages"
@@ -62,21 +64,27 @@ def aligned_faces(predictor: Predictor, photos: Sequence[bytes]) -> list[bytes]:
     for photo, result in zip(photos, predictor.predict_photos(photos), strict=True):
         if result.faces:
             stream = io.BytesIO()
-            crop = predictor.crop(read_photo(photo), np.array(result.faces[0].landmarks, np.float32))
+            crop = predictor.crop(
+                read_photo(photo), np.array(result.faces[0].landmarks, np.float32)
+            )
             Image.fromarray(crop).save(stream, "PNG")
             faces.append(stream.getvalue())
     return faces
 
 
 def request_of(column: str, picture: bytes) -> bytes:
-    return json.dumps({"dataframe_records": [{column: base64.b64encode(picture).decode()}]}).encode()
+    return json.dumps(
+        {"dataframe_records": [{column: base64.b64encode(picture).decode()}]}
+    ).encode()
 
 
 def registered(folder: Path) -> None:
     """The released model as version 1 of NAME in a store in `folder`."""
     os.environ["MLFLOW_TRACKING_URI"] = f"sqlite:///{folder / 'mlflow.db'}"
     client = connect()
-    run = client.create_run(client.create_experiment(NAME, artifact_location=(folder / "artifacts").as_uri()))
+    run = client.create_run(
+        client.create_experiment(NAME, artifact_location=(folder / "artifacts").as_uri())
+    )
     settings = load_section(ROOT / "params.yaml", "package", PackageSettings)
     package(MODEL, run.info.run_id, PackageSettings(**{**vars(settings), "model": NAME}))
 
@@ -84,9 +92,19 @@ def registered(folder: Path) -> None:
 @contextmanager
 def served(port: int) -> Iterator[tuple[int, float]]:
     """A server's process number and the seconds from its start to its first answer to GET /ready."""
-    command = [sys.executable, "-m", "model_registry.serve", "--model", f"models:/{NAME}/1", "--port", str(port)]
+    command = [
+        sys.executable,
+        "-m",
+        "model_registry.serve",
+        "--model",
+        f"models:/{NAME}/1",
+        "--port",
+        str(port),
+    ]
     begin = time.perf_counter()
-    process = subprocess.Popen(command, cwd=ROOT, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
+    process = subprocess.Popen(
+        command, cwd=ROOT, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL
+    )
     try:
         while not answers(port):
             if process.poll() is not None:
@@ -116,8 +134,11 @@ def free_port() -> int:
     return port
 
 
-def load(port: int, requests: Sequence[bytes], num_clients: int, count: int) -> tuple[list[float], float]:
-    """Seconds of each of `count` requests from so many clients, each on its own connection, and of all together."""
+def load(
+    port: int, requests: Sequence[bytes], num_clients: int, count: int
+) -> tuple[list[float], float]:
+    """Seconds of each of `count` requests from so many clients, each on its own connection, and of
+    all together."""
     seconds: list[float] = []
     turns = iter(range(count))
     lock = threading.Lock()
@@ -132,7 +153,10 @@ def load(port: int, requests: Sequence[bytes], num_clients: int, count: int) -> 
                 return
             begin = time.perf_counter()
             connection.request(
-                "POST", "/invocations", requests[turn % len(requests)], {"Content-Type": "application/json"}
+                "POST",
+                "/invocations",
+                requests[turn % len(requests)],
+                {"Content-Type": "application/json"},
             )
             answer = connection.getresponse()
             body = answer.read()
@@ -155,7 +179,8 @@ def processor_seconds(pid: int) -> float:
 
 
 def print_load(port: int, pid: int, kind: str, requests: Sequence[bytes], count: int) -> float:
-    """A table row for each number of clients; the server's processor seconds a request with one client."""
+    """A table row for each number of clients; the server's processor seconds a request with one
+    client."""
     alone = 0.0
     for num_clients in CLIENTS:
         before = processor_seconds(pid)
@@ -164,7 +189,8 @@ def print_load(port: int, pid: int, kind: str, requests: Sequence[bytes], count:
         alone = alone or busy
         p50, p99 = np.percentile(seconds, [50, 99])
         print(
-            f"{kind:8} {num_clients:7} {1e3 * p50:9.1f} {1e3 * p99:9.1f} {count / whole:14.1f} {1e3 * busy:14.1f}",
+            f"{kind:8} {num_clients:7} {1e3 * p50:9.1f} {1e3 * p99:9.1f} {count / whole:14.1f} "
+            f"{1e3 * busy:14.1f}",
             flush=True,
         )
     return alone
@@ -186,32 +212,52 @@ def each_of(predict: Callable[[Any], object], pictures: Any, slices: Sequence[sl
         predict(pictures[part])
 
 
-def print_shares(predictor: Predictor, photos: Sequence[bytes], crops: torch.Tensor, alone: dict[str, float]) -> None:
-    """Where a request's time goes, and what joining the requests of several clients would save of it."""
+def print_shares(
+    predictor: Predictor, photos: Sequence[bytes], crops: torch.Tensor, alone: dict[str, float]
+) -> None:
+    """Where a request's time goes, and what joining the requests of several clients would save of
+    it."""
     torch.set_num_threads(1)
     count = len(photos)
     same = [photos[0]] * count
-    parts = {size: [slice(start, start + size) for start in range(0, count, size)] for size in (1, 2, count)}
+    parts = {
+        size: [slice(start, start + size) for start in range(0, count, size)]
+        for size in (1, 2, count)
+    }
     forms: dict[str, Callable[[], object]] = {}
     for size, slices in parts.items():
-        forms[f"forward {size}"] = functools.partial(each_of, predictor.predict_crops, crops, slices)
-        forms[f"photo {size}"] = functools.partial(each_of, predictor.predict_photos, photos, slices)
+        forms[f"forward {size}"] = functools.partial(
+            each_of, predictor.predict_crops, crops, slices
+        )
+        forms[f"photo {size}"] = functools.partial(
+            each_of, predictor.predict_photos, photos, slices
+        )
         forms[f"same {size}"] = functools.partial(each_of, predictor.predict_photos, same, slices)
     each = {name: seconds / count for name, seconds in processor_medians(forms).items()}
     print(f"\nprocessor ms on one thread   {'alone':>8} {'2 joined':>9} {f'{count} joined':>9}")
     for kind, words in (
-        ("forward", "face, forward pass only"), ("photo", "photo, eight sizes"), ("same", "photo, one size (200 px)"),
-    ):  # fmt: skip
+        ("forward", "face, forward pass only"),
+        ("photo", "photo, eight sizes"),
+        ("same", "photo, one size (200 px)"),
+    ):
         row = [each[f"{kind} {size}"] for size in parts]
         saved = ", ".join(f"{1 - joined / row[0]:.0%}" for joined in row[1:])
-        print(f"{words:28} {1e3 * row[0]:8.1f} {1e3 * row[1]:9.1f} {1e3 * row[2]:9.1f}   saved {saved}")
+        print(
+            f"{words:28} {1e3 * row[0]:8.1f} {1e3 * row[1]:9.1f} {1e3 * row[2]:9.1f}   saved "
+            f"{saved}"
+        )
     for kind, seconds in alone.items():
-        print(f"{kind}: {1 - each['forward 1'] / seconds:.0%} of {1e3 * seconds:.1f} ms outside the forward pass")
+        print(
+            f"{kind}: {1 - each['forward 1'] / seconds:.0%} of {1e3 * seconds:.1f} ms outside the "
+            f"forward pass"
+        )
 
 
 def print_memory(port: int, pid: int, requests: Sequence[bytes], count: int) -> None:
     """The server's resident memory after the first tenth and later, four clients at a time."""
-    resident = functools.partial(lambda process: process.memory_info().rss / 1e6, psutil.Process(pid))
+    resident = functools.partial(
+        lambda process: process.memory_info().rss / 1e6, psutil.Process(pid)
+    )
     done = 0
     print("\nrequests  resident MB")
     for share in (0.1, 0.25, 0.5, 0.75, 1.0):
@@ -224,7 +270,9 @@ def print_memory(port: int, pid: int, requests: Sequence[bytes], count: int) -> 
 def main() -> None:
     parser = argparse.ArgumentParser(prog="python -m bench.serving", description=__doc__)
     parser.add_argument("--count", type=int, default=320, help="requests at each number of clients")
-    parser.add_argument("--requests", type=int, default=0, help="requests over which memory is watched")
+    parser.add_argument(
+        "--requests", type=int, default=0, help="requests over which memory is watched"
+    )
     arguments = parser.parse_args()
     predictor, photos = Predictor.load(MODEL), drawn_photos()
     faces = aligned_faces(predictor, photos)
@@ -232,13 +280,19 @@ def main() -> None:
         registered(Path(folder))
         port = free_port()
         with served(port) as (pid, seconds):
-            print(f"{len(os.sched_getaffinity(0))} cores; {seconds:.1f} s from the start to the first answer")
+            print(
+                f"{len(os.sched_getaffinity(0))} cores; {seconds:.1f} s from the start to the "
+                f"first answer"
+            )
             print("what     clients    p50 ms    p99 ms   requests a s   processor ms")
             requests: dict[str, list[Any]] = {
                 "photo": [request_of("photo", photo) for photo in photos],
                 "face": [request_of("face", face) for face in faces],
             }
-            alone = {kind: print_load(port, pid, kind, bodies, arguments.count) for kind, bodies in requests.items()}
+            alone = {
+                kind: print_load(port, pid, kind, bodies, arguments.count)
+                for kind, bodies in requests.items()
+            }
             if arguments.requests:
                 print_memory(port, pid, requests["face"], arguments.requests)
         mlflow.set_tracking_uri("")

@@ -1,13 +1,14 @@
-"""How fast each network answers in each form, against VGG-16 in plain torch (DLDL-v2's Table 2), and how well.
+"""How fast each network answers in each form, against VGG-16 in plain torch (DLDL-v2's Table 2),
+and how well.
 
     python -m bench.speed                       # VGG-16, Thin and Tiny at 224 px on one thread: 10 minutes, 4 GB
     python -m bench.speed --px 96 --threads 2 --networks vgg16 thin tiny vgg-0.125
     python -m bench.speed --model models/export --faces data/target/faces     # and the error of each form of a model
 
-Time does not depend on what a network has learnt, so weights are random. Each form takes uint8 crops and gives values:
-normalisation, softmax and decoding are in the clock everywhere. All forms of all networks take turns in one process, so
-that other load hits them alike; medians over the turns. Processor time stands beside the clock's: with one thread it
-does not care for other load.
+Time does not depend on what a network has learnt, so weights are random. Each form takes uint8
+crops and gives values: normalisation, softmax and decoding are in the clock everywhere. All forms
+of all networks take turns in one process, so that other load hits them alike; medians over the
+turns. Processor time stands beside the clock's: with one thread it does not care for other load.
 """
 
 from __future__ import annotations
@@ -30,14 +31,16 @@ from torch import Tensor, nn
 from torch.nn import functional
 from tqdm import tqdm
 
-from visage.answering import DECODING_THREADS, check_eye
-from visage.card import CARD_FILE, ModelCard, load_model
-from visage.engine import Inference
-from visage.export import INT8_FILE, ONNX_FILE, write_onnx
-from visage.faces import FaceTable, evenly_spread, in_order
+from visage.data.face_table import FaceTable, evenly_spread, in_order
+from visage.export.int8 import write_int8
+from visage.export.onnx_file import write_onnx
+from visage.inference.engine import Inference
+from visage.inference.onnx_engine import INT8_FILE, ONNX_FILE
+from visage.inference.predict_table import DECODING_THREADS, check_preprocessing
+from visage.model_config import CONFIG_FILE, ModelConfig
 from visage.networks import Network, build, initialise
 from visage.networks.macs import count_macs
-from visage.quantise import write_int8
+from visage.weights import load_model
 
 RELEASED = Path(__file__).resolve().parent.parent / "model_registry" / "released"
 BATCH, SINGLES = 32, 4  # faces of a batch, as in Table 2; single faces in a row
@@ -49,9 +52,11 @@ Key = tuple[str, str]  # network, form
 Seconds = tuple[float, float]  # wall, processor over all threads
 
 
-def in_torch(network: nn.Module, card: ModelCard, layout: torch.memory_format, *, bfloat16: bool) -> Run:
+def in_torch(
+    network: nn.Module, config: ModelConfig, layout: torch.memory_format, *, bfloat16: bool
+) -> Run:
     """A network whose weights lie in `layout`, as torch runs it; autocast rounds the head, too."""
-    inference = Inference(network, card, torch.float32).eval()
+    inference = Inference(network, config, torch.float32).eval()
 
     @torch.inference_mode()
     def run(crops_BCHW: Tensor) -> Values:
@@ -75,17 +80,21 @@ def in_onnx(path: Path) -> Run:
     return run
 
 
-def forms(network: nn.Module, card: ModelCard, range_batches: Iterable[Tensor]) -> dict[str, Run]:
+def forms(
+    network: nn.Module, config: ModelConfig, range_batches: Iterable[Tensor]
+) -> dict[str, Run]:
     """A network in every form; int8 measures its ranges on `range_batches`."""
     last: Any = copy.deepcopy(network).to(memory_format=torch.channels_last)
     with tempfile.TemporaryDirectory() as folder:
         exact, int8 = Path(folder) / ONNX_FILE, Path(folder) / INT8_FILE
-        write_onnx(network, card, exact)
-        write_int8(network, card, range_batches, int8)
+        write_onnx(network, config, exact)
+        write_int8(network, config, range_batches, int8)
         return {
-            "torch": in_torch(network, card, torch.contiguous_format, bfloat16=False),
-            "torch, channels_last": in_torch(last, card, torch.channels_last, bfloat16=False),
-            "torch, bfloat16, channels_last": in_torch(last, card, torch.channels_last, bfloat16=True),
+            "torch": in_torch(network, config, torch.contiguous_format, bfloat16=False),
+            "torch, channels_last": in_torch(last, config, torch.channels_last, bfloat16=False),
+            "torch, bfloat16, channels_last": in_torch(
+                last, config, torch.channels_last, bfloat16=True
+            ),
             "ONNX float32": in_onnx(exact),
             "ONNX int8": in_onnx(int8),
         }
@@ -97,14 +106,19 @@ def random_crops(count: int, px: int) -> Tensor:
     return functional.interpolate(coarse, size=px, mode="bilinear").to(torch.uint8)
 
 
-def random_network(name: str, px: int) -> tuple[Network, ModelCard]:
-    """A network with random weights, and a released model's card with this network and crop size in it."""
-    card = ModelCard.read(RELEASED / (RELEASED / "default.txt").read_text(encoding="utf-8").strip() / CARD_FILE)
-    network = build(name, "flatten" if name == "vgg16" else "hybrid", card.network.num_outputs)
+def random_network(name: str, px: int) -> tuple[Network, ModelConfig]:
+    """A network with random weights, and a released model's config with this network and crop size
+    in it."""
+    config = ModelConfig.read(
+        RELEASED / (RELEASED / "default.txt").read_text(encoding="utf-8").strip() / CONFIG_FILE
+    )
+    network = build(name, "flatten" if name == "vgg16" else "hybrid", config.network.num_outputs)
     initialise(network, torch.Generator().manual_seed(0))
-    shape = dataclasses.replace(card.network, name=name, pooling="flatten" if name == "vgg16" else "hybrid")
+    shape = dataclasses.replace(
+        config.network, name=name, pooling="flatten" if name == "vgg16" else "hybrid"
+    )
     return network.eval(), dataclasses.replace(
-        card, network=shape, alignment=dataclasses.replace(card.alignment, crop_px=px)
+        config, network=shape, alignment=dataclasses.replace(config.alignment, crop_px=px)
     )
 
 
@@ -125,22 +139,36 @@ def take_turns(runs: dict[Key, Run], crops_BCHW: Tensor, repeats: int) -> dict[K
 
 def medians(turns: list[Seconds]) -> Seconds:
     """Of the wall and of the processor, each on its own."""
-    return statistics.median(wall for wall, _ in turns), statistics.median(processor for _, processor in turns)
+    return statistics.median(wall for wall, _ in turns), statistics.median(
+        processor for _, processor in turns
+    )
 
 
 def print_times(names: list[str], px: int, repeats: int) -> None:
-    """Parameters and multiply-accumulates, then the times of every form, as ratios to the first network's in torch."""
+    """Parameters and multiply-accumulates, then the times of every form, as ratios to the first
+    network's in torch."""
     runs: dict[Key, Run] = {}
     print(f"| network | parameters | multiply-accumulates at {px} px |\n|---|---|---|")
     for name in names:
-        network, card = random_network(name, px)
+        network, config = random_network(name, px)
         num_parameters = sum(value.numel() for value in network.parameters())
-        print(f"| {name} | {num_parameters:,} | {count_macs(network, px) / 1e9:.3f} G |", flush=True)
-        runs |= {(name, form): run for form, run in forms(network, card, [random_crops(BATCH, px)]).items()}
+        print(
+            f"| {name} | {num_parameters:,} | {count_macs(network, px) / 1e9:.3f} G |", flush=True
+        )
+        runs |= {
+            (name, form): run
+            for form, run in forms(network, config, [random_crops(BATCH, px)]).items()
+        }
     batch = take_turns(runs, random_crops(BATCH, px), repeats)
     single = take_turns(runs, random_crops(1, px), SINGLES * repeats)
-    print(f"\nTimes on the clock; ratios: {names[0]} in torch / this, on the clock (and of processor)\n")
-    print(f"| network | form | {BATCH} faces, ms | ratio | one face, ms | ratio |\n|---|---|---|---|---|---|")
+    print(
+        f"\nTimes on the clock; ratios: {names[0]} in torch / this, on the clock (and of "
+        f"processor)\n"
+    )
+    print(
+        f"| network | form | {BATCH} faces, ms | ratio | one face, ms | ratio "
+        f"|\n|---|---|---|---|---|---|"
+    )
     for key in runs:
         cells = [cell(turns[key], turns[names[0], "torch"]) for turns in (batch, single)]
         print(f"| {' | '.join([*key, *cells])} |")
@@ -153,19 +181,26 @@ def cell(turns: list[Seconds], reference: list[Seconds]) -> str:
 
 
 def print_errors(folder: Path, faces: Path) -> None:
-    """The mean absolute error of every form of a trained model on its test faces; ranges from its training faces."""
-    network, card = load_model(folder)
+    """The mean absolute error of every form of a trained model on its test faces; ranges from its
+    training faces."""
+    network, config = load_model(folder)
     train, test = (FaceTable.open(faces, [split]) for split in ("train", "test"))
     if not (len(train) and len(test)):
-        raise ValueError(f"{faces}: {len(train)} faces of split train, {len(test)} of test; both are needed")
-    check_eye(card, train, faces)
+        raise ValueError(
+            f"{faces}: {len(train)} faces of split train, {len(test)} of test; both are needed"
+        )
+    check_preprocessing(config, train, faces)
     spread = evenly_spread(len(train), RANGE_FACES)
-    runs = forms(network, card, (train.decode(places) for places in np.array_split(spread, -(-len(spread) // BATCH))))
+    runs = forms(
+        network,
+        config,
+        (train.decode(places) for places in np.array_split(spread, -(-len(spread) // BATCH))),
+    )
     values: dict[str, list[Values]] = {form: [] for form in runs}
     for _, crops_BCHW in in_order(test, BATCH, DECODING_THREADS, "test faces"):
         for form, run in runs.items():
             values[form].append(run(crops_BCHW))
-    print(f"\n{card.name}, {len(test)} test faces, no flip, {card.unit}\n")
+    print(f"\n{config.name}, {len(test)} test faces, no flip, {config.unit}\n")
     print("| form | MAE | differs from torch on average | at most |\n|---|---|---|---|")
     value_N = {form: np.concatenate(parts) for form, parts in values.items()}
     for form, own_N in value_N.items():
@@ -175,19 +210,33 @@ def print_errors(folder: Path, faces: Path) -> None:
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--networks", nargs="+", default=["vgg16", "thin", "tiny"], help="the first is the reference")
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument(
+        "--networks",
+        nargs="+",
+        default=["vgg16", "thin", "tiny"],
+        help="the first is the reference",
+    )
     parser.add_argument("--px", type=int, default=224)
     parser.add_argument("--threads", type=int, default=1)
     parser.add_argument("--repeats", type=int, default=5)
     parser.add_argument("--model", type=Path, help="a trained model's folder; needs --faces")
-    parser.add_argument("--faces", type=Path, help="the folder of face shards that the model was evaluated on")
+    parser.add_argument(
+        "--faces", type=Path, help="the folder of face shards that the model was evaluated on"
+    )
     arguments = parser.parse_args()
     if (arguments.model is None) != (arguments.faces is None):
-        parser.error("--model and --faces go together: a model, and the aligned faces to measure its error on")
+        parser.error(
+            "--model and --faces go together: a model, and the aligned faces to measure its error "
+            "on"
+        )
     torch.set_num_threads(arguments.threads)
-    print(f"{arguments.px} px, {arguments.threads} threads, torch {torch.__version__}, "
-          f"ONNX Runtime {onnxruntime.__version__}\n")  # fmt: skip
+    print(
+        f"{arguments.px} px, {arguments.threads} threads, torch {torch.__version__}, "
+        f"ONNX Runtime {onnxruntime.__version__}\n"
+    )
     print_times(arguments.networks, arguments.px, arguments.repeats)
     if arguments.model is not None:
         print_errors(arguments.model, arguments.faces)

@@ -3,11 +3,11 @@
     python -m bench.sweep                              # as many faces as UTKFace's training has: 40 minutes on 2 cores
     python -m bench.sweep --faces 4000 --trials 4      # eight minutes; what a sweep costs once weighs more
 
-Both sides train the same settings of the same drawn faces, as many at a time, to their last epoch: bare, in processes
-that are given one trial after the other; and as a sweep (flows/sweep_driver.py). The sides take turns, the median
-counts. What comes before the first epoch and after the last one (Ray's start, MLflow, tables) does not grow with the
-trials and is told apart. The memory of a trial is what it has for itself of the decoded faces, from Linux's account of
-its pages.
+Both sides train the same settings of the same drawn faces, as many at a time, to their last epoch:
+bare, in processes that are given one trial after the other; and as a sweep (flows/sweep/driver.py).
+The sides take turns, the median counts. What comes before the first epoch and after the last one
+(Ray's start, MLflow, tables) does not grow with the trials and is told apart. The memory of a trial
+is what it has for itself of the decoded faces, from Linux's account of its pages.
 """
 
 from __future__ import annotations
@@ -34,21 +34,31 @@ import pyarrow.parquet as pq
 import torch
 from PIL import Image
 
-from flows.sweep_results import epochs_of
-from flows.sweep_space import LAMBDA, Plan, SweepSettings, planned
-from flows.sweep_trial import TrialPaths, pin, run_trial
+from flows.sweep.results import epochs_of
+from flows.sweep.space import LAMBDA, Plan, SweepSettings, planned
+from flows.sweep.trial import TrialPaths, pin, run_trial
 from stages.settings import load_section, read_params
-from visage.faces import FaceTable
-from visage.schemas import FACE_SCHEMA, METADATA_KEY
+from visage.data.face_table import FaceTable
+from visage.data.schemas import FACE_SCHEMA, METADATA_KEY
 
 REPOSITORY = Path(__file__).resolve().parents[1]
 CROP_PX = 48
 LOOK_SECONDS = 30.0  # between two looks at the trials' pages, which hold the trials up
 EYE = {
-    "alignment": {"template": "whole_face", "crop_px": CROP_PX, "face_scale": 1.0, "jpeg_quality": 90},
-    "detector": {"min_face_px": 20, "thresholds": [0.6, 0.7, 0.7], "factor": 0.709, "max_side_px": 1024,
-                 "landmark_passes": 2},
-}  # fmt: skip
+    "alignment": {
+        "template": "whole_face",
+        "crop_px": CROP_PX,
+        "face_scale": 1.0,
+        "jpeg_quality": 90,
+    },
+    "detector": {
+        "min_face_px": 20,
+        "thresholds": [0.6, 0.7, 0.7],
+        "factor": 0.709,
+        "max_side_px": 1024,
+        "landmark_passes": 2,
+    },
+}
 
 
 def make(root: Path, num_faces: int, num_trials: int, epochs: int) -> Path:
@@ -57,11 +67,24 @@ def make(root: Path, num_faces: int, num_trials: int, epochs: int) -> Path:
     for index in range(num_faces):
         label = float(rng.uniform(5, 95))
         buffer = io.BytesIO()
-        crop_HWC = np.clip(rng.normal(40 + 1.7 * label, 20, (CROP_PX, CROP_PX, 3)), 0, 255).astype(np.uint8)
+        crop_HWC = np.clip(rng.normal(40 + 1.7 * label, 20, (CROP_PX, CROP_PX, 3)), 0, 255).astype(
+            np.uint8
+        )
         Image.fromarray(crop_HWC).save(buffer, "JPEG", quality=90)
         row: dict[str, Any] = dict.fromkeys(FACE_SCHEMA.names)
-        row |= {"photo_id": f"{index:06d}.jpg", "sha256": f"{index:064x}", "jpeg": buffer.getvalue(), "found": "mtcnn"}
-        row |= {"box": [0.0] * 4, "landmarks": [0.0] * 10, "probability": 0.9, "num_faces": 1, "label": label}
+        row |= {
+            "photo_id": f"{index:06d}.jpg",
+            "sha256": f"{index:064x}",
+            "jpeg": buffer.getvalue(),
+            "found": "mtcnn",
+        }
+        row |= {
+            "box": [0.0] * 4,
+            "landmarks": [0.0] * 10,
+            "probability": 0.9,
+            "num_faces": 1,
+            "label": label,
+        }
         rows.append(row | {"person": str(index), "split": "val" if index % 10 == 0 else "train"})
     (root / "faces").mkdir(parents=True)
     schema = FACE_SCHEMA.with_metadata({METADATA_KEY: json.dumps(EYE)})
@@ -69,7 +92,11 @@ def make(root: Path, num_faces: int, num_trials: int, epochs: int) -> Path:
     params = read_params(REPOSITORY / "params.yaml")
     params["finetune"] |= {"init": "scratch", "num_workers": 0}
     values = np.geomspace(0.01, 10, num_trials).tolist()
-    params["sweep"] |= {"search": "grid", "space": {LAMBDA: {"kind": "choice", "values": values}}, "epochs": epochs}
+    params["sweep"] |= {
+        "search": "grid",
+        "space": {LAMBDA: {"kind": "choice", "values": values}},
+        "epochs": epochs,
+    }
     params["sweep"] |= {"grace_epochs": 1, "cpus_per_trial": 1}
     (root / "params.yaml").write_text(json.dumps(params), encoding="utf-8")
     return root
@@ -80,15 +107,17 @@ def plan_of(root: Path) -> Plan:
     return planned(read_params(params), load_section(params, "sweep", SweepSettings), str(params))
 
 
-# ---------------------------------------------------------------------------------------------------------------------
+# -------------------------------------------------------------------------------
 # Bare
-# ---------------------------------------------------------------------------------------------------------------------
+# -------------------------------------------------------------------------------
 
 _tables: dict[str, FaceTable] = {}  # of a process that trains one trial after the other
 
 
 def _begin(root: Path, cache_mb: int) -> None:
-    _tables.update({split: FaceTable.open(root / "faces", [split], cache_mb) for split in ("train", "val")})
+    _tables.update(
+        {split: FaceTable.open(root / "faces", [split], cache_mb) for split in ("train", "val")}
+    )
 
 
 def _train(root: Path, number: int, values: dict[str, Any]) -> None:
@@ -101,7 +130,8 @@ def _train(root: Path, number: int, values: dict[str, Any]) -> None:
 
 
 def bare(root: Path, slots: int) -> None:
-    """The trials in processes of their own, `slots` at a time; as with Tune, the clock starts with the faces open."""
+    """The trials in processes of their own, `slots` at a time; as with Tune, the clock starts with
+    the faces open."""
     plan = plan_of(root)
     cache_mb = plan.trial_settings({}).cache_mb
     with ProcessPoolExecutor(slots, get_context("spawn"), _begin, (root, cache_mb)) as pool:
@@ -113,18 +143,25 @@ def bare(root: Path, slots: int) -> None:
     print(f"epochs in {time.monotonic() - started:.1f} s", flush=True)
 
 
-# ---------------------------------------------------------------------------------------------------------------------
+# -------------------------------------------------------------------------------
 # Both sides
-# ---------------------------------------------------------------------------------------------------------------------
+# -------------------------------------------------------------------------------
 
 
 def run(command: list[str], root: Path) -> tuple[float, float, list[tuple[int, int]]]:
-    """Seconds of the whole process and of its trials; what its workers have of the shared faces, at the most."""
-    environment = os.environ | {"OMP_NUM_THREADS": "1", "PYTHONPATH": str(REPOSITORY), "TQDM_DISABLE": "1"}
+    """Seconds of the whole process and of its trials; what its workers have of the shared faces, at
+    the most."""
+    environment = os.environ | {
+        "OMP_NUM_THREADS": "1",
+        "PYTHONPATH": str(REPOSITORY),
+        "TQDM_DISABLE": "1",
+    }
     started, shared = time.monotonic(), list[tuple[int, int]]()
     looked = started
     with (root / "said").open("w+", encoding="utf-8") as file:
-        process = subprocess.Popen(command, cwd=root, env=environment, stdout=file, stderr=subprocess.STDOUT)
+        process = subprocess.Popen(
+            command, cwd=root, env=environment, stdout=file, stderr=subprocess.STDOUT
+        )
         while process.poll() is None:
             time.sleep(0.2)
             if time.monotonic() - looked > LOOK_SECONDS:
@@ -144,7 +181,12 @@ def _shared(pid: int) -> list[tuple[int, int]]:
         for worker in psutil.Process(pid).children(recursive=True):
             if worker.cmdline()[:1] == ["ray::ImplicitFunc.train"]:
                 maps = [one for one in worker.memory_maps(grouped=False) if "plasma" in one.path]
-                found.append((sum(one.rss for one in maps), sum(one.private_clean + one.private_dirty for one in maps)))
+                found.append(
+                    (
+                        sum(one.rss for one in maps),
+                        sum(one.private_clean + one.private_dirty for one in maps),
+                    )
+                )
     except psutil.Error:  # it ended while it was looked at
         return []
     return [(mapped >> 10, own >> 10) for mapped, own in found]
@@ -165,27 +207,48 @@ def main() -> None:
     for _ in range(arguments.turns):
         for side in rows:
             with tempfile.TemporaryDirectory() as folder:
-                root = make(Path(folder) / "sweep", arguments.faces, arguments.trials, arguments.epochs)
+                root = make(
+                    Path(folder) / "sweep", arguments.faces, arguments.trials, arguments.epochs
+                )
                 words = ["-m", "bench.sweep", "--bare", str(root)]
                 if side == "Tune":
-                    words = ["-m", "flows.sweep_driver", "--params", "params.yaml", "--faces", "faces"]
+                    words = [
+                        "-m",
+                        "flows.sweep.driver",
+                        "--params",
+                        "params.yaml",
+                        "--faces",
+                        "faces",
+                    ]
                     words += ["--backbone", "none", "--results", "results"]
                 whole, trials, seen = run([sys.executable, *words], root)
-                epochs = sum(epochs_of(file.parent)["seconds"].sum() for file in root.glob("**/history.csv"))
+                epochs = sum(
+                    epochs_of(file.parent)["seconds"].sum() for file in root.glob("**/history.csv")
+                )
                 rows[side].append((whole, trials, epochs / slots))
                 shared = seen or shared
-                print(f"{side}: {whole:.1f} s, of it trials {trials:.1f} s, epochs {epochs / slots:.1f} s")
-    print(f"\n{arguments.trials} trials of {arguments.epochs} epochs, {arguments.faces} faces, {slots} at a time\n")
+                print(
+                    f"{side}: {whole:.1f} s, of it trials {trials:.1f} s, epochs "
+                    f"{epochs / slots:.1f} s"
+                )
+    print(
+        f"\n{arguments.trials} trials of {arguments.epochs} epochs, {arguments.faces} faces, "
+        f"{slots} at a time\n"
+    )
     print("| side | whole, s | trials, s | epochs themselves, s |\n|---|---|---|---|")
     for side, those in rows.items():
         whole, trials, epochs = (statistics.median(column) for column in zip(*those, strict=True))
         print(f"| {side} | {whole:.1f} | {trials:.1f} | {epochs:.1f} |")
     for place, name in enumerate(("whole", "trials", "epochs")):
-        of_bare, of_tune = (statistics.median(each[place] for each in those) for those in rows.values())
+        of_bare, of_tune = (
+            statistics.median(each[place] for each in those) for those in rows.values()
+        )
         print(f"Tune over bare, {name}: {of_tune / of_bare - 1:+.1%}")
     decoded_mb = arguments.faces * 3 * CROP_PX**2 / 1e6
     print(
-        f"\ndecoded faces {decoded_mb:.0f} MB; workers map of Ray's store, and have of it for themselves (MB): ", end=""
+        f"\ndecoded faces {decoded_mb:.0f} MB; workers map of Ray's store, and have of it for "
+        f"themselves (MB): ",
+        end="",
     )
     print(", ".join(f"{mapped / 1024:.0f} and {own / 1024:.1f}" for mapped, own in shared))
 

@@ -3,11 +3,12 @@
     python -m bench.training                       # TinyAgeNet, 96 px, batches of 64, on random crops: 5 minutes
     python -m bench.training --faces data/target/faces --network thin
 
-First table: the real loop (`visage.fit`) takes turns, within one epoch, between blocks of steps on faces (decoded,
-cached, prefetched, augmented) and blocks of steps on one fixed batch. A step lasts from one batch asked for to the
-next. The goal is at most 1.1 times the fixed batch. Second table: the same loop on the fixed batch alone, in turn in
-float32 and bfloat16, with and without channels_last. Medians of steps taken in turns, so that other load on the
-machine hits both; CPU time (all threads) stands beside the wall's, because it does not care for other load.
+First table: the real loop (`visage.training.loop`) takes turns, within one epoch, between blocks of
+steps on faces (decoded, cached, prefetched, augmented) and blocks of steps on one fixed batch. A
+step lasts from one batch asked for to the next. The goal is at most 1.1 times the fixed batch.
+Second table: the same loop on the fixed batch alone, in turn in float32 and bfloat16, with and
+without channels_last. Medians of steps taken in turns, so that other load on the machine hits both;
+CPU time (all threads) stands beside the wall's, because it does not care for other load.
 """
 
 from __future__ import annotations
@@ -31,21 +32,32 @@ from torch import Tensor
 
 from stages.finetune import FinetuneSettings
 from stages.settings import load_section
-from visage.eye import PAPER_NORMALISE, AugmentationSettings, evaluation_view, training_view
-from visage.faces import FaceTable, prefetched, shuffled_batches
-from visage.fit import Task, available_device, fit
+from visage.data.augment import AugmentationSettings, training_view
+from visage.data.face_table import FaceTable, prefetched, shuffled_batches
+from visage.data.preprocess import PAPER_NORMALISE, evaluation_view
+from visage.data.schemas import FACE_SCHEMA, METADATA_KEY
+from visage.device import available_device
 from visage.labels import LabelGrid
 from visage.methods import METHODS, LossSettings
 from visage.networks import build, initialise
-from visage.optim import RecipeSettings
-from visage.schemas import FACE_SCHEMA, METADATA_KEY
+from visage.training.loop import Task, fit
+from visage.training.optim import RecipeSettings
 
 PARAMS = Path(__file__).resolve().parent.parent / "params.yaml"  # the augmentation presets
 BLOCK, SETTLE = 12, 4  # steps that take their turn together; the first ones of each are not counted
 RECIPE = RecipeSettings(
-    optimiser="adamw", learning_rate=1e-3, weight_decay=0.05, batch_size=64, schedule="cosine", decay_fraction=1.0,
-    decay_factor=0.01, warmup_fraction=0.1, ema_decay=0.998, precision="auto", channels_last=True,
-)  # fmt: skip
+    optimiser="adamw",
+    learning_rate=1e-3,
+    weight_decay=0.05,
+    batch_size=64,
+    schedule="cosine",
+    decay_fraction=1.0,
+    decay_factor=0.01,
+    warmup_fraction=0.1,
+    ema_decay=0.998,
+    precision="auto",
+    channels_last=True,
+)
 GRID = LabelGrid(minimum=0.0, step=1.0, maximum=100.0)
 LOSS = LossSettings(lambda_=1.0, kl_reduction="sum", min_sigma=0.5)
 
@@ -57,11 +69,21 @@ def random_faces(folder: Path, count: int, crop_px: int) -> Path:
     rng = np.random.default_rng(0)
     rows = []
     for index in range(count):
-        coarse = Image.fromarray(rng.integers(0, 256, (crop_px // 6, crop_px // 6, 3), dtype=np.uint8))
+        coarse = Image.fromarray(
+            rng.integers(0, 256, (crop_px // 6, crop_px // 6, 3), dtype=np.uint8)
+        )
         buffer = io.BytesIO()
         coarse.resize((crop_px, crop_px), Image.Resampling.BICUBIC).save(buffer, "JPEG", quality=95)
-        row = dict.fromkeys(FACE_SCHEMA.names) | {"photo_id": f"{index:06d}.jpg", "sha256": f"{index:064x}"}
-        row |= {"jpeg": buffer.getvalue(), "found": "mtcnn", "label": float(rng.uniform(0, 100)), "split": "train"}
+        row = dict.fromkeys(FACE_SCHEMA.names) | {
+            "photo_id": f"{index:06d}.jpg",
+            "sha256": f"{index:064x}",
+        }
+        row |= {
+            "jpeg": buffer.getvalue(),
+            "found": "mtcnn",
+            "label": float(rng.uniform(0, 100)),
+            "split": "train",
+        }
         rows.append(row)
     eye = {"alignment": {"crop_px": crop_px}, "detector": {}}
     table = pa.Table.from_pylist(rows, FACE_SCHEMA.with_metadata({METADATA_KEY: json.dumps(eye)}))
@@ -101,16 +123,32 @@ def loss(logits_BK: Tensor, label_B: Tensor, sigma_B: Tensor) -> Tensor:
 
 
 def train(
-    network: str, recipe: RecipeSettings, clock: Clock, feeds: dict[str, Iterator[tuple[Tensor, ...]]], turns: int
+    network: str,
+    recipe: RecipeSettings,
+    clock: Clock,
+    feeds: dict[str, Iterator[tuple[Tensor, ...]]],
+    turns: int,
 ) -> None:
     """One epoch of the real loop on feeds that take turns."""
     model = build(network, "hybrid", GRID.num_labels)
     initialise(model, torch.Generator().manual_seed(0))
-    task = Task(batches=lambda _generator: clock.taking_turns(feeds, turns), num_batches=turns * BLOCK * len(feeds),
-                loss=loss, validate=lambda _network: {})  # fmt: skip
+    task = Task(
+        batches=lambda _generator: clock.taking_turns(feeds, turns),
+        num_batches=turns * BLOCK * len(feeds),
+        loss=loss,
+        validate=lambda _network: {},
+    )
     with tempfile.TemporaryDirectory() as folder:
-        fit(model.to(available_device()), task, recipe, epochs=1, seed=0, checkpoint=Path(folder) / "last.pt",
-            fingerprint="", report=lambda _step, _values: None)  # fmt: skip
+        fit(
+            model.to(available_device()),
+            task,
+            recipe,
+            epochs=1,
+            seed=0,
+            checkpoint=Path(folder) / "last.pt",
+            fingerprint="",
+            report=lambda _step, _values: None,
+        )
 
 
 def fixed_batch(table: FaceTable, batch_size: int) -> Iterator[tuple[Tensor, ...]]:
@@ -122,55 +160,83 @@ def fixed_batch(table: FaceTable, batch_size: int) -> Iterator[tuple[Tensor, ...
         yield faces_BCHW, label_B, torch.full_like(label_B, 2.0)
 
 
-def fed(table: FaceTable, batch_size: int, augmentation: AugmentationSettings) -> Iterator[tuple[Tensor, ...]]:
+def fed(
+    table: FaceTable, batch_size: int, augmentation: AugmentationSettings
+) -> Iterator[tuple[Tensor, ...]]:
     """Batches as the stages make them, epoch after epoch, with one prefetching thread."""
     device, generator = available_device(), torch.Generator().manual_seed(0)
     label_N = torch.tensor(table.label, dtype=torch.float32, device=device)
     while True:
         order = shuffled_batches(len(table), batch_size, generator)
         for indices, crops_BCHW in prefetched(table, order, 1):
-            view_BCHW = training_view(crops_BCHW.to(device), augmentation, PAPER_NORMALISE, generator)
+            view_BCHW = training_view(
+                crops_BCHW.to(device), augmentation, PAPER_NORMALISE, generator
+            )
             yield view_BCHW, label_N[indices], torch.full((len(indices),), 2.0, device=device)
 
 
 def line(name: str, clock: Clock, feed: str, against: str) -> str:
-    """One row of a table: milliseconds of both, and how many times the one is the other, by wall and CPU."""
+    """One row of a table: milliseconds of both, and how many times the one is the other, by wall
+    and CPU."""
     (wall, cpu), (wall_0, cpu_0) = clock.median(feed), clock.median(against)
     return f"| {name} | {1e3 * wall_0:.0f} | {1e3 * wall:.0f} | {wall / wall_0:.3f} | {cpu / cpu_0:.3f} |"
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--faces", type=Path, help="a folder of face shards (default: random crops)")
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument(
+        "--faces", type=Path, help="a folder of face shards (default: random crops)"
+    )
     parser.add_argument("--network", default="tiny")
     parser.add_argument("--crop-px", type=int, default=96)
     parser.add_argument("--batch-size", type=int, default=64)
     parser.add_argument("--turns", type=int, default=8)
     arguments = parser.parse_args()
     with tempfile.TemporaryDirectory() as folder:
-        faces = arguments.faces or random_faces(Path(folder), 16 * arguments.batch_size, arguments.crop_px)
-        tables = {"cached": FaceTable.open(faces, ["train"], 1 << 14), "not cached": FaceTable.open(faces, ["train"])}
+        faces = arguments.faces or random_faces(
+            Path(folder), 16 * arguments.batch_size, arguments.crop_px
+        )
+        tables = {
+            "cached": FaceTable.open(faces, ["train"], 1 << 14),
+            "not cached": FaceTable.open(faces, ["train"]),
+        }
     px = tables["cached"].alignment["crop_px"]
     tables["cached"].decode(np.arange(len(tables["cached"])))
     presets = load_section(PARAMS, "finetune", FinetuneSettings).augmentations
-    print(f"{arguments.network} at {px} px, batches of {arguments.batch_size}, {torch.get_num_threads()} threads, "
-          f"{available_device()}\n")  # fmt: skip
-    print("| faces | fixed batch, ms | with data, ms | wall, times | CPU, times |\n|---|---|---|---|---|")
+    print(
+        f"{arguments.network} at {px} px, batches of {arguments.batch_size}, "
+        f"{torch.get_num_threads()} threads, "
+        f"{available_device()}\n"
+    )
+    print(
+        "| faces | fixed batch, ms | with data, ms | wall, times | CPU, times "
+        "|\n|---|---|---|---|---|"
+    )
     for cache, table in tables.items():
         for preset, augmentation in presets.items():
             clock = Clock()
-            feeds = {"fixed": fixed_batch(table, arguments.batch_size),
-                     "fed": fed(table, arguments.batch_size, augmentation)}  # fmt: skip
+            feeds = {
+                "fixed": fixed_batch(table, arguments.batch_size),
+                "fed": fed(table, arguments.batch_size, augmentation),
+            }
             train(arguments.network, RECIPE, clock, feeds, arguments.turns)
             print(line(f"{cache}, {preset}", clock, "fed", "fixed"), flush=True)
     print("\n| precision | float32, ms | ms | wall, times | CPU, times |\n|---|---|---|---|---|")
-    clocks = {(precision, last): Clock() for precision in ("float32", "bfloat16") for last in (False, True)}
+    clocks = {
+        (precision, last): Clock()
+        for precision in ("float32", "bfloat16")
+        for last in (False, True)
+    }
     for _ in range(max(1, arguments.turns // 4)):
         for (precision, last), clock in clocks.items():
             recipe = dataclasses.replace(RECIPE, precision=precision, channels_last=last)  # type: ignore[arg-type]
             feed = {f"{precision} {last}": fixed_batch(tables["cached"], arguments.batch_size)}
             train(arguments.network, recipe, clock, feed, 1)
-    together = Clock(steps={name: steps for clock in clocks.values() for name, steps in clock.steps.items()})
+    together = Clock(
+        steps={name: steps for clock in clocks.values() for name, steps in clock.steps.items()}
+    )
     for precision, last in clocks:
         name = f"{precision}{', channels_last' if last else ''}"
         print(line(name, together, f"{precision} {last}", "float32 False"))

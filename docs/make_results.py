@@ -4,9 +4,10 @@
     python docs/make_results.py render
 
 `record` copies what a run (a folder with params.yaml, models/, reports/, dvc.lock) left behind into
-docs/results/NAME.json; do it on the machine that ran, or name that machine. Runs NAME-fold0, NAME-fold1 ... (or
-NAME-seed0 ...) are one family: `render` adds their mean with a Student-t interval. docs/results/published.json holds,
-per protocol, what others published and the bars to be met.
+docs/results/NAME.json; do it on the machine that ran, or name that machine. Runs NAME-fold0,
+NAME-fold1 ... (or NAME-seed0 ...) are one family: `render` adds their mean with a Student-t
+interval. docs/results/published.json holds, per protocol, what others published and the bars to be
+met.
 """
 
 from __future__ import annotations
@@ -23,15 +24,21 @@ from typing import Any
 import pandas as pd
 
 from stages.settings import read_params
-from visage.bootstrap import Estimate, student
-from visage.card import ModelCard, sha256_of
-from visage.lineage import git_commit, machine_of
-from visage.report import Table, title_of, with_interval
-from visage.whole import written_whole
+from visage.atomic import atomic_write
+from visage.evaluation.bootstrap import Estimate, student
+from visage.evaluation.html import Table, title_of, with_interval
+from visage.model_config import ModelConfig
+from visage.training.provenance import git_commit, machine_of
+from visage.weights import sha256_of
 
 DOCS = Path(__file__).resolve().parent
 Record = dict[str, Any]
-PLACES = ("locations", "sha256", "lists", "table")  # of a download section: where the data lay, not what was done
+PLACES = (
+    "locations",
+    "sha256",
+    "lists",
+    "table",
+)  # of a download section: where the data lay, not what was done
 STAGES = ("pretrain", "finetune")
 ATTRIBUTE_METRICS = ("mae", "bias")
 
@@ -41,30 +48,49 @@ def record(name: str, run: Path, protocol: str, note: str, machine: str | None) 
     metrics_file, groups_file = run / "reports" / "metrics.json", run / "reports" / "groups.csv"
     for file in (metrics_file, groups_file):
         if not file.is_file():
-            raise ValueError(f"{file}: not there; evaluate the run first (dvc repro), or name its folder with --run")
+            raise ValueError(
+                f"{file}: not there; evaluate the run first (dvc repro), or name its folder with "
+                f"--run"
+            )
     metrics = json.loads(metrics_file.read_text(encoding="utf-8"))
-    card = ModelCard.read(run / "models" / "calibrated" / "card.json")
+    config = ModelConfig.read(run / "models" / "calibrated" / "config.json")
     params = read_params(run / "params.yaml")
     return {
         "name": name,
         "protocol": protocol,
         "note": note,
         "model": {
-            "card": card.name, "network": card.network.name, "pooling": card.network.pooling, "method": card.method,
-            "template": card.alignment.template, "crop_px": card.alignment.crop_px,
-            "face_scale": card.alignment.face_scale, "unit": card.unit,
-            "num_parameters": card.weights.num_parameters, "weights_sha256": card.weights.sha256,
-            "calibration": None if card.calibration is None else dataclasses.asdict(card.calibration),
+            "config": config.name,
+            "network": config.network.name,
+            "pooling": config.network.pooling,
+            "method": config.method,
+            "template": config.alignment.template,
+            "crop_px": config.alignment.crop_px,
+            "face_scale": config.alignment.face_scale,
+            "unit": config.unit,
+            "num_parameters": config.weights.num_parameters,
+            "weights_sha256": config.weights.sha256,
+            "calibration": None
+            if config.calibration is None
+            else dataclasses.asdict(config.calibration),
         },
-        "init": card.training["init"],
-        "trainings": {stage: training(run / "reports" / "history" / f"{stage}.csv") for stage in STAGES},
+        "init": config.training["init"],
+        "trainings": {
+            stage: training(run / "reports" / "history" / f"{stage}.csv") for stage in STAGES
+        },
         "decision": metrics.pop("decision"),
         "lists": metrics,
         "groups": group_figures(pd.read_csv(groups_file)),
         "settings": settings_of(params),
-        "machine": machine_of() if machine is None else {"words": machine, "on_gpu": "GPU" in machine},
-        "code": {"git_commit": git_commit(), "trained_at": card.code, "dvc_lock_sha256": digest(run / "dvc.lock")},
-    }  # fmt: skip
+        "machine": machine_of()
+        if machine is None
+        else {"words": machine, "on_gpu": "GPU" in machine},
+        "code": {
+            "git_commit": git_commit(),
+            "trained_at": config.code,
+            "dvc_lock_sha256": digest(run / "dvc.lock"),
+        },
+    }
 
 
 def training(history: Path) -> dict[str, float] | None:
@@ -72,7 +98,11 @@ def training(history: Path) -> dict[str, float] | None:
     if not history.is_file():
         return None
     table = pd.read_csv(history)
-    last = {str(key): float(value) for key, value in table.iloc[-1].items() if str(key).startswith(("train_", "val_"))}
+    last = {
+        str(key): float(value)
+        for key, value in table.iloc[-1].items()
+        if str(key).startswith(("train_", "val_"))
+    }
     return {"epochs": len(table), "seconds": round(float(table["seconds"].sum())), **last}
 
 
@@ -91,7 +121,8 @@ def without_places(section: Any) -> Any:
 
 
 def settings_of(params: Mapping[str, Any]) -> dict[str, Any]:
-    """What was set: the target's download without its places, alignment, and of the presets the chosen ones."""
+    """What was set: the target's download without its places, alignment, and of the presets the
+    chosen ones."""
     sections = {
         "download": without_places(params["download"]["target"]),
         "align": params["align"]["target"],
@@ -100,7 +131,10 @@ def settings_of(params: Mapping[str, Any]) -> dict[str, Any]:
     sections["calibrate"] = params["calibrate"]
     for stage in STAGES:
         section = dict(params[stage])
-        for chosen, presets in (("recipe", section.pop("recipes")), ("augmentation", section.pop("augmentations"))):
+        for chosen, presets in (
+            ("recipe", section.pop("recipes")),
+            ("augmentation", section.pop("augmentations")),
+        ):
             section[chosen] = {"name": section[chosen], **presets[section[chosen]]}
         sections[stage] = section
     return sections
@@ -116,11 +150,17 @@ def render(results: Path) -> str:
     files = sorted(path for path in results.glob("*.json") if path.name != "published.json")
     records = [json.loads(path.read_text(encoding="utf-8")) for path in files]
     if strangers := sorted({r["protocol"] for r in records} - set(published)):
-        raise ValueError(f"{results}: protocols {strangers} are not in published.json; describe them there")
-    chapters = [chapter(published[key], [r for r in records if r["protocol"] == key]) for key in published]
+        raise ValueError(
+            f"{results}: protocols {strangers} are not in published.json; describe them there"
+        )
+    chapters = [
+        chapter(published[key], [r for r in records if r["protocol"] == key]) for key in published
+    ]
     head = (
-        "# Results\n\nWritten by `python docs/make_results.py render` from [docs/results/](results/); edit nothing "
-        "here. Brackets are 95% percentile-bootstrap intervals, drawn over people where they are known, else over "
+        "# Results\n\nWritten by `python docs/make_results.py render` from "
+        "[docs/results/](results/); edit nothing "
+        "here. Brackets are 95% percentile-bootstrap intervals, drawn over people where they are "
+        "known, else over "
         "pictures. Test photos choose nothing: no epoch, no setting."
     )
     return "\n\n".join([head, *(text for text in chapters if text)]) + "\n"
@@ -135,7 +175,10 @@ def chapter(protocol: Mapping[str, Any], records: Sequence[Record]) -> str:
         parts += [runs_table(records, protocol["metrics"]).markdown(), *families(records)]
     if protocol["published"]:
         rows = [[entry["model"], entry["mae"], entry["source"]] for entry in protocol["published"]]
-        parts += ["Published:", Table(caption="", header=["model", "MAE", "source"], rows=rows).markdown()]
+        parts += [
+            "Published:",
+            Table(caption="", header=["model", "MAE", "source"], rows=rows).markdown(),
+        ]
     parts += [verdict(bar, records) for bar in protocol["bars"]]
     return "\n\n".join([*parts, *map(details, records)])
 
@@ -151,9 +194,17 @@ def figure(record: Record, faces: str, metric: str) -> str:
 
 
 def runs_table(records: Sequence[Record], metrics: Sequence[str]) -> Table:
-    """One row a run, best first, with the protocol's metrics on the test list and MAE on its unseen part."""
+    """One row a run, best first, with the protocol's metrics on the test list and MAE on its unseen
+    part."""
     unit = records[0]["model"]["unit"]
-    header = ["run", "network", "start", "test faces", *(title_of(metric, unit) for metric in metrics), "MAE, unseen"]
+    header = [
+        "run",
+        "network",
+        "start",
+        "test faces",
+        *(title_of(metric, unit) for metric in metrics),
+        "MAE, unseen",
+    ]
     ordered = sorted(records, key=lambda r: float(r["lists"][first_list(r)]["mae"]["value"]))
     rows = []
     for run in ordered:
@@ -161,7 +212,10 @@ def runs_table(records: Sequence[Record], metrics: Sequence[str]) -> Table:
         network = f"{run['model']['network']}, {run['model']['crop_px']} px"
         start = "pre-trained" if run["init"] == "backbone" else "scratch"
         row = [run["name"], network, start, f"{run['lists'][faces]['num_faces']:,}"]
-        row += [*(figure(run, faces, metric) for metric in metrics), figure(run, f"{faces}_unseen", "mae")]
+        row += [
+            *(figure(run, faces, metric) for metric in metrics),
+            figure(run, f"{faces}_unseen", "mae"),
+        ]
         rows.append([*row, minutes(seconds_of(run)), "GPU" if run["machine"]["on_gpu"] else "CPU"])
     return Table(caption="", header=[*header, "training", "on"], rows=rows)
 
@@ -169,7 +223,9 @@ def runs_table(records: Sequence[Record], metrics: Sequence[str]) -> Table:
 def seconds_of(record: Record) -> float:
     """Wall time of fine-tuning, and of pre-training where the run starts from it."""
     stages = ["finetune", "pretrain"] if record["init"] == "backbone" else ["finetune"]
-    return float(sum(record["trainings"][stage]["seconds"] for stage in stages if record["trainings"][stage]))
+    return float(
+        sum(record["trainings"][stage]["seconds"] for stage in stages if record["trainings"][stage])
+    )
 
 
 def minutes(seconds: float) -> str:
@@ -187,7 +243,8 @@ def families(records: Sequence[Record]) -> list[str]:
         if len(values) > 1:
             mean = student(values, 0.95)
             sentences.append(
-                f"`{family}`, {len(values)} runs: mean MAE {mean.value:.2f} ({mean.low:.2f} to {mean.high:.2f}, "
+                f"`{family}`, {len(values)} runs: mean MAE {mean.value:.2f} ({mean.low:.2f} to "
+                f"{mean.high:.2f}, "
                 "Student t)."
             )
     return sentences
@@ -195,13 +252,21 @@ def families(records: Sequence[Record]) -> list[str]:
 
 def verdict(bar: Mapping[str, Any], records: Sequence[Record]) -> str:
     """Whether a bar is met, by which run and by how much."""
-    fit = [r for r in records if r["model"]["network"] == bar["network"] and r["machine"]["on_gpu"] == bar["on_gpu"]]
+    fit = [
+        r
+        for r in records
+        if r["model"]["network"] == bar["network"] and r["machine"]["on_gpu"] == bar["on_gpu"]
+    ]
     head = f"Bar: {bar['title']}, MAE at most {bar['mae']:.2f}."
     if not fit:
         return f"{head} **Not run.**"
     best = min(fit, key=lambda r: float(r["lists"][first_list(r)]["mae"]["value"]))
     value = float(best["lists"][first_list(best)]["mae"]["value"])
-    word = f"Met by {bar['mae'] - value:.2f}" if value <= bar["mae"] else f"Missed by {value - bar['mae']:.2f}"
+    word = (
+        f"Met by {bar['mae'] - value:.2f}"
+        if value <= bar["mae"]
+        else f"Missed by {value - bar['mae']:.2f}"
+    )
     return f"{head} **{word}** (`{best['name']}`, {value:.2f})."
 
 
@@ -212,7 +277,8 @@ def details(record: Record) -> str:
     seeds = {stage: settings[stage]["seed"] for stage in ("pretrain", "finetune", "evaluate")}
     seeds["split"] = settings["download"]["split"]["seed"]
     lines = [
-        f"Prediction: {decision['decode']}, {'flip averaged' if decision['flip'] else 'one view'}. The epsilon-error's "
+        f"Prediction: {decision['decode']}, {'flip averaged' if decision['flip'] else 'one view'}. "
+        f"The epsilon-error's "
         f"sigma: the label's own{'' if fixed is None else f', {fixed:g} {unit} where it has none'}.",
         "Seeds: " + ", ".join(f"{stage} {seed}" for stage, seed in seeds.items()) + ".",
         f"Machine: {record['machine']['words']}. Training: {minutes(seconds_of(record))}.",
@@ -221,22 +287,33 @@ def details(record: Record) -> str:
     ]
     if known := record["model"].get("calibration"):  # absent from records of before there was one
         lines.append(
-            f"Calibration on {known['num_faces']:,} validation faces: temperature {known['temperature']:.3f}, interval "
+            f"Calibration on {known['num_faces']:,} validation faces: temperature "
+            f"{known['temperature']:.3f}, interval "
             f"{known['offset']:+.2f} {unit} at both ends."
         )
     lines += [f"Note: {record['note']}"] if record["note"] else []
     lists = list(record["lists"])
     names = [key for key, value in record["lists"][lists[0]].items() if isinstance(value, dict)]
-    metrics = [[title_of(name, unit), *(figure(record, faces, name) for faces in lists)] for name in names]
+    metrics = [
+        [title_of(name, unit), *(figure(record, faces, name) for faces in lists)] for name in names
+    ]
     counts = [
         [key, *(str(record["lists"][faces].get(key, "")) for faces in lists)]
         for key in record["lists"][lists[0]]
         if key.startswith("num_")
     ]
-    parts = ["- " + "\n- ".join(lines), Table(caption="", header=["", *lists], rows=counts + metrics).markdown()]
-    parts += [groups_table(record, attribute) for attribute in dict.fromkeys(g["attribute"] for g in record["groups"])]
+    parts = [
+        "- " + "\n- ".join(lines),
+        Table(caption="", header=["", *lists], rows=counts + metrics).markdown(),
+    ]
+    parts += [
+        groups_table(record, attribute)
+        for attribute in dict.fromkeys(g["attribute"] for g in record["groups"])
+    ]
     parts.append("```json\n" + json.dumps(settings, indent=1) + "\n```")
-    return f"<details><summary>{record['name']}</summary>\n\n" + "\n\n".join(parts) + "\n\n</details>"  # fmt: skip
+    return (
+        f"<details><summary>{record['name']}</summary>\n\n" + "\n\n".join(parts) + "\n\n</details>"
+    )
 
 
 def groups_table(record: Record, attribute: str) -> str:
@@ -245,31 +322,49 @@ def groups_table(record: Record, attribute: str) -> str:
     rows: dict[str, list[str]] = {}
     for group in record["groups"]:
         if group["attribute"] == attribute:
-            row = rows.setdefault(str(group["group"]), [str(group["group"]), f"{group['num_faces']:,}"])
-            row.append(with_interval(group["metric"], Estimate(**{k: group[k] for k in ("value", "low", "high")}), 2))
+            row = rows.setdefault(
+                str(group["group"]), [str(group["group"]), f"{group['num_faces']:,}"]
+            )
+            row.append(
+                with_interval(
+                    group["metric"], Estimate(**{k: group[k] for k in ("value", "low", "high")}), 2
+                )
+            )
     header = [attribute, "faces", *(title_of(metric, unit) for metric in ATTRIBUTE_METRICS)]
     return Table(caption="", header=header, rows=list(rows.values())).markdown()
 
 
 def main() -> None:
     """The two verbs; a missing file ends them with one line and exit status 2."""
-    parser = argparse.ArgumentParser(prog="python docs/make_results.py", description=__doc__.split("\n", 1)[0])
+    parser = argparse.ArgumentParser(
+        prog="python docs/make_results.py", description=__doc__.split("\n", 1)[0]
+    )
     verbs = parser.add_subparsers(dest="verb", required=True)
     recorder = verbs.add_parser("record", help="a finished run -> docs/results/NAME.json")
     recorder.add_argument("name")
     recorder.add_argument("--protocol", required=True, help="a key of docs/results/published.json")
-    recorder.add_argument("--run", type=Path, default=DOCS.parent, help="the run's folder; default: this repository")
-    recorder.add_argument("--note", default="", help="what a reader should know, such as what was tried")
-    recorder.add_argument("--machine", help="the machine that ran, where it is not this one; say GPU if it has one")
+    recorder.add_argument(
+        "--run", type=Path, default=DOCS.parent, help="the run's folder; default: this repository"
+    )
+    recorder.add_argument(
+        "--note", default="", help="what a reader should know, such as what was tried"
+    )
+    recorder.add_argument(
+        "--machine", help="the machine that ran, where it is not this one; say GPU if it has one"
+    )
     verbs.add_parser("render", help="docs/results/*.json -> docs/results.md")
     arguments = parser.parse_args()
     try:
         if arguments.verb == "record":
-            kept = record(arguments.name, arguments.run, arguments.protocol, arguments.note, arguments.machine)
-            with written_whole(DOCS / "results" / f"{arguments.name}.json") as part:
-                part.write_text(json.dumps(kept, indent=1, ensure_ascii=False) + "\n", encoding="utf-8")
+            kept = record(
+                arguments.name, arguments.run, arguments.protocol, arguments.note, arguments.machine
+            )
+            with atomic_write(DOCS / "results" / f"{arguments.name}.json") as part:
+                part.write_text(
+                    json.dumps(kept, indent=1, ensure_ascii=False) + "\n", encoding="utf-8"
+                )
         text = render(DOCS / "results")
-        with written_whole(DOCS / "results.md") as part:
+        with atomic_write(DOCS / "results.md") as part:
             part.write_text(text, encoding="utf-8")
     except ValueError as error:
         print(f"make_results: {error}", file=sys.stderr)

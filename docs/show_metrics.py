@@ -1,8 +1,9 @@
-"""The last evaluation as a table in the terminal, and where everything lies: the end of `make demo`.
+"""The last evaluation as a table in the terminal, and where everything lies: the end of `make
+demo`.
 
     python docs/show_metrics.py
 
-reports/metrics.json + models/calibrated/card.json -> text. Seconds.
+reports/metrics.json + models/calibrated/config.json -> text. Seconds.
 """
 
 from __future__ import annotations
@@ -11,34 +12,41 @@ import json
 import sys
 from pathlib import Path
 
-from visage.bootstrap import Estimate
-from visage.card import CARD_FILE, ModelCard
-from visage.evaluation_page import digits_of
-from visage.report import Table, figures_table
+from visage.evaluation.bootstrap import Estimate
+from visage.evaluation.html import Table, figures_table
+from visage.evaluation.page import digits_of
+from visage.model_config import CONFIG_FILE, ModelConfig
 
 PLACES = {"report": "reports/report.html", "plots": "reports/plots", "model": "models/export"}
 
 
-def metrics_table(metrics: Path, card: ModelCard) -> Table:
+def metrics_table(metrics: Path, config: ModelConfig) -> Table:
     """Every metric with its interval, one column a list of faces."""
     if not metrics.is_file():
         raise ValueError(f"{metrics}: no such file; evaluate a model first (make demo)")
     document = json.loads(metrics.read_text(encoding="utf-8"))
     columns = {
         f"{name} ({figures['num_faces']:,} faces)": {
-            metric: Estimate(**figure) for metric, figure in figures.items() if isinstance(figure, dict)
+            metric: Estimate(**figure)
+            for metric, figure in figures.items()
+            if isinstance(figure, dict)
         }
         for name, figures in document.items()
         if name != "decision"
     }
-    return figures_table(f"{card.name}: {card.quantity} in {card.unit}", columns, card.unit, digits_of(card))
+    return figures_table(
+        f"{config.name}: {config.quantity} in {config.unit}",
+        columns,
+        config.unit,
+        digits_of(config),
+    )
 
 
 def main() -> None:
     repository = Path(__file__).resolve().parents[1]
     try:
-        card = ModelCard.read(repository / "models" / "calibrated" / CARD_FILE)
-        print(metrics_table(repository / "reports" / "metrics.json", card).text(), end="\n\n")
+        config = ModelConfig.read(repository / "models" / "calibrated" / CONFIG_FILE)
+        print(metrics_table(repository / "reports" / "metrics.json", config).text(), end="\n\n")
     except ValueError as error:
         print(f"show_metrics: {error}", file=sys.stderr)
         raise SystemExit(2) from error

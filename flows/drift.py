@@ -1,11 +1,13 @@
-"""Looks whether the faces that are served still look like those of the training, and starts a retraining if not.
+"""Looks whether the faces that are served still look like those of the training, and starts a
+retraining if not.
 
     python -m flows.drift          (prefect.yaml runs it every hour)
 
-The server's /statistics (sums over its newest faces) against reference.json of the champion, by visage.drift. Beyond a
-threshold the deployment of the settings is run, once for a champion and day however often drift is found, and people
-are told. Neither photo nor face is seen here. Drift says that people send other faces, not that the answers are worse:
-only labelled ones of them tell that, and without new labelled photos the retraining finds nothing new.
+The server's /statistics (sums over its newest faces) against reference.json of the champion, by
+visage.evaluation.drift. Beyond a threshold the deployment of the settings is run, once for a
+champion and day however often drift is found, and people are told. Neither photo nor face is seen
+here. Drift says that people send other faces, not that the answers are worse: only labelled ones of
+them tell that, and without new labelled photos the retraining finds nothing new.
 """
 
 from __future__ import annotations
@@ -29,13 +31,13 @@ from prefect.deployments import run_deployment
 from prefect.exceptions import ObjectNotFound
 from prefect.states import Completed
 
-from flows.notify import notify
-from flows.workspace import ROOT
+from flows.pipeline.notify import notify
+from flows.pipeline.workspace import ROOT
 from model_registry.package import PackageSettings, fetch
 from model_registry.promote import champion
 from stages.settings import load_section, read_json
-from visage.drift import REFERENCE_FILE, Summary
-from visage.drift import drift as compared
+from visage.evaluation.drift import REFERENCE_FILE, Summary
+from visage.evaluation.drift import drift as compared
 
 STATISTICS_SECONDS = 10.0
 STATISTICS_BYTES = 4_000_000  # the sums of 4,096 features take a twentieth
@@ -43,9 +45,9 @@ STATISTICS_BYTES = 4_000_000  # the sums of 4,096 features take a twentieth
 
 @dataclass(frozen=True, kw_only=True)
 class DriftSettings:
-    """`url` of the server. Nothing is decided on fewer than `min_faces` served; what is larger than `max_value_psi` or
-    `max_feature_distance` (visage.drift) is drift. Then `deployment` (FLOW/NAME) is run, and the Prefect Webhook block
-    `notify` told, null for nobody."""
+    """`url` of the server. Nothing is decided on fewer than `min_faces` served; what is larger than
+    `max_value_psi` or `max_feature_distance` (visage.evaluation.drift) is drift. Then `deployment`
+    (FLOW/NAME) is run, and the Prefect Webhook block `notify` told, null for nobody."""
 
     url: str
     min_faces: int
@@ -63,14 +65,16 @@ class DriftSettings:
 
 @flow(name="drift")
 def drift(root: Path = ROOT) -> State[str]:
-    """One look; the state's message is what came of it. ValueError, with the remedy, where nothing can be compared."""
+    """One look; the state's message is what came of it. ValueError, with the remedy, where nothing
+    can be compared."""
     settings = load_section(root / "params.yaml", "drift", DriftSettings)
     model = load_section(root / "params.yaml", "package", PackageSettings).model
     version, reference = champion_reference(model)
     served = served_faces(settings.url)
     if served.weights != reference.weights:
         raise ValueError(
-            f"{settings.url} answers with another model than version {version} of {model}, the champion; start the "
+            f"{settings.url} answers with another model than version {version} of {model}, the "
+            f"champion; start the "
             "server anew (make serve)"
         )
     rows, beyond = measures(settings, reference, served)
@@ -89,10 +93,13 @@ def champion_reference(model: str) -> tuple[int, Summary]:
         path = fetch(f"models:/{model}/{version}", Path(folder)) / REFERENCE_FILE
         if not path.is_file():
             raise ValueError(
-                f"version {version} of {model} has no {REFERENCE_FILE}: it was exported before drift was measured; "
+                f"version {version} of {model} has no {REFERENCE_FILE}: it was exported before "
+                f"drift was measured; "
                 "export and register it again (make retrain)"
             )
-        return version, Summary.from_document(read_json(path), f"{REFERENCE_FILE} of version {version} of {model}")
+        return version, Summary.from_document(
+            read_json(path), f"{REFERENCE_FILE} of version {version} of {model}"
+        )
 
 
 def served_faces(url: str) -> Summary:
@@ -103,25 +110,38 @@ def served_faces(url: str) -> Summary:
             body = answer.read(STATISTICS_BYTES + 1)
     except urllib.error.HTTPError as error:
         with error:
-            raise ValueError(f"{address}: {error}; it must be visage's own server (make serve)") from error
+            raise ValueError(
+                f"{address}: {error}; it must be visage's own server (make serve)"
+            ) from error
     except (OSError, http.client.HTTPException) as error:
         raise ValueError(
-            f"{address}: no answer ({error}); start the server (make serve), or set drift.url in params.yaml to where "
+            f"{address}: no answer ({error}); start the server (make serve), or set drift.url in "
+            f"params.yaml to where "
             "it listens"
         ) from error
     if len(body) > STATISTICS_BYTES:
-        raise ValueError(f"{address}: more than {STATISTICS_BYTES} bytes; it must be visage's own server (make serve)")
+        raise ValueError(
+            f"{address}: more than {STATISTICS_BYTES} bytes; it must be visage's own server (make "
+            f"serve)"
+        )
     try:
         document = json.loads(body)
     except (ValueError, RecursionError) as error:
-        raise ValueError(f"{address}: not JSON; it must be visage's own server (make serve)") from error
+        raise ValueError(
+            f"{address}: not JSON; it must be visage's own server (make serve)"
+        ) from error
     return Summary.from_document(document, address)
 
 
-def measures(settings: DriftSettings, reference: Summary, served: Summary) -> tuple[list[dict[str, Any]], list[str]]:
-    """Rows of a table, and in words what is beyond its threshold; of few faces only their number is told."""
+def measures(
+    settings: DriftSettings, reference: Summary, served: Summary
+) -> tuple[list[dict[str, Any]], list[str]]:
+    """Rows of a table, and in words what is beyond its threshold; of few faces only their number is
+    told."""
     num_faces = served.totals().num_faces
-    rows: list[dict[str, Any]] = [{"measure": "faces served", "found": num_faces, "threshold": settings.min_faces}]
+    rows: list[dict[str, Any]] = [
+        {"measure": "faces served", "found": num_faces, "threshold": settings.min_faces}
+    ]
     if num_faces < settings.min_faces:
         return rows, []
     found = compared(reference, served)
@@ -130,13 +150,23 @@ def measures(settings: DriftSettings, reference: Summary, served: Summary) -> tu
         (f"predicted values ({means})", found.value_psi, settings.max_value_psi),
         ("features", found.feature_distance, settings.max_feature_distance),
     ]
-    rows += [{"measure": name, "found": round(value, 4), "threshold": limit} for name, value, limit in told]
-    beyond = [f"{name} by {value:.3g}, more than {limit:g}" for name, value, limit in told if value > limit]
+    rows += [
+        {"measure": name, "found": round(value, 4), "threshold": limit}
+        for name, value, limit in told
+    ]
+    beyond = [
+        f"{name} by {value:.3g}, more than {limit:g}"
+        for name, value, limit in told
+        if value > limit
+    ]
     return rows, beyond
 
 
-def _outcome(settings: DriftSettings, version: str, rows: list[dict[str, Any]], beyond: list[str]) -> str:
-    """The table in a sentence; where it tells of drift, the retraining is started and people are told."""
+def _outcome(
+    settings: DriftSettings, version: str, rows: list[dict[str, Any]], beyond: list[str]
+) -> str:
+    """The table in a sentence; where it tells of drift, the retraining is started and people are
+    told."""
     num_faces = rows[0]["found"]
     if num_faces < settings.min_faces:
         return f"{num_faces} faces served by {version}: nothing is decided on fewer than {settings.min_faces}"
@@ -167,15 +197,19 @@ def started(deployment: str, cause: str, reason: str) -> bool:
         )
     except ObjectNotFound as error:
         raise ValueError(
-            f"{reason}, and there is no deployment {deployment!r} to run; make deploy registers those of prefect.yaml, "
+            f"{reason}, and there is no deployment {deployment!r} to run; make deploy registers "
+            f"those of prefect.yaml, "
             "drift.deployment in params.yaml names one"
         ) from error
     return bool(run.name == own_name)  # Prefect gives the earlier run for a key that it knows
 
 
 def main() -> None:
-    """The command line; prints the outcome. What the user can mend ends it with one line and exit status 2."""
-    argparse.ArgumentParser(prog="python -m flows.drift", description=__doc__.split("\n", 1)[0]).parse_args()
+    """The command line; prints the outcome. What the user can mend ends it with one line and exit
+    status 2."""
+    argparse.ArgumentParser(
+        prog="python -m flows.drift", description=__doc__.split("\n", 1)[0]
+    ).parse_args()
     try:
         state: Any = drift(return_state=True)
         state.result()

@@ -1,8 +1,10 @@
-"""An exported model becomes a registered version: a pyfunc from code, safe to open and complete in itself.
+"""An exported model becomes a registered version: a pyfunc from code, safe to open and complete in
+itself.
 
-models/export/ -> a package in MLflow: card and weights (safetensors), limits of a request, the code of `visage`, the
-file that answers (model_registry/served_model.py), signature, an input example of a drawn face, pinned requirements. No
-pickle is in it, and neither DVC nor Prefect nor Ray is needed to load it.
+models/export/ -> a package in MLflow: config and weights (safetensors), limits of a request, the
+code of `visage`, the file that answers (model_registry/served_model.py), signature, an input
+example of a drawn face, pinned requirements. No pickle is in it, and neither DVC nor Prefect nor
+Ray is needed to load it.
 """
 
 from __future__ import annotations
@@ -25,24 +27,33 @@ from mlflow.models import Model, ModelSignature
 from mlflow.types import ColSpec, DataType, ParamSchema, ParamSpec, Schema, TensorSpec
 
 import visage
+from model_registry.mlflow_client import connect
 from model_registry.served_model import FACE, PHOTO, Limits
-from model_registry.store import connect
-from visage.card import CARD_FILE, ModelCard, load_model, sha256_of
-from visage.drawn import encode_face, sample_person, sample_photo
+from visage.model_config import CONFIG_FILE, ModelConfig
+from visage.synthetic import encode_face, sample_person, sample_photo
+from visage.weights import load_model, sha256_of
 
 REFERENCE_FILE = "reference.json"  # the training faces' summary, against which drift is measured
 ANSWERER = Path(__file__).with_name("served_model.py")
 REQUIREMENTS = (  # what an answer imports, and what MLflow's scoring server runs on
-    "mlflow", "torch", "torchvision", "facenet-pytorch", "safetensors", "numpy", "pandas", "pillow",
-    "fastapi", "uvicorn",
-)  # fmt: skip
+    "mlflow",
+    "torch",
+    "torchvision",
+    "facenet-pytorch",
+    "safetensors",
+    "numpy",
+    "pandas",
+    "pillow",
+    "fastapi",
+    "uvicorn",
+)
 WEIGHTS_TAG, CARD_TAG, LIMITS_TAG = "visage.weights_sha256", "visage.card_sha256", "visage.limits"
 
 
 @dataclass(frozen=True, kw_only=True)
 class PackageSettings:
-    """Name under which versions are registered, and what a request to the served model may hold: bytes as sent, pixels,
-    photos and aligned faces together, bytes and pixels of each."""
+    """Name under which versions are registered, and what a request to the served model may hold:
+    bytes as sent, pixels, photos and aligned faces together, bytes and pixels of each."""
 
     model: str
     max_request_bytes: int
@@ -58,24 +69,28 @@ class PackageSettings:
 
     @property
     def limits(self) -> Limits:
-        return Limits(**{field.name: getattr(self, field.name) for field in dataclasses.fields(Limits)})
+        return Limits(
+            **{field.name: getattr(self, field.name) for field in dataclasses.fields(Limits)}
+        )
 
 
 def package(export: Path, run_id: str, settings: PackageSettings) -> int:
-    """The version of `settings.model` that holds the model in `export` as made by run `run_id`, registered once.
+    """The version of `settings.model` that holds the model in `export` as made by run `run_id`,
+    registered once.
 
-    A second call with the same run, card, weights and limits returns the same version. Raises ValueError for a folder
-    that holds no sound model; a package that cannot answer its own example is not registered.
+    A second call with the same run, config, weights and limits returns the same version. Raises
+    ValueError for a folder that holds no sound model; a package that cannot answer its own example
+    is not registered.
     """
-    _, card = load_model(export)
+    _, config = load_model(export)
     client = connect()
-    tags = {WEIGHTS_TAG: card.weights.sha256, CARD_TAG: sha256_of(export / CARD_FILE)}
+    tags = {WEIGHTS_TAG: config.weights.sha256, CARD_TAG: sha256_of(export / CONFIG_FILE)}
     tags[LIMITS_TAG] = settings.limits.text()
     known = _known_version(client, settings.model, run_id, tags)
     if known is not None:
         return known
     with tempfile.TemporaryDirectory() as folder:
-        uri = _logged(client, Path(folder), export, card, run_id, settings)
+        uri = _logged(client, Path(folder), export, config, run_id, settings)
     example = mlflow.pyfunc.load_model(uri).predict(input_example())
     if len(example) != 1:
         raise ValueError(f"{export}: the package does not answer its own example")
@@ -90,10 +105,15 @@ def is_as_packaged(version: int, settings: PackageSettings) -> bool:
 
 
 def fetch(uri: str, into: Path) -> Path:
-    """`models:/NAME@champion` or `models:/NAME/3` -> the folder inside `into` that Predictor.load takes."""
+    """`models:/NAME@champion` or `models:/NAME/3` -> the folder inside `into` that Predictor.load
+    takes."""
     connect()
     into.mkdir(parents=True, exist_ok=True)
-    return Path(mlflow.artifacts.download_artifacts(f"{uri.rstrip('/')}/artifacts/model", dst_path=str(into)))
+    return Path(
+        mlflow.artifacts.download_artifacts(
+            f"{uri.rstrip('/')}/artifacts/model", dst_path=str(into)
+        )
+    )
 
 
 def input_example() -> pd.DataFrame:
@@ -104,12 +124,17 @@ def input_example() -> pd.DataFrame:
 
 
 def signature() -> ModelSignature:
-    """Two columns, of which each row fills one; three switches; what comes out is JSON, described in docs/serve.md."""
-    columns: list[ColSpec | TensorSpec] = [ColSpec(DataType.string, name, required=False) for name in (PHOTO, FACE)]
+    """Two columns, of which each row fills one; three switches; what comes out is JSON, described
+    in docs/serve.md."""
+    columns: list[ColSpec | TensorSpec] = [
+        ColSpec(DataType.string, name, required=False) for name in (PHOTO, FACE)
+    ]
     switches = {"all_faces": False, "explain": False, "flip": True}
     return ModelSignature(
         inputs=Schema(columns),
-        params=ParamSchema([ParamSpec(name, DataType.boolean, default) for name, default in switches.items()]),
+        params=ParamSchema(
+            [ParamSpec(name, DataType.boolean, default) for name, default in switches.items()]
+        ),
     )
 
 
@@ -118,19 +143,26 @@ def pinned_requirements() -> list[str]:
     return [f"{name}=={installed(name).partition('+')[0]}" for name in REQUIREMENTS]
 
 
-def _known_version(client: MlflowClient, model: str, run_id: str, tags: dict[str, str]) -> int | None:
+def _known_version(
+    client: MlflowClient, model: str, run_id: str, tags: dict[str, str]
+) -> int | None:
     found = client.search_model_versions(f"name = '{model}' and run_id = '{run_id}'")
     same = [int(entry.version) for entry in found if tags.items() <= entry.tags.items()]
     return max(same, default=None)
 
 
 def _logged(
-    client: MlflowClient, folder: Path, export: Path, card: ModelCard, run_id: str, settings: PackageSettings
+    client: MlflowClient,
+    folder: Path,
+    export: Path,
+    config: ModelConfig,
+    run_id: str,
+    settings: PackageSettings,
 ) -> str:
     """Lays the package's files out in `folder` and logs them as a model of the run; its address."""
     model, limits, code = folder / "model", folder / "limits.json", folder / "visage"
     model.mkdir()
-    for name in (CARD_FILE, card.weights.file, REFERENCE_FILE):
+    for name in (CONFIG_FILE, config.weights.file, REFERENCE_FILE):
         if (export / name).is_file():
             shutil.copyfile(export / name, model / name)
     limits.write_text(settings.limits.text(), encoding="utf-8")
@@ -143,9 +175,10 @@ def _logged(
         "input_example": input_example(),
         "pip_requirements": pinned_requirements(),
     }
-    # The run's own experiment, whichever is active; and the run's status stays as it is, open or finished.
+    # The run's own experiment, whichever is active; and the run's status stays as it is, open or
+    # finished.
     experiment = client.get_run(run_id).info.experiment_id
-    logged = client.create_logged_model(experiment, name=card.name, source_run_id=run_id)
+    logged = client.create_logged_model(experiment, name=config.name, source_run_id=run_id)
     with warnings.catch_warnings():
         warnings.filterwarnings("ignore", module=r"mlflow\.")  # it uses what pandas 3 deprecates
         info = Model.log(None, mlflow.pyfunc, model_id=logged.model_id, run_id=run_id, **contents)

@@ -3,11 +3,12 @@
     python -m model_registry.promote history|rollback MODEL
     python -m model_registry.promote promote MODEL VERSION [--reason TEXT]      (or: make history, promote, rollback)
 
-The alias `champion` is the truth; moving it is one step, whatever fails before or after. Why a version was promoted or
-refused (model_registry/compare.py decides) stands on the version before the alias moves. The history (tags of the
-registered model, an event each) is written after it, a rollback's event before it: a rollback that died and is asked
-for again must not come back to the champion that it took away. Where history and alias differ, because a process died
-or somebody moved the alias by other means, the next call says what it found.
+The alias `champion` is the truth; moving it is one step, whatever fails before or after. Why a
+version was promoted or refused (model_registry/promotion_gate.py decides) stands on the version
+before the alias moves. The history (tags of the registered model, an event each) is written after
+it, a rollback's event before it: a rollback that died and is asked for again must not come back to
+the champion that it took away. Where history and alias differ, because a process died or somebody
+moved the alias by other means, the next call says what it found.
 """
 
 from __future__ import annotations
@@ -22,10 +23,15 @@ from typing import Any
 from mlflow import MlflowClient
 from mlflow.exceptions import MlflowException
 
-from model_registry.store import connect, patiently
+from model_registry.mlflow_client import connect, patiently
 
 CHAMPION, CHALLENGER = "champion", "challenger"
-EVENT, DECISION, REASONS, AGAINST = "event.", "visage.decision", "visage.reasons", "visage.decided_against"
+EVENT, DECISION, REASONS, AGAINST = (
+    "event.",
+    "visage.decision",
+    "visage.reasons",
+    "visage.decided_against",
+)
 MAX_TAG = 4900  # characters that MLflow's stores keep of a version's tag
 PROMOTED, REFUSED = "promoted", "refused"
 
@@ -110,7 +116,13 @@ def _reconcile(client: MlflowClient, model: str) -> None:
     """The history learns of a champion that it has not heard of."""
     line, now = _succession(history(model)), champion(model)
     if now is not None and (not line or line[-1] != now):
-        note(client, model, "found as champion", now, "named by other means, or the step before died halfway")
+        note(
+            client,
+            model,
+            "found as champion",
+            now,
+            "named by other means, or the step before died halfway",
+        )
 
 
 def last_event(model: str) -> tuple[str, int] | None:
@@ -131,7 +143,9 @@ def tag(client: MlflowClient, model: str, version: int, tags: Mapping[str, str])
 
 def _existing(client: MlflowClient, model: str, version: int) -> None:
     if not _exists(client, model, version):
-        raise ValueError(f"{model} has no version {version}; make history shows those that were ever named")
+        raise ValueError(
+            f"{model} has no version {version}; make history shows those that were ever named"
+        )
 
 
 def _exists(client: MlflowClient, model: str, version: int) -> bool:
@@ -146,7 +160,9 @@ def _exists(client: MlflowClient, model: str, version: int) -> bool:
 
 def main() -> None:
     """The command line; what the user can mend ends it with one line and exit status 2."""
-    parser = argparse.ArgumentParser(prog="python -m model_registry.promote", description=__doc__.split("\n", 1)[0])
+    parser = argparse.ArgumentParser(
+        prog="python -m model_registry.promote", description=__doc__.split("\n", 1)[0]
+    )
     parser.add_argument("action", choices=["history", "promote", "rollback"])
     parser.add_argument("model", help="the registered model's name")
     parser.add_argument("version", nargs="?", type=int)
@@ -155,12 +171,17 @@ def main() -> None:
     try:
         if arguments.action == "promote":
             if arguments.version is None:
-                raise ValueError("promote: which version? python -m model_registry.promote promote MODEL VERSION")
+                raise ValueError(
+                    "promote: which version? python -m model_registry.promote promote MODEL VERSION"
+                )
             promote(arguments.model, arguments.version, arguments.reason)
         elif arguments.action == "rollback":
             rollback(arguments.model, arguments.reason)
         for event in history(arguments.model):
-            print(f"{event['time']}  version {event['version']:<4} {event['action']}: {event['reason']}")
+            print(
+                f"{event['time']}  version {event['version']:<4} {event['action']}: "
+                f"{event['reason']}"
+            )
         print(f"champion: version {champion(arguments.model)}")
     except (ValueError, MlflowException) as error:
         print(f"model_registry.promote: {error}", file=sys.stderr)

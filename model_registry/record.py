@@ -1,9 +1,9 @@
 """One reproduction becomes one MLflow run: what went in, what came out, and on which machine.
 
-`recording` opens the run before the stages start and samples the machine meanwhile; `finish` logs settings, metrics
-with their intervals, training curves, reports, lock file, digests of the data and the environment. The lock file's
-digest names the result: what is recorded already is not recorded again. A run whose process died is taken up by the
-next one.
+`recording` opens the run before the stages start and samples the machine meanwhile; `finish` logs
+settings, metrics with their intervals, training curves, reports, lock file, digests of the data and
+the environment. The lock file's digest names the result: what is recorded already is not recorded
+again. A run whose process died is taken up by the next one.
 """
 
 from __future__ import annotations
@@ -25,10 +25,14 @@ from mlflow.data.sources import LocalArtifactDatasetSource  # type: ignore[attr-
 from mlflow.entities import Dataset, DatasetInput, InputTag, Metric, Param, Run, RunTag
 from mlflow.system_metrics.system_metrics_monitor import SystemMetricsMonitor
 
-from model_registry.store import connect, experiment, patiently
+from model_registry.mlflow_client import connect, experiment, patiently
 
 LOCK_TAG, WORKSPACE_TAG, OPEN_TAG = "visage.lock", "visage.workspace", "visage.open"
-PREDICTIONS, METRICS, GROUPS = "predictions.parquet", "metrics.json", "groups.csv"  # artifacts that others read
+PREDICTIONS, METRICS, GROUPS = (
+    "predictions.parquet",
+    "metrics.json",
+    "groups.csv",
+)  # artifacts that others read
 MAX_VALUE = 6000  # characters of a parameter that every store takes
 MAX_PARAMS, MAX_METRICS = 100, 1000  # in one call
 SAMPLING_SECONDS = 10
@@ -37,8 +41,9 @@ Item = TypeVar("Item")
 
 @dataclass(frozen=True, kw_only=True)
 class Evidence:
-    """What a reproduction leaves: `settings`, the whole params file, read; files; `reports`: name -> file or folder;
-    `manifests`: role -> the manifest of its photos, whose digest is the one in dvc.lock."""
+    """What a reproduction leaves: `settings`, the whole params file, read; files; `reports`: name
+    -> file or folder; `manifests`: role -> the manifest of its photos, whose digest is the one in
+    dvc.lock."""
 
     settings: Mapping[str, Any]
     params: Path
@@ -66,12 +71,16 @@ def find(experiment_name: str, digest: str) -> str | None:
 
 @contextmanager
 def recording(experiment_name: str, workspace: str) -> Iterator[str]:
-    """The id of an open run while the block lasts: a new one, or the one that this workspace left unfinished.
+    """The id of an open run while the block lasts: a new one, or the one that this workspace left
+    unfinished.
 
-    Where the block raises, the run is FAILED, and the next recording of the workspace takes it up again.
+    Where the block raises, the run is FAILED, and the next recording of the workspace takes it up
+    again.
     """
     client, number = connect(), patiently(lambda: experiment(experiment_name))
-    run_id = patiently(lambda: _open_run(client, number, hashlib.sha256(workspace.encode()).hexdigest()[:16]))
+    run_id = patiently(
+        lambda: _open_run(client, number, hashlib.sha256(workspace.encode()).hexdigest()[:16])
+    )
     sampler = _sampler(run_id)
     sampler.start()
     try:
@@ -84,7 +93,8 @@ def recording(experiment_name: str, workspace: str) -> Iterator[str]:
 
 
 class Sampler(SystemMetricsMonitor):
-    """MLflow's sampler of the machine, which ends for good where the store is away once: this one starts it again."""
+    """MLflow's sampler of the machine, which ends for good where the store is away once: this one
+    starts it again."""
 
     def monitor(self) -> None:
         sample: Any = super().monitor
@@ -110,10 +120,12 @@ def _open_run(client: MlflowClient, number: str, workspace: str) -> str:
 
 
 def finish(run_id: str, evidence: Evidence, code: Mapping[str, Any]) -> str:
-    """Logs the evidence and ends the run; the id of the run that holds it, which may be an earlier one's.
+    """Logs the evidence and ends the run; the id of the run that holds it, which may be an earlier
+    one's.
 
-    May be called again after it was cut off: nothing is logged twice. Where another result was being written down
-    when it was cut off, a new run takes this one: MLflow never changes a setting that a run has.
+    May be called again after it was cut off: nothing is logged twice. Where another result was
+    being written down when it was cut off, a new run takes this one: MLflow never changes a setting
+    that a run has.
     """
     client, digest = connect(), lock_digest(evidence.lock)
     run = patiently(lambda: client.get_run(run_id))
@@ -128,7 +140,9 @@ def finish(run_id: str, evidence: Evidence, code: Mapping[str, Any]) -> str:
     patiently(lambda: client.set_tag(run_id, LOCK_TAG, digest))
     patiently(lambda: _log_evidence(client, run_id, run.info.start_time, evidence))
     tags = {OPEN_TAG: "false"} | {f"visage.{name}": str(value) for name, value in code.items()}
-    patiently(lambda: client.log_batch(run_id, tags=[RunTag(key, value) for key, value in tags.items()]))
+    patiently(
+        lambda: client.log_batch(run_id, tags=[RunTag(key, value) for key, value in tags.items()])
+    )
     patiently(lambda: client.set_terminated(run_id, "FINISHED"))
     return run_id
 
@@ -147,7 +161,8 @@ def _instead(client: MlflowClient, run: Run) -> Run:
 
 
 def _log_evidence(client: MlflowClient, run_id: str, time_ms: int, evidence: Evidence) -> None:
-    """All but what closes the run. Metrics bear the run's start as their time: the same one twice is one row."""
+    """All but what closes the run. Metrics bear the run's start as their time: the same one twice
+    is one row."""
     figures = numbers(json.loads(evidence.metrics.read_text(encoding="utf-8")))
     metrics = [Metric(key, value, time_ms, 0) for key, value in figures.items()]
     for file in evidence.history:
@@ -156,8 +171,16 @@ def _log_evidence(client: MlflowClient, run_id: str, time_ms: int, evidence: Evi
         client.log_batch(run_id, params=some_params)
     for some_metrics in _batches(metrics, MAX_METRICS):
         client.log_batch(run_id, metrics=some_metrics)
-    client.log_inputs(run_id, [_dataset(role, manifest) for role, manifest in evidence.manifests.items()])
-    for file in (evidence.params, evidence.lock, evidence.metrics, evidence.groups, evidence.predictions):
+    client.log_inputs(
+        run_id, [_dataset(role, manifest) for role, manifest in evidence.manifests.items()]
+    )
+    for file in (
+        evidence.params,
+        evidence.lock,
+        evidence.metrics,
+        evidence.groups,
+        evidence.predictions,
+    ):
         client.log_artifact(run_id, str(file))
     for name, path in evidence.reports.items():
         place = Path("reports") / name
@@ -183,16 +206,23 @@ def flat(document: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
 
 
 def numbers(metrics: Mapping[str, Any]) -> dict[str, float]:
-    """metrics.json -> figures by name: `test.mae` with the ends of its interval, `test.mae.low` and `test.mae.high`."""
+    """metrics.json -> figures by name: `test.mae` with the ends of its interval, `test.mae.low` and
+    `test.mae.high`."""
     leaves = {name.removesuffix(".value"): value for name, value in flat(metrics).items()}
     is_number = {
-        name: isinstance(value, (int, float)) and not isinstance(value, bool) for name, value in leaves.items()
+        name: isinstance(value, (int, float)) and not isinstance(value, bool)
+        for name, value in leaves.items()
     }
-    return {name: float(value) for name, value in leaves.items() if is_number[name] and math.isfinite(value)}
+    return {
+        name: float(value)
+        for name, value in leaves.items()
+        if is_number[name] and math.isfinite(value)
+    }
 
 
 def curve(history: Path) -> Iterator[tuple[str, int, float]]:
-    """A training's CSV -> (name, epoch, value), such as finetune.val_mae; nothing where the training was skipped."""
+    """A training's CSV -> (name, epoch, value), such as finetune.val_mae; nothing where the
+    training was skipped."""
     with history.open(newline="", encoding="utf-8") as file:
         for row in csv.DictReader(file):
             step = int(float(row.pop("epoch")))

@@ -1,14 +1,16 @@
-"""The registered champion answers photos over HTTP: MLflow's scoring app behind a guard, in one process.
+"""The registered champion answers photos over HTTP: MLflow's scoring app behind a guard, in one
+process.
 
     python -m model_registry.serve --model models:/NAME@champion [--host 127.0.0.1] [--port 5001]     (or: make serve)
 
-POST /invocations answers; GET /ready says which model and version, /metrics counts for Prometheus, /statistics sums the
-newest faces up for flows/drift.py, /ping /health /version are MLflow's own. An alias is looked up once, at the start:
-after a promotion start the server anew.
+POST /invocations answers; GET /ready says which model and version, /metrics counts for Prometheus,
+/statistics sums the newest faces up for flows/drift.py, /ping /health /version are MLflow's own. An
+alias is looked up once, at the start: after a promotion start the server anew.
 
-Each prediction runs on one thread, as many at once as there are cores: sixteen clients then share the cores without
-thrashing, and one alone loses little (bench/serving.py). Requests wait in a queue with an end, beyond which 503 says
-when to come back. Requests from several clients are not joined into batches: measured, it gains too little.
+Each prediction runs on one thread, as many at once as there are cores: sixteen clients then share
+the cores without thrashing, and one alone loses little (bench/serving.py). Requests wait in a queue
+with an end, beyond which 503 says when to come back. Requests from several clients are not joined
+into batches: measured, it gains too little.
 """
 
 from __future__ import annotations
@@ -29,19 +31,23 @@ from mlflow.exceptions import MlflowException
 from mlflow.pyfunc import PyFuncModel, scoring_server
 from prometheus_client import CONTENT_TYPE_LATEST
 
-from model_registry.guard import App, Guard, GuardSettings
-from model_registry.store import connect
-from model_registry.tally import Tally
+from model_registry.mlflow_client import connect
+from model_registry.prometheus_metrics import Tally
+from model_registry.request_guard import App, Guard, GuardSettings
 
 JSON = "application/json"
 MAX_WAITING = 32  # requests in the queue; each holds at most max_request_bytes
-WINDOW_FACES, BLOCK_FACES = 2_000, 200  # newest faces that /statistics sums up, and the step by which the oldest leave
+WINDOW_FACES, BLOCK_FACES = (
+    2_000,
+    200,
+)  # newest faces that /statistics sums up, and the step by which the oldest leave
 ARRIVAL_SECONDS = 30.0  # for a request to arrive whole
 SECONDS_TO_FINISH = 30  # for requests in flight after SIGTERM
 
 
 def exact_uri(uri: str) -> str:
-    """`models:/NAME@champion` -> `models:/NAME/3`, the version that the alias means now; others stay."""
+    """`models:/NAME@champion` -> `models:/NAME/3`, the version that the alias means now; others
+    stay."""
     client = connect()
     name, at, alias = uri.removeprefix("models:/").partition("@")
     if not (uri.startswith("models:/") and at):
@@ -52,14 +58,20 @@ def exact_uri(uri: str) -> str:
 def build_app(model: PyFuncModel, name: str, num_at_once: int) -> App:
     """The whole application around a loaded package; `name` is what /ready and /metrics call it."""
     served: Any = model.unwrap_python_model()  # type: ignore[no-untyped-call]
-    card = served.predictor.card
-    tally = Tally(card, name, served.version)
+    model_config = served.predictor.model_config
+    tally = Tally(model_config, name, served.version)
     served.told = tally.count_documents
-    from visage.drift import Summary  # the package's own, as the predictor that it hears
+    from visage.evaluation.drift import Summary
 
-    summary = Summary.of(card, window_faces=WINDOW_FACES, block_faces=BLOCK_FACES)
+    summary = Summary.of(model_config, window_faces=WINDOW_FACES, block_faces=BLOCK_FACES)
     served.predictor.observe = summary.add
-    ready = {"ready": True, "name": name, "version": served.version, "model": card.name, "sha256": card.weights.sha256}
+    ready = {
+        "ready": True,
+        "name": name,
+        "version": served.version,
+        "model": model_config.name,
+        "sha256": model_config.weights.sha256,
+    }
     switches = model.metadata.get_params_schema().params  # type: ignore[no-untyped-call]
     guard = Guard(
         scoring_server.init(model),
@@ -86,7 +98,12 @@ async def run(app: App, host: str, port: int, num_at_once: int) -> None:
     # MLflow predicts in the loop's own pool of threads: its size bounds what runs at once.
     asyncio.get_running_loop().set_default_executor(ThreadPoolExecutor(num_at_once, "predict"))
     config = uvicorn.Config(
-        app, host=host, port=port, access_log=False, server_header=False, timeout_graceful_shutdown=SECONDS_TO_FINISH
+        app,
+        host=host,
+        port=port,
+        access_log=False,
+        server_header=False,
+        timeout_graceful_shutdown=SECONDS_TO_FINISH,
     )
     await uvicorn.Server(config).serve()
 
@@ -104,10 +121,15 @@ def serve(uri: str, host: str, port: int) -> None:
 
 
 def main() -> None:
-    """The command line; a model that is not there or not sound ends it with one line and exit status 2."""
-    parser = argparse.ArgumentParser(prog="python -m model_registry.serve", description=__doc__.split("\n", 1)[0])
+    """The command line; a model that is not there or not sound ends it with one line and exit
+    status 2."""
+    parser = argparse.ArgumentParser(
+        prog="python -m model_registry.serve", description=__doc__.split("\n", 1)[0]
+    )
     parser.add_argument("--model", required=True, help="models:/NAME@ALIAS or models:/NAME/VERSION")
-    parser.add_argument("--host", default="127.0.0.1", help="where to listen; beyond loopback see docs/serve.md")
+    parser.add_argument(
+        "--host", default="127.0.0.1", help="where to listen; beyond loopback see docs/serve.md"
+    )
     parser.add_argument("--port", type=int, default=5001)
     arguments = parser.parse_args()
     try:

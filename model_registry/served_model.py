@@ -1,9 +1,10 @@
 """The model as MLflow loads it: rows of base64 photos or aligned faces -> one JSON document each.
 
-This file is the package's code ("models from code": nothing is pickled). It and `visage`, which travels beside it, are
-all that an answer needs. Every number comes from visage.predictor; here is only what a stranger's request needs: what
-is accepted, how much of it, and one clear sentence where it is not. A request holds no path and no address: a string is
-base64 of a picture or it is refused.
+This file is the package's code ("models from code": nothing is pickled). It and `visage`, which
+travels beside it, are all that an answer needs. Every number comes from visage.inference.photos;
+here is only what a stranger's request needs: what is accepted, how much of it, and one clear
+sentence where it is not. A request holds no path and no address: a string is base64 of a picture or
+it is refused.
 """
 
 from __future__ import annotations
@@ -27,21 +28,33 @@ from mlflow.pyfunc.model import PythonModel
 from PIL import Image
 from torch import Tensor, nn
 
-from visage.card import load_model
-from visage.explain import coarse_score_map
-from visage.photos import PhotoError, read_photo
-from visage.predictor import BATCH_ROWS, PhotoResult, Predictions, Predictor, as_document
+from visage.detection.image_io import PhotoError, read_photo
+from visage.explain.score_map import coarse_score_map
+from visage.inference.faces import BATCH_ROWS, Predictions
+from visage.inference.photos import PhotoResult, Predictor, as_document
+from visage.weights import load_model
 
 Document = dict[str, Any]
-PHOTO, FACE = "photo", "face"  # the columns: a photo whose faces are wanted, a face cut as the model's card says
+PHOTO, FACE = (
+    "photo",
+    "face",
+)  # the columns: a photo whose faces are wanted, a face cut as the model's config says
 SCAN = b"\xff\xda"  # begins each scan of a JPEG; inside one it cannot occur
-MAX_SCANS = 64  # a progressive JPEG has about ten; thousands would keep the decoder busy for minutes
-NO_FACE_OF_ITS_OWN = {"box": None, "landmarks": None, "probability": None, "chosen": True}  # of an aligned face
+MAX_SCANS = (
+    64  # a progressive JPEG has about ten; thousands would keep the decoder busy for minutes
+)
+NO_FACE_OF_ITS_OWN = {
+    "box": None,
+    "landmarks": None,
+    "probability": None,
+    "chosen": True,
+}  # of an aligned face
 
 
 @dataclass(frozen=True, kw_only=True)
 class Limits:
-    """What a request may hold: bytes as sent, pixels, photos and faces together, bytes and pixels of each."""
+    """What a request may hold: bytes as sent, pixels, photos and faces together, bytes and pixels
+    of each."""
 
     max_request_bytes: int
     max_request_pixels: int
@@ -59,7 +72,8 @@ class Refused(ValueError):
 
 
 class ServedModel(PythonModel):
-    """`told`, where set, hears every request's documents (the server counts them); `version` is the registered one."""
+    """`told`, where set, hears every request's documents (the server counts them); `version` is the
+    registered one."""
 
     limits: Limits
     predictor: Predictor
@@ -68,16 +82,22 @@ class ServedModel(PythonModel):
     told: Callable[[Sequence[Document]], None] | None = None
 
     def load_context(self, context: Any) -> None:
-        """Reads weights, card and limits; refuses with a ValueError what does not belong together."""
+        """Reads weights, config and limits; refuses with a ValueError what does not belong
+        together."""
         folder = Path(context.artifacts["model"])
-        self.limits = Limits(**json.loads(Path(context.artifacts["limits"]).read_text(encoding="utf-8")))
-        self.network, card = load_model(folder)
-        self.predictor = Predictor(self.network, card)
+        self.limits = Limits(
+            **json.loads(Path(context.artifacts["limits"]).read_text(encoding="utf-8"))
+        )
+        self.network, config = load_model(folder)
+        self.predictor = Predictor(self.network, config)
         self.predictor.max_photo_pixels = self.limits.max_photo_pixels
         self.version = registered_version(folder.parents[1])
 
-    def predict(self, context: Any, model_input: pd.DataFrame, params: dict[str, Any] | None = None) -> list[Document]:  # noqa: ARG002
-        """MLflow's door: rows with `photo` or `face` -> documents; what a row lacks is a 400 with one sentence."""
+    def predict(
+        self, context: Any, model_input: pd.DataFrame, params: dict[str, Any] | None = None
+    ) -> list[Document]:
+        """MLflow's door: rows with `photo` or `face` -> documents; what a row lacks is a 400 with
+        one sentence."""
         try:
             documents = self.answer(model_input.to_dict("records"), **(params or {}))
         except Refused as refused:
@@ -87,27 +107,43 @@ class ServedModel(PythonModel):
         return documents
 
     def answer(
-        self, rows: Sequence[dict[Any, Any]], all_faces: bool = False, explain: bool = False, flip: bool = True
+        self,
+        rows: Sequence[dict[Any, Any]],
+        all_faces: bool = False,
+        explain: bool = False,
+        flip: bool = True,
     ) -> list[Document]:
-        """Rows -> documents, in order; raises Refused for the first that cannot be answered, and then answers none."""
+        """Rows -> documents, in order; raises Refused for the first that cannot be answered, and
+        then answers none."""
         if not 0 < len(rows) <= self.limits.max_photos:
-            raise Refused(f"{len(rows)} items: send 1 to {self.limits.max_photos} photos or faces in a request")
+            raise Refused(
+                f"{len(rows)} items: send 1 to {self.limits.max_photos} photos or faces in a "
+                f"request"
+            )
         pictures = [self._picture(number, row) for number, row in enumerate(rows)]
         sizes = [_num_pixels(picture) for _, picture in pictures]
-        pixels = sum(size for size in sizes if size <= self.limits.max_photo_pixels)  # larger ones are not decoded
+        pixels = sum(
+            size for size in sizes if size <= self.limits.max_photo_pixels
+        )  # larger ones are not decoded
         if pixels > self.limits.max_request_pixels:  # all of them are decoded while others wait
-            raise Refused(f"{pixels} pixels: send at most {self.limits.max_request_pixels} in a request")
+            raise Refused(
+                f"{pixels} pixels: send at most {self.limits.max_request_pixels} in a request"
+            )
         documents: dict[int, Document] = {}
         for column, answers in ((PHOTO, self._photos), (FACE, self._faces)):
             numbers = [number for number, (kind, _) in enumerate(pictures) if kind == column]
-            documents |= zip(numbers, answers(pictures, numbers, all_faces, explain, flip), strict=True)
+            documents |= zip(
+                numbers, answers(pictures, numbers, all_faces, explain, flip), strict=True
+            )
         return [documents[number] for number in range(len(rows))]
 
     def _picture(self, number: int, row: dict[Any, Any]) -> tuple[str, bytes]:
         """A row -> its column and its picture's bytes, undecoded."""
         given = [name for name in (PHOTO, FACE) if isinstance(row.get(name), str)]
         if len(given) != 1:
-            raise Refused(f"item {number}: give either {PHOTO} or {FACE}, a string with a picture in base64")
+            raise Refused(
+                f"item {number}: give either {PHOTO} or {FACE}, a string with a picture in base64"
+            )
         [column] = given
         text, limit = row[column], self.limits.max_photo_bytes
         if len(text) > 4 * (limit // 3 + 1):
@@ -115,7 +151,9 @@ class ServedModel(PythonModel):
         try:
             picture = base64.b64decode(text, validate=True)
         except ValueError as error:
-            raise Refused(f"item {number}: the {column} is not base64 of a picture's bytes") from error
+            raise Refused(
+                f"item {number}: the {column} is not base64 of a picture's bytes"
+            ) from error
         if not (picture.startswith((b"\xff\xd8\xff", b"\x89PNG\r\n\x1a\n")) or _is_webp(picture)):
             raise Refused(f"item {number}: the {column} is not a JPEG, PNG or WebP picture")
         if picture.startswith(b"\xff\xd8\xff") and picture.count(SCAN) > MAX_SCANS:
@@ -123,27 +161,43 @@ class ServedModel(PythonModel):
         return column, picture
 
     def _photos(
-        self, pictures: list[tuple[str, bytes]], numbers: list[int], all_faces: bool, explain: bool, flip: bool
+        self,
+        pictures: list[tuple[str, bytes]],
+        numbers: list[int],
+        all_faces: bool,
+        explain: bool,
+        flip: bool,
     ) -> list[Document]:
-        """Photos -> documents as visage.predictor prints them, of the chosen face or of all."""
+        """Photos -> documents as visage.inference.photos prints them, of the chosen face or of all."""
         documents = []
         photos = [pictures[number][1] for number in numbers]
-        for number, photo, result in zip(numbers, photos, self.predictor.stream_photos(photos, flip), strict=True):
+        for number, photo, result in zip(
+            numbers, photos, self.predictor.stream_photos(photos, flip), strict=True
+        ):
             if not result.readable:
                 raise Refused(f"item {number}: the {PHOTO} {result.reason}")
             faces = tuple(face for face in result.faces if all_faces or face.chosen)
             document = self._document(dataclasses.replace(result, faces=faces))
             if explain and faces:
                 pixels = read_photo(photo, self.limits.max_photo_pixels)
-                crops = [self.predictor.crop(pixels, np.array(face.landmarks, np.float32)) for face in faces]
+                crops = [
+                    self.predictor.crop(pixels, np.array(face.landmarks, np.float32))
+                    for face in faces
+                ]
                 self._explain(document["faces"], _stacked(crops), flip)
             documents.append(document)
         return documents
 
     def _faces(
-        self, pictures: list[tuple[str, bytes]], numbers: list[int], _: bool, explain: bool, flip: bool
+        self,
+        pictures: list[tuple[str, bytes]],
+        numbers: list[int],
+        _: bool,
+        explain: bool,
+        flip: bool,
     ) -> list[Document]:
-        """Aligned faces -> documents with one face each, which has no box, landmarks and detector's probability."""
+        """Aligned faces -> documents with one face each, which has no box, landmarks and detector's
+        probability."""
         if not numbers:
             return []
         crops_BCHW = _stacked([self._crop(number, pictures[number][1]) for number in numbers])
@@ -151,12 +205,12 @@ class ServedModel(PythonModel):
         faces = [_face(predictions, place) for place in range(len(numbers))]
         if explain:
             self._explain(faces, crops_BCHW, flip)
-        px = self.predictor.card.alignment.crop_px
+        px = self.predictor.config.alignment.crop_px
         nothing = PhotoResult(width=px, height=px, faces=(), reason=None, readable=True)
         return [self._document(nothing) | {"faces": [face]} for face in faces]
 
     def _crop(self, number: int, picture: bytes) -> Any:
-        px = self.predictor.card.alignment.crop_px
+        px = self.predictor.config.alignment.crop_px
         try:
             crop_HWC = read_photo(picture, self.limits.max_photo_pixels)
         except PhotoError as error:
@@ -164,28 +218,34 @@ class ServedModel(PythonModel):
         if crop_HWC.shape != (px, px, 3):
             height, width = crop_HWC.shape[:2]
             raise Refused(
-                f"item {number}: the {FACE} is {width} x {height} px, this model takes faces aligned to {px} x {px}; "
+                f"item {number}: the {FACE} is {width} x {height} px, this model takes faces "
+                f"aligned to {px} x {px}; "
                 f"send the picture as {PHOTO} to have its faces found"
             )
         return crop_HWC
 
     def _document(self, result: PhotoResult) -> Document:
-        document = as_document(result, self.predictor.card)
+        document = as_document(result, self.predictor.config)
         document["model"]["version"] = self.version
         return document
 
     def _explain(self, faces: Sequence[Document], crops_BCHW: Tensor, flip: bool) -> None:
-        """Adds to each face where the model looked: its score map (h,w), as small as the network's last maps."""
+        """Adds to each face where the model looked: its score map (h,w), as small as the network's
+        last maps."""
         for start in range(0, len(faces), BATCH_ROWS):
             rows = slice(start, start + BATCH_ROWS)
-            maps_Bhw = coarse_score_map(self.network, self.predictor.card, crops_BCHW[rows], flip)
+            maps_Bhw = coarse_score_map(self.network, self.predictor.config, crops_BCHW[rows], flip)
             for face, map_hw in zip(faces[rows], maps_Bhw, strict=True):
                 face["score_map"] = map_hw.tolist()
 
 
 def _face(predictions: Predictions, place: int) -> Document:
-    numbers = {name: float(getattr(predictions, name)[place]) for name in ("value", "std", "low", "high")}
-    return numbers | {"probabilities": predictions.probabilities[place].tolist()} | NO_FACE_OF_ITS_OWN
+    numbers = {
+        name: float(getattr(predictions, name)[place]) for name in ("value", "std", "low", "high")
+    }
+    return (
+        numbers | {"probabilities": predictions.probabilities[place].tolist()} | NO_FACE_OF_ITS_OWN
+    )
 
 
 def _stacked(crops: Sequence[Any]) -> Tensor:
@@ -193,7 +253,8 @@ def _stacked(crops: Sequence[Any]) -> Tensor:
 
 
 def _num_pixels(picture: bytes) -> int:
-    """As the header says, undecoded; 0 where there is none to read: whoever decodes it says what is wrong."""
+    """As the header says, undecoded; 0 where there is none to read: whoever decodes it says what is
+    wrong."""
     try:
         with Image.open(io.BytesIO(picture), formats=("JPEG", "PNG", "WEBP")) as image:
             return int(image.width * image.height)
@@ -206,8 +267,11 @@ def _is_webp(picture: bytes) -> bool:
 
 
 def registered_version(package: Path) -> str | None:
-    """The version under which MLflow fetched the package from the registry, None where it did not come from there."""
-    note = package / "registered_model_meta"  # two lines that MLflow leaves: model_name and model_version
+    """The version under which MLflow fetched the package from the registry, None where it did not
+    come from there."""
+    note = (
+        package / "registered_model_meta"
+    )  # two lines that MLflow leaves: model_name and model_version
     if not note.is_file():
         return None
     values = dict(line.split(": ", 1) for line in note.read_text(encoding="utf-8").splitlines())

@@ -1,11 +1,14 @@
-"""Manifest and photos become aligned faces: `data/<role>/manifest.parquet` -> `data/<role>/faces/part-*.parquet`.
+"""Manifest and photos become aligned faces: `data/<role>/manifest.parquet` ->
+`data/<role>/faces/part-*.parquet`.
 
-Each photo is read upright, MTCNN finds its faces, the one in charge (largest, weighted by closeness to the centre) is
-laid on the template of the settings and kept as a JPEG, one row a face. Quarantined photos are left out; a photo that
-gives no face stands in `rejects.csv` with its reason. `align.json` counts, and appears only if enough faces were found.
+Each photo is read upright, MTCNN finds its faces, the one in charge (largest, weighted by closeness
+to the centre) is laid on the template of the settings and kept as a JPEG, one row a face.
+Quarantined photos are left out; a photo that gives no face stands in `rejects.csv` with its reason.
+`align.json` counts, and appears only if enough faces were found.
 
-Takes about 15 ms of one core for a photo of 200 px, and goes on where a stopped run was (stages/face_shards.py). The
-same input gives the same bytes whatever `num_workers` is; memory does not grow with the number of photos.
+Takes about 15 ms of one core for a photo of 200 px, and goes on where a stopped run was
+(stages/face_shards.py). The same input gives the same bytes whatever `num_workers` is; memory does
+not grow with the number of photos.
 """
 
 from __future__ import annotations
@@ -43,24 +46,26 @@ from stages.face_shards import (
     write_shard,
 )
 from stages.settings import Report, print_report, stage_main
-from visage import align as alignment
-from visage import detect, integral, photos
-from visage.detect import Detector, DetectorSettings, Faces, Photo
-from visage.photos import PhotoError, read_photo
-from visage.processes import die_with_parent
-from visage.whole import written_whole
+from visage.atomic import atomic_write
+from visage.detection import align as alignment
+from visage.detection import image_io, integral_image, mtcnn
+from visage.detection.image_io import PhotoError, read_photo
+from visage.detection.mtcnn import Detector, DetectorSettings, Faces, Photo
+from visage.parallel import die_with_parent
 
 Work = Callable[[list[Row]], Outcome]
 Runner = Callable[[Work, Iterable[list[Row]]], Iterator[Outcome]]  # outcomes in the chunks' order
 CHUNK_ROWS = 64  # photos that one worker takes at a time
-PIXELS_TOGETHER = 24_000_000  # decoded photos that wait for the detector in one worker: bounds its memory
+PIXELS_TOGETHER = (
+    24_000_000  # decoded photos that wait for the detector in one worker: bounds its memory
+)
 
 
 @dataclass(frozen=True, kw_only=True)
 class AlignSettings:
-    """Crop, detector and policy. `fallback: frame` takes a photo without a found face as a face that fills it (right
-    for sets of tight crops); `num_workers` 0 works in this process; `min_detection_rate` is a share of the photos that
-    could be read."""
+    """Crop, detector and policy. `fallback: frame` takes a photo without a found face as a face
+    that fills it (right for sets of tight crops); `num_workers` 0 works in this process;
+    `min_detection_rate` is a share of the photos that could be read."""
 
     template: str
     crop_px: int
@@ -75,24 +80,40 @@ class AlignSettings:
 
     def __post_init__(self) -> None:
         alignment.template(self.template, self.crop_px, self.face_scale)
-        for name, low, high in (("jpeg_quality", 1, 100), ("min_detection_rate", 0, 1), ("shard_rows", 1, 10**6)):
+        for name, low, high in (
+            ("jpeg_quality", 1, 100),
+            ("min_detection_rate", 0, 1),
+            ("shard_rows", 1, 10**6),
+        ):
             if not low <= getattr(self, name) <= high:
                 raise ValueError(f"{name} is {getattr(self, name)}: give {low} to {high}")
         if self.num_workers < 0:
             raise ValueError(f"num_workers is {self.num_workers}: give 0 (this process) or more")
 
     def eye(self) -> dict[str, Any]:
-        """What a model's card must know of the crops, as the shards carry it."""
-        crop = {name: getattr(self, name) for name in ("template", "crop_px", "face_scale", "jpeg_quality")}
+        """What a model's config must know of the crops, as the shards carry it."""
+        crop = {
+            name: getattr(self, name)
+            for name in ("template", "crop_px", "face_scale", "jpeg_quality")
+        }
         return {
             "alignment": crop,
             "detector": dataclasses.asdict(self.detector),
         }
 
     def maker(self) -> str:
-        """All that decides a shard's content beside its rows: settings, and the program that cuts the crops."""
-        sources = (alignment.__file__, detect.__file__, integral.__file__, photos.__file__, __file__)
-        program = hashlib.sha256(b"".join(Path(source).read_bytes() for source in sources)).hexdigest()
+        """All that decides a shard's content beside its rows: settings, and the program that cuts
+        the crops."""
+        sources = (
+            alignment.__file__,
+            mtcnn.__file__,
+            integral_image.__file__,
+            image_io.__file__,
+            __file__,
+        )
+        program = hashlib.sha256(
+            b"".join(Path(source).read_bytes() for source in sources)
+        ).hexdigest()
         return json.dumps([self.eye(), self.choose, self.fallback, program], sort_keys=True)
 
 
@@ -109,28 +130,43 @@ def align(
     report: Report = print_report,
     runner: Runner | None = None,
 ) -> None:
-    """The stage. `runner` maps chunks of photos over machines (a flow's); the default is processes of this one."""
-    for path, remedy in ((manifest, "run the download stage"), (quarantine, "run the validate stage")):
+    """The stage. `runner` maps chunks of photos over machines (a flow's); the default is processes
+    of this one."""
+    for path, remedy in (
+        (manifest, "run the download stage"),
+        (quarantine, "run the validate stage"),
+    ):
         if not path.is_file():
             raise ValueError(f"{path}: missing; {remedy}")
     if not gate.is_file():
-        raise ValueError(f"{gate}: no validation report, so the data did not pass; see what the validate stage says")
+        raise ValueError(
+            f"{gate}: no validation report, so the data did not pass; see what the validate stage "
+            f"says"
+        )
     summary.unlink(missing_ok=True)  # what lies there afterwards speaks of this run
     table, left_out = pq.ParquetFile(manifest), read_quarantine(quarantine)
     num_rows = table.metadata.num_rows
     paths = shard_paths(faces, num_rows, settings.shard_rows)
     shards = read_shards(table, left_out, paths, settings.shard_rows, settings.maker())
     with tqdm(total=num_rows, unit="photo", desc="align") as bar:
-        _fill_shards(settings, shards, raw, runner or functools.partial(run_local, settings.num_workers), bar)
+        _fill_shards(
+            settings, shards, raw, runner or functools.partial(run_local, settings.num_workers), bar
+        )
     _write_results(settings, paths, num_rows, rejects, summary, report)
 
 
-def _fill_shards(settings: AlignSettings, shards: Iterator[Shard], raw: Path, runner: Runner, bar: tqdm[Any]) -> None:
-    """Aligns the shards that are not on disk yet; each is written as soon as its last chunk is back.
+def _fill_shards(
+    settings: AlignSettings, shards: Iterator[Shard], raw: Path, runner: Runner, bar: tqdm[Any]
+) -> None:
+    """Aligns the shards that are not on disk yet; each is written as soon as its last chunk is
+    back.
 
-    A runner may take all chunks before it gives the first outcome, so of a shard under way no rows are kept.
+    A runner may take all chunks before it gives the first outcome, so of a shard under way no rows
+    are kept.
     """
-    started: deque[tuple[Path, str, int]] = deque()  # path, fingerprint, number of photos: in the outcomes' order
+    started: deque[tuple[Path, str, int]] = (
+        deque()
+    )  # path, fingerprint, number of photos: in the outcomes' order
 
     def chunks() -> Iterator[list[Row]]:
         for shard in shards:
@@ -145,20 +181,27 @@ def _fill_shards(settings: AlignSettings, shards: Iterator[Shard], raw: Path, ru
     for first in outcomes:
         path, fingerprint, num_photos = started.popleft()
         whole = Outcome()
-        for part in itertools.chain([first], itertools.islice(outcomes, max(0, num_photos - 1) // CHUNK_ROWS)):
+        for part in itertools.chain(
+            [first], itertools.islice(outcomes, max(0, num_photos - 1) // CHUNK_ROWS)
+        ):
             whole.add(part)
             bar.update(len(part))
-        assert len(whole) == num_photos, f"{path}: the runner gave {len(whole)} outcomes for {num_photos} photos"
+        assert len(whole) == num_photos, (
+            f"{path}: the runner gave {len(whole)} outcomes for {num_photos} photos"
+        )
         write_shard(path, fingerprint, whole, settings.eye())
 
 
 def run_local(num_workers: int, work: Work, chunks: Iterable[list[Row]]) -> Iterator[Outcome]:
-    """Chunks through processes of this machine, in order, at most four a process under way; 0 means this process."""
+    """Chunks through processes of this machine, in order, at most four a process under way; 0 means
+    this process."""
     if num_workers == 0:
         yield from map(work, chunks)
         return
     context, source = get_context("forkserver"), iter(chunks)
-    context.set_forkserver_preload(["visage.detect"])  # torch is imported once, not once a process
+    context.set_forkserver_preload(
+        ["visage.detection.mtcnn"]
+    )  # torch is imported once, not once a process
     pool = ProcessPoolExecutor(num_workers, mp_context=context, initializer=die_with_parent)
     try:
         running: deque[Future[Outcome]] = deque(
@@ -173,7 +216,8 @@ def run_local(num_workers: int, work: Work, chunks: Iterable[list[Row]]) -> Iter
 
 @contextmanager
 def one_thread() -> Iterator[None]:
-    """torch on one thread: a convolution's last bits, and with them a crop's, depend on the number of threads."""
+    """torch on one thread: a convolution's last bits, and with them a crop's, depend on the number
+    of threads."""
     threads = torch.get_num_threads()
     torch.set_num_threads(1)
     try:
@@ -184,12 +228,16 @@ def one_thread() -> Iterator[None]:
 
 @one_thread()
 def align_photos(settings: AlignSettings, raw: Path, rows: list[Row]) -> Outcome:
-    """Manifest rows -> faces and rejects, the same bytes in any runner; one bad photo never takes others with it.
+    """Manifest rows -> faces and rejects, the same bytes in any runner; one bad photo never takes
+    others with it.
 
     Errors: ValueError without the folder `raw`, as on a node that does not have it mounted.
     """
     if rows and not raw.is_dir():
-        raise ValueError(f"{raw}: no such folder on {socket.gethostname()}; run the download stage, or mount it there")
+        raise ValueError(
+            f"{raw}: no such folder on {socket.gethostname()}; run the download stage, or mount it "
+            f"there"
+        )
     outcome = Outcome()
     group: list[tuple[Row, Photo | str]] = []
     num_pixels = 0
@@ -219,9 +267,13 @@ def _read(raw: Path, row: Row) -> Photo | str:
         return f"cannot be read: {error.strerror}"
 
 
-def _align_group(settings: AlignSettings, group: list[tuple[Row, Photo | str]], outcome: Outcome) -> None:
+def _align_group(
+    settings: AlignSettings, group: list[tuple[Row, Photo | str]], outcome: Outcome
+) -> None:
     """Adds what becomes of some photos to the outcome, in their order."""
-    found = iter(_detect(settings.detector, [photo for _, photo in group if not isinstance(photo, str)]))
+    found = iter(
+        _detect(settings.detector, [photo for _, photo in group if not isinstance(photo, str)])
+    )
     for row, photo in group:
         result = photo if isinstance(photo, str) else _aligned(settings, row, photo, next(found))
         outcome.num_read += not isinstance(photo, str)
@@ -255,15 +307,25 @@ def _aligned(settings: AlignSettings, row: Row, photo: Photo, found: Faces | str
     height, width = photo.shape[:2]
     if len(found):
         index = alignment.choose_face(found, width, height)
-        box, landmarks, probability = found.boxes_N4[index], found.landmarks_N52[index], found.probabilities_N[index]
+        box, landmarks, probability = (
+            found.boxes_N4[index],
+            found.landmarks_N52[index],
+            found.probabilities_N[index],
+        )
     elif settings.fallback == "frame":
-        box, landmarks, probability = (0, 0, width, height), alignment.frame_landmarks(width, height), 0.0
+        box, landmarks, probability = (
+            (0, 0, width, height),
+            alignment.frame_landmarks(width, height),
+            0.0,
+        )
     else:
         return "no face found"
     try:
         points = alignment.template(settings.template, settings.crop_px, settings.face_scale)
         matrix_23 = alignment.similarity(landmarks, points)
-        jpeg = alignment.encode(alignment.crop(photo, matrix_23, settings.crop_px), settings.jpeg_quality)
+        jpeg = alignment.encode(
+            alignment.crop(photo, matrix_23, settings.crop_px), settings.jpeg_quality
+        )
     except Exception as error:  # as in _detect
         return f"crop failed: {type(error).__name__}: {error}"
     return {name: row[name] for name in COPIED} | {
@@ -277,11 +339,16 @@ def _aligned(settings: AlignSettings, row: Row, photo: Photo, found: Faces | str
 
 
 def _write_results(
-    settings: AlignSettings, paths: list[Path], num_rows: int, rejects: Path, summary: Path, report: Report
+    settings: AlignSettings,
+    paths: list[Path],
+    num_rows: int,
+    rejects: Path,
+    summary: Path,
+    report: Report,
 ) -> None:
     """Rejects and counts of all shards; the summary is written only if enough faces were found."""
     counts = dict.fromkeys(("num_photos", "num_read", "num_frame", "num_rejects", "num_faces"), 0)
-    with written_whole(rejects) as part, part.open("w", newline="", encoding="utf-8") as file:
+    with atomic_write(rejects) as part, part.open("w", newline="", encoding="utf-8") as file:
         writer = csv.writer(file, lineterminator="\n")
         writer.writerow(["photo_id", "reason"])
         for path in paths:
@@ -295,11 +362,17 @@ def _write_results(
     rate = num_found / max(1, counts["num_read"])
     if rate < settings.min_detection_rate or not counts["num_faces"]:
         raise ValueError(
-            f"{rejects}: a face was found in {num_found} of {counts['num_read']} readable photos ({rate:.4f}), "
-            f"min_detection_rate asks for {settings.min_detection_rate}; look at the rejects, or lower the rate"
+            f"{rejects}: a face was found in {num_found} of {counts['num_read']} readable photos "
+            f"({rate:.4f}), "
+            f"min_detection_rate asks for {settings.min_detection_rate}; look at the rejects, or "
+            f"lower the rate"
         )
-    values = {**counts, "num_quarantined": num_rows - counts["num_photos"], "detection_rate": round(rate, 6)}
-    with written_whole(summary) as part:
+    values = {
+        **counts,
+        "num_quarantined": num_rows - counts["num_photos"],
+        "detection_rate": round(rate, 6),
+    }
+    with atomic_write(summary) as part:
         part.write_text(json.dumps(values, indent=1) + "\n", encoding="utf-8")
     report(0, values)
 

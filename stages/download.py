@@ -1,14 +1,16 @@
 """A data set, wherever it lies, becomes a raw folder and a manifest with one row a photo.
 
-locations (params.yaml) -> `data/raw/<role>/` -> `data/<role>/manifest.parquet` (rows of `visage/schemas.py`, sorted
-by photo_id) and `data/<role>/skipped.csv` (photo_id, action, reason), which lists every photo that is left out and
-every name that was repaired; photo_id `*` counts photos that the chosen protocol does not use. With a `test_set` there
-are two sets, in the folders `train_set` and `test_set` of the raw folder, and the second's photos are the test split.
-With `incoming`, labelled photos that came since join the set, from the folder `~incoming` of the raw folder; what was
-there before them keeps its name and its split, and as long as nothing has come nothing is different.
-Takes about a millisecond a photo and core: half a minute for UTKFace's 23,708 on two cores, then under two seconds
-when only the split changes. A killed run goes on where it stopped: finished archives, fetched bytes and measured photos
-stay. The work folder `data/raw/.<role>.work` holds what was fetched and measured; it may be removed at any time.
+locations (params.yaml) -> `data/raw/<role>/` -> `data/<role>/manifest.parquet` (rows of
+`visage/data/schemas.py`, sorted by photo_id) and `data/<role>/skipped.csv` (photo_id, action,
+reason), which lists every photo that is left out and every name that was repaired; photo_id `*`
+counts photos that the chosen protocol does not use. With a `test_set` there are two sets, in the
+folders `train_set` and `test_set` of the raw folder, and the second's photos are the test split.
+With `incoming`, labelled photos that came since join the set, from the folder `~incoming` of the
+raw folder; what was there before them keeps its name and its split, and as long as nothing has come
+nothing is different. Takes about a millisecond a photo and core: half a minute for UTKFace's 23,708
+on two cores, then under two seconds when only the split changes. A killed run goes on where it
+stopped: finished archives, fetched bytes and measured photos stay. The work folder
+`data/raw/.<role>.work` holds what was fetched and measured; it may be removed at any time.
 """
 
 from __future__ import annotations
@@ -24,11 +26,14 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 from tqdm import tqdm
 
+from stages.ingest.archives import Budget, Limits
+from stages.ingest.fill_raw import begin_parts
+from stages.ingest.manifest_db import Spool
+from stages.ingest.measure import Bounds, measure_all
+from stages.ingest.records import Row
+from stages.ingest.splits import SplitSettings, assign_incoming, assign_splits
 from stages.settings import Report, print_report, stage_main
-from stages.sources.archives import Budget, Limits
-from stages.sources.gather import begin_parts
-from stages.sources.measure import Bounds, measure_all
-from stages.sources.one_set import (
+from stages.sources.dataset_rows import (
     INCOMING,
     TEST_SET,
     TRAIN_SET,
@@ -40,18 +45,15 @@ from stages.sources.one_set import (
     has_come,
     set_rows,
 )
-from stages.sources.records import Row
-from stages.sources.splits import SplitSettings, assign_incoming, assign_splits
-from stages.sources.spool import Spool
-from visage.schemas import MANIFEST_SCHEMA
-from visage.whole import written_whole
+from visage.atomic import atomic_write
+from visage.data.schemas import MANIFEST_SCHEMA
 
 
 @dataclass(frozen=True, kw_only=True)
 class DownloadSettings(SetSettings):
-    """`download.<role>` of params.yaml: the role's set, how it is split, what it may take, another set whose photos
-    become split `test` in the place of the role's own (`test_set`), and one whose photos join it as they come
-    (`incoming`)."""
+    """`download.<role>` of params.yaml: the role's set, how it is split, what it may take, another
+    set whose photos become split `test` in the place of the role's own (`test_set`), and one whose
+    photos join it as they come (`incoming`)."""
 
     test_set: OtherSetSettings | None
     incoming: SetSettings | None
@@ -61,7 +63,8 @@ class DownloadSettings(SetSettings):
 
 @dataclass(frozen=True, kw_only=True)
 class Filling:
-    """One run's raw folder and work folder, and what counts, measures and notes the photos that come into them."""
+    """One run's raw folder and work folder, and what counts, measures and notes the photos that
+    come into them."""
 
     raw: Path
     fetched: Path
@@ -79,14 +82,22 @@ class Filling:
 
 
 def download(
-    settings: DownloadSettings, *, raw: Path, manifest: Path, skipped: Path, report: Report = print_report
+    settings: DownloadSettings,
+    *,
+    raw: Path,
+    manifest: Path,
+    skipped: Path,
+    report: Report = print_report,
 ) -> None:
-    """Fills `raw` from the settings' locations, writes `manifest` and `skipped`; ValueError names file and remedy."""
+    """Fills `raw` from the settings' locations, writes `manifest` and `skipped`; ValueError names
+    file and remedy."""
     work = raw.parent / f".{raw.name}.work"
     bounds = Bounds(settings.limits.max_photo_bytes, settings.limits.max_photo_pixels)
     with Spool(work / "spool.sqlite", bounds, f"Pillow {PIL.__version__}") as spool:
         budget = Budget(limits=settings.limits)
-        filling = Filling(raw=raw, fetched=work / "fetched", budget=budget, bounds=bounds, spool=spool)
+        filling = Filling(
+            raw=raw, fetched=work / "fetched", budget=budget, bounds=bounds, spool=spool
+        )
         if (raw / INCOMING).is_dir():  # no adapter may take its photos for the set's own
             shutil.rmtree(raw / INCOMING)
         if settings.test_set is None:
@@ -113,10 +124,13 @@ def _add_own(settings: DownloadSettings, filling: Filling, prefix: str) -> None:
         spool.skip_without_split()
     if (raw / INCOMING).exists():
         raise ValueError(
-            f"{raw / INCOMING}: the set has a folder of this name, which is kept for photos that come; rename it"
+            f"{raw / INCOMING}: the set has a folder of this name, which is kept for photos that "
+            f"come; rename it"
         )
     if not spool.num_photos():
-        raise ValueError(f"{raw}: source {settings.source} found no photo; check locations and options")
+        raise ValueError(
+            f"{raw}: source {settings.source} found no photo; check locations and options"
+        )
     filling.measure()
     assign_splits(spool.database, settings.split)
 
@@ -126,7 +140,9 @@ def _add_incoming(settings: DownloadSettings, filling: Filling) -> None:
     if settings.incoming is None or not has_come(settings.incoming):
         return
     skip = below(INCOMING, filling.spool.report_skip)
-    rows = set_rows(settings.incoming, filling.raw / INCOMING, filling.fetched, filling.budget, skip)
+    rows = set_rows(
+        settings.incoming, filling.raw / INCOMING, filling.fetched, filling.budget, skip
+    )
     filling.add("incoming", as_incoming_rows(rows))
     filling.measure()
     assign_incoming(filling.spool.database, settings.split, filling.spool.report_skip)
@@ -140,24 +156,32 @@ def _add_test(other: OtherSetSettings, filling: Filling) -> None:
     filling.add(other.source, as_test_rows(other, rows, skip))
     filling.measure()
     if not spool.rest_is_test():
-        raise ValueError(f"{raw / TEST_SET}: source {other.source} gave no photo to test on; check test_set.splits")
+        raise ValueError(
+            f"{raw / TEST_SET}: source {other.source} gave no photo to test on; check "
+            f"test_set.splits"
+        )
 
 
 def _write_manifest(spool: Spool, manifest: Path) -> None:
     """The spool's rows as parquet, one row group a batch: memory stays flat."""
-    with written_whole(manifest) as part, pq.ParquetWriter(part, MANIFEST_SCHEMA) as writer:
+    with atomic_write(manifest) as part, pq.ParquetWriter(part, MANIFEST_SCHEMA) as writer:
         for batch in spool.manifest_rows():
             columns = zip(*batch, strict=True)
-            arrays = [pa.array(column, kind.type) for column, kind in zip(columns, MANIFEST_SCHEMA, strict=True)]
+            arrays = [
+                pa.array(column, kind.type)
+                for column, kind in zip(columns, MANIFEST_SCHEMA, strict=True)
+            ]
             writer.write_batch(pa.record_batch(arrays, schema=MANIFEST_SCHEMA))
 
 
 def _write_skipped(spool: Spool, skipped: Path) -> None:
-    with written_whole(skipped) as part, part.open("w", newline="", encoding="utf-8") as file:
+    with atomic_write(skipped) as part, part.open("w", newline="", encoding="utf-8") as file:
         writer = csv.writer(file, lineterminator="\n")
         writer.writerow(["photo_id", "action", "reason"])
         writer.writerows(spool.skipped_rows())
 
 
 if __name__ == "__main__":
-    stage_main("download", DownloadSettings, download, ["raw", "manifest", "skipped"], has_role=True)
+    stage_main(
+        "download", DownloadSettings, download, ["raw", "manifest", "skipped"], has_role=True
+    )

@@ -1,9 +1,11 @@
-"""Model and labelled faces become figures, tables, pictures and one HTML page that needs nothing else.
+"""Model and labelled faces become figures, tables, pictures and one HTML page that needs nothing
+else.
 
-models/calibrated/, data/target/faces/ -> reports/metrics.json (every metric with its interval, the rule of decision,
-the data's digests), groups.csv (the same per band of the label, sex, ethnicity), predictions.parquet, plots/ (PNG, and
-the CSV files that `dvc plots show` draws), report.html. The manifest and the rejects tell which photos got no answer.
-Seconds for the embedded set; forward passes dominate: about 100 faces a second on one CPU core at 80 px with Tiny.
+models/calibrated/, data/target/faces/ -> reports/metrics.json (every metric with its interval, the
+rule of decision, the data's digests), groups.csv (the same per band of the label, sex, ethnicity),
+predictions.parquet, plots/ (PNG, and the CSV files that `dvc plots show` draws), report.html. The
+manifest and the rejects tell which photos got no answer. Seconds for the embedded set; forward
+passes dominate: about 100 faces a second on one CPU core at 80 px with Tiny.
 """
 
 from __future__ import annotations
@@ -18,19 +20,27 @@ from typing import Any
 import numpy as np
 import pandas as pd
 
-from stages.answers import MeasureSettings, decision_of, measure, write_json, write_predictions
-from stages.endings import smaller
+from stages.evaluated_faces import (
+    MeasureSettings,
+    decision_of,
+    measure,
+    write_json,
+    write_predictions,
+)
+from stages.exit_status import smaller
 from stages.settings import Report, print_report, stage_main
-from visage.answering import answer, check_eye
-from visage.card import CARD_FILE, ModelCard, load_model, sha256_of
-from visage.evaluation_page import headline, pictures, sections
-from visage.evaluation_tables import group_rows, metrics_document, plot_tables
-from visage.faces import FaceTable
-from visage.fit import available_device
+from visage.atomic import atomic_write
+from visage.data.face_table import FaceTable
+from visage.device import available_device
+from visage.evaluation.html import Picture, page
+from visage.evaluation.page import headline, pictures, sections
+from visage.evaluation.tables import group_rows, metrics_document, plot_tables
+from visage.inference.faces import Predictions
+from visage.inference.photos import Predictor
+from visage.inference.predict_table import answer, check_preprocessing
 from visage.labels import DECODERS
-from visage.predictor import Predictions, Predictor
-from visage.report import Picture, page
-from visage.whole import written_whole
+from visage.model_config import CONFIG_FILE, ModelConfig
+from visage.weights import load_model, sha256_of
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -46,66 +56,113 @@ class EvaluateSettings(MeasureSettings):
 
 
 def evaluate(
-    settings: EvaluateSettings, *, model: Path, faces: Path, manifest: Path, rejects: Path, finetune_history: Path,
-    pretrain_history: Path, validation: Path, metrics: Path, groups: Path, predictions: Path, plots: Path, html: Path,
+    settings: EvaluateSettings,
+    *,
+    model: Path,
+    faces: Path,
+    manifest: Path,
+    rejects: Path,
+    finetune_history: Path,
+    pretrain_history: Path,
+    validation: Path,
+    metrics: Path,
+    groups: Path,
+    predictions: Path,
+    plots: Path,
+    html: Path,
     report: Report = print_report,
-) -> None:  # fmt: skip
+) -> None:
     """Measures the model on each split; see the module docstring."""
-    network, trained_card = load_model(model)
-    card = dataclasses.replace(trained_card, decode=settings.decode)
-    predictor = Predictor(network.to(available_device()), card)
+    network, trained_config = load_model(model)
+    config = dataclasses.replace(trained_config, decode=settings.decode)
+    predictor = Predictor(network.to(available_device()), config)
 
     def told(table: FaceTable) -> Predictions:
-        check_eye(card, table, faces)
-        return answer(predictor, table, flip=settings.flip, batch_size=smaller(settings.batch_size), task="evaluate")
+        check_preprocessing(config, table, faces)
+        return answer(
+            predictor,
+            table,
+            flip=settings.flip,
+            batch_size=smaller(settings.batch_size),
+            task="evaluate",
+        )
 
-    measured = measure(settings, card, card.calibration, told,
-                       stage="evaluate", faces=faces, manifest=manifest, rejects=rejects)  # fmt: skip
-    evaluations, losses = measured.evaluations, measured.losses
-    histories = {"finetune": read_history(finetune_history), "pretrain": read_history(pretrain_history)}
-    drawn = pictures(evaluations[0], card, settings.cs_thresholds, settings.decade_years, histories)
-    chapters = sections(
-        evaluations, trained_card, drawn, losses, read_validation(validation), dataclasses.asdict(settings)
+    measured = measure(
+        settings,
+        config,
+        config.calibration,
+        told,
+        stage="evaluate",
+        faces=faces,
+        manifest=manifest,
+        rejects=rejects,
     )
-    decision = decision_of(settings, card.decode, identity_of(model, card), measured.data)
+    evaluations, losses = measured.evaluations, measured.losses
+    histories = {
+        "finetune": read_history(finetune_history),
+        "pretrain": read_history(pretrain_history),
+    }
+    drawn = pictures(
+        evaluations[0], config, settings.cs_thresholds, settings.decade_years, histories
+    )
+    chapters = sections(
+        evaluations,
+        trained_config,
+        drawn,
+        losses,
+        read_validation(validation),
+        dataclasses.asdict(settings),
+    )
+    decision = decision_of(settings, config.decode, identity_of(model, config), measured.data)
     write_json(metrics, metrics_document(evaluations, losses, decision))
     write_table(groups, group_rows(evaluations))
     write_predictions(predictions, settings.splits, evaluations)
-    write_plots(plots, drawn, plot_tables(evaluations[0], card, settings.seed))
-    with written_whole(html) as part:
-        part.write_text(page(f"{card.name}: {card.quantity} on {settings.splits[0]}", chapters), encoding="utf-8")
+    write_plots(plots, drawn, plot_tables(evaluations[0], config, settings.seed))
+    with atomic_write(html) as part:
+        part.write_text(
+            page(f"{config.name}: {config.quantity} on {settings.splits[0]}", chapters),
+            encoding="utf-8",
+        )
     report(0, {f"{e.answers.name}_mae": e.figures["mae"].value for e in evaluations})
-    print(headline(evaluations, card).text(), end="\n\n")
-    for name, path in {"model": model, "metrics": metrics, "predictions": predictions, "plots": plots}.items():
+    print(headline(evaluations, config).text(), end="\n\n")
+    for name, path in {
+        "model": model,
+        "metrics": metrics,
+        "predictions": predictions,
+        "plots": plots,
+    }.items():
         print(f"{name:<12}{path}")
     print(f"{'report':<12}{html}")
 
 
-def identity_of(model: Path, card: ModelCard) -> dict[str, str]:
+def identity_of(model: Path, config: ModelConfig) -> dict[str, str]:
     """Which model answered."""
     return {
-        "name": card.name,
-        "card_sha256": sha256_of(model / CARD_FILE),
-        "weights_sha256": card.weights.sha256,
+        "name": config.name,
+        "config_sha256": sha256_of(model / CONFIG_FILE),
+        "weights_sha256": config.weights.sha256,
     }
 
 
 def write_table(path: Path, table: pd.DataFrame) -> None:
-    with written_whole(path) as part:
+    with atomic_write(path) as part:
         table.to_csv(part, index=False, lineterminator="\n", float_format="%.6g")
 
 
-def write_plots(folder: Path, drawn: Mapping[str, Picture], tables: Mapping[str, pd.DataFrame]) -> None:
+def write_plots(
+    folder: Path, drawn: Mapping[str, Picture], tables: Mapping[str, pd.DataFrame]
+) -> None:
     """Every picture as PNG, every table that `dvc plots show` draws as CSV."""
     for name, picture in drawn.items():
-        with written_whole(folder / f"{name}.png") as part:
+        with atomic_write(folder / f"{name}.png") as part:
             part.write_bytes(picture.png)
     for name, table in tables.items():
         write_table(folder / f"{name}.csv", table)
 
 
 def read_history(path: Path) -> dict[str, np.ndarray]:
-    """A training's CSV, column by column; empty where the training was skipped or the file is not here."""
+    """A training's CSV, column by column; empty where the training was skipped or the file is not
+    here."""
     if not path.is_file() or path.stat().st_size <= 1:
         return {}
     table = pd.read_csv(path)
@@ -121,5 +178,18 @@ def read_validation(path: Path) -> dict[str, Any] | None:
 
 
 if __name__ == "__main__":
-    names = ["model", "faces", "manifest", "rejects", "finetune_history", "pretrain_history", "validation"]
-    stage_main("evaluate", EvaluateSettings, evaluate, [*names, "metrics", "groups", "predictions", "plots", "html"])
+    names = [
+        "model",
+        "faces",
+        "manifest",
+        "rejects",
+        "finetune_history",
+        "pretrain_history",
+        "validation",
+    ]
+    stage_main(
+        "evaluate",
+        EvaluateSettings,
+        evaluate,
+        [*names, "metrics", "groups", "predictions", "plots", "html"],
+    )

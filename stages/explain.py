@@ -1,9 +1,11 @@
-"""Model and labelled faces become pictures of what the model looks at: score maps, occlusion, sheets of faces, t-SNE.
+"""Model and labelled faces become pictures of what the model looks at: score maps, occlusion,
+sheets of faces, t-SNE.
 
-models/calibrated/ + data/target/faces/ + reports/{predictions.parquet, metrics.json} -> reports/explain/{*.png,
-explain.json, explain.html} (DLDL-v2 section 5); decoded and flip averaged as evaluate did. The pictures show faces of
-the data set: they stay on this disk, as the photos do. A face is answered for 1 + 49 + 7 times, each with its mirror
-image: about 20 s for 64 faces of 64 px on one core.
+models/calibrated/ + data/target/faces/ + reports/{predictions.parquet, metrics.json} ->
+reports/explain/{*.png, explain.json, explain.html} (DLDL-v2 section 5); decoded and flip averaged
+as evaluate did. The pictures show faces of the data set: they stay on this disk, as the photos do.
+A face is answered for 1 + 49 + 7 times, each with its mirror image: about 20 s for 64 faces of 64
+px on one core.
 """
 
 from __future__ import annotations
@@ -18,29 +20,37 @@ from typing import Any
 import numpy as np
 import pyarrow.parquet as pq
 
-from stages.answers import ResampleSettings, open_split
+from stages.evaluated_faces import ResampleSettings, open_split
 from stages.settings import Report, print_report, read_json, stage_main
-from visage import explain_plots
-from visage.answering import check_eye
-from visage.card import CARD_FILE, ModelCard, load_model, sha256_of
-from visage.explain_page import group_document, sections
-from visage.explain_plots import GroupView
-from visage.explanation import Subject, contact_sheets, drawn_rows, feature_map, group_views, single_faces
-from visage.faces import FaceTable
-from visage.fit import available_device
-from visage.metrics import FloatArray, IntArray
-from visage.plots import png
-from visage.predictor import Predictor
-from visage.report import Picture, page
-from visage.whole import written_whole
+from visage.atomic import atomic_write
+from visage.data.face_table import FaceTable
+from visage.device import available_device
+from visage.evaluation.html import Picture, page
+from visage.evaluation.metrics import FloatArray, IntArray
+from visage.evaluation.plots import png
+from visage.explain import plots
+from visage.explain.page import group_document, sections
+from visage.explain.plots import GroupView
+from visage.explain.study import (
+    Subject,
+    contact_sheets,
+    drawn_rows,
+    feature_map,
+    group_views,
+    single_faces,
+)
+from visage.inference.photos import Predictor
+from visage.inference.predict_table import check_preprocessing
+from visage.model_config import CONFIG_FILE, ModelConfig
+from visage.weights import load_model, sha256_of
 
 
 @dataclass(frozen=True, kw_only=True)
 class ExplainSettings(ResampleSettings):
-    """`split` must be one that evaluate measured. `max_faces` are drawn for score
-    maps and occlusion, `places_per_side` squares and as many stripes each; groups are bands of the label, `band_width`
-    label units wide. `num_sheet_faces` on each sheet of faces. `max_tsne_faces` are drawn for t-SNE; its `perplexity`
-    is held to a third of them."""
+    """`split` must be one that evaluate measured. `max_faces` are drawn for score maps and
+    occlusion, `places_per_side` squares and as many stripes each; groups are bands of the label,
+    `band_width` label units wide. `num_sheet_faces` on each sheet of faces. `max_tsne_faces` are
+    drawn for t-SNE; its `perplexity` is held to a third of them."""
 
     split: str
     max_faces: int
@@ -51,7 +61,12 @@ class ExplainSettings(ResampleSettings):
     perplexity: float
 
     def __post_init__(self) -> None:
-        for name, least in (("max_faces", 1), ("places_per_side", 1), ("num_sheet_faces", 1), ("max_tsne_faces", 4)):
+        for name, least in (
+            ("max_faces", 1),
+            ("places_per_side", 1),
+            ("num_sheet_faces", 1),
+            ("max_tsne_faces", 4),
+        ):
             if getattr(self, name) < least:
                 raise ValueError(f"{name} is {getattr(self, name)}: give {least} or more")
         for name in ("band_width", "perplexity"):
@@ -60,29 +75,39 @@ class ExplainSettings(ResampleSettings):
 
 
 def explain(
-    settings: ExplainSettings, *, model: Path, faces: Path, predictions: Path, metrics: Path, explain: Path,
+    settings: ExplainSettings,
+    *,
+    model: Path,
+    faces: Path,
+    predictions: Path,
+    metrics: Path,
+    explain: Path,
     report: Report = print_report,
-) -> None:  # fmt: skip
+) -> None:
     """Draws what the model looks at; see the module docstring."""
-    network, trained_card = load_model(model)
+    network, trained_config = load_model(model)
     decision = read_json(metrics)["decision"]
-    card = dataclasses.replace(trained_card, decode=decision["decode"])
+    config = dataclasses.replace(trained_config, decode=decision["decode"])
     network = network.to(available_device())
     table = open_split(faces, settings.split, "explain.split")
-    check_eye(card, table, faces)
-    subject = Subject(network=network, predictor=Predictor(network, card), table=table, flip=decision["flip"])
+    check_preprocessing(config, table, faces)
+    subject = Subject(
+        network=network, predictor=Predictor(network, config), table=table, flip=decision["flip"]
+    )
     value_N = read_values(predictions, table, settings.split)
     rows = drawn_rows(len(table), settings.max_faces, settings.seed)
-    groups = group_views(subject, rows, settings.places_per_side, settings.band_width, settings.bootstrap)
+    groups = group_views(
+        subject, rows, settings.places_per_side, settings.band_width, settings.bootstrap
+    )
     drawn = pictures(subject, groups, rows, value_N, settings)
-    chapters = sections(card, groups, drawn, dataclasses.asdict(settings))
+    chapters = sections(config, groups, drawn, dataclasses.asdict(settings))
     files = {f"{name}.png": picture.png for name, picture in drawn.items()}
     files["explain.json"] = json.dumps(
-        document(settings, model, card, subject.flip, groups), indent=1, allow_nan=False
+        document(settings, model, config, subject.flip, groups), indent=1, allow_nan=False
     ).encode()
-    files["explain.html"] = page(f"{card.name}: what it looks at", chapters).encode()
+    files["explain.html"] = page(f"{config.name}: what it looks at", chapters).encode()
     for name, content in files.items():
-        with written_whole(explain / name) as part:
+        with atomic_write(explain / name) as part:
             part.write_bytes(content)
     report(0, {"num_faces": groups[0].num_faces, "mae": groups[0].mae})
     print(f"explained: {explain / 'explain.html'}")
@@ -90,23 +115,30 @@ def explain(
 
 def read_values(predictions: Path, table: FaceTable, split: str) -> FloatArray:
     """The evaluated value of every face of the table (N,), label units."""
-    columns = pq.read_table(predictions, columns=["photo_id", "prediction"], filters=[("split", "=", split)])
+    columns = pq.read_table(
+        predictions, columns=["photo_id", "prediction"], filters=[("split", "=", split)]
+    )
     if columns["photo_id"].to_pylist() != table.photo_id.tolist():
         raise ValueError(
-            f"{predictions}: these are not the {len(table)} faces of split {split!r}; run evaluate on them, with "
+            f"{predictions}: these are not the {len(table)} faces of split {split!r}; run evaluate "
+            f"on them, with "
             f"{split!r} among evaluate.splits"
         )
     return np.asarray(columns["prediction"].to_numpy(), np.float64)
 
 
 def pictures(
-    subject: Subject, groups: Sequence[GroupView], rows: IntArray, value_N: FloatArray, settings: ExplainSettings
+    subject: Subject,
+    groups: Sequence[GroupView],
+    rows: IntArray,
+    value_N: FloatArray,
+    settings: ExplainSettings,
 ) -> dict[str, Picture]:
     """Every picture by file name (without suffix)."""
     tsne_rows = drawn_rows(len(subject.table), settings.max_tsne_faces, settings.seed)
     figures = {
-        "score_maps": explain_plots.score_maps(groups, subject.card.unit),
-        "occlusion": explain_plots.occlusion(groups, subject.card.unit),
+        "score_maps": plots.score_maps(groups, subject.config.unit),
+        "occlusion": plots.occlusion(groups, subject.config.unit),
         "faces": single_faces(subject, rows, settings.num_sheet_faces),
         **contact_sheets(subject, value_N, settings.num_sheet_faces),
         "tsne": feature_map(subject, value_N, tsne_rows, settings.perplexity, settings.seed),
@@ -115,20 +147,29 @@ def pictures(
 
 
 def document(
-    settings: ExplainSettings, model: Path, card: ModelCard, flip: bool, groups: Sequence[GroupView]
+    settings: ExplainSettings,
+    model: Path,
+    config: ModelConfig,
+    flip: bool,
+    groups: Sequence[GroupView],
 ) -> dict[str, Any]:
     """All figures, and what they depend on beside the code."""
     names = ("split", "max_faces", "interval", "num_resamples", "seed")
-    digests = {"card_sha256": sha256_of(model / CARD_FILE), "weights_sha256": card.weights.sha256}
+    digests = {
+        "config_sha256": sha256_of(model / CONFIG_FILE),
+        "weights_sha256": config.weights.sha256,
+    }
     return {
-        "model": {"name": card.name, **digests},
-        "decode": card.decode,
+        "model": {"name": config.name, **digests},
+        "decode": config.decode,
         "flip": flip,
         **{name: getattr(settings, name) for name in names},
-        "unit": card.unit,
+        "unit": config.unit,
         "groups": {group.name: group_document(group) for group in groups},
     }
 
 
 if __name__ == "__main__":
-    stage_main("explain", ExplainSettings, explain, ["model", "faces", "predictions", "metrics", "explain"])
+    stage_main(
+        "explain", ExplainSettings, explain, ["model", "faces", "predictions", "metrics", "explain"]
+    )

@@ -1,11 +1,12 @@
 """The calibrated model becomes files that others can run, held to parity on the test faces.
 
-models/calibrated/ + data/target/faces/ -> models/export/{model.safetensors, card.json, model.onnx, reference.json,
-parity.json}, and model.int8.onnx where `int8` says so. The ONNX file must give the test faces the values that torch
-gives them with the same weights, within `parity_tolerance`; what storing the weights as float16 changed is measured
-beside it. The file in 8-bit integers, its ranges measured on training faces, must stay within `int8_tolerance` of the
-ONNX file. The reference is what served faces are compared with (visage.drift): sums over training faces as the exported
-model answers them. About 20 s, int8 as much again.
+models/calibrated/ + data/target/faces/ -> models/export/{model.safetensors, config.json,
+model.onnx, reference.json, parity.json}, and model.int8.onnx where `int8` says so. The ONNX file
+must give the test faces the values that torch gives them with the same weights, within
+`parity_tolerance`; what storing the weights as float16 changed is measured beside it. The file in
+8-bit integers, its ranges measured on training faces, must stay within `int8_tolerance` of the ONNX
+file. The reference is what served faces are compared with (visage.evaluation.drift): sums over
+training faces as the exported model answers them. About 20 s, int8 as much again.
 """
 
 from __future__ import annotations
@@ -24,12 +25,14 @@ from torch import Tensor
 from tqdm import tqdm
 
 from stages.settings import Report, print_report, stage_main
-from visage.card import ModelCard, load_model
-from visage.drift import REFERENCE_FILE, Summary
-from visage.export import INT8_FILE, ONNX_FILE, export_model, measure_parity
-from visage.faces import FaceTable, evenly_spread
-from visage.predictor import Predictor
-from visage.quantise import measure_int8, write_int8
+from visage.data.face_table import FaceTable, evenly_spread
+from visage.evaluation.drift import REFERENCE_FILE, Summary
+from visage.export.int8 import measure_int8, write_int8
+from visage.export.onnx_file import export_model, measure_parity
+from visage.inference.onnx_engine import INT8_FILE, ONNX_FILE
+from visage.inference.photos import Predictor
+from visage.model_config import ModelConfig
+from visage.weights import load_model
 
 RELEASE_MB = 8  # what a released model may weigh, each file
 BATCH_FACES = 32
@@ -37,10 +40,12 @@ BATCH_FACES = 32
 
 @dataclass(frozen=True, kw_only=True)
 class ExportSettings:
-    """`dtype` of the stored weights; parity on at most `parity_faces` test faces, `parity_tolerance` in label units.
+    """`dtype` of the stored weights; parity on at most `parity_faces` test faces,
+    `parity_tolerance` in label units.
 
-    `int8_faces` training faces measure the ranges; `int8_tolerance` bounds the mean absolute difference, in label
-    units, and with it what int8 can add to the mean absolute error. `reference_faces` training faces are summed up.
+    `int8_faces` training faces measure the ranges; `int8_tolerance` bounds the mean absolute
+    difference, in label units, and with it what int8 can add to the mean absolute error.
+    `reference_faces` training faces are summed up.
     """
 
     dtype: Literal["float32", "float16"]
@@ -53,46 +58,76 @@ class ExportSettings:
 
     def __post_init__(self) -> None:
         if self.reference_faces < 2:
-            raise ValueError(f"reference_faces is {self.reference_faces}: drift is measured against two faces at least")
+            raise ValueError(
+                f"reference_faces is {self.reference_faces}: drift is measured against two faces "
+                f"at least"
+            )
 
 
-def export(settings: ExportSettings, *, model: Path, faces: Path, export: Path, report: Report = print_report) -> None:
-    """Exports the model; see the module docstring. ValueError where parity is missed: nothing is written then."""
-    network, card = load_model(model)
-    test, train = (_table(card, faces, split) for split in ("test", "train"))
+def export(
+    settings: ExportSettings,
+    *,
+    model: Path,
+    faces: Path,
+    export: Path,
+    report: Report = print_report,
+) -> None:
+    """Exports the model; see the module docstring. ValueError where parity is missed: nothing is
+    written then."""
+    network, config = load_model(model)
+    test, train = (_table(config, faces, split) for split in ("test", "train"))
     with _folder_written_whole(export) as part:
-        export_model(network, card, part, settings.dtype)
-        parity = measure_parity(part, Predictor(network, card), _crops(test, settings.parity_faces, "parity"))
+        export_model(network, config, part, settings.dtype)
+        parity = measure_parity(
+            part, Predictor(network, config), _crops(test, settings.parity_faces, "parity")
+        )
         if not parity.max_abs_difference <= settings.parity_tolerance:
             raise ValueError(
-                f"{model}: in ONNX its values differ by up to {parity.max_abs_difference:.3g} {card.unit} from "
-                f"torch's, more than export.parity_tolerance {settings.parity_tolerance}; nothing was exported"
+                f"{model}: in ONNX its values differ by up to {parity.max_abs_difference:.3g} "
+                f"{config.unit} from "
+                f"torch's, more than export.parity_tolerance {settings.parity_tolerance}; nothing "
+                f"was exported"
             )
         numbers = dataclasses.asdict(parity)
         if settings.int8:
             numbers |= _export_int8(settings, part, test, train)
         _write_reference(settings, part, train)
         (part / "parity.json").write_text(json.dumps(numbers, indent=1) + "\n", encoding="utf-8")
-    sizes_mb = {f"{path.name[6:]}_mb": path.stat().st_size / 1e6 for path in sorted(export.glob("model.*"))}
+    sizes_mb = {
+        f"{path.name[6:]}_mb": path.stat().st_size / 1e6 for path in sorted(export.glob("model.*"))
+    }
     report(0, numbers | sizes_mb)
     for name, size_mb in sizes_mb.items():
         if size_mb > RELEASE_MB:
-            print(f"note: {name[:-3]} file of {size_mb:.1f} MB; a released model's may have {RELEASE_MB} MB")
+            print(
+                f"note: {name[:-3]} file of {size_mb:.1f} MB; a released model's may have "
+                f"{RELEASE_MB} MB"
+            )
     print(f"exported model: {export}")
 
 
-def _export_int8(settings: ExportSettings, part: Path, test: FaceTable, train: FaceTable) -> dict[str, float]:
+def _export_int8(
+    settings: ExportSettings, part: Path, test: FaceTable, train: FaceTable
+) -> dict[str, float]:
     """Adds model.int8.onnx to the exported folder; its differences from model.onnx."""
-    network, card = load_model(part)
-    write_int8(network, card, _crops(train, settings.int8_faces, "int8 ranges"), part / INT8_FILE)
-    found = measure_int8(part / INT8_FILE, part / ONNX_FILE, _crops(test, settings.parity_faces, "int8 parity"))
+    network, config = load_model(part)
+    write_int8(network, config, _crops(train, settings.int8_faces, "int8 ranges"), part / INT8_FILE)
+    found = measure_int8(
+        part / INT8_FILE, part / ONNX_FILE, _crops(test, settings.parity_faces, "int8 parity")
+    )
     if not found.mean_abs_difference <= settings.int8_tolerance:
         raise ValueError(
-            f"{card.name}: in int8 the values of test faces differ by {found.mean_abs_difference:.3g} {card.unit} on "
-            f"average, more than export.int8_tolerance {settings.int8_tolerance}; nothing was exported; raise "
+            f"{config.name}: in int8 the values of test faces differ by "
+            f"{found.mean_abs_difference:.3g} {config.unit} on "
+            f"average, more than export.int8_tolerance {settings.int8_tolerance}; nothing was "
+            f"exported; raise "
             "export.int8_faces, or set export.int8: false"
         )
-    return {f"int8_{name}": value for name, value in dataclasses.asdict(found).items() if name != "num_faces"}
+    return {
+        f"int8_{name}": value
+        for name, value in dataclasses.asdict(found).items()
+        if name != "num_faces"
+    }
 
 
 def _crops(table: FaceTable, num_faces: int, label: str) -> Iterator[Tensor]:
@@ -103,23 +138,33 @@ def _crops(table: FaceTable, num_faces: int, label: str) -> Iterator[Tensor]:
 
 
 def _write_reference(settings: ExportSettings, part: Path, train: FaceTable) -> None:
-    """Adds reference.json to the exported folder: what its model's answers to training faces come to."""
+    """Adds reference.json to the exported folder: what its model's answers to training faces come
+    to."""
     predictor = Predictor.load(part)
-    summary = Summary.of(predictor.card, window_faces=settings.reference_faces, block_faces=settings.reference_faces)
+    summary = Summary.of(
+        predictor.config,
+        window_faces=settings.reference_faces,
+        block_faces=settings.reference_faces,
+    )
     predictor.observe = summary.add
     for crops_BCHW in _crops(train, settings.reference_faces, "reference"):
         predictor.predict_crops(crops_BCHW)
     (part / REFERENCE_FILE).write_text(json.dumps(summary.as_document()) + "\n", encoding="utf-8")
 
 
-def _table(card: ModelCard, faces: Path, split: str) -> FaceTable:
-    """The faces of a split; ValueError where there are none, or of another alignment than the card's."""
+def _table(config: ModelConfig, faces: Path, split: str) -> FaceTable:
+    """The faces of a split; ValueError where there are none, or of another alignment than the
+    config's."""
     table = FaceTable.open(faces, [split], 0)
     if not len(table):
-        raise ValueError(f"{faces}: no faces of split {split!r} to hold the export to; give the target role that split")
-    if dataclasses.asdict(card.alignment) != table.alignment:
         raise ValueError(
-            f"{faces}: aligned as {table.alignment}, the model's card says {dataclasses.asdict(card.alignment)}; "
+            f"{faces}: no faces of split {split!r} to hold the export to; give the target role "
+            f"that split"
+        )
+    if dataclasses.asdict(config.alignment) != table.alignment:
+        raise ValueError(
+            f"{faces}: aligned as {table.alignment}, the model's config says "
+            f"{dataclasses.asdict(config.alignment)}; "
             "run align and finetune with the same settings"
         )
     return table
@@ -127,7 +172,8 @@ def _table(card: ModelCard, faces: Path, split: str) -> FaceTable:
 
 @contextmanager
 def _folder_written_whole(folder: Path) -> Iterator[Path]:
-    """An empty folder beside `folder` that takes its place when the block ends well and goes when it does not."""
+    """An empty folder beside `folder` that takes its place when the block ends well and goes when
+    it does not."""
     part = folder.with_name(f".{folder.name}.part")
     shutil.rmtree(part, ignore_errors=True)
     part.mkdir(parents=True)

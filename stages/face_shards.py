@@ -1,7 +1,9 @@
-"""Manifest rows in shards, and the face table's shard files: each carries a fingerprint of all that it was made from.
+"""Manifest rows in shards, and the face table's shard files: each carries a fingerprint of all that
+it was made from.
 
-A shard file is kept while its fingerprint is the wanted one, so a stopped run goes on where it was and a changed
-manifest redoes its own shards alone. What a shard says of itself (its rejects too) stands in its schema's metadata.
+A shard file is kept while its fingerprint is the wanted one, so a stopped run goes on where it was
+and a changed manifest redoes its own shards alone. What a shard says of itself (its rejects too)
+stands in its schema's metadata.
 """
 
 from __future__ import annotations
@@ -18,12 +20,21 @@ from typing import Any
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from visage.schemas import FACE_SCHEMA, METADATA_KEY
-from visage.whole import written_whole
+from visage.atomic import atomic_write
+from visage.data.schemas import FACE_SCHEMA, METADATA_KEY
 
 Row = dict[str, Any]
 SHARD_KEY = b"align"  # metadata: JSON with fingerprint, rejects and counts
-COPIED = ("photo_id", "sha256", "label", "sigma", "person", "sex", "ethnicity", "split")  # from manifest to faces
+COPIED = (
+    "photo_id",
+    "sha256",
+    "label",
+    "sigma",
+    "person",
+    "sex",
+    "ethnicity",
+    "split",
+)  # from manifest to faces
 
 
 @dataclass(kw_only=True)
@@ -54,7 +65,8 @@ class Shard:
 
 
 def shard_paths(faces: Path, num_rows: int, shard_rows: int) -> list[Path]:
-    """The files that a manifest of `num_rows` fills; others, and what a killed run left half-written, are removed."""
+    """The files that a manifest of `num_rows` fills; others, and what a killed run left
+    half-written, are removed."""
     wanted = [faces / f"part-{index:05d}.parquet" for index in range(-(-num_rows // shard_rows))]
     faces.mkdir(parents=True, exist_ok=True)
     for path in {*faces.glob("part-*.parquet"), *faces.glob(".part-*")} - set(wanted):
@@ -69,12 +81,19 @@ def read_quarantine(path: Path) -> frozenset[str]:
 
 
 def read_shards(
-    manifest: pq.ParquetFile, left_out: frozenset[str], paths: list[Path], shard_rows: int, maker: str
+    manifest: pq.ParquetFile,
+    left_out: frozenset[str],
+    paths: list[Path],
+    shard_rows: int,
+    maker: str,
 ) -> Iterator[Shard]:
-    """The manifest, read as it is needed, cut every `shard_rows` rows; `maker` tells settings and program."""
+    """The manifest, read as it is needed, cut every `shard_rows` rows; `maker` tells settings and
+    program."""
     rows = (row for batch in manifest.iter_batches(batch_size=1024) for row in batch.to_pylist())
     for path in paths:
-        kept = [row for row in itertools.islice(rows, shard_rows) if row["photo_id"] not in left_out]
+        kept = [
+            row for row in itertools.islice(rows, shard_rows) if row["photo_id"] not in left_out
+        ]
         content = json.dumps([[row["unreadable"], *(row[name] for name in COPIED)] for row in kept])
         fingerprint = hashlib.sha256(f"{maker}\n{content}".encode()).hexdigest()
         yield Shard(path=path, rows=kept, fingerprint=fingerprint)
@@ -84,17 +103,24 @@ def is_finished(shard: Shard) -> bool:
     """Whether the shard's file is there and made from the same rows, settings and program."""
     try:
         return bool(read_own(shard.path)["fingerprint"] == shard.fingerprint)
-    except (OSError, ValueError, KeyError, TypeError):  # absent, damaged, or not written by this stage
+    except (
+        OSError,
+        ValueError,
+        KeyError,
+        TypeError,
+    ):  # absent, damaged, or not written by this stage
         return False
 
 
 def read_own(path: Path) -> Any:
-    """What a shard says of itself: fingerprint, rejects [photo_id, reason], num_photos, num_read, num_frame."""
+    """What a shard says of itself: fingerprint, rejects [photo_id, reason], num_photos, num_read,
+    num_frame."""
     return json.loads(pq.read_schema(path).metadata[SHARD_KEY])
 
 
 def write_shard(path: Path, fingerprint: str, outcome: Outcome, eye: Mapping[str, Any]) -> None:
-    """The faces as parquet, whole or not at all; `eye` is what a model's card must know of the crops."""
+    """The faces as parquet, whole or not at all; `eye` is what a model's config must know of the
+    crops."""
     own = {
         "fingerprint": fingerprint,
         "rejects": outcome.rejects,
@@ -102,8 +128,16 @@ def write_shard(path: Path, fingerprint: str, outcome: Outcome, eye: Mapping[str
         "num_read": outcome.num_read,
         "num_frame": sum(row["found"] == "frame" for row in outcome.faces),
     }
-    metadata = {METADATA_KEY: json.dumps(eye, sort_keys=True), SHARD_KEY: json.dumps(own, sort_keys=True)}
+    metadata = {
+        METADATA_KEY: json.dumps(eye, sort_keys=True),
+        SHARD_KEY: json.dumps(own, sort_keys=True),
+    }
     table = pa.Table.from_pylist(outcome.faces, schema=FACE_SCHEMA.with_metadata(metadata))
     compression = dict.fromkeys(FACE_SCHEMA.names, "zstd") | {"jpeg": "none"}
-    with written_whole(path) as part:
-        pq.write_table(table, part, compression=compression, use_dictionary=["split", "found", "sex", "ethnicity"])
+    with atomic_write(path) as part:
+        pq.write_table(
+            table,
+            part,
+            compression=compression,
+            use_dictionary=["split", "found", "sex", "ethnicity"],
+        )

@@ -1,8 +1,9 @@
-"""A section of params.yaml becomes its frozen dataclass, and a command line becomes a call of a stage.
+"""A section of params.yaml becomes its frozen dataclass, and a command line becomes a call of a
+stage.
 
-Values live in params.yaml, types in the dataclasses, defaults nowhere (architecture rule 7): a key that no field
-knows, a field that no key fills, or a value of another type is a ValueError that names file, key, value and remedy.
-This is the only module that reads yaml.
+Values live in params.yaml, types in the dataclasses, defaults nowhere (architecture rule 7): a key
+that no field knows, a field that no key fills, or a value of another type is a ValueError that
+names file, key, value and remedy. This is the only module that reads yaml.
 """
 
 from __future__ import annotations
@@ -20,25 +21,30 @@ from typing import Any, TypeVar
 
 import yaml
 
-from stages.endings import Ending, ending_of
-from visage.whole import written_whole
+from stages.exit_status import ExitStatus, exit_status_of
 
 Report = Callable[[int, Mapping[str, float]], None]
 Settings = TypeVar("Settings")
-POWER_OF_TEN = re.compile(r"[-+]?\d+(\.\d*)?[eE][-+]?\d+")  # 1e-05, as DVC writes it: text to PyYAML
-WORDS = {Ending.OUT_OF_MEMORY: "out of memory; lower batch_size: "}
-REPLACED = ("download.identity", "download.target", "sweep.space")  # what a preset gives, it gives whole
+POWER_OF_TEN = re.compile(
+    r"[-+]?\d+(\.\d*)?[eE][-+]?\d+"
+)  # 1e-05, as DVC writes it: text to PyYAML
+WORDS = {ExitStatus.OUT_OF_MEMORY: "out of memory; lower batch_size: "}
 
 
 def print_report(step: int, values: Mapping[str, float]) -> None:
     """One line a call: the step, then every value with six significant digits."""
-    print(f"[{step}] " + "  ".join(f"{name} {value:.6g}" for name, value in values.items()), flush=True)
+    print(
+        f"[{step}] " + "  ".join(f"{name} {value:.6g}" for name, value in values.items()),
+        flush=True,
+    )
 
 
 def read_params(params: Path) -> dict[str, Any]:
     """The whole of a params file as nested dictionaries."""
     if not params.is_file():
-        raise ValueError(f"{params}: no such settings file; run from the repository root or give --params")
+        raise ValueError(
+            f"{params}: no such settings file; run from the repository root or give --params"
+        )
     try:
         document = yaml.safe_load(params.read_text(encoding="utf-8"))
     except yaml.YAMLError as error:
@@ -48,14 +54,20 @@ def read_params(params: Path) -> dict[str, Any]:
     return document
 
 
-def load_section(params: Path, section: str, cls: type[Settings], role: str | None = None) -> Settings:
-    """Section `section` (of `role`, where the stage runs once a role) of a params file as the dataclass `cls`."""
+def load_section(
+    params: Path, section: str, cls: type[Settings], role: str | None = None
+) -> Settings:
+    """Section `section` (of `role`, where the stage runs once a role) of a params file as the
+    dataclass `cls`."""
     document: Any = read_params(params)
     where = str(params)
     for key in [section] + ([role] if role is not None else []):
         if not isinstance(document, dict) or key not in document:
             raise ValueError(f"{where}: no section '{key}'; add it (see the committed params.yaml)")
-        document, where = document[key], f"{where}: {key}" if where == str(params) else f"{where}.{key}"
+        document, where = (
+            document[key],
+            f"{where}: {key}" if where == str(params) else f"{where}.{key}",
+        )
     return typing.cast(Settings, convert(document, cls, where))
 
 
@@ -67,7 +79,8 @@ def read_json(path: Path) -> Any:
 
 
 def convert(value: Any, wanted: Any, where: str) -> Any:
-    """A YAML value as the type `wanted`: dataclasses, unions with None, tuples, dicts, enums of strings, numbers."""
+    """A YAML value as the type `wanted`: dataclasses, unions with None, tuples, dicts, enums of
+    strings, numbers."""
     if dataclasses.is_dataclass(wanted):
         return _convert_dataclass(value, typing.cast(type, wanted), where)
     origin, arguments = typing.get_origin(wanted), typing.get_args(wanted)
@@ -92,7 +105,9 @@ def _convert_dataclass(value: Any, cls: type, where: str) -> Any:
     if unknown:
         raise ValueError(f"{where}: unknown key {unknown[0]!r}; known keys: {', '.join(fields)}")
     if missing:
-        raise ValueError(f"{where}: missing key {missing[0]!r}; add it (see the committed params.yaml)")
+        raise ValueError(
+            f"{where}: missing key {missing[0]!r}; add it (see the committed params.yaml)"
+        )
     hints = typing.get_type_hints(cls)
     converted = {name: convert(value[name], hints[name], f"{where}.{name}") for name in fields}
     try:
@@ -106,7 +121,9 @@ def _convert_collection(value: Any, origin: Any, arguments: Sequence[Any], where
         if not isinstance(value, dict):
             raise ValueError(f"{where}: expected keys with values, found {value!r}")
         return {
-            convert(key, arguments[0], f"{where}, key"): convert(item, arguments[1], f"{where}.{key}")
+            convert(key, arguments[0], f"{where}, key"): convert(
+                item, arguments[1], f"{where}.{key}"
+            )
             for key, item in value.items()
         }
     if not isinstance(value, list):
@@ -114,8 +131,12 @@ def _convert_collection(value: Any, origin: Any, arguments: Sequence[Any], where
     if origin is tuple and arguments[-1] is not Ellipsis:
         if len(value) != len(arguments):
             raise ValueError(f"{where}: expected {len(arguments)} values, found {len(value)}")
-        return tuple(convert(item, kind, where) for item, kind in zip(value, arguments, strict=True))
-    return origin(convert(item, arguments[0], f"{where}[{index}]") for index, item in enumerate(value))
+        return tuple(
+            convert(item, kind, where) for item, kind in zip(value, arguments, strict=True)
+        )
+    return origin(
+        convert(item, arguments[0], f"{where}[{index}]") for index, item in enumerate(value)
+    )
 
 
 def _convert_scalar(value: Any, wanted: Any, where: str) -> Any:
@@ -132,38 +153,18 @@ def _convert_scalar(value: Any, wanted: Any, where: str) -> Any:
     return value
 
 
-def merged(base: Any, changes: Any, path: str = "") -> Any:
-    """`base` with the keys of `changes` laid over it, section by section; `REPLACED` sections are taken whole."""
-    if path in REPLACED or not (isinstance(base, dict) and isinstance(changes, dict)):
-        return changes
-    laid = {key: merged(base.get(key), value, f"{path}.{key}".lstrip(".")) for key, value in changes.items()}
-    return {**base, **laid}
-
-
-def read_preset(preset: Path) -> dict[str, Any]:
-    """A preset's keys, laid over those of the preset beside it that its `extends` names."""
-    changes = read_params(preset)
-    if "extends" not in changes:
-        return changes
-    whole: dict[str, Any] = merged(read_preset(preset.parent / changes.pop("extends")), changes)
-    return whole
-
-
-def use_preset(base: Path, preset: Path, params: Path) -> None:
-    """Lays a preset's keys over the embedded set's settings (`base`) and writes the result as `params`."""
-    header = f"# Written by `make repro` from {base.name} and {preset.name}; edit those.\n"
-    document = merged(read_params(base), read_preset(preset))
-    with written_whole(params) as part:
-        part.write_text(header + yaml.safe_dump(document, sort_keys=False, allow_unicode=True), encoding="utf-8")
-
-
 def stage_main(
-    section: str, cls: type[Settings], stage: Callable[..., object], paths: Sequence[str], has_role: bool = False
+    section: str,
+    cls: type[Settings],
+    stage: Callable[..., object],
+    paths: Sequence[str],
+    has_role: bool = False,
 ) -> None:
-    """Runs a stage from the command line of dvc.yaml; all but faults of this code end it with one clear line and the
-    exit status of stages/endings.py.
+    """Runs a stage from the command line of dvc.yaml; all but faults of this code end it with one
+    clear line and the exit status of stages/exit_status.py.
 
-    Every name of `paths` becomes a required `--name PATH`, made absolute, and is handed over as a keyword.
+    Every name of `paths` becomes a required `--name PATH`, made absolute, and is handed over as a
+    keyword.
     """
     parser = argparse.ArgumentParser(prog=f"python -m stages.{section}")
     parser.add_argument("--params", type=Path, default=Path("params.yaml"))
@@ -173,30 +174,16 @@ def stage_main(
         parser.add_argument("--" + name.replace("_", "-"), dest=name, type=Path, required=True)
     arguments = parser.parse_args()
     try:
-        settings = load_section(arguments.params, section, cls, arguments.role if has_role else None)
-        stage(settings, **{name: getattr(arguments, name).absolute() for name in paths}, report=print_report)
+        settings = load_section(
+            arguments.params, section, cls, arguments.role if has_role else None
+        )
+        stage(
+            settings,
+            **{name: getattr(arguments, name).absolute() for name in paths},
+            report=print_report,
+        )
     except Exception as error:
-        if (ending := ending_of(error)) is Ending.FAULT:
+        if (ending := exit_status_of(error)) is ExitStatus.FAULT:
             raise
         print(f"stages.{section}: {WORDS.get(ending, '')}{error}", file=sys.stderr)
         raise SystemExit(int(ending)) from error
-
-
-def main(words: Sequence[str]) -> None:
-    """What the Makefile asks for: a preset laid over the settings, or one value of them."""
-    match words:
-        case ["use", base, preset, params]:
-            use_preset(Path(base), Path(preset), Path(params))
-        case ["value", name]:
-            value = read_params(Path("params.yaml"))
-            for key in name.split("."):
-                value = value[key]
-            print(value)
-        case _:
-            raise SystemExit(
-                "usage: python -m stages.settings use BASE.yaml PRESET.yaml PARAMS.yaml | value SECTION.KEY"
-            )
-
-
-if __name__ == "__main__":
-    main(sys.argv[1:])

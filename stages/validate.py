@@ -1,11 +1,14 @@
-"""manifest.parquet + skipped.csv -> quarantine.csv, a JSON report and Great Expectations' Data Docs, for one role.
+"""manifest.parquet + skipped.csv -> quarantine.csv, a JSON report and Great Expectations' Data
+Docs, for one role.
 
-The stage is a gate: the report is written on pass alone (an older one is removed first), so that nothing downstream
-can run on data that failed. On failure `<role>.failed.json` says the same beside it. The checks are in
-`stages/checks/`: measures of every photo, and rules that bound them; Great Expectations is told the rules, judges the
-measures and draws the docs. The report holds no time and no run's name: same manifest, same settings, same bytes.
+The stage is a gate: the report is written on pass alone (an older one is removed first), so that
+nothing downstream can run on data that failed. On failure `<role>.failed.json` says the same beside
+it. The checks are in `stages/checks/`: measures of every photo, and rules that bound them; Great
+Expectations is told the rules, judges the measures and draws the docs. The report holds no time and
+no run's name: same manifest, same settings, same bytes.
 
-Ten seconds of a core, most of them imports; fifteen for a million photos, forty and 3.3 GB for five million.
+Ten seconds of a core, most of them imports; fifteen for a million photos, forty and 3.3 GB for five
+million.
 """
 
 from __future__ import annotations
@@ -26,10 +29,12 @@ from stages.checks.facts import facts, skipped_facts
 from stages.checks.findings import Findings, Outcome, inspect
 from stages.checks.settings import ValidateSettings
 from stages.settings import Report, print_report, stage_main
-from visage.whole import written_whole
+from visage.atomic import atomic_write
 
 SEVERITY = {"fail": "critical", "quarantine": "warning", "report": "info"}
-Verdicts = Mapping[tuple[str, str], Mapping[str, Any]]  # (check, measure) -> what Great Expectations says
+Verdicts = Mapping[
+    tuple[str, str], Mapping[str, Any]
+]  # (check, measure) -> what Great Expectations says
 
 
 def validate(
@@ -42,7 +47,8 @@ def validate(
     docs: Path,
     report: Report = print_report,
 ) -> None:
-    """Checks `manifest`; ValueError where a check fails whose policy is `fail`, or too much is quarantined."""
+    """Checks `manifest`; ValueError where a check fails whose policy is `fail`, or too much is
+    quarantined."""
     failed = result.with_suffix(".failed.json")
     for stale in (result, failed, quarantine):
         stale.unlink(missing_ok=True)
@@ -55,7 +61,7 @@ def validate(
     if failures:
         _write_json(failed, document)
         raise ValueError(_complaint(failures, len(findings.outcomes), manifest, failed))
-    with written_whole(quarantine) as part, part.open("w", encoding="utf-8", newline="") as lines:
+    with atomic_write(quarantine) as part, part.open("w", encoding="utf-8", newline="") as lines:
         writer = csv.writer(lines, lineterminator="\n")
         writer.writerow(["photo_id", "check", "reason"])
         writer.writerows(findings.quarantine(settings))
@@ -65,7 +71,8 @@ def validate(
 
 
 def expect(findings: Findings, name: str, docs: Path) -> Verdicts:
-    """Tells Great Expectations every bound, lets it judge the measures, and writes its static site into `docs`."""
+    """Tells Great Expectations every bound, lets it judge the measures, and writes its static site
+    into `docs`."""
     os.environ["GX_ANALYTICS_ENABLED"] = "false"
     import great_expectations as gx  # six seconds, so not for whoever only wants the settings
     from great_expectations.core.run_identifier import RunIdentifier
@@ -75,13 +82,20 @@ def expect(findings: Findings, name: str, docs: Path) -> Verdicts:
     context.variables.progress_bars = ProgressBarsConfig(globally=False)
     source = context.data_sources.add_pandas(name)
     run = RunIdentifier(run_name=name)
-    tables = {True: ("photos", findings.photos), False: ("set", pd.DataFrame([findings.set_measures]))}
+    tables = {
+        True: ("photos", findings.photos),
+        False: ("set", pd.DataFrame([findings.set_measures])),
+    }
     verdicts: dict[tuple[str, str], Mapping[str, Any]] = {}
     for is_about_photos, (table, measures) in tables.items():
-        outcomes = [outcome for outcome in findings.outcomes if outcome.is_about_photos == is_about_photos]
+        outcomes = [
+            outcome for outcome in findings.outcomes if outcome.is_about_photos == is_about_photos
+        ]
         if not outcomes:
             continue
-        suite = context.suites.add(gx.ExpectationSuite(name=table, expectations=_expectations(outcomes)))
+        suite = context.suites.add(
+            gx.ExpectationSuite(name=table, expectations=_expectations(outcomes))
+        )
         batch = source.add_dataframe_asset(table).add_batch_definition_whole_dataframe("all")
         definition = gx.ValidationDefinition(name=table, data=batch, suite=suite)
         columns = sorted({bound.measure for outcome in outcomes for bound in outcome.bounds})
@@ -94,12 +108,20 @@ def expect(findings: Findings, name: str, docs: Path) -> Verdicts:
 
 
 def _expectations(outcomes: list[Outcome]) -> list[Any]:
-    """One expectation a bound; on the one row of the whole set it is about the maximum, whose value the docs show."""
-    from great_expectations.expectations.core.expect_column_max_to_be_between import ExpectColumnMaxToBeBetween
-    from great_expectations.expectations.core.expect_column_values_to_be_between import ExpectColumnValuesToBeBetween
+    """One expectation a bound; on the one row of the whole set it is about the maximum, whose value
+    the docs show."""
+    from great_expectations.expectations.core.expect_column_max_to_be_between import (
+        ExpectColumnMaxToBeBetween,
+    )
+    from great_expectations.expectations.core.expect_column_values_to_be_between import (
+        ExpectColumnValuesToBeBetween,
+    )
     from great_expectations.expectations.metadata_types import FailureSeverity
 
-    kinds: dict[bool, Any] = {True: ExpectColumnValuesToBeBetween, False: ExpectColumnMaxToBeBetween}
+    kinds: dict[bool, Any] = {
+        True: ExpectColumnValuesToBeBetween,
+        False: ExpectColumnMaxToBeBetween,
+    }
     return [
         kinds[outcome.is_about_photos](
             column=bound.measure,
@@ -116,10 +138,17 @@ def _expectations(outcomes: list[Outcome]) -> list[Any]:
 
 
 def _verdict(one: Any) -> tuple[tuple[str, str], Mapping[str, Any]]:
-    """One expectation's result -> (check, measure), and whether it was met and by how many rows not."""
+    """One expectation's result -> (check, measure), and whether it was met and by how many rows
+    not."""
     if one.exception_info["raised_exception"]:
-        raise RuntimeError(f"Great Expectations could not judge {one.expectation_config}: {one.exception_info}")
-    outside = int(one.result["unexpected_count"]) if "unexpected_count" in one.result else int(not one.success)
+        raise RuntimeError(
+            f"Great Expectations could not judge {one.expectation_config}: {one.exception_info}"
+        )
+    outside = (
+        int(one.result["unexpected_count"])
+        if "unexpected_count" in one.result
+        else int(not one.success)
+    )
     judged = {"success": bool(one.success), "outside": outside}
     return (one.expectation_config.meta["check"], one.expectation_config.kwargs["column"]), judged
 
@@ -135,10 +164,15 @@ def _write_docs(context: Any, docs: Path) -> None:
 
 def _document(findings: Findings, verdicts: Verdicts, settings: ValidateSettings) -> dict[str, Any]:
     checks = [_told(outcome, findings, verdicts) for outcome in findings.outcomes]
-    checks += [{"check": name, "policy": settings.policy[name], "result": "not run"} for name in findings.not_run]
+    checks += [
+        {"check": name, "policy": settings.policy[name], "result": "not run"}
+        for name in findings.not_run
+    ]
     num_photos = len(findings.photos)
     return {
-        "success": all(check["result"] in ("passed", "quarantined", "reported") for check in checks),
+        "success": all(
+            check["result"] in ("passed", "quarantined", "reported") for check in checks
+        ),
         "photos": num_photos,
         "quarantined": findings.num_leaving,
         "checks": checks,
@@ -148,13 +182,23 @@ def _document(findings: Findings, verdicts: Verdicts, settings: ValidateSettings
 
 def _told(outcome: Outcome, findings: Findings, verdicts: Verdicts) -> dict[str, Any]:
     told = [verdicts[outcome.check, bound.measure] for bound in outcome.bounds]
-    assert any(not verdict["success"] for verdict in told) == bool(outcome.found), f"two counts differ: {outcome}"
+    assert any(not verdict["success"] for verdict in told) == bool(outcome.found), (
+        f"two counts differ: {outcome}"
+    )
     bounds = [
-        {"measure": b.measure, "minimum": b.minimum, "maximum": b.maximum, "outside": verdict["outside"]}
+        {
+            "measure": b.measure,
+            "minimum": b.minimum,
+            "maximum": b.maximum,
+            "outside": verdict["outside"],
+        }
         for b, verdict in zip(outcome.bounds, told, strict=True)
     ]
     if not outcome.is_about_photos:
-        bounds = [bound | {"value": round(findings.set_measures[str(bound["measure"])], 6)} for bound in bounds]
+        bounds = [
+            bound | {"value": round(findings.set_measures[str(bound["measure"])], 6)}
+            for bound in bounds
+        ]
     groups = {} if outcome.num_groups is None else {"groups": outcome.num_groups}
     return {
         "check": outcome.check,
@@ -174,16 +218,23 @@ def _complaint(failures: list[Outcome], num_checks: int, manifest: Path, failed:
     for outcome in failures:
         first = outcome.examples[0]
         where = (
-            first["photo_id"] + ": " if "photo_id" in first else first["measure"] + ": " if "measure" in first else ""
+            first["photo_id"] + ": "
+            if "photo_id" in first
+            else first["measure"] + ": "
+            if "measure" in first
+            else ""
         )
         what = "photos" if outcome.is_about_photos else "faults"
-        lines.append(f"  {outcome.check}: {outcome.found} {what} ({outcome.claim}); first: {where}{first['reason']}")
+        lines.append(
+            f"  {outcome.check}: {outcome.found} {what} ({outcome.claim}); first: "
+            f"{where}{first['reason']}"
+        )
     remedy = "mend the source, or change the bound or the policy (quarantine, report) in params.yaml, section validate"
     return "\n".join([*lines, f"  {remedy}; all counts and examples: {failed}"])
 
 
 def _write_json(path: Path, document: Mapping[str, Any]) -> None:
-    with written_whole(path) as part:
+    with atomic_write(path) as part:
         part.write_text(json.dumps(document, indent=1, ensure_ascii=False) + "\n", encoding="utf-8")
 
 

@@ -1,4 +1,5 @@
-"""What every test gets: a wiped environment, seeded randomness, and the way to the real data where there is any."""
+"""What every test gets: a wiped environment, seeded randomness, and the way to the real data where
+there is any."""
 
 from __future__ import annotations
 
@@ -11,7 +12,13 @@ import pytest
 from hypothesis import settings
 from xdist.scheduler import LoadFileScheduling
 
-START_RAY = {"test_align_ray.py", "test_cluster.py", "test_scale_out.py", "test_sweep.py", "test_train_ray.py"}
+START_RAY = {
+    "test_align_ray.py",
+    "test_cluster.py",
+    "test_scale_out.py",
+    "test_sweep.py",
+    "test_train_ray.py",
+}
 REPOSITORY = Path(__file__).resolve().parent.parent
 pytest_plugins = ["tests.local_registry", "tests.prefect_server"]
 
@@ -20,8 +27,8 @@ settings.load_profile("visage")
 
 
 class Together(LoadFileScheduling):
-    """Which tests share a process of `make test`: those of a file, for what it sets up once, and all that start Ray,
-    which wait more than they work and would starve each other."""
+    """Which tests share a process of `make test`: those of a file, for what it sets up once, and
+    all that start Ray, which wait more than they work and would starve each other."""
 
     def _split_scope(self, nodeid: str) -> str:
         file = super()._split_scope(nodeid)
@@ -50,7 +57,11 @@ def rng() -> np.random.Generator:
 @pytest.fixture(scope="session")
 def shared_data() -> Path:
     """The folder of real photos: $VISAGE_DATA, else ../shared/data beside the repository."""
-    folder = Path(os.environ["VISAGE_DATA"]) if "VISAGE_DATA" in os.environ else REPOSITORY.parent / "shared" / "data"
+    folder = (
+        Path(os.environ["VISAGE_DATA"])
+        if "VISAGE_DATA" in os.environ
+        else REPOSITORY.parent / "shared" / "data"
+    )
     if not folder.is_dir():
         pytest.skip(f"no real data: {folder} is absent (set VISAGE_DATA)")
     return folder

@@ -1,7 +1,7 @@
 """Who imports whom, read from the source without running it.
 
-`python tests/imports.py stages.align` prints the project files that a stage really imports, in the form that its
-`deps` in dvc.yaml want them.
+`python tests/imports.py stages.align` prints the project files that a stage really imports, in the
+form that its `deps` in dvc.yaml want them.
 """
 
 from __future__ import annotations
@@ -16,14 +16,19 @@ from pathlib import Path
 REPOSITORY = Path(__file__).resolve().parent.parent
 ROOMS = ("visage", "stages", "flows", "model_registry")
 
-# The predictor's photo door finds faces; its crop door, which evaluate uses, must not. The door is a lazy import, and
-# the only one that no reader follows: (module, what it imports inside a function).
-PHOTO_DOOR = ("visage.predictor", frozenset({"visage.align", "visage.detect", "visage.photos"}))
+# The predictor's photo door finds faces; its crop door, which evaluate uses, must not. The door is
+# a lazy import, and the only one that no reader follows: (module, what it imports inside a
+# function).
+PHOTO_DOOR = (
+    "visage.inference.photos",
+    frozenset({"visage.detection.align", "visage.detection.mtcnn", "visage.detection.image_io"}),
+)
 
 
 @dataclass(frozen=True, kw_only=True)
 class Import:
-    """`module` (dotted, as far as it can be a module) is imported by line `line`, inside a function or not."""
+    """`module` (dotted, as far as it can be a module) is imported by line `line`, inside a function
+    or not."""
 
     module: str
     line: int
@@ -42,7 +47,8 @@ def module_name(root: Path, file: Path) -> str:
 
 
 def module_file(root: Path, module: str) -> Path | None:
-    """The file of a project module, None where the name is no module (a function, a foreign package)."""
+    """The file of a project module, None where the name is no module (a function, a foreign
+    package)."""
     stem = root.joinpath(*module.split("."))
     candidates = (stem.with_suffix(".py"), stem / "__init__.py")
     return next((file for file in candidates if file.is_file()), None)
@@ -56,11 +62,16 @@ def parsed(file: Path) -> ast.Module:
 
 def is_typing_block(node: ast.AST) -> bool:
     """`if TYPE_CHECKING:` is never run."""
-    return isinstance(node, ast.If) and isinstance(node.test, ast.Name) and node.test.id == "TYPE_CHECKING"
+    return (
+        isinstance(node, ast.If)
+        and isinstance(node.test, ast.Name)
+        and node.test.id == "TYPE_CHECKING"
+    )
 
 
 def imports(root: Path, file: Path) -> Iterator[Import]:
-    """Every import that can run; `from a import b` counts as a.b where that is a module of ours, else as a."""
+    """Every import that can run; `from a import b` counts as a.b where that is a module of ours,
+    else as a."""
     yield from _walk(root, parsed(file), lazy=False)
 
 
@@ -83,7 +94,8 @@ def _walk(root: Path, node: ast.AST, *, lazy: bool) -> Iterator[Import]:
 
 
 def with_parents(root: Path, module: str) -> list[str]:
-    """Importing a.b.c runs a and a.b first; a package that holds no more than a docstring changes nothing: left out."""
+    """Importing a.b.c runs a and a.b first; a package that holds no more than a docstring changes
+    nothing: left out."""
     parts = module.split(".")
     parents = [".".join(parts[:depth]) for depth in range(1, len(parts))]
     return [parent for parent in parents if _says_something(module_file(root, parent))] + [module]
@@ -93,11 +105,14 @@ def _says_something(file: Path | None) -> bool:
     if file is None:
         return False
     body = parsed(file).body
-    return any(not (isinstance(node, ast.Expr) and isinstance(node.value, ast.Constant)) for node in body)
+    return any(
+        not (isinstance(node, ast.Expr) and isinstance(node.value, ast.Constant)) for node in body
+    )
 
 
 def closure(root: Path, module: str) -> tuple[set[str], set[str]]:
-    """(project modules, foreign top-level names) that `module` imports directly or through others, itself included.
+    """(project modules, foreign top-level names) that `module` imports directly or through others,
+    itself included.
 
     Imports inside functions count, except through the photo door.
     """
@@ -122,7 +137,8 @@ def closure(root: Path, module: str) -> tuple[set[str], set[str]]:
 
 
 def code_dependencies(root: Path, module: str) -> list[str]:
-    """The files whose change may change what a stage makes, as dvc.yaml lists them: the stage's own first."""
+    """The files whose change may change what a stage makes, as dvc.yaml lists them: the stage's own
+    first."""
     own = module_file(root, module)
     files = {module_file(root, name) for name in closure(root, module)[0]}
     ordered = sorted(file.relative_to(root).as_posix() for file in files if file not in (None, own))

@@ -11,7 +11,7 @@ import pytest
 @pytest.fixture(scope="session")
 def empty_database(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """An MLflow database with its tables, which take seconds to make."""
-    from model_registry.store import LOCAL, connect  # MLflow takes seconds to import, and most tests need none
+    from model_registry.mlflow_client import LOCAL, connect
 
     folder = tmp_path_factory.mktemp("empty")
     with pytest.MonkeyPatch.context() as patch:

@@ -1,4 +1,5 @@
-"""Real components on loopback for tests: PostgreSQL, an S3-compatible store, an MLflow server, each for its block.
+"""Real components on loopback for tests: PostgreSQL, an S3-compatible store, an MLflow server, each
+for its block.
 
 with postgres() as database, s3("models") as store, mlflow_server(database.uri, store.root, store.environment) as uri:
     ...
@@ -63,7 +64,8 @@ class Postgres:
 
 
 def postgres_program(name: str) -> Path:
-    """One of PostgreSQL's programs in Debian's place or on the path; the test is skipped where there is none."""
+    """One of PostgreSQL's programs in Debian's place or on the path; the test is skipped where
+    there is none."""
     places = sorted(Path("/usr/lib/postgresql").glob(f"*/bin/{name}"))
     found = places[-1] if places else shutil.which(name)
     if found is None:
@@ -72,24 +74,40 @@ def postgres_program(name: str) -> Path:
 
 
 def run_as_postgres(name: str, *arguments: str) -> None:
-    """One of PostgreSQL's programs, which refuse to be root: root runs them as Debian's user postgres."""
+    """One of PostgreSQL's programs, which refuse to be root: root runs them as Debian's user
+    postgres."""
     command = [str(postgres_program(name)), *arguments]
     if os.geteuid() == 0:
         command = ["runuser", "-u", "postgres", "--", *command]
     # Its output is no pipe: the server would keep it open.
-    subprocess.run(command, check=True, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL, cwd="/", timeout=120)
+    subprocess.run(
+        command,
+        check=True,
+        stdout=subprocess.DEVNULL,
+        stderr=subprocess.DEVNULL,
+        cwd="/",
+        timeout=120,
+    )
 
 
 @contextmanager
 def postgres() -> Iterator[Postgres]:
     """A fresh, empty PostgreSQL."""
     postgres_program("initdb")
-    with tempfile.TemporaryDirectory(prefix="visage-postgres-") as name:  # pytest's own folder is closed to others
+    with tempfile.TemporaryDirectory(
+        prefix="visage-postgres-"
+    ) as name:  # pytest's own folder is closed to others
         folder = Path(name)
         if os.geteuid() == 0:
             shutil.chown(folder, "postgres")
         database = Postgres(folder=folder, port=free_port())
-        initial = ("--auth=trust", "--no-sync", "--username=postgres", "--no-locale", "--encoding=UTF8")
+        initial = (
+            "--auth=trust",
+            "--no-sync",
+            "--username=postgres",
+            "--no-locale",
+            "--encoding=UTF8",
+        )
         run_as_postgres("initdb", "-D", str(folder / "data"), *initial)
         database.start()
         try:
@@ -115,31 +133,59 @@ def s3(bucket: str) -> Iterator[Store]:
     server = ThreadedMotoServer(ip_address=LOOPBACK, port=0, verbose=False)
     server.start()
     host, port = server.get_host_and_port()
-    secrets = {"AWS_ACCESS_KEY_ID": "test", "AWS_SECRET_ACCESS_KEY": "test", "AWS_DEFAULT_REGION": "us-east-1"}
+    secrets = {
+        "AWS_ACCESS_KEY_ID": "test",
+        "AWS_SECRET_ACCESS_KEY": "test",
+        "AWS_DEFAULT_REGION": "us-east-1",
+    }
     client = boto3.client(
-        "s3", endpoint_url=f"http://{host}:{port}", aws_access_key_id="test", aws_secret_access_key="test",
+        "s3",
+        endpoint_url=f"http://{host}:{port}",
+        aws_access_key_id="test",
+        aws_secret_access_key="test",
         region_name="us-east-1",
-    )  # fmt: skip
+    )
     client.create_bucket(Bucket=bucket)
     try:
-        yield Store(root=f"s3://{bucket}", environment=secrets | {"MLFLOW_S3_ENDPOINT_URL": f"http://{host}:{port}"})
+        yield Store(
+            root=f"s3://{bucket}",
+            environment=secrets | {"MLFLOW_S3_ENDPOINT_URL": f"http://{host}:{port}"},
+        )
     finally:
         client.close()
         server.stop()
 
 
 @contextmanager
-def mlflow_server(backend: str, artifacts: str, environment: Mapping[str, str], folder: Path) -> Iterator[str]:
-    """`mlflow server` on a database and an artifact root that it serves itself; its address. `folder` takes its log."""
+def mlflow_server(
+    backend: str, artifacts: str, environment: Mapping[str, str], folder: Path
+) -> Iterator[str]:
+    """`mlflow server` on a database and an artifact root that it serves itself; its address.
+    `folder` takes its log."""
     port = free_port()
-    command = [sys.executable, "-m", "mlflow", "server", "--host", LOOPBACK, "--port", str(port), "--workers", "1"]
+    command = [
+        sys.executable,
+        "-m",
+        "mlflow",
+        "server",
+        "--host",
+        LOOPBACK,
+        "--port",
+        str(port),
+        "--workers",
+        "1",
+    ]
     command += ["--backend-store-uri", backend, "--artifacts-destination", artifacts]
     quiet = {"MLFLOW_SERVER_ENABLE_JOB_EXECUTION": "false", "MLFLOW_DISABLE_TELEMETRY": "true"}
     with (folder / "mlflow-server.log").open("wb") as log:
         server = subprocess.Popen(
-            command, env={**os.environ, **quiet, **environment}, stdout=log, stderr=log, cwd=folder,
+            command,
+            env={**os.environ, **quiet, **environment},
+            stdout=log,
+            stderr=log,
+            cwd=folder,
             start_new_session=True,
-        )  # fmt: skip
+        )
         try:
             wait_for(f"http://{LOOPBACK}:{port}/health", server, folder / "mlflow-server.log")
             yield f"http://{LOOPBACK}:{port}"
@@ -148,7 +194,8 @@ def mlflow_server(backend: str, artifacts: str, environment: Mapping[str, str], 
 
 
 def wait_for(url: str, server: subprocess.Popen[bytes], log: Path) -> None:
-    """Returns as soon as `url` answers; fails with the server's last words where it ended or takes too long."""
+    """Returns as soon as `url` answers; fails with the server's last words where it ended or takes
+    too long."""
     deadline = time.monotonic() + SERVER_SECONDS
     while server.poll() is None and time.monotonic() < deadline:
         try:
@@ -156,7 +203,9 @@ def wait_for(url: str, server: subprocess.Popen[bytes], log: Path) -> None:
                 return
         except (urllib.error.URLError, OSError):
             time.sleep(0.2)
-    raise AssertionError(f"{url} does not answer:\n{log.read_text(encoding='utf-8', errors='replace')[-3000:]}")
+    raise AssertionError(
+        f"{url} does not answer:\n{log.read_text(encoding='utf-8', errors='replace')[-3000:]}"
+    )
 
 
 def end(server: subprocess.Popen[bytes]) -> None:

@@ -1,4 +1,5 @@
-"""Face tables and settings small enough for tests of training: random crops whose brightness tells their label."""
+"""Face tables and settings small enough for tests of training: random crops whose brightness tells
+their label."""
 
 from __future__ import annotations
 
@@ -14,42 +15,82 @@ import pyarrow.parquet as pq
 import yaml
 from PIL import Image
 
-from stages.classic import ClassicSettings
+from stages.baseline import BaselineSettings
 from stages.finetune import FinetuneSettings
 from stages.pretrain import PretrainSettings
-from visage.classic.bif import BIFSettings
-from visage.classic.linear import FitSettings
-from visage.eye import PAPER_NORMALISE, AugmentationSettings
+from visage.baselines.bif import BIFSettings
+from visage.baselines.linear import FitSettings
+from visage.data.augment import AugmentationSettings
+from visage.data.preprocess import PAPER_NORMALISE
+from visage.data.schemas import FACE_SCHEMA, METADATA_KEY
 from visage.labels import LabelGrid
 from visage.methods import LossSettings
-from visage.optim import RecipeSettings
-from visage.schemas import FACE_SCHEMA, METADATA_KEY
+from visage.training.optim import RecipeSettings
 
 CROP_PX = 32
-ALIGNMENT = {"template": "five_point_112", "crop_px": CROP_PX, "face_scale": 0.75, "jpeg_quality": 90}
+ALIGNMENT = {
+    "template": "five_point_112",
+    "crop_px": CROP_PX,
+    "face_scale": 0.75,
+    "jpeg_quality": 90,
+}
 DETECTOR = {
-    "min_face_px": 20, "thresholds": [0.6, 0.7, 0.7], "factor": 0.709, "max_side_px": 1024, "landmark_passes": 2,
-}  # fmt: skip
+    "min_face_px": 20,
+    "thresholds": [0.6, 0.7, 0.7],
+    "factor": 0.709,
+    "max_side_px": 1024,
+    "landmark_passes": 2,
+}
 NOTHING = AugmentationSettings(
-    flip_probability=0.0, grey_probability=0.0, scale_probability=0.0, min_scale=1.0, rotation_degrees=0.0, zoom=0.0,
-    translation=0.0, interpolation="bilinear", jitter=0.0, erase_probability=0.0,
-)  # fmt: skip
+    flip_probability=0.0,
+    grey_probability=0.0,
+    scale_probability=0.0,
+    min_scale=1.0,
+    rotation_degrees=0.0,
+    zoom=0.0,
+    translation=0.0,
+    interpolation="bilinear",
+    jitter=0.0,
+    erase_probability=0.0,
+)
 PAPER = dataclasses.replace(
-    NOTHING, flip_probability=0.5, grey_probability=0.5, scale_probability=1.0, min_scale=0.5, rotation_degrees=15.0,
+    NOTHING,
+    flip_probability=0.5,
+    grey_probability=0.5,
+    scale_probability=1.0,
+    min_scale=0.5,
+    rotation_degrees=15.0,
     jitter=0.4,
-)  # fmt: skip
+)
 EXTENDED = dataclasses.replace(
-    PAPER, scale_probability=0.2, zoom=0.1, translation=0.05, interpolation="bicubic", erase_probability=0.3
+    PAPER,
+    scale_probability=0.2,
+    zoom=0.1,
+    translation=0.05,
+    interpolation="bicubic",
+    erase_probability=0.3,
 )
 RECIPE = RecipeSettings(
-    optimiser="adamw", learning_rate=2e-3, weight_decay=0.05, batch_size=8, schedule="cosine", decay_fraction=1.0,
-    decay_factor=0.01, warmup_fraction=0.1, ema_decay=0.9, precision="float32", channels_last=True,
-)  # fmt: skip
+    optimiser="adamw",
+    learning_rate=2e-3,
+    weight_decay=0.05,
+    batch_size=8,
+    schedule="cosine",
+    decay_fraction=1.0,
+    decay_factor=0.01,
+    warmup_fraction=0.1,
+    ema_decay=0.9,
+    precision="float32",
+    channels_last=True,
+)
 GRID = LabelGrid(minimum=0.0, step=10.0, maximum=100.0)
 
 
-def face(index: int, split: str, rng: np.random.Generator, crop_px: int = CROP_PX) -> dict[str, Any]:
-    """One row: a label of 10 to 90 years, told by the crop's brightness, and a person by its stripes."""
+def face(
+    index: int, split: str, rng: np.random.Generator, crop_px: int = CROP_PX
+) -> dict[str, Any]:
+    """One row: a label of 10 to 90 years, told by the crop's brightness, and a person by its
+    stripes."""
     label, person = float(rng.uniform(10, 90)), index % 4
     crop_HWC = rng.normal(40 + 2 * label, 12, (crop_px, crop_px, 3))
     crop_HWC += 30 * np.sin(np.arange(crop_px) * (person + 1) / 3)[:, None, None]
@@ -61,11 +102,19 @@ def face(index: int, split: str, rng: np.random.Generator, crop_px: int = CROP_P
         "sha256": f"{rng.integers(1 << 62):064x}",
         "jpeg": buffer.getvalue(),
     }
-    row |= {"box": [0.0] * 4, "landmarks": [0.0] * 10, "probability": 0.9, "num_faces": 1, "found": "mtcnn"}
+    row |= {
+        "box": [0.0] * 4,
+        "landmarks": [0.0] * 10,
+        "probability": 0.9,
+        "num_faces": 1,
+        "found": "mtcnn",
+    }
     return row | {"label": label, "person": f"person {person}", "split": split}
 
 
-def some_faces(num_train: int = 20, num_val: int = 6, num_test: int = 4, seed: int = 0) -> list[dict[str, Any]]:
+def some_faces(
+    num_train: int = 20, num_val: int = 6, num_test: int = 4, seed: int = 0
+) -> list[dict[str, Any]]:
     """Rows of three splits, mixed as a manifest sorted by name mixes them."""
     rng = np.random.default_rng(seed)
     splits = ["train"] * num_train + ["val"] * num_val + ["test"] * num_test
@@ -74,24 +123,37 @@ def some_faces(num_train: int = 20, num_val: int = 6, num_test: int = 4, seed: i
 
 
 def write_faces(
-    folder: Path, rows: list[dict[str, Any]], *, num_shards: int = 2, alignment: dict[str, Any] = ALIGNMENT,
+    folder: Path,
+    rows: list[dict[str, Any]],
+    *,
+    num_shards: int = 2,
+    alignment: dict[str, Any] = ALIGNMENT,
     detector: dict[str, Any] = DETECTOR,
-) -> Path:  # fmt: skip
+) -> Path:
     """Rows in shards, as the align stage leaves them."""
     folder.mkdir(parents=True, exist_ok=True)
     eye = {METADATA_KEY: json.dumps({"alignment": alignment, "detector": detector})}
     for shard, places in enumerate(np.array_split(np.arange(len(rows)), num_shards)):
-        table = pa.Table.from_pylist([rows[place] for place in places], FACE_SCHEMA.with_metadata(eye))
+        table = pa.Table.from_pylist(
+            [rows[place] for place in places], FACE_SCHEMA.with_metadata(eye)
+        )
         pq.write_table(table, folder / f"part-{shard:05d}.parquet")
     return folder
 
 
 def _training(**changes: Any) -> dict[str, Any]:
     values: dict[str, Any] = {
-        "network": "tiny", "pooling": "hybrid", "normalise": PAPER_NORMALISE, "epochs": 2, "seed": 0,
-        "recipe": "small", "recipes": {"small": RECIPE}, "augmentation": "paper",
-        "augmentations": {"none": NOTHING, "paper": PAPER, "extended": EXTENDED}, "num_workers": 1,
-    }  # fmt: skip
+        "network": "tiny",
+        "pooling": "hybrid",
+        "normalise": PAPER_NORMALISE,
+        "epochs": 2,
+        "seed": 0,
+        "recipe": "small",
+        "recipes": {"small": RECIPE},
+        "augmentation": "paper",
+        "augmentations": {"none": NOTHING, "paper": PAPER, "extended": EXTENDED},
+        "num_workers": 1,
+    }
     return values | changes
 
 
@@ -103,28 +165,54 @@ def pretrain_settings(**changes: Any) -> PretrainSettings:
 def finetune_settings(**changes: Any) -> FinetuneSettings:
     """Two epochs of fine-tuning from scratch; `changes` replaces fields."""
     values: dict[str, Any] = {
-        "name": "small", "quantity": "age", "unit": "years", "init": "scratch", "grid": GRID, "method": "dldl_v2",
-        "decode": "expectation", "loss": LossSettings(lambda_=1.0, kl_reduction="sum", min_sigma=0.5),
-        "fixed_sigma": 10.0, "schedule": "joint", "terms": "none", "cache_mb": 1,
-    }  # fmt: skip
+        "name": "small",
+        "quantity": "age",
+        "unit": "years",
+        "init": "scratch",
+        "grid": GRID,
+        "method": "dldl_v2",
+        "decode": "expectation",
+        "loss": LossSettings(lambda_=1.0, kl_reduction="sum", min_sigma=0.5),
+        "fixed_sigma": 10.0,
+        "schedule": "joint",
+        "terms": "none",
+        "cache_mb": 1,
+    }
     return FinetuneSettings(**(_training(**values) | changes))
 
 
-def classic_settings(**changes: Any) -> ClassicSettings:
+def classic_settings(**changes: Any) -> BaselineSettings:
     """A baseline on the backbone's features that takes no time; `changes` replaces fields."""
     values: dict[str, Any] = {
-        "quantity": "age", "features": "cnn", "estimator": "bfgs_ldl",
-        "bif": BIFSettings(side_px=24, num_bands=2, num_orientations=4), "flip": True, "grid": GRID,
-        "fixed_sigma": 10.0, "strengths": (1.0, 100.0),
-        "fit": FitSettings(max_iterations=500, tolerance=1e-3, min_sigma=0.5, tube=0.1), "batch_size": 8,
-        "num_workers": 1, "max_feature_mb": 16, "splits": ("test",), "num_resamples": 20, "interval": 0.95, "seed": 0,
-        "cs_thresholds": (5.0,), "decade_years": 10.0, "epsilon_sigma": None, "with_dedup": True,
-    }  # fmt: skip
-    return ClassicSettings(**(values | changes))
+        "quantity": "age",
+        "features": "cnn",
+        "estimator": "bfgs_ldl",
+        "bif": BIFSettings(side_px=24, num_bands=2, num_orientations=4),
+        "flip": True,
+        "grid": GRID,
+        "fixed_sigma": 10.0,
+        "strengths": (1.0, 100.0),
+        "fit": FitSettings(max_iterations=500, tolerance=1e-3, min_sigma=0.5, tube=0.1),
+        "batch_size": 8,
+        "num_workers": 1,
+        "max_feature_mb": 16,
+        "splits": ("test",),
+        "num_resamples": 20,
+        "interval": 0.95,
+        "seed": 0,
+        "cs_thresholds": (5.0,),
+        "decade_years": 10.0,
+        "epsilon_sigma": None,
+        "with_dedup": True,
+    }
+    return BaselineSettings(**(values | changes))
 
 
 def write_params(path: Path, **sections: Any) -> Path:
     """Settings dataclasses as a params file, a section each."""
-    plain = {name: json.loads(json.dumps(dataclasses.asdict(section))) for name, section in sections.items()}
+    plain = {
+        name: json.loads(json.dumps(dataclasses.asdict(section)))
+        for name, section in sections.items()
+    }
     path.write_text(yaml.safe_dump(plain, sort_keys=False), encoding="utf-8")
     return path

@@ -1,4 +1,5 @@
-"""A model small enough for tests of what surrounds it: TinyAgeNet's form at 32 px on a grid of 11 labels."""
+"""A model small enough for tests of what surrounds it: TinyAgeNet's form at 32 px on a grid of 11
+labels."""
 
 from __future__ import annotations
 
@@ -8,38 +9,56 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from visage.card import (
-    CARD_FORMAT,
-    AlignmentCard,
-    DetectorCard,
-    ModelCard,
-    NetworkCard,
-    NormaliseCard,
-    WeightsCard,
-    save_model,
-)
 from visage.labels import LabelGrid
+from visage.model_config import (
+    CONFIG_FORMAT,
+    AlignmentConfig,
+    DetectorConfig,
+    ModelConfig,
+    NetworkConfig,
+    NormaliseConfig,
+    WeightsConfig,
+)
 from visage.networks import ThinVGG, initialise
+from visage.weights import save_model
 
 CROP_PX = 32
 
 
-def small_card(**changes: Any) -> ModelCard:
-    """A card of the small network; `changes` replaces fields."""
+def small_config(**changes: Any) -> ModelConfig:
+    """A config of the small network; `changes` replaces fields."""
     grid = LabelGrid(minimum=0.0, step=10.0, maximum=100.0)
     fields: dict[str, Any] = {
-        "format": CARD_FORMAT, "name": "small", "quantity": "age", "unit": "years",
-        "network": NetworkCard(name="tiny", pooling="hybrid", num_outputs=grid.num_labels), "grid": grid,
-        "method": "dldl_v2", "decode": "expectation",
-        "alignment": AlignmentCard(template="five_point_112", crop_px=CROP_PX, face_scale=0.75, jpeg_quality=90),
-        "detector": DetectorCard(min_face_px=20, thresholds=(0.6, 0.7, 0.7), factor=0.709, max_side_px=1024,
-                                 landmark_passes=2),
-        "normalise": NormaliseCard(mean=(0.6, 0.5, 0.4), std=(0.3, 0.25, 0.2)),
-        "weights": WeightsCard(file="model.safetensors", sha256="", dtype="float32", num_parameters=0),
+        "format": CONFIG_FORMAT,
+        "name": "small",
+        "quantity": "age",
+        "unit": "years",
+        "network": NetworkConfig(name="tiny", pooling="hybrid", num_outputs=grid.num_labels),
+        "grid": grid,
+        "method": "dldl_v2",
+        "decode": "expectation",
+        "alignment": AlignmentConfig(
+            template="five_point_112", crop_px=CROP_PX, face_scale=0.75, jpeg_quality=90
+        ),
+        "detector": DetectorConfig(
+            min_face_px=20,
+            thresholds=(0.6, 0.7, 0.7),
+            factor=0.709,
+            max_side_px=1024,
+            landmark_passes=2,
+        ),
+        "normalise": NormaliseConfig(mean=(0.6, 0.5, 0.4), std=(0.3, 0.25, 0.2)),
+        "weights": WeightsConfig(
+            file="model.safetensors", sha256="", dtype="float32", num_parameters=0
+        ),
         "calibration": None,
-        "training": {"epochs": 1}, "data": {}, "metrics": {}, "terms": "none", "code": {"git_commit": "unknown"},
-    }  # fmt: skip
-    return ModelCard(**(fields | changes))
+        "training": {"epochs": 1},
+        "data": {},
+        "metrics": {},
+        "terms": "none",
+        "code": {"git_commit": "unknown"},
+    }
+    return ModelConfig(**(fields | changes))
 
 
 def some_crops(count: int, seed: int = 0) -> Tensor:
@@ -49,9 +68,10 @@ def some_crops(count: int, seed: int = 0) -> Tensor:
 
 
 @torch.no_grad()
-def small_network(card: ModelCard, seed: int = 0) -> ThinVGG:
-    """The card's network with random weights, BatchNorm statistics of random crops, and answers that differ."""
-    network = card.build_network()
+def small_network(config: ModelConfig, seed: int = 0) -> ThinVGG:
+    """The config's network with random weights, BatchNorm statistics of random crops, and answers
+    that differ."""
+    network = config.build_network()
     initialise(network, torch.Generator().manual_seed(seed))
     crops = some_crops(64, seed=1).float() / 128 - 1
     for module in network.modules():
@@ -65,6 +85,6 @@ def small_network(card: ModelCard, seed: int = 0) -> ThinVGG:
 
 def small_model(folder: Path, dtype: Any = "float32", **changes: Any) -> Path:
     """A model folder with the small network."""
-    card = small_card(**changes)
-    save_model(folder, small_network(card), card, dtype)
+    config = small_config(**changes)
+    save_model(folder, small_network(config), config, dtype)
     return folder

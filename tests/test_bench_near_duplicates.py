@@ -1,4 +1,5 @@
-"""The bench of near duplicates: its hashes have the copies and clusters that it says, and both stand in its table."""
+"""The bench of near duplicates: its hashes have the copies and clusters that it says, and both
+stand in its table."""
 
 from __future__ import annotations
 
@@ -8,7 +9,7 @@ import numpy as np
 import pytest
 
 from bench import near_duplicates as bench
-from visage.near_duplicates import near_groups
+from visage.dedup.near_duplicates import near_groups
 
 
 @pytest.mark.parametrize(("is_clustered", "num_groups"), [(False, 36_000), (True, 34_002)])
@@ -25,9 +26,19 @@ def test_a_copy_is_as_far_as_it_may_be() -> None:
     assert set(distances.tolist()) == set(range(6))
 
 
-def test_both_kinds_stand_in_the_table(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
+def test_both_kinds_stand_in_the_table(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
     monkeypatch.setattr(sys, "argv", ["near_duplicates", "--count", "1000"])
     bench.main()
-    rows = [[cell.strip() for cell in line.split("|")[1:-1]] for line in capsys.readouterr().out.splitlines()[4:]]
-    assert [row[:2] for row in rows] == [["random, copies", "900"], ["random, copies, clusters", "851"]]
-    assert all(float(row[2]) >= 0 and float(row[3]) > 20 for row in rows)  # the peak is the whole process's
+    rows = [
+        [cell.strip() for cell in line.split("|")[1:-1]]
+        for line in capsys.readouterr().out.splitlines()[4:]
+    ]
+    assert [row[:2] for row in rows] == [
+        ["random, copies", "900"],
+        ["random, copies, clusters", "851"],
+    ]
+    assert all(
+        float(row[2]) >= 0 and float(row[3]) > 20 for row in rows
+    )  # the peak is the whole process's

@@ -1,4 +1,5 @@
-"""The bench of speed: every form of every network stands in its tables, and a trained model's errors are right."""
+"""The bench of speed: every form of every network stands in its tables, and a trained model's
+errors are right."""
 
 from __future__ import annotations
 
@@ -11,22 +12,36 @@ import pytest
 from bench import speed
 from tests.small_faces import some_faces, write_faces
 from tests.small_model import small_model
-from visage.faces import FaceTable
-from visage.predictor import Predictor
+from visage.data.face_table import FaceTable
+from visage.inference.photos import Predictor
 
-FORMS = ["torch", "torch, channels_last", "torch, bfloat16, channels_last", "ONNX float32", "ONNX int8"]
+FORMS = [
+    "torch",
+    "torch, channels_last",
+    "torch, bfloat16, channels_last",
+    "ONNX float32",
+    "ONNX int8",
+]
 
 
 def rows(printed: str) -> list[list[str]]:
-    return [[cell.strip() for cell in line.strip("|").split("|")] for line in printed.splitlines() if "|" in line]
+    return [
+        [cell.strip() for cell in line.strip("|").split("|")]
+        for line in printed.splitlines()
+        if "|" in line
+    ]
 
 
-def test_every_form_is_timed_against_the_first_network_in_torch(capsys: pytest.CaptureFixture[str]) -> None:
+def test_every_form_is_timed_against_the_first_network_in_torch(
+    capsys: pytest.CaptureFixture[str],
+) -> None:
     speed.print_times(["vgg-0.125", "vgg-0.0625"], 32, 1)
     table = rows(capsys.readouterr().out)
     assert next(row[:2] for row in table if row[0] == "vgg-0.125") == ["vgg-0.125", "237,661"]
     timed = [row for row in table if row[1] in FORMS]
-    assert [row[:2] for row in timed] == [[name, form] for name in ("vgg-0.125", "vgg-0.0625") for form in FORMS]
+    assert [row[:2] for row in timed] == [
+        [name, form] for name in ("vgg-0.125", "vgg-0.0625") for form in FORMS
+    ]
     assert timed[0][3] == timed[0][5] == "1.0 (1.0)"
     assert all(float(row[2]) > 0 for row in timed)
 
@@ -35,8 +50,13 @@ def test_ratio_is_the_reference_s_median_over_this_one_s() -> None:
     assert speed.cell([(0.1, 0.2), (9.0, 9.0), (0.1, 0.1)], [(0.5, 0.4)]) == "100.0 | 5.0 (2.0)"
 
 
-def test_errors_are_those_of_the_predictor(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    model, faces = small_model(tmp_path / "model"), write_faces(tmp_path / "faces", some_faces(num_test=9))
+def test_errors_are_those_of_the_predictor(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    model, faces = (
+        small_model(tmp_path / "model"),
+        write_faces(tmp_path / "faces", some_faces(num_test=9)),
+    )
     speed.print_errors(model, faces)
     table = {row[0]: row for row in rows(capsys.readouterr().out)}
     assert list(table)[2:] == FORMS

@@ -1,4 +1,5 @@
-"""`python -m flows.benchmark` on a small drawn set: it stops, goes on, becomes tables; and a protocol of two folds."""
+"""`python -m flows.benchmark.flow` on a small drawn set: it stops, goes on, becomes tables; and a
+protocol of two folds."""
 
 from __future__ import annotations
 
@@ -10,8 +11,8 @@ from typing import Any
 import pytest
 
 import flows.benchmark
-from flows.benchmark import main
-from flows.cells import settings_of
+from flows.benchmark.flow import main
+from flows.benchmark.grid import settings_of
 
 pytestmark = pytest.mark.slow
 
@@ -20,7 +21,12 @@ def small_set(folds: dict[str, Any]) -> dict[str, Any]:
     """All settings of a drawn set of a few hundred faces, trained for one epoch."""
     settings = settings_of("drawn", {})
     for role, num_people in (("identity", 25), ("target", 50)):
-        changes = {"num_people": num_people, "photos_per_person": 6, "age_span_years": 60.0, "dirt": {}}
+        changes = {
+            "num_people": num_people,
+            "photos_per_person": 6,
+            "age_span_years": 60.0,
+            "dirt": {},
+        }
         settings["download"][role]["options"] |= changes
         settings["validate"][role]["min_photos"] = {"train": 50}
     settings["pretrain"]["epochs"] = settings["finetune"]["epochs"] = 1
@@ -29,19 +35,32 @@ def small_set(folds: dict[str, Any]) -> dict[str, Any]:
 
 
 @pytest.fixture
-def command(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> Any:
+def command(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> Any:
     """Runs the command line in a place of its own; gives its exit status, its results and its page."""
-    monkeypatch.setattr(flows.benchmark, "RESULTS", tmp_path / "results")
+    monkeypatch.setattr(flows.benchmark.flow, "RESULTS", tmp_path / "results")
 
-    def call(what: str, settings: dict[str, Any], *arguments: str) -> tuple[int, dict[str, Any], str]:
-        monkeypatch.setattr("flows.cells.settings_of", lambda *_: settings)
-        monkeypatch.setattr(sys, "argv", ["benchmark", what, "--runs", str(tmp_path / "runs"), *arguments])
+    def call(
+        what: str, settings: dict[str, Any], *arguments: str
+    ) -> tuple[int, dict[str, Any], str]:
+        monkeypatch.setattr("flows.benchmark.grid.settings_of", lambda *_: settings)
+        monkeypatch.setattr(
+            sys, "argv", ["benchmark", what, "--runs", str(tmp_path / "runs"), *arguments]
+        )
         with pytest.raises(SystemExit) as ended:
             main()
         capsys.readouterr()
         stem = tmp_path / "results" / Path(what).stem
-        found = {path.stem: json.loads(path.read_text(encoding="utf-8"))["sets"]["drawn"] for path in stem.iterdir()}
-        return int(ended.value.code or 0), found, stem.with_suffix(".md").read_text(encoding="utf-8")
+        found = {
+            path.stem: json.loads(path.read_text(encoding="utf-8"))["sets"]["drawn"]
+            for path in stem.iterdir()
+        }
+        return (
+            int(ended.value.code or 0),
+            found,
+            stem.with_suffix(".md").read_text(encoding="utf-8"),
+        )
 
     return call
 
@@ -51,20 +70,26 @@ def test_a_benchmark_goes_on_where_it_stopped(tmp_path: Path, command: Any) -> N
     tables = "tables:\n  augmentation_pooling: {sets: [drawn], seeds: [0]}\n  two_stage: {sets: [drawn], seeds: [0]}\n"
     file.write_text("sets: {drawn: {}}\n" + tables)
     settings = small_set({})
-    settings["classic"]["max_feature_mb"] = 1  # too little for BIF: its rows fail, all others stand
+    settings["baseline"]["max_feature_mb"] = (
+        1  # too little for BIF: its rows fail, all others stand
+    )
     status, found, text = command(str(file), settings, "--workers", "2")
     assert status == 1
     rows = {row["row"]: row for row in found["two_stage"]}
     assert rows["BIF, SVR"]["seeds"] == []
     assert rows["DLDL-v2"]["seeds"] == rows["CNN, BFGS-LDL"]["seeds"] == [0]
     assert "| BIF, SVR | not run |" in text
-    before = {path: path.stat().st_mtime_ns for path in (tmp_path / "runs").glob("finetune-*/.done.json")}
+    before = {
+        path: path.stat().st_mtime_ns for path in (tmp_path / "runs").glob("finetune-*/.done.json")
+    }
     assert len(before) == 3
-    settings["classic"]["max_feature_mb"] = 4096
+    settings["baseline"]["max_feature_mb"] = 4096
     status, found, text = command(str(file), settings)
     assert status == 0
     assert "not run" not in text
-    assert before == {path: path.stat().st_mtime_ns for path in (tmp_path / "runs").glob("finetune-*/.done.json")}
+    assert before == {
+        path: path.stat().st_mtime_ns for path in (tmp_path / "runs").glob("finetune-*/.done.json")
+    }
     against = found["augmentation_pooling"][0]["against_reference"]
     assert against["num_faces"] == found["augmentation_pooling"][2]["num_faces"]
 

@@ -1,7 +1,9 @@
-"""dvc.yaml against the code: the dependencies that it declares are the files that each stage really imports.
+"""dvc.yaml against the code: the dependencies that it declares are the files that each stage really
+imports.
 
-A folder as dependency re-runs on a README, and a list of files silently goes stale when an imported module is missing
-from it; hence this test. `python tests/imports.py stages.align` prints the right list.
+A folder as dependency re-runs on a README, and a list of files silently goes stale when an imported
+module is missing from it; hence this test. `python tests/imports.py stages.align` prints the right
+list.
 """
 
 from __future__ import annotations
@@ -17,11 +19,22 @@ import yaml
 from tests.imports import REPOSITORY, ROOMS, code_dependencies, module_file
 
 ORDER = [
-    "download", "validate", "align", "pretrain", "classic", "finetune", "calibrate", "evaluate", "explain", "export",
-]  # fmt: skip
+    "download",
+    "validate",
+    "align",
+    "pretrain",
+    "baseline",
+    "finetune",
+    "calibrate",
+    "evaluate",
+    "explain",
+    "export",
+]
 FLOWS = ["retrain", "package", "promote", "score", "drift", "scale_out", "sweep"]
 ROLES = ["identity", "target"]
-BROUGHT = {f"incoming/{role}" for role in ROLES}  # into these, photos come from outside of the graph
+BROUGHT = {
+    f"incoming/{role}" for role in ROLES
+}  # into these, photos come from outside of the graph
 
 
 def graph(role: str) -> dict[str, dict[str, Any]]:
@@ -47,7 +60,10 @@ def is_code(path: str) -> bool:
 def code_difference(name: str, declared: list[str], root: Path) -> dict[str, list[str]]:
     """What a stage imports and does not declare, and what it declares and does not import."""
     real = code_dependencies(root, f"stages.{name}")
-    return {"missing": sorted(set(real) - set(declared)), "superfluous": sorted(set(declared) - set(real))}
+    return {
+        "missing": sorted(set(real) - set(declared)),
+        "superfluous": sorted(set(declared) - set(real)),
+    }
 
 
 def test_stages_stand_in_running_order() -> None:
@@ -68,35 +84,61 @@ def test_declared_code_is_the_imported_code(name: str) -> None:
 
 def test_a_stale_list_is_noticed(tmp_path: Path) -> None:
     """The same comparison on a stage that imports one module too many and declares one too many."""
-    files = {"stages/align.py": "from visage.crops import crop\n", "visage/crops.py": "import visage.boxes\n"}
-    for file, text in {**files, "visage/boxes.py": "", "visage/__init__.py": '"""Only words."""'}.items():
+    files = {
+        "stages/align.py": "from visage.crops import crop\n",
+        "visage/crops.py": "import visage.boxes\n",
+    }
+    for file, text in {
+        **files,
+        "visage/boxes.py": "",
+        "visage/__init__.py": '"""Only words."""',
+    }.items():
         (tmp_path / file).parent.mkdir(exist_ok=True)
         (tmp_path / file).write_text(text, encoding="utf-8")
-    found = code_difference("align", ["stages/align.py", "visage/crops.py", "visage/__init__.py"], tmp_path)
+    found = code_difference(
+        "align", ["stages/align.py", "visage/crops.py", "visage/__init__.py"], tmp_path
+    )
     assert found == {"missing": ["visage/boxes.py"], "superfluous": ["visage/__init__.py"]}
 
 
 @pytest.mark.parametrize("name", ORDER)
 def test_every_path_of_the_command_is_declared(name: str) -> None:
-    """What a command reads is in deps, what it writes in outs, or DVC cannot know; checkpoints are the exception."""
+    """What a command reads is in deps, what it writes in outs, or DVC cannot know; checkpoints are
+    the exception."""
     stage = STAGES[name]
     words = [word for word in shlex.split(stage["cmd"]) if "/" in word]
     undeclared = set(words) - set(stage["deps"]) - set(outputs(stage))
     assert {path for path in undeclared if not path.startswith("models/checkpoints/")} == set()
-    assert {path for path in stage["deps"] + outputs(stage) if not is_code(path)} - BROUGHT <= set(words)
+    assert {path for path in stage["deps"] + outputs(stage) if not is_code(path)} - BROUGHT <= set(
+        words
+    )
 
 
 @pytest.mark.parametrize("role", ROLES)
 def test_where_photos_come_in_is_in_git_and_the_photos_are_not(role: str) -> None:
-    """The folder is there in every clone, for DVC refuses a dependency that is not; the settings read below it."""
+    """The folder is there in every clone, for DVC refuses a dependency that is not; the settings
+    read below it."""
     assert f"incoming/{role}" in graph(role)["download"]["deps"]
     assert (REPOSITORY / "incoming" / role / ".gitkeep").is_file()
     photos = [f"incoming/{role}/labelled/a.jpg", "incoming/.state/x.sqlite"]
     for path, status in ((photos[0], 0), (photos[1], 0), (f"incoming/{role}/labelled.dvc", 1)):
-        assert subprocess.run(["git", "check-ignore", "-q", "--no-index", path], cwd=REPOSITORY).returncode == status
-    section = yaml.safe_load((REPOSITORY / "params.yaml").read_text(encoding="utf-8"))["download"][role]
-    incoming = section["incoming"] or {"locations": [], "options": {"table": f"incoming/{role}/labelled/labels.csv"}}
-    assert all(path.startswith(f"incoming/{role}/") for path in [*incoming["locations"], incoming["options"]["table"]])
+        assert (
+            subprocess.run(
+                ["git", "check-ignore", "-q", "--no-index", path], cwd=REPOSITORY
+            ).returncode
+            == status
+        )
+    section = yaml.safe_load((REPOSITORY / "params.yaml").read_text(encoding="utf-8"))["download"][
+        role
+    ]
+    incoming = section["incoming"] or {
+        "locations": [],
+        "options": {"table": f"incoming/{role}/labelled/labels.csv"},
+    }
+    assert all(
+        path.startswith(f"incoming/{role}/")
+        for path in [*incoming["locations"], incoming["options"]["table"]]
+    )
 
 
 @pytest.mark.parametrize("name", ORDER)
@@ -110,16 +152,21 @@ def test_stage_file_section_and_command_share_one_name(name: str) -> None:
 def test_params_has_one_section_a_stage_in_the_same_order() -> None:
     params = yaml.safe_load((REPOSITORY / "params.yaml").read_text(encoding="utf-8"))
     assert [section for section in params if section in ORDER] == ORDER
-    beside = {"shared", "folds"}  # anchors that sections refer to; what a preset's protocol runs through
-    assert [section for section in params if section not in ORDER and section not in beside] == FLOWS
+    beside = {
+        "shared",
+        "folds",
+    }  # anchors that sections refer to; what a preset's protocol runs through
+    assert [
+        section for section in params if section not in ORDER and section not in beside
+    ] == FLOWS
     for name in ("download", "validate", "align"):
         assert list(params[name]) == ROLES
 
 
 def test_only_what_measures_reads_the_metrics() -> None:
-    """Editing visage/metrics.py trains no network again."""
-    users = [name for name in ORDER if "visage/metrics.py" in STAGES[name]["deps"]]
-    assert users == ["classic", "evaluate", "explain"]
+    """Editing visage/evaluation/metrics.py trains no network again."""
+    users = [name for name in ORDER if "visage/evaluation/metrics.py" in STAGES[name]["deps"]]
+    assert users == ["baseline", "evaluate", "explain"]
 
 
 def test_what_dvc_keeps_git_ignores() -> None:

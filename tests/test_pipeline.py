@@ -1,6 +1,8 @@
-"""The whole graph as DVC runs it, on few faces: drawn ones, and a few hundred real ones where there are any.
+"""The whole graph as DVC runs it, on few faces: drawn ones, and a few hundred real ones where there
+are any.
 
-The repository's own files are copied into a fresh git folder; smaller numbers in params.yaml are all that changes.
+The repository's own files are copied into a fresh git folder; smaller numbers in params.yaml are
+all that changes.
 """
 
 from __future__ import annotations
@@ -22,14 +24,29 @@ from tests.conftest import REPOSITORY
 
 pytestmark = pytest.mark.slow
 Change = Callable[[dict[str, Any]], None]
-COPIED = ("visage", "stages", "dvc.yaml", "params.yaml", "presets", "incoming", ".dvc", ".gitignore", ".dvcignore")
+COPIED = (
+    "visage",
+    "stages",
+    "dvc.yaml",
+    "params.yaml",
+    "presets",
+    "incoming",
+    ".dvc",
+    ".gitignore",
+    ".dvcignore",
+)
 NUM_REAL = 300
 
 
 def run(folder: Path, *command: str) -> str:
     """A command's output; its failure is the test's, with all it said."""
-    environment = os.environ | {"PATH": f"{Path(sys.executable).parent}:{os.environ['PATH']}", "DVC_NO_ANALYTICS": "1"}
-    done = subprocess.run(command, cwd=folder, env=environment, capture_output=True, text=True, timeout=1200)
+    environment = os.environ | {
+        "PATH": f"{Path(sys.executable).parent}:{os.environ['PATH']}",
+        "DVC_NO_ANALYTICS": "1",
+    }
+    done = subprocess.run(
+        command, cwd=folder, env=environment, capture_output=True, text=True, timeout=1200
+    )
     assert done.returncode == 0, done.stdout[-3000:] + done.stderr[-3000:]
     return done.stdout
 
@@ -41,7 +58,9 @@ def workspace(folder: Path, change: Change) -> Path:
         source = REPOSITORY / name
         if source.is_dir():
             shutil.copytree(
-                source, folder / name, ignore=shutil.ignore_patterns("__pycache__", "tmp", "cache", "labelled*")
+                source,
+                folder / name,
+                ignore=shutil.ignore_patterns("__pycache__", "tmp", "cache", "labelled*"),
             )
         elif source.exists():
             shutil.copy(source, folder / name)
@@ -70,12 +89,14 @@ def small(params: dict[str, Any]) -> None:
     params["download"]["target"]["options"] |= {"num_people": 60, "photos_per_person": 2}
     params["download"]["target"]["options"]["dirt"] = {"duplicate": 1, "unreadable": 1}
     for role in ("identity", "target"):
-        params["validate"][role]["min_photos"] = dict.fromkeys(params["validate"][role]["min_photos"], 1)
+        params["validate"][role]["min_photos"] = dict.fromkeys(
+            params["validate"][role]["min_photos"], 1
+        )
         params["align"][role]["num_workers"] = 0
     params["pretrain"] |= {"epochs": 1, "min_images_per_person": 2}
     params["finetune"] |= {"epochs": 1}
     params["calibrate"] |= {"min_faces": 4}
-    params["classic"] |= {"num_resamples": 50, "strengths": [1.0]}
+    params["baseline"] |= {"num_resamples": 50, "strengths": [1.0]}
     params["evaluate"] |= {"num_resamples": 50}
     params["explain"] |= {"max_faces": 4, "num_resamples": 50}
 
@@ -87,25 +108,57 @@ def stages_that_ran(output: str) -> set[str]:
 def test_drawn_faces_end_to_end(tmp_path: Path) -> None:
     folder = workspace(tmp_path / "pipeline", small)
     ran = stages_that_ran(run(folder, "dvc", "repro"))
-    roles = {f"{stage}@{role}" for stage in ("download", "validate", "align") for role in ("identity", "target")}
-    assert ran == roles | {"pretrain", "classic", "finetune", "calibrate", "evaluate", "explain", "export"}
+    roles = {
+        f"{stage}@{role}"
+        for stage in ("download", "validate", "align")
+        for role in ("identity", "target")
+    }
+    assert ran == roles | {
+        "pretrain",
+        "baseline",
+        "finetune",
+        "calibrate",
+        "evaluate",
+        "explain",
+        "export",
+    }
 
     metrics = json.loads((folder / "reports/metrics.json").read_text(encoding="utf-8"))
-    assert 0 < metrics["test"]["mae"]["low"] <= metrics["test"]["mae"]["value"] <= metrics["test"]["mae"]["high"] < 60
+    assert (
+        0
+        < metrics["test"]["mae"]["low"]
+        <= metrics["test"]["mae"]["value"]
+        <= metrics["test"]["mae"]["high"]
+        < 60
+    )
     assert (folder / "reports/report.html").stat().st_size > 10_000
     assert (folder / "reports/explain/explain.html").stat().st_size > 10_000
     parity = json.loads((folder / "models/export/parity.json").read_text(encoding="utf-8"))
     assert parity["max_abs_difference"] <= 1e-4
 
     photo = next((folder / "data/raw/target").rglob("*.jpg"))
-    command = (sys.executable, "-m", "visage.predictor", str(photo), "--model", "models/export")
+    command = (
+        sys.executable,
+        "-m",
+        "visage.inference.photos",
+        str(photo),
+        "--model",
+        "models/export",
+    )
     answer = json.loads(run(folder, *command))
     assert answer["model"]["name"] == "tiny-drawn-age"
 
     assert stages_that_ran(run(folder, "dvc", "repro")) == set()
     set_params(folder, lambda params: params["calibrate"].update(flip=False))
-    assert stages_that_ran(run(folder, "dvc", "repro")) == {"calibrate", "evaluate", "explain", "export"}
-    calibration = json.loads((folder / "models/export/card.json").read_text(encoding="utf-8"))["calibration"]
+    assert stages_that_ran(run(folder, "dvc", "repro")) == {
+        "calibrate",
+        "evaluate",
+        "explain",
+        "export",
+    }
+    calibration = json.loads((folder / "models/export/config.json").read_text(encoding="utf-8"))[
+        "calibration"
+    ]
     assert calibration["num_faces"] >= 4
     assert calibration["flip"] is False
     set_params(folder, lambda params: params["calibrate"].update(flip=True))
@@ -121,7 +174,12 @@ def test_drawn_faces_end_to_end(tmp_path: Path) -> None:
     commit(folder)
     ran = stages_that_ran(run(folder, "dvc", "exp", "run", "-S", "finetune.loss.lambda_=0.5"))
     assert ran == {"finetune", "calibrate", "evaluate", "explain", "export"}
-    assert yaml.safe_load((folder / "params.yaml").read_text(encoding="utf-8"))["finetune"]["loss"]["lambda_"] == 0.5
+    assert (
+        yaml.safe_load((folder / "params.yaml").read_text(encoding="utf-8"))["finetune"]["loss"][
+            "lambda_"
+        ]
+        == 0.5
+    )
     changed = json.loads(run(folder, "dvc", "metrics", "diff", "--json"))["reports/metrics.json"]
     assert changed["test.mae.value"]["old"] == metrics["test"]["mae"]["value"]
     assert changed["test.mae.value"]["diff"] != 0
@@ -131,7 +189,8 @@ def test_drawn_faces_end_to_end(tmp_path: Path) -> None:
 
 @pytest.mark.real_data
 def test_real_faces_end_to_end(tmp_path: Path, shared_data: Path) -> None:
-    """A few hundred of UTKFace through the adapter, the checks and the alignment to a model that answers."""
+    """A few hundred of UTKFace through the adapter, the checks and the alignment to a model that
+    answers."""
     photos = tmp_path / "photos"
     with tarfile.open(shared_data / "utkface" / "UTKFace-part2.tar") as archive:
         members = [member for member in archive if member.isfile()]
@@ -139,7 +198,12 @@ def test_real_faces_end_to_end(tmp_path: Path, shared_data: Path) -> None:
 
     def real(params: dict[str, Any]) -> None:
         small(params)
-        split = {"assign": "random", "group_by": "picture", "val_fraction": 0.1, "test_fraction": 0.3}
+        split = {
+            "assign": "random",
+            "group_by": "picture",
+            "val_fraction": 0.1,
+            "test_fraction": 0.3,
+        }
         params["download"]["target"] |= {"source": "utkface", "locations": [str(photos)]}
         params["download"]["target"] |= {"options": {"protocol": "all_ages", "lists": {}}}
         params["download"]["target"]["split"] |= split

@@ -1,4 +1,5 @@
-"""The released models, as a fresh clone finds them: they answer a photo, both files alike, and say their terms."""
+"""The released models, as a fresh clone finds them: they answer a photo, both files alike, and say
+their terms."""
 
 from __future__ import annotations
 
@@ -8,20 +9,24 @@ import numpy as np
 import pytest
 
 from tests.conftest import REPOSITORY
-from visage.card import load_model
-from visage.drawn import encode_face, sample_person, sample_photo
-from visage.export import ONNX_FILE, load_onnx
-from visage.predictor import Predictor, default_model_folder
+from visage.cli import default_model_folder
+from visage.inference.onnx_engine import ONNX_FILE, load_onnx
+from visage.inference.photos import Predictor
+from visage.synthetic import encode_face, sample_person, sample_photo
+from visage.weights import load_model
 
 RELEASED = REPOSITORY / "model_registry" / "released"
-MODELS = sorted(path.parent for path in RELEASED.glob("*/card.json"))
+MODELS = sorted(path.parent for path in RELEASED.glob("*/config.json"))
 MAX_BYTES = 8_000_000
 
 
 def test_one_of_them_answers_by_default() -> None:
     default = RELEASED / (RELEASED / "default.txt").read_text(encoding="utf-8").strip()
     assert default in MODELS
-    assert default_model_folder(RELEASED.parent.parent) in (default, REPOSITORY / "models" / "export")
+    assert default_model_folder(RELEASED.parent.parent) in (
+        default,
+        REPOSITORY / "models" / "export",
+    )
 
 
 @pytest.mark.parametrize("folder", MODELS, ids=lambda folder: folder.name)
@@ -38,9 +43,9 @@ def test_it_answers_a_photo_with_either_engine(folder: Path) -> None:
 
 @pytest.mark.parametrize("folder", MODELS, ids=lambda folder: folder.name)
 def test_its_card_says_terms_and_figures_and_its_files_are_small(folder: Path) -> None:
-    _, card = load_model(folder)
-    assert card.name == folder.name
-    assert "non-commercial" in card.terms
-    assert card.metrics["test"]["mae"]["low"] < card.metrics["test"]["mae"]["value"] < 10
+    _, config = load_model(folder)
+    assert config.name == folder.name
+    assert "non-commercial" in config.terms
+    assert config.metrics["test"]["mae"]["low"] < config.metrics["test"]["mae"]["value"] < 10
     for path in folder.iterdir():
         assert path.stat().st_size <= MAX_BYTES

@@ -1,8 +1,8 @@
 """Trainings killed with SIGKILL, anywhere, and started again end in the same weights, bit for bit.
 
-Each training runs in a process of its own, forked from a server that has the stages imported. It is killed before a
-step of the optimiser, in the middle of writing a checkpoint, right after one, or by the clock; then another process
-goes on, and is killed too, until one comes to the end.
+Each training runs in a process of its own, forked from a server that has the stages imported. It is
+killed before a step of the optimiser, in the middle of writing a checkpoint, right after one, or by
+the clock; then another process goes on, and is killed too, until one comes to the end.
 """
 
 from __future__ import annotations
@@ -23,11 +23,14 @@ from torch.optim.optimizer import register_optimizer_step_pre_hook
 from stages.finetune import finetune
 from stages.pretrain import pretrain
 from tests.small_faces import RECIPE, finetune_settings, pretrain_settings, some_faces, write_faces
-from visage import fit as loop
-from visage.card import WEIGHTS_FILE, load_model, sha256_of
+from visage.model_config import WEIGHTS_FILE
+from visage.training import loop
+from visage.weights import load_model, sha256_of
 
 FORKS = get_context("forkserver")
-FORKS.set_forkserver_preload(["tests.test_resume", "torch._dynamo"])  # the latter: what an optimiser imports, 4 s
+FORKS.set_forkserver_preload(
+    ["tests.test_resume", "torch._dynamo"]
+)  # the latter: what an optimiser imports, 4 s
 HAS_BFLOAT16 = torch.cpu._is_avx512_bf16_supported()
 KILLED = -signal.SIGKILL
 EPOCHS = 3  # of 3 steps: 20 faces in batches of 8
@@ -39,13 +42,18 @@ KINDS = {
     "finetune two_stage": finetune_settings(
         epochs=EPOCHS,
         schedule="two_stage",
-        recipes={"small": dataclasses.replace(RECIPE, optimiser="adam", ema_decay=0.0, schedule="step")},
+        recipes={
+            "small": dataclasses.replace(RECIPE, optimiser="adam", ema_decay=0.0, schedule="step")
+        },
     ),
     "pretrain": pretrain_settings(epochs=EPOCHS),
 }
 ALL_KINDS = [
     pytest.param(
-        kind, marks=pytest.mark.skipif("bfloat16" in kind and not HAS_BFLOAT16, reason="this CPU has no bfloat16")
+        kind,
+        marks=pytest.mark.skipif(
+            "bfloat16" in kind and not HAS_BFLOAT16, reason="this CPU has no bfloat16"
+        ),
     )
     for kind in KINDS
 ]
@@ -74,7 +82,9 @@ def within_checkpoint(number: int) -> None:
     loop.torch.save = half
 
 
-def train(kind: str, folder: Path, faces: Path, die: Callable[[int], None] | None, number: int) -> None:
+def train(
+    kind: str, folder: Path, faces: Path, die: Callable[[int], None] | None, number: int
+) -> None:
     """One attempt, in this process."""
     torch.set_num_threads(1)
     if die:
@@ -84,11 +94,17 @@ def train(kind: str, folder: Path, faces: Path, die: Callable[[int], None] | Non
         if die is kill_after_epoch and step == number:
             kill_oneself()
 
-    paths = {"faces": faces, "checkpoints": folder / "checkpoints", "history": folder / "history.csv"}
+    paths = {
+        "faces": faces,
+        "checkpoints": folder / "checkpoints",
+        "history": folder / "history.csv",
+    }
     if kind == "pretrain":
         pretrain(KINDS[kind], **paths, backbone=folder / "made", report=report)  # type: ignore[arg-type]
     else:
-        finetune(KINDS[kind], **paths, backbone=folder / "none", model=folder / "made", report=report)  # type: ignore[arg-type]
+        finetune(
+            KINDS[kind], **paths, backbone=folder / "none", model=folder / "made", report=report
+        )  # type: ignore[arg-type]
 
 
 def kill_after_epoch(_number: int) -> None:
@@ -96,10 +112,15 @@ def kill_after_epoch(_number: int) -> None:
 
 
 def attempt(
-    kind: str, folder: Path, faces: Path, die: Callable[[int], None] | None = None, number: int = 0,
+    kind: str,
+    folder: Path,
+    faces: Path,
+    die: Callable[[int], None] | None = None,
+    number: int = 0,
     seconds: float | None = None,
-) -> int:  # fmt: skip
-    """Trains in a process of its own, killed from outside after `seconds`; its exit status, -9 if it was killed."""
+) -> int:
+    """Trains in a process of its own, killed from outside after `seconds`; its exit status, -9 if
+    it was killed."""
     process = FORKS.Process(target=train, args=(kind, folder, faces, die, number))
     process.start()
     process.join(seconds)
@@ -120,7 +141,9 @@ def faces(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 @pytest.mark.parametrize("kind", ALL_KINDS)
-def test_killed_again_and_again_ends_in_the_same_weights(tmp_path: Path, faces: Path, kind: str) -> None:
+def test_killed_again_and_again_ends_in_the_same_weights(
+    tmp_path: Path, faces: Path, kind: str
+) -> None:
     assert attempt(kind, tmp_path / "whole", faces) == 0
     folder = tmp_path / "killed"
     deaths: list[tuple[Callable[[int], None], int]] = [
@@ -133,7 +156,12 @@ def test_killed_again_and_again_ends_in_the_same_weights(tmp_path: Path, faces: 
         (before_step, 2),  # the last step of joint training
     ]
     if kind == "finetune two_stage":
-        deaths += [(kill_after_epoch, 3), (before_step, 1), (within_checkpoint, 1), (before_step, 4)]
+        deaths += [
+            (kill_after_epoch, 3),
+            (before_step, 1),
+            (within_checkpoint, 1),
+            (before_step, 4),
+        ]
     for die, number in deaths:
         assert attempt(kind, folder, faces, die, number) == KILLED
         assert not (folder / "made").exists()
@@ -153,16 +181,18 @@ def test_killed_by_the_clock_ends_in_the_same_weights(tmp_path: Path, faces: Pat
     assert weights_of(folder) == weights_of(tmp_path / "whole")
 
 
-def test_kill_between_weights_and_card_leaves_a_folder_that_is_no_model(tmp_path: Path, faces: Path) -> None:
-    """The card comes last; over an older model, its card's checksum refuses the new weights."""
-    assert attempt("finetune", tmp_path, faces, die_before_the_card) == KILLED
+def test_kill_between_weights_and_card_leaves_a_folder_that_is_no_model(
+    tmp_path: Path, faces: Path
+) -> None:
+    """The config comes last; over an older model, its config's checksum refuses the new weights."""
+    assert attempt("finetune", tmp_path, faces, die_before_the_config) == KILLED
     assert [path.name for path in (tmp_path / "made").iterdir()] == [WEIGHTS_FILE]
     assert attempt("finetune", tmp_path, faces) == 0
     load_model(tmp_path / "made")
 
 
-def die_before_the_card(_number: int) -> None:
-    """Dies when the weights are in place and the card is not."""
-    from visage.card import ModelCard
+def die_before_the_config(_number: int) -> None:
+    """Dies when the weights are in place and the config is not."""
+    from visage.model_config import ModelConfig
 
-    ModelCard.write = kill_oneself  # type: ignore[assignment]
+    ModelConfig.write = kill_oneself  # type: ignore[assignment]

@@ -1,4 +1,5 @@
-"""The Makefile: its list of verbs, and how `make repro DATA=...` switches the settings and comes back."""
+"""The Makefile: its list of verbs, and how `make repro DATA=...` switches the settings and comes
+back."""
 
 from __future__ import annotations
 
@@ -14,7 +15,9 @@ import yaml
 
 from tests.imports import REPOSITORY
 
-PRESETS = sorted(path.stem for path in (REPOSITORY / "presets").glob("*.yaml") if path.stem != "drawn")
+PRESETS = sorted(
+    path.stem for path in (REPOSITORY / "presets").glob("*.yaml") if path.stem != "drawn"
+)
 
 
 def drawn_settings() -> Path:
@@ -34,7 +37,11 @@ def workplace(tmp_path: Path) -> Path:
         shutil.copy(REPOSITORY / "presets" / f"{preset}.yaml", tmp_path / "presets")
     programs = tmp_path / ".venv" / "bin"
     programs.mkdir(parents=True)
-    for name, line in {"python": f'exec {sys.executable} "$@"', "dvc": 'echo dvc "$@"', "uv": "exit 1"}.items():
+    for name, line in {
+        "python": f'exec {sys.executable} "$@"',
+        "dvc": 'echo dvc "$@"',
+        "uv": "exit 1",
+    }.items():
         (programs / name).write_text(f"#!/bin/sh\n{line}\n", encoding="utf-8")
         (programs / name).chmod(0o755)
     (tmp_path / ".venv" / ".installed").touch()
@@ -44,7 +51,9 @@ def workplace(tmp_path: Path) -> Path:
 def make(folder: Path, *words: str) -> subprocess.CompletedProcess[str]:
     """As a person types it, though these tests may themselves run under `make test`."""
     environment = {name: value for name, value in os.environ.items() if not name.startswith("MAKE")}
-    return subprocess.run(["make", *words], cwd=folder, env=environment, capture_output=True, text=True, check=False)
+    return subprocess.run(
+        ["make", *words], cwd=folder, env=environment, capture_output=True, text=True, check=False
+    )
 
 
 def test_help_lists_every_verb_that_the_documents_name(workplace: Path) -> None:
@@ -67,7 +76,9 @@ def test_a_preset_is_laid_over_and_taken_off_again(workplace: Path, preset: str)
     once = params.read_bytes()
     laid, drawn = (yaml.safe_load(text)["download"] for text in (once, before))
     assert laid["identity"]["options"] != drawn["identity"]["options"]
-    assert make(workplace, "repro", f"DATA={preset}").returncode == 0  # again: over the drawn set's, not over itself
+    assert (
+        make(workplace, "repro", f"DATA={preset}").returncode == 0
+    )  # again: over the drawn set's, not over itself
     assert params.read_bytes() == once
     assert make(workplace, "repro").returncode == 0
     assert params.read_bytes() == once

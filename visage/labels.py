@@ -1,6 +1,7 @@
 """Real-valued labels become distributions over a label grid, and distributions become values again.
 
-Legend: B batch, K labels of the grid. Everything is in label units (years, score points), whatever the grid's step.
+Legend: B batch, K labels of the grid. Everything is in label units (years, score points), whatever
+the grid's step.
 """
 
 from __future__ import annotations
@@ -25,7 +26,8 @@ class LabelGrid:
         steps = (self.maximum - self.minimum) / self.step if self.step > 0 else -1.0
         if not 1 <= steps < 1e6 or abs(steps - round(steps)) > 1e-6:
             raise ValueError(
-                f"label grid {self.minimum}:{self.step}:{self.maximum}: the step must be positive and divide the range"
+                f"label grid {self.minimum}:{self.step}:{self.maximum}: the step must be positive "
+                f"and divide the range"
             )
 
     @property
@@ -43,18 +45,20 @@ class LabelGrid:
 
 
 def gaussian(label_B: Tensor, sigma_B: Tensor, grid: LabelGrid) -> Tensor:
-    """Gaussian label distributions p_BK around the real-valued labels (paper, Eq. 1), renormalised to sum 1.
+    """Gaussian label distributions p_BK around the real-valued labels (paper, Eq. 1), renormalised
+    to sum 1.
 
-    Eq. 1 as printed does not sum to 1 on a grid, least of all near its ends; `label_B` and `sigma_B` (> 0) are in
-    label units. Computed as a softmax of log-densities, so a sigma far below the step gives the nearest label
-    instead of 0/0.
+    Eq. 1 as printed does not sum to 1 on a grid, least of all near its ends; `label_B` and
+    `sigma_B` (> 0) are in label units. Computed as a softmax of log-densities, so a sigma far below
+    the step gives the nearest label instead of 0/0.
     """
     distance_BK = (grid.tensor(label_B) - label_B[:, None]) / sigma_B[:, None]
     return torch.softmax(-0.5 * distance_BK**2, dim=1)
 
 
 def narrowest(value_B: Tensor, grid: LabelGrid) -> Tensor:
-    """The narrowest distributions (B,K) whose expectations are the values, which lie on the grid's range."""
+    """The narrowest distributions (B,K) whose expectations are the values, which lie on the grid's
+    range."""
     return (1 - (value_B[:, None] - grid.tensor(value_B)).abs() / grid.step).clamp_min(0)
 
 
@@ -65,14 +69,16 @@ def normal_cdf(label_B: Tensor, sigma_B: Tensor, grid: LabelGrid) -> Tensor:
 
 
 def ranking_encoding(label_B: Tensor, grid: LabelGrid) -> Tensor:
-    """p^rank (B,K-1): 1 where y > l_k, else 0; one minus the c.d.f. for sigma -> 0 (paper, Eq. 3-4)."""
+    """p^rank (B,K-1): 1 where y > l_k, else 0; one minus the c.d.f. for sigma -> 0 (paper, Eq.
+    3-4)."""
     return (label_B[:, None] > grid.tensor(label_B)[:-1]).to(label_B.dtype)
 
 
 def survival(p_BK: Tensor) -> Tensor:
     """P(y > l_k) = 1 - T p (paper, Eq. 5-6), (B,K-1).
 
-    T_ij = 1 for i >= j makes T p the c.d.f.; as the paper prints T (i <= j), T p would be the survival function.
+    T_ij = 1 for i >= j makes T p the c.d.f.; as the paper prints T (i <= j), T p would be the
+    survival function.
     """
     return p_BK.flip(1).cumsum(dim=1).flip(1)[:, 1:]
 
@@ -93,7 +99,8 @@ def argmax(p_BK: Tensor, grid: LabelGrid) -> Tensor:
 
 
 def rank(p_BK: Tensor, grid: LabelGrid) -> Tensor:
-    """The first label at which the c.d.f. reaches one half, shape (B,): Ranking's l[1 + #(P(y > l_k) > 1/2)]."""
+    """The first label at which the c.d.f. reaches one half, shape (B,): Ranking's l[1 + #(P(y >
+    l_k) > 1/2)]."""
     return grid.tensor(p_BK)[(survival(p_BK) > 0.5).sum(dim=1)]
 
 
@@ -114,15 +121,21 @@ def deviation(p_BK: Tensor, grid: LabelGrid) -> Tensor:
 def quantile(p_BK: Tensor, grid: LabelGrid, mass: float) -> Tensor:
     """The value below which `mass` of each distribution lies, shape (B,).
 
-    Each label's probability is spread evenly over its own cell [l_k - step/2, l_k + step/2]; the result is held to
-    the grid's range.
+    Each label's probability is spread evenly over its own cell [l_k - step/2, l_k + step/2]; the
+    result is held to the grid's range.
     """
     cumulative_BK = p_BK.cumsum(dim=1)
     total_B = cumulative_BK[:, -1]
-    index_B1 = (cumulative_BK < (mass * total_B)[:, None]).sum(dim=1, keepdim=True).clamp_max(grid.num_labels - 1)
+    index_B1 = (
+        (cumulative_BK < (mass * total_B)[:, None])
+        .sum(dim=1, keepdim=True)
+        .clamp_max(grid.num_labels - 1)
+    )
     inside_B1 = p_BK.gather(1, index_B1)
     before_B1 = cumulative_BK.gather(1, index_B1) - inside_B1
-    share_B1 = ((mass * total_B)[:, None] - before_B1) / inside_B1.clamp_min(torch.finfo(p_BK.dtype).tiny)
+    share_B1 = ((mass * total_B)[:, None] - before_B1) / inside_B1.clamp_min(
+        torch.finfo(p_BK.dtype).tiny
+    )
     value_B1 = grid.tensor(p_BK)[index_B1] + (share_B1.clamp(0, 1) - 0.5) * grid.step
     return value_B1[:, 0].clamp(grid.minimum, grid.maximum)
 

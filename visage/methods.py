@@ -1,7 +1,9 @@
-"""Methods by name: what a head's logits are trained towards, and how they become a label distribution.
+"""Methods by name: what a head's logits are trained towards, and how they become a label
+distribution.
 
-One frozen record a method, no if-chain; every method shares trunk, schedule and decoding.
-Legend: B batch, K labels of the grid, R = K - 1 ranks. The formulas use the paper's letters: p, p-hat, x, y, lambda.
+One frozen record a method, no if-chain; every method shares trunk, schedule and decoding. Legend: B
+batch, K labels of the grid, R = K - 1 ranks. The formulas use the paper's letters: p, p-hat, x, y,
+lambda.
 """
 
 from __future__ import annotations
@@ -21,8 +23,9 @@ KLReduction = Literal["sum", "mean"]
 
 @dataclass(frozen=True, kw_only=True)
 class LossSettings:
-    """`lambda_` weighs the expectation loss (Eq. 12); `kl_reduction` sums over the K labels (paper) or averages over
-    them (released code, whose lambda = 1 is the paper's lambda = K); `min_sigma` is the floor of sigma in targets."""
+    """`lambda_` weighs the expectation loss (Eq. 12); `kl_reduction` sums over the K labels (paper)
+    or averages over them (released code, whose lambda = 1 is the paper's lambda = K); `min_sigma`
+    is the floor of sigma in targets."""
 
     lambda_: float
     kl_reduction: KLReduction
@@ -30,12 +33,16 @@ class LossSettings:
 
     def __post_init__(self) -> None:
         if not (self.lambda_ >= 0 and self.min_sigma > 0):
-            raise ValueError(f"lambda_ is {self.lambda_}, min_sigma {self.min_sigma}: give 0 or more, and more than 0")
+            raise ValueError(
+                f"lambda_ is {self.lambda_}, min_sigma {self.min_sigma}: give 0 or more, and more "
+                f"than 0"
+            )
 
 
 @dataclass(frozen=True, kw_only=True)
 class Method:
-    """`head_width(grid)` outputs; `loss(logits, label, sigma, grid, settings)`; `probabilities(logits, grid)`.
+    """`head_width(grid)` outputs; `loss(logits, label, sigma, grid, settings)`;
+    `probabilities(logits, grid)`.
 
     `shared_head`: all outputs have one weight vector, and a bias each.
     """
@@ -47,7 +54,8 @@ class Method:
 
 
 def kl_divergence(p_BK: Tensor, logits_BK: Tensor, reduction: KLReduction) -> Tensor:
-    """Mean over the batch of KL(p || p-hat), p-hat = softmax(logits) (paper, Eq. 8-9); `mean` divides by K.
+    """Mean over the batch of KL(p || p-hat), p-hat = softmax(logits) (paper, Eq. 8-9); `mean`
+    divides by K.
 
     From log-softmax in float32 at least, also under autocast; 0 ln 0 = 0.
     """
@@ -65,7 +73,8 @@ def softmax_probabilities(logits_BK: Tensor, _grid: LabelGrid) -> Tensor:
 def expectation_loss(
     logits_BK: Tensor, label_B: Tensor, _sigma_B: Tensor, grid: LabelGrid, _settings: LossSettings
 ) -> Tensor:
-    """ER, |y-hat - y| alone, mean over the batch (paper, Eq. 11); sigma and lambda play no part; scalar."""
+    """ER, |y-hat - y| alone, mean over the batch (paper, Eq. 11); sigma and lambda play no part;
+    scalar."""
     value_B = expectation(softmax_probabilities(logits_BK, grid).to(label_B.dtype), grid)
     return (value_B - label_B).abs().mean()
 
@@ -75,7 +84,8 @@ def dldl_v2_loss(
 ) -> Tensor:
     """L = KL(p || p-hat) + lambda |y-hat - y|, mean over the batch (paper, Eq. 12-13); scalar.
 
-    Its gradient with respect to one face's logits is p-hat - p + lambda sign(y-hat - y) p-hat o (l - y-hat) (Eq. 17).
+    Its gradient with respect to one face's logits is p-hat - p + lambda sign(y-hat - y) p-hat o (l
+    - y-hat) (Eq. 17).
     """
     p_BK = gaussian(label_B, sigma_B.clamp_min(settings.min_sigma), grid)
     loss = kl_divergence(p_BK, logits_BK, settings.kl_reduction)
@@ -84,18 +94,24 @@ def dldl_v2_loss(
     return loss + settings.lambda_ * expectation_loss(logits_BK, label_B, sigma_B, grid, settings)
 
 
-def dldl_loss(logits_BK: Tensor, label_B: Tensor, sigma_B: Tensor, grid: LabelGrid, settings: LossSettings) -> Tensor:
+def dldl_loss(
+    logits_BK: Tensor, label_B: Tensor, sigma_B: Tensor, grid: LabelGrid, settings: LossSettings
+) -> Tensor:
     """DLDL (Gao et al. 2017): the KL divergence alone, whatever lambda is; scalar."""
     return dldl_v2_loss(logits_BK, label_B, sigma_B, grid, replace(settings, lambda_=0.0))
 
 
 def nearest(label_B: Tensor, grid: LabelGrid) -> Tensor:
     """The number (B,) of the label nearest to each value."""
-    places_B: Tensor = ((label_B - grid.minimum) / grid.step).round().long().clamp(0, grid.num_labels - 1)
+    places_B: Tensor = (
+        ((label_B - grid.minimum) / grid.step).round().long().clamp(0, grid.num_labels - 1)
+    )
     return places_B
 
 
-def dex_loss(logits_BK: Tensor, label_B: Tensor, _sigma_B: Tensor, grid: LabelGrid, _settings: LossSettings) -> Tensor:
+def dex_loss(
+    logits_BK: Tensor, label_B: Tensor, _sigma_B: Tensor, grid: LabelGrid, _settings: LossSettings
+) -> Tensor:
     """DEX (Rothe et al. 2015): cross-entropy on the nearest label, mean over the batch; scalar."""
     return functional.cross_entropy(_at_least_float32(logits_BK), nearest(label_B, grid))
 
@@ -103,7 +119,8 @@ def dex_loss(logits_BK: Tensor, label_B: Tensor, _sigma_B: Tensor, grid: LabelGr
 def dex_released_loss(
     logits_BK: Tensor, label_B: Tensor, _sigma_B: Tensor, grid: LabelGrid, _settings: LossSettings
 ) -> Tensor:
-    """What DLDL-v2's released code minimises under DEX's name: minus the nearest label's probability; scalar."""
+    """What DLDL-v2's released code minimises under DEX's name: minus the nearest label's
+    probability; scalar."""
     return functional.nll_loss(softmax_probabilities(logits_BK, grid), nearest(label_B, grid))
 
 
@@ -113,8 +130,8 @@ MEAN_WEIGHT, VARIANCE_WEIGHT = 0.2, 0.05  # Pan et al. 2018, section 4.3
 def mean_variance_loss(
     logits_BK: Tensor, label_B: Tensor, sigma_B: Tensor, grid: LabelGrid, settings: LossSettings
 ) -> Tensor:
-    """Pan, Han, Shan, Chen 2018: cross-entropy + 0.2 (m - y)^2 / 2 + 0.05 v, with mean m and variance v of p-hat in
-    label units, mean over the batch; scalar."""
+    """Pan, Han, Shan, Chen 2018: cross-entropy + 0.2 (m - y)^2 / 2 + 0.05 v, with mean m and
+    variance v of p-hat in label units, mean over the batch; scalar."""
     p_BK = softmax_probabilities(logits_BK, grid).to(label_B.dtype)
     mean_B = expectation(p_BK, grid)
     variance_B = (p_BK * (grid.tensor(p_BK) - mean_B[:, None]) ** 2).sum(dim=1)
@@ -125,23 +142,27 @@ def mean_variance_loss(
 def ranking_loss(
     logits_BR: Tensor, label_B: Tensor, _sigma_B: Tensor, grid: LabelGrid, _settings: LossSettings
 ) -> Tensor:
-    """Ranking (Niu et al. 2016; DLDL-v2 section 3.2): R = K - 1 questions y > l_k, k = 1 .. K - 1, binary
-    cross-entropy averaged over questions and batch; scalar."""
+    """Ranking (Niu et al. 2016; DLDL-v2 section 3.2): R = K - 1 questions y > l_k, k = 1 .. K - 1,
+    binary cross-entropy averaged over questions and batch; scalar."""
     logits_BR = _at_least_float32(logits_BR)
     target_BR = ranking_encoding(label_B, grid).to(logits_BR.dtype)
     return functional.binary_cross_entropy_with_logits(logits_BR, target_BR)
 
 
-def coral_loss(logits_BR: Tensor, label_B: Tensor, sigma_B: Tensor, grid: LabelGrid, settings: LossSettings) -> Tensor:
-    """CORAL (Cao, Mirjalili, Raschka 2020, Eq. 4): as Ranking, summed over the questions, on a shared head; scalar."""
+def coral_loss(
+    logits_BR: Tensor, label_B: Tensor, sigma_B: Tensor, grid: LabelGrid, settings: LossSettings
+) -> Tensor:
+    """CORAL (Cao, Mirjalili, Raschka 2020, Eq. 4): as Ranking, summed over the questions, on a
+    shared head; scalar."""
     return (grid.num_labels - 1) * ranking_loss(logits_BR, label_B, sigma_B, grid, settings)
 
 
 def ranking_probabilities(logits_BR: Tensor, _grid: LabelGrid) -> Tensor:
-    """The distribution (B,K) whose survival function the sigmoids are: the ranking-distribution identity (Eq. 2-6).
+    """The distribution (B,K) whose survival function the sigmoids are: the ranking-distribution
+    identity (Eq. 2-6).
 
-    Sigmoids that do not fall from label to label are sorted first, which leaves the number of those above 1/2 as it
-    is: so the decoder `rank` gives Ranking's own prediction l[1 + #(p > 1/2)].
+    Sigmoids that do not fall from label to label are sorted first, which leaves the number of those
+    above 1/2 as it is: so the decoder `rank` gives Ranking's own prediction l[1 + #(p > 1/2)].
     """
     above_BR = torch.sigmoid(_at_least_float32(logits_BR)).sort(dim=1, descending=True).values
     return functional.pad(above_BR, (1, 0), value=1.0) - functional.pad(above_BR, (0, 1), value=0.0)
@@ -172,8 +193,11 @@ def mr_l2_loss(
 
 
 def regression_probabilities(logits_B1: Tensor, grid: LabelGrid) -> Tensor:
-    """The narrowest distribution (B,K) whose expectation is the regressed value: its two neighbouring labels."""
-    return narrowest((regression_value(logits_B1) + 1) * (grid.maximum - grid.minimum) / 2 + grid.minimum, grid)
+    """The narrowest distribution (B,K) whose expectation is the regressed value: its two
+    neighbouring labels."""
+    return narrowest(
+        (regression_value(logits_B1) + 1) * (grid.maximum - grid.minimum) / 2 + grid.minimum, grid
+    )
 
 
 def _at_least_float32(logits: Tensor) -> Tensor:
@@ -195,8 +219,12 @@ def one_output_a_question(grid: LabelGrid) -> int:
     return grid.num_labels - 1
 
 
-_SOFTMAX = Method(head_width=one_output_a_label, loss=dldl_v2_loss, probabilities=softmax_probabilities)
-_RANKING = Method(head_width=one_output_a_question, loss=ranking_loss, probabilities=ranking_probabilities)
+_SOFTMAX = Method(
+    head_width=one_output_a_label, loss=dldl_v2_loss, probabilities=softmax_probabilities
+)
+_RANKING = Method(
+    head_width=one_output_a_question, loss=ranking_loss, probabilities=ranking_probabilities
+)
 _REGRESSION = Method(head_width=one_output, loss=mr_l1_loss, probabilities=regression_probabilities)
 METHODS: dict[str, Method] = {
     "dldl_v2": _SOFTMAX,

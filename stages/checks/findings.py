@@ -1,4 +1,5 @@
-"""A manifest and the settings become one outcome per check: what was found, what leaves, and a few examples."""
+"""A manifest and the settings become one outcome per check: what was found, what leaves, and a few
+examples."""
 
 from __future__ import annotations
 
@@ -19,7 +20,8 @@ RESULT_OF = {"fail": "failed", "quarantine": "quarantined", "report": "reported"
 
 @dataclass(frozen=True, kw_only=True)
 class Outcome:
-    """What one check came to. `found` counts photos outside a bound; for a check of the whole set, measures."""
+    """What one check came to. `found` counts photos outside a bound; for a check of the whole set,
+    measures."""
 
     check: str
     policy: str
@@ -42,7 +44,8 @@ class Outcome:
 
 @dataclass(frozen=True, kw_only=True)
 class Findings:
-    """`photos`: the measures of N photos, empty where the schema failed; `is_kept`: bool (N,), false in quarantine."""
+    """`photos`: the measures of N photos, empty where the schema failed; `is_kept`: bool (N,),
+    false in quarantine."""
 
     photos: pd.DataFrame
     is_kept: np.ndarray
@@ -55,13 +58,17 @@ class Findings:
         return int((~self.is_kept).sum())
 
     def quarantine(self, settings: ValidateSettings) -> Iterator[tuple[str, str, str]]:
-        """(photo_id, check, reason) of every photo that leaves, by photo_id; a photo may have several reasons."""
+        """(photo_id, check, reason) of every photo that leaves, by photo_id; a photo may have
+        several reasons."""
         rows = []
         for outcome in self.outcomes:
             if outcome.leaving is not None and len(outcome.leaving):
                 reasons = ROW_RULES[outcome.check].reasons(self.photos, outcome.leaving, settings)
                 ids = self.photos["photo_id"].iloc[outcome.leaving]
-                rows += [(photo_id, outcome.check, why) for photo_id, why in zip(ids, reasons, strict=True)]
+                rows += [
+                    (photo_id, outcome.check, why)
+                    for photo_id, why in zip(ids, reasons, strict=True)
+                ]
         yield from sorted(rows)
 
 
@@ -76,10 +83,16 @@ def inspect(manifest: Path, settings: ValidateSettings) -> Findings:
         not_run = [check for check in settings.checks() if check != "schema"]
         nothing = pd.DataFrame()
         return Findings(
-            photos=nothing, is_kept=np.ones(0, bool), set_measures=set_measures, outcomes=[schema], not_run=not_run
+            photos=nothing,
+            is_kept=np.ones(0, bool),
+            set_measures=set_measures,
+            outcomes=[schema],
+            not_run=not_run,
         )
     photos = measure(manifest)
-    about_photos = [_row_outcome(check, photos, settings) for check in settings.checks() if check in ROW_RULES]
+    about_photos = [
+        _row_outcome(check, photos, settings) for check in settings.checks() if check in ROW_RULES
+    ]
     is_kept = np.ones(len(photos), bool)
     for outcome in about_photos:
         if outcome.leaving is not None:
@@ -110,8 +123,12 @@ def _row_outcome(check: str, photos: pd.DataFrame, settings: ValidateSettings) -
     rule, policy = ROW_RULES[check], settings.policy[check]
     found_N = rule.found(photos, settings)
     rows = np.flatnonzero(found_N)
-    first = np.flatnonzero(found_N if rule.leaves is None else found_N & rule.leaves(photos))[:NUM_EXAMPLES]
-    reasons = zip(photos["photo_id"].iloc[first], rule.reasons(photos, first, settings), strict=True)
+    first = np.flatnonzero(found_N if rule.leaves is None else found_N & rule.leaves(photos))[
+        :NUM_EXAMPLES
+    ]
+    reasons = zip(
+        photos["photo_id"].iloc[first], rule.reasons(photos, first, settings), strict=True
+    )
     return Outcome(
         check=check,
         policy=policy,
@@ -130,14 +147,22 @@ def _set_outcomes(
 ) -> tuple[list[Outcome], dict[str, float]]:
     fraction = float((~is_kept).mean()) if len(is_kept) else 0.0
     reason = "{value:.4f} of all photos in quarantine, above {maximum:g}"
-    most = Bound(measure="quarantined_fraction", maximum=settings.max_quarantined_fraction, reason=reason)
-    outcomes = [_set_outcome("quarantined_fraction", "fail", "few photos are quarantined", [(most, fraction)])]
+    most = Bound(
+        measure="quarantined_fraction", maximum=settings.max_quarantined_fraction, reason=reason
+    )
+    outcomes = [
+        _set_outcome(
+            "quarantined_fraction", "fail", "few photos are quarantined", [(most, fraction)]
+        )
+    ]
     measured = {most.measure: fraction}
     kept = photos[is_kept]
     for check in settings.checks():
         if check in SET_RULES:
             pairs = SET_RULES[check].measures(kept, settings)
-            outcomes.append(_set_outcome(check, settings.policy[check], SET_RULES[check].claim, pairs))
+            outcomes.append(
+                _set_outcome(check, settings.policy[check], SET_RULES[check].claim, pairs)
+            )
             measured |= {bound.measure: value for bound, value in pairs}
     return outcomes, measured
 
@@ -151,5 +176,7 @@ def _set_outcome(check: str, policy: str, claim: str, pairs: list[tuple[Bound, f
         bounds=[bound for bound, _ in pairs],
         is_about_photos=False,
         found=len(outside),
-        examples=[{"measure": bound.measure, "reason": bound.tell(value)} for bound, value in outside],
+        examples=[
+            {"measure": bound.measure, "reason": bound.tell(value)} for bound, value in outside
+        ],
     )

@@ -1,7 +1,7 @@
 """A manifest becomes numbers that a rule can bound: one row a photo, one column a measure.
 
-Everything is computed column by column over integer codes, so that five million photos fit in memory and a million
-take seconds. Legend: N photos, G groups (pictures or people), S = 3 splits.
+Everything is computed column by column over integer codes, so that five million photos fit in
+memory and a million take seconds. Legend: N photos, G groups (pictures or people), S = 3 splits.
 """
 
 from __future__ import annotations
@@ -16,7 +16,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
-from visage.schemas import MANIFEST_SCHEMA
+from visage.data.schemas import MANIFEST_SCHEMA
 
 SPLITS = ("train", "val", "test")  # in the order of how firmly a photo is held out
 NEVER_NULL = ("photo_id", "sha256", "num_bytes", "width", "height", "split")
@@ -27,44 +27,68 @@ EMPTY = np.empty((0, 2), np.uint64)
 
 
 def schema_faults(manifest: Path) -> list[str]:
-    """What keeps `manifest` from being one: columns, types, nulls, unknown splits, photo_ids not strictly ascending."""
+    """What keeps `manifest` from being one: columns, types, nulls, unknown splits, photo_ids not
+    strictly ascending."""
     found = {field.name: field.type for field in pq.read_schema(manifest)}
     wanted = {field.name: field.type for field in MANIFEST_SCHEMA}
     faults = [f"column {name} is missing" for name in wanted if name not in found]
     faults += [f"column {name} is unknown" for name in found if name not in wanted]
     for name, kind in wanted.items():
-        if name in found and found[name] not in (kind, pa.large_string() if kind == pa.string() else kind):
+        if name in found and found[name] not in (
+            kind,
+            pa.large_string() if kind == pa.string() else kind,
+        ):
             faults.append(f"column {name} is {found[name]}, not {kind}")
     return faults or _value_faults(manifest)
 
 
 def _value_faults(manifest: Path) -> list[str]:
-    nulls = {name: sum(batch.null_count for batch in _batches(manifest, name)) for name in NEVER_NULL}
+    nulls = {
+        name: sum(batch.null_count for batch in _batches(manifest, name)) for name in NEVER_NULL
+    }
     faults = [f"column {name} has {count} nulls" for name, count in nulls.items() if count]
-    is_digest = (pc.match_substring_regex(batch, "^[0-9a-f]{64}$") for batch in _batches(manifest, "sha256"))
+    is_digest = (
+        pc.match_substring_regex(batch, "^[0-9a-f]{64}$") for batch in _batches(manifest, "sha256")
+    )
     malformed = sum(pc.sum(pc.invert(batch)).as_py() or 0 for batch in is_digest)
-    faults += [f"sha256 is not 64 lower-case hexadecimal digits at {malformed} rows"] if malformed else []
-    unknown = {str(value) for value in pc.unique(_column(manifest, "split")).to_pylist() if value is not None}
-    faults += [f"split {value!r} is none of {', '.join(SPLITS)}" for value in sorted(unknown - set(SPLITS))]
+    faults += (
+        [f"sha256 is not 64 lower-case hexadecimal digits at {malformed} rows"] if malformed else []
+    )
+    unknown = {
+        str(value)
+        for value in pc.unique(_column(manifest, "split")).to_pylist()
+        if value is not None
+    }
+    faults += [
+        f"split {value!r} is none of {', '.join(SPLITS)}" for value in sorted(unknown - set(SPLITS))
+    ]
     photo_id = _column(manifest, "photo_id")
-    disorder = pc.sum(pc.greater_equal(photo_id[:-1], photo_id[1:])).as_py() if len(photo_id) > 1 else 0
-    return faults + ([f"photo_id is not unique and ascending at {disorder} rows"] if disorder else [])
+    disorder = (
+        pc.sum(pc.greater_equal(photo_id[:-1], photo_id[1:])).as_py() if len(photo_id) > 1 else 0
+    )
+    return faults + (
+        [f"photo_id is not unique and ascending at {disorder} rows"] if disorder else []
+    )
 
 
 def measure(manifest: Path) -> pd.DataFrame:
-    """A sound manifest (no `schema_faults`) -> N rows of measures, in its order; NaN where a measure means nothing.
+    """A sound manifest (no `schema_faults`) -> N rows of measures, in its order; NaN where a
+    measure means nothing.
 
-    photo_id, unreadable, label, sigma, sex, ethnicity as they are; split as its place in SPLITS; has_label, readable
-    (0 or 1); shorter_px, longer_px, aspect_ratio (>= 1), bytes_per_px of the readable; and per group of identical
-    pictures (same sha256) and of the same person, the columns of `_pictures` and `_people`. What rules bound has 64
-    bits: any other width Great Expectations compares one by one in Python, a hundred times slower.
+    photo_id, unreadable, label, sigma, sex, ethnicity as they are; split as its place in SPLITS;
+    has_label, readable (0 or 1); shorter_px, longer_px, aspect_ratio (>= 1), bytes_per_px of the
+    readable; and per group of identical pictures (same sha256) and of the same person, the columns
+    of `_pictures` and `_people`. What rules bound has 64 bits: any other width Great Expectations
+    compares one by one in Python, a hundred times slower.
     """
     codes = {name: place for place, name in enumerate(SPLITS)}
     split = _column(manifest, "split").dictionary_encode().combine_chunks()
     place_of = np.array([codes[name] for name in split.dictionary.to_pylist()] or [0], np.int8)
     split_N = place_of[split.indices.to_numpy()]
     columns = {"photo_id": _column(manifest, "photo_id").to_pandas(), "split": split_N}
-    columns |= {name: _column(manifest, name).to_numpy().astype(np.float64) for name in ("label", "sigma")}
+    columns |= {
+        name: _column(manifest, name).to_numpy().astype(np.float64) for name in ("label", "sigma")
+    }
     columns["has_label"] = np.isfinite(columns["label"]).astype(np.int64)
     columns["unreadable"] = _column(manifest, "unreadable").to_pandas()
     columns |= _sizes(manifest)
@@ -80,11 +104,14 @@ def _column(manifest: Path, name: str) -> pa.ChunkedArray:
 
 def _batches(manifest: Path, name: str) -> Iterator[pa.Array]:
     """A column in pieces, where the whole would be hundreds of megabytes."""
-    return (batch[name] for batch in pq.ParquetFile(manifest).iter_batches(BATCH_ROWS, columns=[name]))
+    return (
+        batch[name] for batch in pq.ParquetFile(manifest).iter_batches(BATCH_ROWS, columns=[name])
+    )
 
 
 def _picture_codes(manifest: Path) -> np.ndarray:
-    """Equal sha256 -> equal numbers from 0, int64 (N,). Half of its bits tell pictures apart, at half the memory."""
+    """Equal sha256 -> equal numbers from 0, int64 (N,). Half of its bits tell pictures apart, at
+    half the memory."""
     digests = [bytes.fromhex("".join(batch.to_pylist())) for batch in _batches(manifest, "sha256")]
     halves_N2 = np.concatenate(
         [np.frombuffer(digest, np.uint64).reshape(-1, 4)[:, :2] for digest in digests] or [EMPTY]
@@ -100,7 +127,9 @@ def _picture_codes(manifest: Path) -> np.ndarray:
 
 def _person_codes(manifest: Path) -> np.ndarray:
     """Equal names -> equal numbers from 0, unnamed -> -1, int64 (N,)."""
-    encoded = _column(manifest, "person").cast(pa.large_string()).combine_chunks().dictionary_encode()
+    encoded = (
+        _column(manifest, "person").cast(pa.large_string()).combine_chunks().dictionary_encode()
+    )
     codes_N: np.ndarray = encoded.indices.fill_null(-1).to_numpy().astype(np.int64)
     return codes_N
 
@@ -108,28 +137,37 @@ def _person_codes(manifest: Path) -> np.ndarray:
 def _sizes(manifest: Path) -> dict[str, np.ndarray]:
     readable = _column(manifest, "unreadable").is_null().to_numpy()
     width, height, num_bytes = (
-        _column(manifest, name).to_numpy().astype(np.float64) for name in ("width", "height", "num_bytes")
+        _column(manifest, name).to_numpy().astype(np.float64)
+        for name in ("width", "height", "num_bytes")
     )
     shorter, longer = np.minimum(width, height), np.maximum(width, height)
     sized = readable & (shorter > 0)
-    sizes = {"shorter_px": np.where(readable, shorter, np.nan), "longer_px": np.where(readable, longer, np.nan)}
+    sizes = {
+        "shorter_px": np.where(readable, shorter, np.nan),
+        "longer_px": np.where(readable, longer, np.nan),
+    }
     with np.errstate(divide="ignore", invalid="ignore"):
         sizes["aspect_ratio"] = np.where(sized, longer / shorter, np.nan)
         sizes["bytes_per_px"] = np.where(sized, num_bytes / (width * height), np.nan)
     return {"readable": readable.astype(np.int64)} | sizes
 
 
-def _pictures(picture_N: np.ndarray, split_N: np.ndarray, label_N: np.ndarray) -> dict[str, np.ndarray]:
+def _pictures(
+    picture_N: np.ndarray, split_N: np.ndarray, label_N: np.ndarray
+) -> dict[str, np.ndarray]:
     """Measures of identical pictures.
 
-    picture: the group's code; copies_in_split: its photos within this photo's split; first_in_split: row of the first
-    of those; splits_of_picture: number of splits that it lies in; firmest_split, firmest_copy: the most firmly held
-    out of them, and the row of its first copy there; label_gap: largest minus smallest label, in label units.
+    picture: the group's code; copies_in_split: its photos within this photo's split;
+    first_in_split: row of the first of those; splits_of_picture: number of splits that it lies in;
+    firmest_split, firmest_copy: the most firmly held out of them, and the row of its first copy
+    there; label_gap: largest minus smallest label, in label units.
     """
     counts_GS = _counts(picture_N, split_N)
     first_GS = np.zeros(counts_GS.size, np.int32)
     cells = picture_N * len(SPLITS) + split_N
-    first_GS[cells[::-1]] = np.arange(len(cells), dtype=np.int32)[::-1]  # the last one written is the first row
+    first_GS[cells[::-1]] = np.arange(len(cells), dtype=np.int32)[
+        ::-1
+    ]  # the last one written is the first row
     firmest_N = _firmest(counts_GS)[picture_N]
     return {
         "picture": picture_N.astype(np.int32),
@@ -143,10 +181,12 @@ def _pictures(picture_N: np.ndarray, split_N: np.ndarray, label_N: np.ndarray) -
 
 
 def _people(person_N: np.ndarray, split_N: np.ndarray) -> dict[str, np.ndarray]:
-    """Measures of people: named (0 or 1), person (its code, -1 if unnamed), photos_of_person (NaN if unnamed),
-    splits_of_person (0 if unnamed), firmest_split_of_person."""
+    """Measures of people: named (0 or 1), person (its code, -1 if unnamed), photos_of_person (NaN
+    if unnamed), splits_of_person (0 if unnamed), firmest_split_of_person."""
     unnamed = person_N < 0
-    code_N = np.where(unnamed, person_N.max(initial=-1) + 1, person_N)  # the unnamed share a last, ignored group
+    code_N = np.where(
+        unnamed, person_N.max(initial=-1) + 1, person_N
+    )  # the unnamed share a last, ignored group
     counts_GS = _counts(code_N, split_N)
     return {
         "named": (~unnamed).astype(np.int64),
@@ -177,20 +217,34 @@ def _gaps(picture_N: np.ndarray, is_copied_N: np.ndarray, label_N: np.ndarray) -
     return gaps_N
 
 
-def histogram(photos: pd.DataFrame, name: str, edges: np.ndarray | None = None) -> dict[str, dict[str, int]]:
-    """split -> value -> photos: `name` is a group's column, or `label` cut at `edges`. Unknown values are left out."""
+def histogram(
+    photos: pd.DataFrame, name: str, edges: np.ndarray | None = None
+) -> dict[str, dict[str, int]]:
+    """split -> value -> photos: `name` is a group's column, or `label` cut at `edges`. Unknown
+    values are left out."""
     if edges is None:
-        names, value_N = [str(value) for value in photos[name].cat.categories], photos[name].cat.codes.to_numpy()
+        names, value_N = (
+            [str(value) for value in photos[name].cat.categories],
+            photos[name].cat.codes.to_numpy(),
+        )
     else:
         names, value_N = bin_names(edges), _bins(photos[name].to_numpy(), edges)
     is_known_N = value_N >= 0
-    cells = photos["split"].to_numpy()[is_known_N].astype(np.int64) * len(names) + value_N[is_known_N]
-    counts_SB = np.bincount(cells, minlength=len(SPLITS) * len(names)).reshape(len(SPLITS), len(names))
-    return {split: dict(zip(names, row.tolist(), strict=True)) for split, row in zip(SPLITS, counts_SB, strict=True)}
+    cells = (
+        photos["split"].to_numpy()[is_known_N].astype(np.int64) * len(names) + value_N[is_known_N]
+    )
+    counts_SB = np.bincount(cells, minlength=len(SPLITS) * len(names)).reshape(
+        len(SPLITS), len(names)
+    )
+    return {
+        split: dict(zip(names, row.tolist(), strict=True))
+        for split, row in zip(SPLITS, counts_SB, strict=True)
+    }
 
 
 def _bins(label_N: np.ndarray, edges: np.ndarray) -> np.ndarray:
-    """The bin of every label, each open above but the last; -1 outside the range or without a label."""
+    """The bin of every label, each open above but the last; -1 outside the range or without a
+    label."""
     bin_N = np.minimum(np.searchsorted(edges, label_N, side="right") - 1, len(edges) - 2)
     return np.where((label_N >= edges[0]) & (label_N <= edges[-1]), bin_N, -1)
 
@@ -205,8 +259,9 @@ def bin_names(edges: np.ndarray) -> list[str]:
 
 
 def divergence(split: dict[str, int], train: dict[str, int]) -> float | None:
-    """KL(split || train) in nats between two histograms of the same values, one photo added to each bin so that it
-    stays finite; None where either is empty. By chance alone it is about (bins - 1) / (2 * photos of the split)."""
+    """KL(split || train) in nats between two histograms of the same values, one photo added to each
+    bin so that it stays finite; None where either is empty. By chance alone it is about (bins - 1)
+    / (2 * photos of the split)."""
     if not sum(split.values()) or not sum(train.values()):
         return None
     p, q = (np.array([float(counts[value]) + 1 for value in train]) for counts in (split, train))

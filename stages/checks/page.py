@@ -1,4 +1,5 @@
-"""Validation reports -> one Markdown table: a column a report, a row a check. The table of docs/data-quality.md.
+"""Validation reports -> one Markdown table: a column a report, a row a check. The table of
+docs/data-quality.md.
 
 python -m stages.checks.page CORAL=reports/validation/target.json ...
 """
@@ -11,8 +12,14 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-SHOWN = ("label_balance", "group_balance", "quarantined_fraction")  # checks whose values are worth a look when passed
-GROUP_WORDS = dict.fromkeys(("duplicates", "contradicting_labels", "duplicates_across_splits"), "pictures")
+SHOWN = (
+    "label_balance",
+    "group_balance",
+    "quarantined_fraction",
+)  # checks whose values are worth a look when passed
+GROUP_WORDS = dict.fromkeys(
+    ("duplicates", "contradicting_labels", "duplicates_across_splits"), "pictures"
+)
 GROUP_WORDS |= dict.fromkeys(("people_across_splits", "images_per_person"), "people")
 
 
@@ -27,7 +34,9 @@ def page(reports: Mapping[str, Mapping[str, Any]]) -> str:
     }
     checks = dict.fromkeys(check["check"] for told in reports.values() for check in told["checks"])
     rows |= {f"`{name}`": [_check(told, name) for told in reports.values()] for name in checks}
-    lines += [f"| {name} |" + "".join(f" {cell} |" for cell in cells) for name, cells in rows.items()]
+    lines += [
+        f"| {name} |" + "".join(f" {cell} |" for cell in cells) for name, cells in rows.items()
+    ]
     return "\n".join(lines)
 
 
@@ -37,7 +46,9 @@ def _splits(told: Mapping[str, Any], what: str) -> str:
 
 def _skipped(told: Mapping[str, Any]) -> str:
     photos = told["skipped"]["photos"]
-    return ", ".join(str(photos[action]) if action in photos else "0" for action in ("repaired", "skipped"))
+    return ", ".join(
+        str(photos[action]) if action in photos else "0" for action in ("repaired", "skipped")
+    )
 
 
 def _check(told: Mapping[str, Any], name: str) -> str:
@@ -51,7 +62,11 @@ def _check(told: Mapping[str, Any], name: str) -> str:
         values = [f"{bound['value']:.3f}" for bound in check["bounds"] if name in SHOWN]
         return " ".join(["passed", *([f"({', '.join(values)})"] if values else [])])
     groups = f" in {check['groups']} {GROUP_WORDS[name]}" if "groups" in check else ""
-    left = f", {check['quarantined']} quarantined" if check["result"] == "quarantined" else f", {check['result']}"
+    left = (
+        f", {check['quarantined']} quarantined"
+        if check["result"] == "quarantined"
+        else f", {check['result']}"
+    )
     return f"{check['found']}{groups}{left}"
 
 

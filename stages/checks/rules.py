@@ -1,7 +1,8 @@
 """The rules a manifest is held to, as frozen records in two dicts.
 
-A rule about photos names measures and their bounds; what lies outside is found, and by the policy fails the stage,
-is quarantined (left out from align on), or is only reported. A rule about the whole set cannot be quarantined.
+A rule about photos names measures and their bounds; what lies outside is found, and by the policy
+fails the stage, is quarantined (left out from align on), or is only reported. A rule about the
+whole set cannot be quarantined.
 """
 
 from __future__ import annotations
@@ -45,7 +46,9 @@ class Bound:
 
     def tell(self, value: float, other: str = "") -> str:
         """The reason of one value outside."""
-        return self.reason.format(value=value, other=other, minimum=self.minimum, maximum=self.maximum)
+        return self.reason.format(
+            value=value, other=other, minimum=self.minimum, maximum=self.maximum
+        )
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -54,14 +57,22 @@ class RowRule:
 
     claim: str
     bounds: Callable[[ValidateSettings], list[Bound]]
-    group: str | None = None  # measure that tells how many pictures or people the found photos belong to
-    other: Callable[[pd.DataFrame, np.ndarray], Iterable[str]] | None = None  # what a reason names, of some rows
-    leaves: Callable[[pd.DataFrame], np.ndarray] | None = None  # which of those found are quarantined; None: all
+    group: str | None = (
+        None  # measure that tells how many pictures or people the found photos belong to
+    )
+    other: Callable[[pd.DataFrame, np.ndarray], Iterable[str]] | None = (
+        None  # what a reason names, of some rows
+    )
+    leaves: Callable[[pd.DataFrame], np.ndarray] | None = (
+        None  # which of those found are quarantined; None: all
+    )
     can_spare_test: bool = False  # with `keep_test`, test photos stay
 
     def found(self, photos: pd.DataFrame, settings: ValidateSettings) -> np.ndarray:
         """Photos outside any bound, bool (N,)."""
-        outside = [bound.outside(photos[bound.measure].to_numpy()) for bound in self.bounds(settings)]
+        outside = [
+            bound.outside(photos[bound.measure].to_numpy()) for bound in self.bounds(settings)
+        ]
         found_N: np.ndarray = np.logical_or.reduce(outside)
         return found_N
 
@@ -74,13 +85,17 @@ class RowRule:
             leaving_N &= photos["split"].to_numpy() != TEST
         return leaving_N
 
-    def reasons(self, photos: pd.DataFrame, rows: np.ndarray, settings: ValidateSettings) -> list[str]:
+    def reasons(
+        self, photos: pd.DataFrame, rows: np.ndarray, settings: ValidateSettings
+    ) -> list[str]:
         """Why each of the photos `rows` was found: the first bound that it breaks."""
         reasons = [""] * len(rows)
         others = list(self.other(photos, rows)) if self.other else reasons
         for bound in reversed(self.bounds(settings)):
             values = photos[bound.measure].to_numpy()[rows]
-            for place, (outside, value, other) in enumerate(zip(bound.outside(values), values, others, strict=True)):
+            for place, (outside, value, other) in enumerate(
+                zip(bound.outside(values), values, others, strict=True)
+            ):
                 if outside:
                     reasons[place] = bound.tell(value, other)
         return reasons
@@ -120,16 +135,28 @@ def _contradicting(settings: ValidateSettings) -> list[Bound]:
 def _photo_size(settings: ValidateSettings) -> list[Bound]:
     blank = "{value:.3g} bytes a pixel, under {minimum:g}: blank or a placeholder?"
     return [
-        Bound(measure="longer_px", maximum=settings.max_px, reason="longer side {value:.0f} px, above {maximum:g}"),
-        Bound(measure="aspect_ratio", maximum=settings.max_aspect_ratio, reason="sides 1 : {value:.1f}"),
+        Bound(
+            measure="longer_px",
+            maximum=settings.max_px,
+            reason="longer side {value:.0f} px, above {maximum:g}",
+        ),
+        Bound(
+            measure="aspect_ratio",
+            maximum=settings.max_aspect_ratio,
+            reason="sides 1 : {value:.1f}",
+        ),
         Bound(measure="bytes_per_px", minimum=settings.min_bytes_per_px, reason=blank),
     ]
 
 
 def _images_per_person(settings: ValidateSettings) -> list[Bound]:
     reason = "person has {value:.0f} photos, under {minimum:g}"
-    fewest = Bound(measure="photos_of_person", minimum=settings.min_images_per_person, reason=reason)
-    nameless = [Bound(measure="named", minimum=1, reason="no person")] if settings.labels is None else []
+    fewest = Bound(
+        measure="photos_of_person", minimum=settings.min_images_per_person, reason=reason
+    )
+    nameless = (
+        [Bound(measure="named", minimum=1, reason="no person")] if settings.labels is None else []
+    )
     return [*nameless, fewest]
 
 
@@ -137,24 +164,41 @@ def _photo_count(kept: pd.DataFrame, settings: ValidateSettings) -> list[tuple[B
     counts = np.bincount(kept["split"], minlength=len(SPLITS))
     reason = "{value:g} photos left, under {minimum:g}"
     return [
-        (Bound(measure=f"{split}_photos", minimum=fewest, reason=reason), float(counts[SPLITS.index(split)]))
+        (
+            Bound(measure=f"{split}_photos", minimum=fewest, reason=reason),
+            float(counts[SPLITS.index(split)]),
+        )
         for split, fewest in sorted(settings.min_photos.items())
     ]
 
 
-def _balance(name: str, counts: dict[str, dict[str, int]], maximum: float) -> list[tuple[Bound, float]]:
+def _balance(
+    name: str, counts: dict[str, dict[str, int]], maximum: float
+) -> list[tuple[Bound, float]]:
     reason = "KL {value:.3f} nats from train, above {maximum:g}"
     pairs = [(split, divergence(counts[split], counts["train"])) for split in SPLITS[1:]]
-    return [(Bound(measure=f"{s}_{name}_kl", maximum=maximum, reason=reason), kl) for s, kl in pairs if kl is not None]
+    return [
+        (Bound(measure=f"{s}_{name}_kl", maximum=maximum, reason=reason), kl)
+        for s, kl in pairs
+        if kl is not None
+    ]
 
 
 def _label_balance(kept: pd.DataFrame, settings: ValidateSettings) -> list[tuple[Bound, float]]:
     labels = _labels(settings)
-    return _balance("label", histogram(kept, "label", label_edges(labels.minimum, labels.maximum)), labels.max_kl)
+    return _balance(
+        "label",
+        histogram(kept, "label", label_edges(labels.minimum, labels.maximum)),
+        labels.max_kl,
+    )
 
 
 def _group_balance(kept: pd.DataFrame, settings: ValidateSettings) -> list[tuple[Bound, float]]:
-    return [pair for name in GROUPS for pair in _balance(name, histogram(kept, name), settings.max_group_kl)]
+    return [
+        pair
+        for name in GROUPS
+        for pair in _balance(name, histogram(kept, name), settings.max_group_kl)
+    ]
 
 
 def _photo_at(measure: str) -> Callable[[pd.DataFrame, np.ndarray], Iterable[str]]:
@@ -171,15 +215,23 @@ ROW_RULES: dict[str, RowRule] = {
     "tiny": RowRule(
         claim="no photo's shorter side is under min_px",
         bounds=lambda s: [
-            Bound(measure="shorter_px", minimum=s.min_px, reason="shorter side {value:.0f} px, under {minimum:g}")
+            Bound(
+                measure="shorter_px",
+                minimum=s.min_px,
+                reason="shorter side {value:.0f} px, under {minimum:g}",
+            )
         ],
     ),
-    "photo_size": RowRule(claim="no photo is huge, a strip, or suspiciously few bytes", bounds=_photo_size),
+    "photo_size": RowRule(
+        claim="no photo is huge, a strip, or suspiciously few bytes", bounds=_photo_size
+    ),
     "label_range": RowRule(claim="every photo has a label inside the range", bounds=_label_range),
     "sigma_range": RowRule(claim="every sigma given lies inside the range", bounds=_sigma_range),
     "duplicates": RowRule(
         claim="no two photos of a split are byte-identical",
-        bounds=lambda _: [Bound(measure="copies_in_split", maximum=1, reason="same bytes as {other}")],
+        bounds=lambda _: [
+            Bound(measure="copies_in_split", maximum=1, reason="same bytes as {other}")
+        ],
         group="picture",
         other=_photo_at("first_in_split"),
         leaves=lambda photos: photos["first_in_split"].to_numpy() != np.arange(len(photos)),
@@ -194,7 +246,11 @@ ROW_RULES: dict[str, RowRule] = {
     "duplicates_across_splits": RowRule(
         claim="no picture lies in two splits",
         bounds=lambda _: [
-            Bound(measure="splits_of_picture", maximum=1, reason="same bytes as {other} of another split")
+            Bound(
+                measure="splits_of_picture",
+                maximum=1,
+                reason="same bytes as {other} of another split",
+            )
         ],
         group="picture",
         other=_photo_at("firmest_copy"),
@@ -202,9 +258,13 @@ ROW_RULES: dict[str, RowRule] = {
     ),
     "people_across_splits": RowRule(
         claim="no person is in two splits",
-        bounds=lambda _: [Bound(measure="splits_of_person", maximum=1, reason="person is in {value} splits")],
+        bounds=lambda _: [
+            Bound(measure="splits_of_person", maximum=1, reason="person is in {value} splits")
+        ],
         group="person",
-        leaves=lambda photos: photos["split"].to_numpy() != photos["firmest_split_of_person"].to_numpy(),
+        leaves=lambda photos: (
+            photos["split"].to_numpy() != photos["firmest_split_of_person"].to_numpy()
+        ),
     ),
     "images_per_person": RowRule(
         claim="every person has enough photos",
@@ -215,5 +275,7 @@ ROW_RULES: dict[str, RowRule] = {
 SET_RULES: dict[str, SetRule] = {
     "photo_count": SetRule(claim="enough photos are left in every split", measures=_photo_count),
     "label_balance": SetRule(claim="every split has the labels of train", measures=_label_balance),
-    "group_balance": SetRule(claim="every split has the sexes and ethnicities of train", measures=_group_balance),
+    "group_balance": SetRule(
+        claim="every split has the sexes and ethnicities of train", measures=_group_balance
+    ),
 }

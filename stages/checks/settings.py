@@ -38,13 +38,16 @@ class LabelSettings:
     maximum: float
     sigma_minimum: float
     sigma_maximum: float
-    max_gap: float  # identical pictures whose labels lie further apart than this contradict each other
+    max_gap: (
+        float  # identical pictures whose labels lie further apart than this contradict each other
+    )
     max_kl: float  # KL(split || train) of the labels in ten bins, nats
 
 
 @dataclass(frozen=True, kw_only=True)
 class ValidateSettings:
-    """`labels: null` where photos carry a person and no label: the checks about labels then do not apply."""
+    """`labels: null` where photos carry a person and no label: the checks about labels then do not
+    apply."""
 
     labels: LabelSettings | None
     min_px: int  # shorter side
@@ -54,7 +57,8 @@ class ValidateSettings:
     min_images_per_person: int
     min_photos: Mapping[str, int]  # split -> photos that must be left after quarantine
     max_group_kl: float  # KL(split || train) of sex and of ethnicity, nats
-    keep_test: bool  # identical pictures leave train and val only, so that a published test list stays whole
+    # Identical pictures leave train and val only, so that a published test list stays whole
+    keep_test: bool
     max_quarantined_fraction: float
     policy: Mapping[str, Policy]  # every check that applies, each by name
 
@@ -64,19 +68,27 @@ class ValidateSettings:
             if split not in SPLITS:
                 raise ValueError(f"min_photos: unknown split {split!r}; known: {', '.join(SPLITS)}")
         if not 0 <= self.max_quarantined_fraction <= 1:
-            raise ValueError(f"max_quarantined_fraction: {self.max_quarantined_fraction} is not between 0 and 1")
+            raise ValueError(
+                f"max_quarantined_fraction: {self.max_quarantined_fraction} is not between 0 and 1"
+            )
 
     def _check_policy(self) -> None:
         applying = self.checks()
         for name, policy in self.policy.items():
             if name not in applying:
                 note = "" if self.labels else " (with `labels: null`)"
-                raise ValueError(f"policy: unknown check {name!r}; the checks are {', '.join(applying)}{note}")
+                raise ValueError(
+                    f"policy: unknown check {name!r}; the checks are {', '.join(applying)}{note}"
+                )
             if policy not in POLICIES[name]:
-                raise ValueError(f"policy.{name}: {policy!r} is not possible; say {' or '.join(POLICIES[name])}")
+                raise ValueError(
+                    f"policy.{name}: {policy!r} is not possible; say {' or '.join(POLICIES[name])}"
+                )
         for name in applying:
             if name not in self.policy:
-                raise ValueError(f"policy: check {name!r} is missing; say {' or '.join(POLICIES[name])}")
+                raise ValueError(
+                    f"policy: check {name!r} is missing; say {' or '.join(POLICIES[name])}"
+                )
 
     def checks(self) -> list[str]:
         """The checks that apply, in the order in which they are told."""

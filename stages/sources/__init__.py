@@ -1,25 +1,27 @@
-"""The data sets that download can read: one frozen `Source` record each, looked up by `download.<role>.source`.
+"""The data sets that download can read: one frozen `Source` record each, looked up by
+`download.<role>.source`.
 
-The form of a record, of its `Row`s and of its options is written at the head of `stages/sources/records.py`.
+The form of a record, of its `Row`s and of its options is written at the head of
+`stages/ingest/records.py`.
 """
 
 from __future__ import annotations
 
+from stages.ingest.records import Source
 from stages.sources.aaf import AAF
 from stages.sources.appa_real import APPA_REAL
 from stages.sources.cacd import CACD
 from stages.sources.cfd import CFD
 from stages.sources.chalearn import CHALEARN
-from stages.sources.drawn import DRAWN
 from stages.sources.fg_net import FG_NET
+from stages.sources.folder_per_person import LFW, PEOPLE
 from stages.sources.imdb_wiki import IMDB_WIKI
 from stages.sources.mebeauty import MEBEAUTY
 from stages.sources.morph import MORPH
 from stages.sources.ms_celeb import MS_CELEB
-from stages.sources.people import LFW, PEOPLE
-from stages.sources.records import Source
 from stages.sources.scut_fbp import SCUT_FBP
 from stages.sources.scut_fbp5500 import SCUT_FBP5500
+from stages.sources.synthetic import DRAWN
 from stages.sources.table import TABLE
 from stages.sources.utkface import UTKFACE
 

@@ -1,8 +1,10 @@
-"""All-Age-Faces: 13,322 photos, most of Asian people, 2 to 80 years; the file name is number and age, `00000A02.jpg`.
+"""All-Age-Faces: 13,322 photos, most of Asian people, 2 to 80 years; the file name is number and
+age, `00000A02.jpg`.
 
-The first 7,381 numbers are women and girls, the others men and boys. The release holds each photo twice, in `original
-images` and, cut out, in `aglined faces` (so spelt), under one name: `photos_folder` says which to take, the others are
-counted in one line of skipped.csv (photo_id `*`). Every number is another photo; who is who is unknown.
+The first 7,381 numbers are women and girls, the others men and boys. The release holds each photo
+twice, in `original images` and, cut out, in `aglined faces` (so spelt), under one name:
+`photos_folder` says which to take, the others are counted in one line of skipped.csv (photo_id
+`*`). Every number is another photo; who is who is unknown.
 """
 
 from __future__ import annotations
@@ -12,7 +14,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
 
-from stages.sources.records import ReportSkip, Row, Source, photos_under
+from stages.ingest.records import ReportSkip, Row, Source, photos_under
 
 NAME = re.compile(r"(?P<number>\d{5})A(?P<age>\d{2})\.jpe?g", re.IGNORECASE)
 NUM_FEMALE = 7381
@@ -35,7 +37,9 @@ def aaf_rows(raw_dir: Path, options: AafOptions, report_skip: ReportSkip) -> Ite
         if path.parent.name != options.photos_folder:
             num_elsewhere += 1
         elif not found:
-            report_skip(photo_id, f"name {path.name!r} is not [number]A[age].jpg such as 00000A02.jpg")
+            report_skip(
+                photo_id, f"name {path.name!r} is not [number]A[age].jpg such as 00000A02.jpg"
+            )
         elif (first := first_of.setdefault(found["number"], photo_id)) != photo_id:
             report_skip(photo_id, f"number {found['number']} is {first}'s already")
         else:

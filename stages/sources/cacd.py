@@ -1,12 +1,15 @@
-"""CACD: 163,446 photos of 2,000 celebrities; `celebrity2000_meta.mat` names each photo's age, celebrity and rank.
+"""CACD: 163,446 photos of 2,000 celebrities; `celebrity2000_meta.mat` names each photo's age,
+celebrity and rank.
 
-Photos are `14_Aaron_Johnson_0001.jpg`. The rank (1 to 50) counts the celebrities of one birth year, 40 of each rank.
-The set's authors took wrong photos out by hand for ranks 1 to 5 only; all else bears what a search engine found, and
-its ages are years of photos less years of birth. The usual protocol follows from that: ranks 1 and 2 (80 celebrities)
-for validation, 3 to 5 (120) for the test, the other 1,800 for training. Nobody is in two splits.
+Photos are `14_Aaron_Johnson_0001.jpg`. The rank (1 to 50) counts the celebrities of one birth year,
+40 of each rank. The set's authors took wrong photos out by hand for ranks 1 to 5 only; all else
+bears what a search engine found, and its ages are years of photos less years of birth. The usual
+protocol follows from that: ranks 1 and 2 (80 celebrities) for validation, 3 to 5 (120) for the
+test, the other 1,800 for training. Nobody is in two splits.
 
-Names with accents come out of archives in several encodings. They are matched letter by letter but for what is not
-ASCII, and only where that leaves one photo of the table; each is named as repaired. Sex is unknown.
+Names with accents come out of archives in several encodings. They are matched letter by letter but
+for what is not ASCII, and only where that leaves one photo of the table; each is named as repaired.
+Sex is unknown.
 """
 
 from __future__ import annotations
@@ -18,8 +21,8 @@ from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
 from typing import Literal, NamedTuple
 
-from stages.sources.matlab import read_struct, text
-from stages.sources.records import ReportSkip, Row, Source, photos_under
+from stages.ingest.matlab import read_struct, text
+from stages.ingest.records import ReportSkip, Row, Source, photos_under
 
 AGE = re.compile(r"(\d{1,3})_.+_\d+\.jpe?g", re.IGNORECASE)
 SPLITS = ("val", "test")
@@ -34,7 +37,9 @@ class CacdOptions:
 
     def __post_init__(self) -> None:
         if set(self.ranks) != set(SPLITS) or set(self.ranks["val"]) & set(self.ranks["test"]):
-            raise ValueError(f"ranks {dict(self.ranks)}: give val and test each its own ranks; the others train")
+            raise ValueError(
+                f"ranks {dict(self.ranks)}: give val and test each its own ranks; the others train"
+            )
 
 
 class Photo(NamedTuple):
@@ -60,7 +65,9 @@ def cacd_rows(raw_dir: Path, options: CacdOptions, report_skip: ReportSkip) -> I
         else:
             if key != name:
                 report_skip(
-                    photo_id, "a name with accents: matched to the table by its other letters", action="repaired"
+                    photo_id,
+                    "a name with accents: matched to the table by its other letters",
+                    action="repaired",
                 )
             (photo,) = table[key]
             split = split_of.get(photo.rank) or "train"
@@ -71,7 +78,8 @@ def cacd_rows(raw_dir: Path, options: CacdOptions, report_skip: ReportSkip) -> I
 
 
 def _read_meta(meta: Path) -> dict[str, list[Photo]]:
-    """Key of a name -> what the table's lines say of it; where that is more than one line, none is certain."""
+    """Key of a name -> what the table's lines say of it; where that is more than one line, none is
+    certain."""
     columns = read_struct(meta, "celebrityImageData", ["name", "age", "identity", "rank"])
     found: dict[str, list[Photo]] = {}
     for name, age, celebrity, rank in zip(*columns.values(), strict=True):

@@ -1,10 +1,12 @@
-"""Chicago Face Database: neutral faces with the mean of their attractiveness ratings on a scale of 1 to 7.
+"""Chicago Face Database: neutral faces with the mean of their attractiveness ratings on a scale of
+1 to 7.
 
-Photos `CFD-<race><sex>-<id>-<n>-<expression>.jpg`; the norms are of the neutral ones (`N`, 597 in the first set), the
-others are counted in one line of skipped.csv (photo_id `*`). The norming sheet (xlsx) names its columns somewhere below
-its explanations: `Target` (`WF-001`, which is the person), `Race`, `Gender`, `Attractive`. Of a target that several
-sheets of the file norm, the first counts. The sheet holds no spread of the ratings, so sigma is null unless
-`sigma_column` names a column that does.
+Photos `CFD-<race><sex>-<id>-<n>-<expression>.jpg`; the norms are of the neutral ones (`N`, 597 in
+the first set), the others are counted in one line of skipped.csv (photo_id `*`). The norming sheet
+(xlsx) names its columns somewhere below its explanations: `Target` (`WF-001`, which is the person),
+`Race`, `Gender`, `Attractive`. Of a target that several sheets of the file norm, the first counts.
+The sheet holds no spread of the ratings, so sigma is null unless `sigma_column` names a column that
+does.
 """
 
 from __future__ import annotations
@@ -15,10 +17,13 @@ from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
 from typing import NamedTuple
 
-from stages.sources.records import ReportSkip, Row, Source, only_file, photos_under
-from stages.sources.sheet import Line, cell_number, named_rows
+from stages.ingest.records import ReportSkip, Row, Source, only_file, photos_under
+from stages.ingest.spreadsheet import Line, cell_number, named_rows
 
-NAME = re.compile(r"CFD-(?P<target>(?P<race>[A-Z])(?P<sex>[FM])-\d+)-\d+-(?P<expression>[A-Z]+)\.jpe?g", re.IGNORECASE)
+NAME = re.compile(
+    r"CFD-(?P<target>(?P<race>[A-Z])(?P<sex>[FM])-\d+)-\d+-(?P<expression>[A-Z]+)\.jpe?g",
+    re.IGNORECASE,
+)
 RACES = {"A": "asian", "B": "black", "I": "indian", "L": "latino", "M": "multiracial", "W": "white"}
 SEXES = {"F": "female", "M": "male"}
 COLUMNS = ("Target", "Race", "Gender", "Attractive")
@@ -56,7 +61,10 @@ def cfd_rows(raw_dir: Path, options: CfdOptions, report_skip: ReportSkip) -> Ite
         elif (norm := norms.get(name["target"].upper())) is None:
             report_skip(photo_id, f"target {name['target']} has no usable line in {options.norms}")
         elif (norm.race, norm.sex) != (name["race"].upper(), name["sex"].upper()):
-            report_skip(photo_id, f"{options.norms} says race {norm.race} and sex {norm.sex}, its name says otherwise")
+            report_skip(
+                photo_id,
+                f"{options.norms} says race {norm.race} and sex {norm.sex}, its name says otherwise",
+            )
         else:
             photographed.add(name["target"].upper())
             person, race, sex = name["target"].upper(), RACES[norm.race], SEXES[norm.sex]
@@ -69,7 +77,9 @@ def cfd_rows(raw_dir: Path, options: CfdOptions, report_skip: ReportSkip) -> Ite
 
 def _read_norms(sheet: Path, sigma_column: str | None, report_skip: ReportSkip) -> dict[str, Norm]:
     norms: dict[str, Norm] = {}
-    for line in named_rows(sheet, (*COLUMNS, sigma_column) if sigma_column is not None else COLUMNS):
+    for line in named_rows(
+        sheet, (*COLUMNS, sigma_column) if sigma_column is not None else COLUMNS
+    ):
         if line.cells["Target"] is None:
             continue
         try:
@@ -83,9 +93,15 @@ def _norm(line: Line, sigma_column: str | None) -> Norm:
     race, sex = (str(line.cells[column]).strip().upper()[:1] for column in ("Race", "Gender"))
     label = cell_number(line.cells["Attractive"])
     if race not in RACES or sex not in SEXES:
-        raise ValueError(f"race {line.cells['Race']!r}, gender {line.cells['Gender']!r} are not letters of the set")
+        raise ValueError(
+            f"race {line.cells['Race']!r}, gender {line.cells['Gender']!r} are not letters of the "
+            f"set"
+        )
     if label is None or not LOWEST <= label <= HIGHEST:
-        raise ValueError(f"Attractive {line.cells['Attractive']!r} is not on the scale of {LOWEST:g} to {HIGHEST:g}")
+        raise ValueError(
+            f"Attractive {line.cells['Attractive']!r} is not on the scale of {LOWEST:g} to "
+            f"{HIGHEST:g}"
+        )
     if sigma_column is None:
         return Norm(race, sex, label, None)
     sigma = cell_number(line.cells[sigma_column])

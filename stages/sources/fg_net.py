@@ -1,7 +1,8 @@
 """FG-NET: 1,002 photos of 82 people from childhood on; the file name is person and age.
 
-`001A02.JPG` is person 001 at two years, `001A43a.JPG` the first of several photos of one age. The protocol is
-`split.assign: leave_person_out`: fold k tests on the k-th person; the result is that of all folds' photos together.
+`001A02.JPG` is person 001 at two years, `001A43a.JPG` the first of several photos of one age. The
+protocol is `split.assign: leave_person_out`: fold k tests on the k-th person; the result is that of
+all folds' photos together.
 """
 
 from __future__ import annotations
@@ -10,7 +11,7 @@ import re
 from collections.abc import Iterator
 from pathlib import Path, PurePosixPath
 
-from stages.sources.records import NoOptions, ReportSkip, Row, Source, photos_under
+from stages.ingest.records import NoOptions, ReportSkip, Row, Source, photos_under
 
 NAME = re.compile(r"(?P<person>\d{3})A(?P<age>\d{2})[a-z]?\.jpe?g", re.IGNORECASE)
 
@@ -22,7 +23,10 @@ def fg_net_rows(raw_dir: Path, options: NoOptions, report_skip: ReportSkip) -> I
         if found := NAME.fullmatch(name):
             yield Row(photo_id, float(found["age"]), None, found["person"], None, None, None)
         else:
-            report_skip(photo_id, f"name {name!r} is not [person]A[age].JPG such as 001A02.JPG or 001A43a.JPG")
+            report_skip(
+                photo_id,
+                f"name {name!r} is not [person]A[age].JPG such as 001A02.JPG or 001A43a.JPG",
+            )
 
 
 FG_NET = Source(name="fg_net", options=NoOptions, rows=fg_net_rows, produce=None)

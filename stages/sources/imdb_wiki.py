@@ -1,14 +1,17 @@
-"""IMDB-WIKI: 460,723 photos of film people and 62,328 of Wikipedia's, with `imdb.mat` and `wiki.mat` beside them.
+"""IMDB-WIKI: 460,723 photos of film people and 62,328 of Wikipedia's, with `imdb.mat` and
+`wiki.mat` beside them.
 
-The age is that on 1 July of the year in which the photo was taken (`photo_taken`), in whole years from the date of
-birth (`dob`, MATLAB's serial days), as the authors reckon it. Much of the set is wrong, for a film's still may be years
-older than the film, and the face found need not be the person's. Hence the options, which the authors' scores feed:
-`min_face_score` (no face at all is -inf), `max_second_face_score` (a photo with a second face above it is left out;
--.inf leaves out every photo with two), and the range of ages. Every photo left out is named with its reason.
+The age is that on 1 July of the year in which the photo was taken (`photo_taken`), in whole years
+from the date of birth (`dob`, MATLAB's serial days), as the authors reckon it. Much of the set is
+wrong, for a film's still may be years older than the film, and the face found need not be the
+person's. Hence the options, which the authors' scores feed: `min_face_score` (no face at all is
+-inf), `max_second_face_score` (a photo with a second face above it is left out; -.inf leaves out
+every photo with two), and the range of ages. Every photo left out is named with its reason.
 
-`face_location` is not used: align finds the faces itself, in whole photos and in the release's crops (`imdb_crop.tar`,
-`wiki_crop.tar`: the face and 40 % of margin), which are what to take. A person is known by the name, so that a split by
-person keeps namesakes, and one person of both halves, on one side; without a name, by the number of the page.
+`face_location` is not used: align finds the faces itself, in whole photos and in the release's
+crops (`imdb_crop.tar`, `wiki_crop.tar`: the face and 40 % of margin), which are what to take. A
+person is known by the name, so that a split by person keeps namesakes, and one person of both
+halves, on one side; without a name, by the number of the page.
 """
 
 from __future__ import annotations
@@ -23,8 +26,8 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from stages.sources.matlab import read_struct, text
-from stages.sources.records import ReportSkip, Row, Source, photos_under
+from stages.ingest.matlab import read_struct, text
+from stages.ingest.records import ReportSkip, Row, Source, photos_under
 
 UNIX_EPOCH = 719_529  # MATLAB's serial day of 1970-01-01
 FIELDS = ["dob", "photo_taken", "full_path", "gender", "name", "face_score", "second_face_score"]
@@ -33,7 +36,8 @@ SEXES = {0.0: "female", 1.0: "male"}
 
 @dataclass(frozen=True, kw_only=True)
 class ImdbWikiOptions:
-    """`tables`: folder below the raw one -> its .mat, named like its struct (imdb.mat, wiki.mat). Ages in years."""
+    """`tables`: folder below the raw one -> its .mat, named like its struct (imdb.mat, wiki.mat).
+    Ages in years."""
 
     tables: Mapping[str, Path]
     min_face_score: float
@@ -45,7 +49,9 @@ class ImdbWikiOptions:
 Columns = dict[str, npt.NDArray[Any]]
 
 
-def imdb_wiki_rows(raw_dir: Path, options: ImdbWikiOptions, report_skip: ReportSkip) -> Iterator[Row]:
+def imdb_wiki_rows(
+    raw_dir: Path, options: ImdbWikiOptions, report_skip: ReportSkip
+) -> Iterator[Row]:
     """Every photo that passes the options' rules becomes a row."""
     for folder, table in options.tables.items():
         columns = read_struct(table, table.stem, FIELDS)
@@ -63,7 +69,9 @@ def _table_rows(
     line_of: dict[str, int] = {}
     for line, cell in enumerate(columns["full_path"]):
         if line_of.setdefault(name := f"{folder}/{text(cell)}", line) != line:
-            why_not[line_of[name]] = f"lines {line_of[name] + 1} and {line + 1} of the table both name it"
+            why_not[line_of[name]] = (
+                f"lines {line_of[name] + 1} and {line + 1} of the table both name it"
+            )
     here = raw_dir / folder
     for below in photos_under(here) if here.is_dir() else ():
         photo_id = f"{folder}/{below}"
@@ -74,37 +82,62 @@ def _table_rows(
         else:
             sex = SEXES.get(float(columns["gender"][line]))
             yield Row(
-                photo_id, float(columns["age"][line]), None, _person(columns["name"][line], below), sex, None, None
+                photo_id,
+                float(columns["age"][line]),
+                None,
+                _person(columns["name"][line], below),
+                sex,
+                None,
+                None,
             )
     for photo_id in line_of:
         report_skip(photo_id, "the table names it, but there is no such photo")
 
 
 def _person(name: Any, path: str) -> str:
-    """The name, else the page's number, which the file's name begins with (nm0000001_..., 10000217_...)."""
+    """The name, else the page's number, which the file's name begins with (nm0000001_...,
+    10000217_...)."""
     return unicodedata.normalize("NFC", text(name)) or path.rsplit("/", 1)[-1].split("_")[0]
 
 
-def ages_on_1_july(birth_days: npt.NDArray[Any], years: npt.NDArray[Any]) -> npt.NDArray[np.float64]:
-    """Whole years from MATLAB's serial day of birth to 1 July of a year; NaN where one of them is no date."""
-    usable = np.isfinite(birth_days.astype(np.float64)) & (birth_days > 0) & np.isfinite(years.astype(np.float64))
-    born = (np.where(usable, birth_days, UNIX_EPOCH).astype(np.int64) - UNIX_EPOCH).astype("datetime64[D]")
+def ages_on_1_july(
+    birth_days: npt.NDArray[Any], years: npt.NDArray[Any]
+) -> npt.NDArray[np.float64]:
+    """Whole years from MATLAB's serial day of birth to 1 July of a year; NaN where one of them is
+    no date."""
+    usable = (
+        np.isfinite(birth_days.astype(np.float64))
+        & (birth_days > 0)
+        & np.isfinite(years.astype(np.float64))
+    )
+    born = (np.where(usable, birth_days, UNIX_EPOCH).astype(np.int64) - UNIX_EPOCH).astype(
+        "datetime64[D]"
+    )
     birth_year = born.astype("datetime64[Y]")
-    after_july_1 = born > (birth_year.astype("datetime64[M]") + np.timedelta64(6, "M")).astype("datetime64[D]")
-    age = np.where(usable, years, 0).astype(np.int64) - (birth_year.astype(np.int64) + 1970) - after_july_1
+    after_july_1 = born > (birth_year.astype("datetime64[M]") + np.timedelta64(6, "M")).astype(
+        "datetime64[D]"
+    )
+    age = (
+        np.where(usable, years, 0).astype(np.int64)
+        - (birth_year.astype(np.int64) + 1970)
+        - after_july_1
+    )
     return np.where(usable, age, np.nan)
 
 
 def reasons(columns: Columns, options: ImdbWikiOptions) -> list[str]:
-    """Why each photo of a table is left out; an empty text where it is not. The first rule that it breaks is named."""
+    """Why each photo of a table is left out; an empty text where it is not. The first rule that it
+    breaks is named."""
     age, score = columns["age"], columns["face_score"].astype(np.float64)
     second = columns["second_face_score"].astype(np.float64)
     broken = {
         "its date of birth is none": np.isnan(age),
-        f"its age is not {options.min_age} to {options.max_age}": (age < options.min_age) | (age > options.max_age),
+        f"its age is not {options.min_age} to {options.max_age}": (age < options.min_age)
+        | (age > options.max_age),
         "no face was found by the authors": ~np.isfinite(score),
         f"its face score is below {options.min_face_score:g}": score < options.min_face_score,
-        f"its second face scores above {options.max_second_face_score:g}": second > options.max_second_face_score,
+        f"its second face scores above {options.max_second_face_score:g}": second
+        > options.max_second_face_score,
     }
     if options.min_face_score == -math.inf:
         del broken["no face was found by the authors"]

@@ -1,8 +1,10 @@
-"""MEBeauty: attractiveness rated by many people on a scale of 1 to 10; sigma is the standard deviation of the ratings.
+"""MEBeauty: attractiveness rated by many people on a scale of 1 to 10; sigma is the standard
+deviation of the ratings.
 
-`ratings.csv` (image, sex, ethnicity, mean, std, raters, split), photos `original_images/<sex>/<ethnicity>/<n>.jpg`.
-The scale is kept, the authors' split too; 3 photos are in no split (download lists them under `split.assign: given`).
-Read as a table whose columns are known; photos without a rating are listed as well.
+`ratings.csv` (image, sex, ethnicity, mean, std, raters, split), photos
+`original_images/<sex>/<ethnicity>/<n>.jpg`. The scale is kept, the authors' split too; 3 photos are
+in no split (download lists them under `split.assign: given`). Read as a table whose columns are
+known; photos without a rating are listed as well.
 """
 
 from __future__ import annotations
@@ -11,13 +13,19 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
-from stages.sources.records import Action, ReportSkip, Row, Source, photos_under
+from stages.ingest.records import Action, ReportSkip, Row, Source, photos_under
 from stages.sources.table import TableColumns, TableOptions, table_rows
 
 PHOTOS_FOLDER = "original_images"
 LOWEST, HIGHEST = 1.0, 10.0
 COLUMNS = TableColumns(
-    photo="image", label="mean", sigma="std", person=None, sex="sex", ethnicity="ethnicity", split="split"
+    photo="image",
+    label="mean",
+    sigma="std",
+    person=None,
+    sex="sex",
+    ethnicity="ethnicity",
+    split="split",
 )
 
 
@@ -28,9 +36,13 @@ class MebeautyOptions:
     ratings: Path
 
 
-def mebeauty_rows(raw_dir: Path, options: MebeautyOptions, report_skip: ReportSkip) -> Iterator[Row]:
+def mebeauty_rows(
+    raw_dir: Path, options: MebeautyOptions, report_skip: ReportSkip
+) -> Iterator[Row]:
     """Every rated photo becomes a row with mean and standard deviation of its ratings."""
-    table = TableOptions(table=options.ratings, delimiter=",", photos_folder=PHOTOS_FOLDER, columns=COLUMNS)
+    table = TableOptions(
+        table=options.ratings, delimiter=",", photos_folder=PHOTOS_FOLDER, columns=COLUMNS
+    )
     listed = set()
 
     def skip(photo_id: str, reason: str, *, action: Action = "skipped") -> None:
@@ -40,7 +52,10 @@ def mebeauty_rows(raw_dir: Path, options: MebeautyOptions, report_skip: ReportSk
     for row in table_rows(raw_dir, table, skip):
         listed.add(row.photo_id)
         if row.label is None or not LOWEST <= row.label <= HIGHEST:
-            report_skip(row.photo_id, f"mean rating {row.label} is not on the scale of {LOWEST:g} to {HIGHEST:g}")
+            report_skip(
+                row.photo_id,
+                f"mean rating {row.label} is not on the scale of {LOWEST:g} to {HIGHEST:g}",
+            )
             continue
         yield row
     for photo_id in photos_under(raw_dir):

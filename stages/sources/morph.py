@@ -1,10 +1,12 @@
-"""MORPH II (MORPH Album 2, 2008, non-commercial): 55,134 police photos of 13,617 people, 16 to 77 years.
+"""MORPH II (MORPH Album 2, 2008, non-commercial): 55,134 police photos of 13,617 people, 16 to 77
+years.
 
-Photos are `<id>_<n><sex><age>.JPG` (009055_1M54.JPG), wherever below the raw folder they lie; the release's CSV
-(id_num, picture_num, dob, doa, race, gender, facial_hair, age, age_diff, glasses, photo) adds the race. A photo that
-the CSV does not name, or whose person, sex or age is another one there, is left out with its reason. What is left as it
-is: the CSV gives some people several races or sexes, and several dates of birth (so that their ages do not fit
-together); how many have several races or sexes is counted in one line of skipped.csv (photo_id `*`).
+Photos are `<id>_<n><sex><age>.JPG` (009055_1M54.JPG), wherever below the raw folder they lie; the
+release's CSV (id_num, picture_num, dob, doa, race, gender, facial_hair, age, age_diff, glasses,
+photo) adds the race. A photo that the CSV does not name, or whose person, sex or age is another one
+there, is left out with its reason. What is left as it is: the CSV gives some people several races
+or sexes, and several dates of birth (so that their ages do not fit together); how many have several
+races or sexes is counted in one line of skipped.csv (photo_id `*`).
 
 Protocols (`protocol`):
 - `random`: every photo, no split of its own. Papers draw 80-20 by photo: `split` {assign: folds, group_by: picture,
@@ -26,11 +28,13 @@ from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
 from typing import Literal, NamedTuple
 
-from stages.sources.records import ReportSkip, Row, Source, photos_under
-from stages.sources.splits import draw
+from stages.ingest.records import ReportSkip, Row, Source, photos_under
+from stages.ingest.splits import draw
 from stages.sources.table import read_table
 
-NAME = re.compile(r"(?P<person>\d+)_(?P<number>\d+)(?P<sex>[MF])(?P<age>\d{2})\.jpe?g", re.IGNORECASE)
+NAME = re.compile(
+    r"(?P<person>\d+)_(?P<number>\d+)(?P<sex>[MF])(?P<age>\d{2})\.jpe?g", re.IGNORECASE
+)
 SEXES = {"M": "male", "F": "female"}
 ETHNICITIES = {"W": "white", "B": "black", "A": "asian", "H": "hispanic", "O": "others"}
 TRAINS = ("S1", "S2")
@@ -38,7 +42,8 @@ TRAINS = ("S1", "S2")
 
 @dataclass(frozen=True, kw_only=True)
 class SetsOptions:
-    """S1 and S2: photos of men and of women, of each of the two races, in each of them; `fold`: which one trains."""
+    """S1 and S2: photos of men and of women, of each of the two races, in each of them; `fold`:
+    which one trains."""
 
     listed: Path | None
     men: int
@@ -49,7 +54,8 @@ class SetsOptions:
 
 @dataclass(frozen=True, kw_only=True)
 class MorphOptions:
-    """`table`: the release's CSV. `listed` may go with `caucasian`, `sets` must go with `s1_s2_s3`; else null."""
+    """`table`: the release's CSV. `listed` may go with `caucasian`, `sets` must go with `s1_s2_s3`;
+    else null."""
 
     protocol: Literal["random", "caucasian", "s1_s2_s3"]
     table: Path
@@ -58,9 +64,14 @@ class MorphOptions:
 
     def __post_init__(self) -> None:
         if (self.sets is not None) != (self.protocol == "s1_s2_s3"):
-            raise ValueError(f"sets: protocol s1_s2_s3 wants it, any other wants null; this is {self.protocol}")
+            raise ValueError(
+                f"sets: protocol s1_s2_s3 wants it, any other wants null; this is {self.protocol}"
+            )
         if self.listed is not None and self.protocol != "caucasian":
-            raise ValueError(f"listed {self.listed}: belongs to protocol caucasian, this is {self.protocol}; set null")
+            raise ValueError(
+                f"listed {self.listed}: belongs to protocol caucasian, this is {self.protocol}; "
+                f"set null"
+            )
 
 
 class Entry(NamedTuple):
@@ -85,7 +96,9 @@ def morph_rows(raw_dir: Path, options: MorphOptions, report_skip: ReportSkip) ->
         yield row
     if several := sum(len(kinds) > 1 for kinds in seen.values()):
         report_skip(
-            "*", f"none left out for it: {several} people are of several races or sexes in {options.table.name}"
+            "*",
+            f"none left out for it: {several} people are of several races or sexes in "
+            f"{options.table.name}",
         )
 
 
@@ -103,7 +116,11 @@ def _all_rows(raw_dir: Path, table: Path, report_skip: ReportSkip) -> Iterator[R
             report_skip(photo_id, str(error))
             continue
         if row.ethnicity is None:
-            report_skip(photo_id, f"{table.name} gives no known race: ethnicity is left empty", action="repaired")
+            report_skip(
+                photo_id,
+                f"{table.name} gives no known race: ethnicity is left empty",
+                action="repaired",
+            )
         yield row
     for name in entries:
         if name not in first_of:
@@ -138,9 +155,12 @@ def _row(photo_id: str, name: str, entries: set[Entry] | None) -> Row:
     person, sex, age = _padded(found["person"]), found["sex"].upper(), int(found["age"])
     if (_padded(entry.person), entry.sex.upper(), entry.age) != (person, sex, str(age)):
         raise ValueError(
-            f"name {name!r} against {entry[:-1]} (person, sex, age) in the CSV: which holds is not certain"
+            f"name {name!r} against {entry[:-1]} (person, sex, age) in the CSV: which holds is not "
+            f"certain"
         )
-    return Row(photo_id, float(age), None, person, SEXES[sex], ETHNICITIES.get(entry.race.upper()), None)
+    return Row(
+        photo_id, float(age), None, person, SEXES[sex], ETHNICITIES.get(entry.race.upper()), None
+    )
 
 
 def _padded(person: str) -> str:
@@ -150,7 +170,11 @@ def _padded(person: str) -> str:
 
 def _caucasian(rows: Iterator[Row], listed: Path | None, report_skip: ReportSkip) -> Iterator[Row]:
     """The white photos, and of them those that are listed."""
-    chosen = None if listed is None else {_base(line["photo"]) for line in read_table(listed, ",", ["photo"])}
+    chosen = (
+        None
+        if listed is None
+        else {_base(line["photo"]) for line in read_table(listed, ",", ["photo"])}
+    )
     num_others = 0
     for row in rows:
         name = PurePosixPath(row.photo_id).name
@@ -163,7 +187,9 @@ def _caucasian(rows: Iterator[Row], listed: Path | None, report_skip: ReportSkip
     if num_others:
         report_skip("*", f"{num_others} photos are not of the caucasian protocol")
     for name in sorted(chosen or ()):
-        report_skip(f"{name} in {listed}", "listed, but no usable photo of a white person bears this name")
+        report_skip(
+            f"{name} in {listed}", "listed, but no usable photo of a white person bears this name"
+        )
 
 
 def _with_sets(rows: list[Row], sets: SetsOptions, report_skip: ReportSkip) -> Iterator[Row]:
@@ -180,7 +206,8 @@ def _with_sets(rows: list[Row], sets: SetsOptions, report_skip: ReportSkip) -> I
 
 
 def drawn_sets(rows: list[Row], sets: SetsOptions) -> dict[str, str]:
-    """File name -> S1, S2 or S3, by the rule of the module's docstring; ValueError where a group is too small."""
+    """File name -> S1, S2 or S3, by the rule of the module's docstring; ValueError where a group is
+    too small."""
     groups: dict[tuple[str | None, str | None], list[str]] = defaultdict(list)
     set_of = {}
     for row in rows:
@@ -189,21 +216,33 @@ def drawn_sets(rows: list[Row], sets: SetsOptions) -> dict[str, str]:
         set_of[name] = "S3"
     for ethnicity in ("white", "black"):
         for sex, size in (("male", sets.men), ("female", sets.women)):
-            names = sorted(groups[ethnicity, sex], key=lambda name: draw(sets.seed, "s1_s2_s3", name))
+            names = sorted(
+                groups[ethnicity, sex], key=lambda name: draw(sets.seed, "s1_s2_s3", name)
+            )
             if len(names) < 2 * size:
-                raise ValueError(f"sets: {2 * size} photos of {ethnicity} {sex}s wanted, {len(names)} there; lower it")
-            set_of |= dict.fromkeys(names[:size], "S1") | dict.fromkeys(names[size : 2 * size], "S2")
+                raise ValueError(
+                    f"sets: {2 * size} photos of {ethnicity} {sex}s wanted, {len(names)} there; "
+                    f"lower it"
+                )
+            set_of |= dict.fromkeys(names[:size], "S1") | dict.fromkeys(
+                names[size : 2 * size], "S2"
+            )
     return set_of
 
 
 def _listed_sets(listed: Path) -> dict[str, str]:
-    """File name -> set, as a user's CSV says; a photo in two sets is an error, for the protocol's sets are disjoint."""
+    """File name -> set, as a user's CSV says; a photo in two sets is an error, for the protocol's
+    sets are disjoint."""
     set_of: dict[str, str] = {}
     for line in read_table(listed, ",", ["photo", "set"]):
         name = _base(line["photo"])
-        if line["set"] not in (*TRAINS, "S3") or set_of.setdefault(name, line["set"]) != line["set"]:
+        if (
+            line["set"] not in (*TRAINS, "S3")
+            or set_of.setdefault(name, line["set"]) != line["set"]
+        ):
             raise ValueError(
-                f"{listed}: {name} is in {line['set']!r}; every photo wants one of S1, S2, S3, always the same"
+                f"{listed}: {name} is in {line['set']!r}; every photo wants one of S1, S2, S3, "
+                f"always the same"
             )
     return set_of
 

@@ -1,14 +1,18 @@
-"""MS-Celeb-1M, photos of 100,000 people in container files, which are unpacked into a folder per person.
+"""MS-Celeb-1M, photos of 100,000 people in container files, which are unpacked into a folder per
+person.
 
-- TSV: a row a face, `MID, search rank, image URL, page URL, face id, rectangle, JPEG in base64`; 85 GB in one file.
-- InsightFace's `train.rec` (see recordio.py), cleaned and aligned; `train.idx` beside it tells where the list of people
-  is, `property` is not needed. A record's first label is the person's number.
+- TSV: a row a face, `MID, search rank, image URL, page URL, face id, rectangle, JPEG in base64`; 85
+  GB in one file.
+- InsightFace's `train.rec` (see recordio.py), cleaned and aligned; `train.idx` beside it tells
+  where the list of people is, `property` is not needed. A record's first label is the person's
+  number.
 
 Both are read row by row; what cannot be read is listed with its place in the file. A photo lies at
-`<container>/<group>/<person>/<photo>.jpg`, so that no folder holds more than about a thousand others. The rows are
-those of a set with a folder per person. People with too few photos are cut by `validate.identity.min_images_per_person`
-and `pretrain.min_images_per_person`, not here. Locations are container files, or folders that hold some; the other
-files of such a folder are left where they are.
+`<container>/<group>/<person>/<photo>.jpg`, so that no folder holds more than about a thousand
+others. The rows are those of a set with a folder per person. People with too few photos are cut by
+`validate.identity.min_images_per_person` and `pretrain.min_images_per_person`, not here. Locations
+are container files, or folders that hold some; the other files of such a folder are left where they
+are.
 """
 
 from __future__ import annotations
@@ -20,8 +24,8 @@ import re
 from collections.abc import Iterator
 from pathlib import Path
 
-from stages.sources.recordio import Chunk, first_identity, parse_header, read_chunks
-from stages.sources.records import NoOptions, Record, ReportSkip, Row, Source, photos_under
+from stages.ingest.recordio import Chunk, first_identity, parse_header, read_chunks
+from stages.ingest.records import NoOptions, Record, ReportSkip, Row, Source, photos_under
 
 NUM_COLUMNS = 7
 NAME_PART = re.compile(r"[A-Za-z0-9_-][A-Za-z0-9._-]{0,63}")
@@ -42,7 +46,9 @@ def tsv_records(path: Path, start: int, max_photo_bytes: int) -> Iterator[Record
                 while (rest := file.readline(CHUNK_BYTES)) and not rest.endswith(b"\n"):
                     start += len(rest)
                 start += len(rest)
-                yield Record(start, f"{path.name} at byte {begin}", b"", f"a row of over {longest} bytes")
+                yield Record(
+                    start, f"{path.name} at byte {begin}", b"", f"a row of over {longest} bytes"
+                )
                 continue
             try:
                 yield Record(start, *_tsv_face(path.stem, line), None)
@@ -84,7 +90,8 @@ def rec_records(path: Path, start: int, max_photo_bytes: int) -> Iterator[Record
 
 
 def _rec_face(container: str, chunk: Chunk, people_from: int | None) -> tuple[str, bytes] | None:
-    """A record as (photo_id, JPEG), None where it lists a person's pictures; ValueError for a damaged one."""
+    """A record as (photo_id, JPEG), None where it lists a person's pictures; ValueError for a
+    damaged one."""
     if chunk.damage is not None:
         raise ValueError(chunk.damage)
     header = parse_header(chunk.data)

@@ -1,8 +1,10 @@
-"""SCUT-FBP: 500 photos of Asian women, rated for attractiveness by about 70 people each on a scale of 1 to 5.
+"""SCUT-FBP: 500 photos of Asian women, rated for attractiveness by about 70 people each on a scale
+of 1 to 5.
 
-Photos `Data_Collection/SCUT-FBP-<n>.jpg`; the rating sheet (xlsx, `Rating_Collection/Attractiveness label.xlsx`) has
-the photo's number in its first column, the mean rating in the second, the ratings' standard deviation in the third: the
-label and its sigma. The set gives no split; the papers' protocol is random 80-20, `split.test_fraction` 0.2.
+Photos `Data_Collection/SCUT-FBP-<n>.jpg`; the rating sheet (xlsx, `Rating_Collection/Attractiveness
+label.xlsx`) has the photo's number in its first column, the mean rating in the second, the ratings'
+standard deviation in the third: the label and its sigma. The set gives no split; the papers'
+protocol is random 80-20, `split.test_fraction` 0.2.
 """
 
 from __future__ import annotations
@@ -13,8 +15,8 @@ from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
 from typing import Any
 
-from stages.sources.records import ReportSkip, Row, Source, only_file, photos_under
-from stages.sources.sheet import cell_number, sheet_lines
+from stages.ingest.records import ReportSkip, Row, Source, only_file, photos_under
+from stages.ingest.spreadsheet import cell_number, sheet_lines
 
 NAME = re.compile(r"SCUT-FBP-(\d+)\.jpe?g", re.IGNORECASE)
 LOWEST, HIGHEST = 1.0, 5.0
@@ -35,16 +37,22 @@ def scut_fbp_rows(raw_dir: Path, options: ScutFbpOptions, report_skip: ReportSki
         if found is None:
             report_skip(photo_id, "not in the form SCUT-FBP-<n>.jpg")
         elif int(found[1]) not in rated:
-            report_skip(photo_id, f"has no usable line in {options.ratings}, or another photo has its number")
+            report_skip(
+                photo_id,
+                f"has no usable line in {options.ratings}, or another photo has its number",
+            )
         else:
             mean, std = rated.pop(int(found[1]))
             yield Row(photo_id, mean, std, None, "female", "asian", None)
     for number in rated:
-        report_skip(f"SCUT-FBP-{number}.jpg", f"{options.ratings} rates it, but there is no such photo")
+        report_skip(
+            f"SCUT-FBP-{number}.jpg", f"{options.ratings} rates it, but there is no such photo"
+        )
 
 
 def _read_ratings(sheet: Path, report_skip: ReportSkip) -> dict[int, tuple[float, float | None]]:
-    """Photo number -> (mean, std); lines above the first number are headings, others that are none are listed."""
+    """Photo number -> (mean, std); lines above the first number are headings, others that are none
+    are listed."""
     rated: dict[int, tuple[float, float | None]] = {}
     for title, line, cells in sheet_lines(sheet):
         image, mean, std = (*cells, None, None, None)[:3]
@@ -59,7 +67,10 @@ def _read_ratings(sheet: Path, report_skip: ReportSkip) -> dict[int, tuple[float
             continue
         rated[number] = values
     if not rated:
-        raise ValueError(f"{sheet}: no line holds a photo's number, mean and standard deviation; correct the options")
+        raise ValueError(
+            f"{sheet}: no line holds a photo's number, mean and standard deviation; correct the "
+            f"options"
+        )
     return rated
 
 
@@ -76,7 +87,9 @@ def _rating(image: Any, mean: Any, std: Any) -> tuple[int, tuple[float, float | 
     if number is None:
         raise ValueError(f"{image!r} is no photo's number")
     if label is None or not LOWEST <= label <= HIGHEST:
-        raise ValueError(f"photo {number}: mean {mean!r} is not on the scale of {LOWEST:g} to {HIGHEST:g}")
+        raise ValueError(
+            f"photo {number}: mean {mean!r} is not on the scale of {LOWEST:g} to {HIGHEST:g}"
+        )
     if (std is not None and sigma is None) or (sigma is not None and sigma < 0):
         raise ValueError(f"photo {number}: standard deviation {std!r} is none")
     return number, (label, sigma)

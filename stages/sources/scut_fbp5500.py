@@ -1,12 +1,14 @@
 """SCUT-FBP5500: 5,500 faces, each rated for attractiveness by 60 people on a scale of 1 to 5.
 
-Photos `Images/<AF|AM|CF|CM><n>.jpg`: Asian or Caucasian, female or male. `All_labels.txt` (`CF437.jpg 2.883333`) holds
-the labels, `All_Ratings.xlsx` (columns Rater, Filename, Rating) the single ratings. Sigma is their population standard
-deviation, sqrt(mean((r - mean(r))^2)): how far those raters disagree, not an estimate for others; a photo that several
-sheets of the file name is taken from the first of them.
+Photos `Images/<AF|AM|CF|CM><n>.jpg`: Asian or Caucasian, female or male. `All_labels.txt`
+(`CF437.jpg 2.883333`) holds the labels, `All_Ratings.xlsx` (columns Rater, Filename, Rating) the
+single ratings. Sigma is their population standard deviation, sqrt(mean((r - mean(r))^2)): how far
+those raters disagree, not an estimate for others; a photo that several sheets of the file name is
+taken from the first of them.
 
-Protocols, both the authors' own lists: `folds` takes `cross_validation_<k>/{train,test}_<k>.txt` with k = `fold`, 1 to
-5; `split_60_40` takes `split_of_60%training and 40%testing/{train,test}.txt`. All these files come with the photos.
+Protocols, both the authors' own lists: `folds` takes `cross_validation_<k>/{train,test}_<k>.txt`
+with k = `fold`, 1 to 5; `split_60_40` takes `split_of_60%training and 40%testing/{train,test}.txt`.
+All these files come with the photos.
 """
 
 from __future__ import annotations
@@ -18,8 +20,8 @@ from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
 from typing import Literal
 
-from stages.sources.records import ReportSkip, Row, Source, only_file, photos_under
-from stages.sources.sheet import cell_number, named_rows
+from stages.ingest.records import ReportSkip, Row, Source, only_file, photos_under
+from stages.ingest.spreadsheet import cell_number, named_rows
 
 LABELS, RATINGS = "All_labels.txt", "All_Ratings.xlsx"
 NAME = re.compile(r"(?P<ethnicity>[AC])(?P<sex>[FM])\d+\.jpg")
@@ -45,11 +47,18 @@ class ScutFbp5500Options:
     def lists(self) -> dict[str, str]:
         """The ending of each split's list."""
         if self.protocol == "folds":
-            return {split: f"cross_validation_{self.fold}/{split}_{self.fold}.txt" for split in ("train", "test")}
-        return {split: f"split_of_60%training and 40%testing/{split}.txt" for split in ("train", "test")}
+            return {
+                split: f"cross_validation_{self.fold}/{split}_{self.fold}.txt"
+                for split in ("train", "test")
+            }
+        return {
+            split: f"split_of_60%training and 40%testing/{split}.txt" for split in ("train", "test")
+        }
 
 
-def scut_fbp5500_rows(raw_dir: Path, options: ScutFbp5500Options, report_skip: ReportSkip) -> Iterator[Row]:
+def scut_fbp5500_rows(
+    raw_dir: Path, options: ScutFbp5500Options, report_skip: ReportSkip
+) -> Iterator[Row]:
     """Every labelled photo becomes a row with its raters' mean, their spread and its split."""
     labels = read_scores(only_file(raw_dir, LABELS), report_skip)
     splits = _read_splits(raw_dir, options, report_skip)
@@ -68,7 +77,10 @@ def scut_fbp5500_rows(raw_dir: Path, options: ScutFbp5500Options, report_skip: R
             ethnicity, sex = ETHNICITIES[found["ethnicity"]], SEXES[found["sex"]]
             yield Row(photo_id, label, spreads.get(name), None, sex, ethnicity, split)
     for name in sorted({*labels, *splits}):
-        report_skip(name, f"{LABELS if name in labels else 'a split list'} names it, but there is no such photo")
+        report_skip(
+            name,
+            f"{LABELS if name in labels else 'a split list'} names it, but there is no such photo",
+        )
 
 
 def _read_splits(
@@ -80,13 +92,16 @@ def _read_splits(
         file = only_file(raw_dir, ending)
         for name, label in read_scores(file, report_skip).items():
             if name in splits:
-                raise ValueError(f"{file}: {name} is in the list of {splits[name][0]} too; a photo has one split")
+                raise ValueError(
+                    f"{file}: {name} is in the list of {splits[name][0]} too; a photo has one split"
+                )
             splits[name] = (split, label)
     return splits
 
 
 def read_scores(file: Path, report_skip: ReportSkip) -> dict[str, float]:
-    """Lines `AF1.jpg 2.88` -> name -> label; a line that is none, or names a photo again, is listed."""
+    """Lines `AF1.jpg 2.88` -> name -> label; a line that is none, or names a photo again, is
+    listed."""
     scores: dict[str, float] = {}
     with file.open(encoding="utf-8-sig") as lines:
         for number, line in enumerate(lines, start=1):
@@ -95,7 +110,11 @@ def read_scores(file: Path, report_skip: ReportSkip) -> dict[str, float]:
             if not line.strip():
                 continue
             if not name or name in scores or label is None or not LOWEST <= label <= HIGHEST:
-                why = "names its photo again" if name in scores else f"is not a name and a label from {LOWEST:g} to 5"
+                why = (
+                    "names its photo again"
+                    if name in scores
+                    else f"is not a name and a label from {LOWEST:g} to 5"
+                )
                 report_skip(f"{file.name} line {number}", f"{line.strip()[:80]!r} {why}")
                 continue
             scores[name] = label
@@ -103,7 +122,8 @@ def read_scores(file: Path, report_skip: ReportSkip) -> dict[str, float]:
 
 
 def read_spreads(sheet: Path, report_skip: ReportSkip) -> dict[str, float]:
-    """Photo name -> population standard deviation of its ratings; ratings off the scale are counted in one line."""
+    """Photo name -> population standard deviation of its ratings; ratings off the scale are counted
+    in one line."""
     sums: dict[str, tuple[str, int, float, float]] = {}
     num_odd, first_odd = 0, ""
     for title, number, cells in named_rows(sheet, ("Rater", "Filename", "Rating")):
@@ -111,14 +131,22 @@ def read_spreads(sheet: Path, report_skip: ReportSkip) -> dict[str, float]:
         if cells["Filename"] is None:
             continue
         if rating is None or not LOWEST <= rating <= HIGHEST:
-            num_odd, first_odd = num_odd + 1, first_odd or f"{title} line {number}: {cells['Rating']!r}"
+            num_odd, first_odd = (
+                num_odd + 1,
+                first_odd or f"{title} line {number}: {cells['Rating']!r}",
+            )
             continue
         of, count, total, squares = sums.get(name, (title, 0, 0.0, 0.0))
         if of == title:
             sums[name] = (of, count + 1, total + rating, squares + rating * rating)
     if num_odd:
-        report_skip(sheet.name, f"{num_odd} ratings are not numbers from 1 to 5 (first: {first_odd}); not counted")
+        report_skip(
+            sheet.name,
+            f"{num_odd} ratings are not numbers from 1 to 5 (first: {first_odd}); not counted",
+        )
     return {name: math.sqrt(max(0.0, q / n - (s / n) ** 2)) for name, (_, n, s, q) in sums.items()}
 
 
-SCUT_FBP5500 = Source(name="scut_fbp5500", options=ScutFbp5500Options, rows=scut_fbp5500_rows, produce=None)
+SCUT_FBP5500 = Source(
+    name="scut_fbp5500", options=ScutFbp5500Options, rows=scut_fbp5500_rows, produce=None
+)

@@ -1,9 +1,10 @@
 """A user's own CSV: one line a photo, the columns named in params.yaml, the photos in a folder.
 
-A column that the table does not have is `null` in the options. A line is left out, and listed with its reason, when its
-photo is missing, when its label or sigma is no number (or the label is empty though a column is named), when a named
-person is empty, or when its split is none of train, val, test; an empty split, sex, ethnicity or sigma is unknown.
-The table is streamed: millions of lines take no memory.
+A column that the table does not have is `null` in the options. A line is left out, and listed with
+its reason, when its photo is missing, when its label or sigma is no number (or the label is empty
+though a column is named), when a named person is empty, or when its split is none of train, val,
+test; an empty split, sex, ethnicity or sigma is unknown. The table is streamed: millions of lines
+take no memory.
 """
 
 from __future__ import annotations
@@ -14,8 +15,8 @@ from collections.abc import Iterator
 from dataclasses import dataclass, fields
 from pathlib import Path
 
-from stages.sources.archives import safe_name
-from stages.sources.records import ReportSkip, Row, Source, from_repository
+from stages.ingest.archives import safe_name
+from stages.ingest.records import ReportSkip, Row, Source, from_repository
 
 SPLITS = ("train", "val", "test")
 
@@ -35,7 +36,8 @@ class TableColumns:
 
 @dataclass(frozen=True, kw_only=True)
 class TableOptions:
-    """`photos_folder`: the folder below the raw folder that the photo column starts from ('' for the raw folder)."""
+    """`photos_folder`: the folder below the raw folder that the photo column starts from ('' for
+    the raw folder)."""
 
     table: Path
     delimiter: str
@@ -49,16 +51,22 @@ class TableOptions:
 
 def table_rows(raw_dir: Path, options: TableOptions, report_skip: ReportSkip) -> Iterator[Row]:
     """Each usable line of the CSV becomes a row; the others are listed."""
-    for number, line in enumerate(read_table(options.table, options.delimiter, wanted_columns(options)), start=2):
+    for number, line in enumerate(
+        read_table(options.table, options.delimiter, wanted_columns(options)), start=2
+    ):
         name = line[options.columns.photo]
         try:
             yield line_row(name, line, raw_dir, options)
         except ValueError as error:
-            report_skip("/".join(part for part in (options.photos_folder, name) if part), f"line {number}: {error}")
+            report_skip(
+                "/".join(part for part in (options.photos_folder, name) if part),
+                f"line {number}: {error}",
+            )
 
 
 def read_table(table: Path, delimiter: str, wanted: list[str]) -> Iterator[dict[str, str]]:
-    """The lines of a CSV by column name, blanks stripped; ValueError where a wanted column is not there."""
+    """The lines of a CSV by column name, blanks stripped; ValueError where a wanted column is not
+    there."""
     path = from_repository(table)
     if not path.is_file():
         raise ValueError(f"{path}: no such table; correct it in download.<role>.options")
@@ -66,7 +74,10 @@ def read_table(table: Path, delimiter: str, wanted: list[str]) -> Iterator[dict[
         reader = csv.DictReader(file, delimiter=delimiter)
         missing = sorted(set(wanted) - set(reader.fieldnames or ()))
         if missing:
-            raise ValueError(f"{path}: has no column {missing[0]!r}, only {reader.fieldnames}; correct the options")
+            raise ValueError(
+                f"{path}: has no column {missing[0]!r}, only {reader.fieldnames}; correct the "
+                f"options"
+            )
         for line in reader:
             yield {name: (line[name] or "").strip() for name in wanted}
 

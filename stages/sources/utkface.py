@@ -7,10 +7,11 @@ repaired, each for a reason that holds (none is renamed on disk):
 - one field is missing (three names): it is the race. The names made in the seconds around each of the three carry
   gender 1 almost without exception and race 1 almost never, so the 1 that is left is the gender. Ethnicity is null.
 
-Protocols: `all_ages` takes every photo and gives no split. `coral` takes the public CORAL split: only photos of ages 21
-to 60 that `lists.train` or `lists.test` name (without `.chip.jpg`); two train names exist on disk only under malformed
-names and are matched to those. Photos outside the lists are counted in one line of skipped.csv (photo_id `*`); a
-list's age that is not the name's age, or a name without a photo, is listed.
+Protocols: `all_ages` takes every photo and gives no split. `coral` takes the public CORAL split:
+only photos of ages 21 to 60 that `lists.train` or `lists.test` name (without `.chip.jpg`); two
+train names exist on disk only under malformed names and are matched to those. Photos outside the
+lists are counted in one line of skipped.csv (photo_id `*`); a list's age that is not the name's
+age, or a name without a photo, is listed.
 """
 
 from __future__ import annotations
@@ -22,7 +23,7 @@ from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
 from typing import Literal
 
-from stages.sources.records import ReportSkip, Row, Source, from_repository, photos_under
+from stages.ingest.records import ReportSkip, Row, Source, from_repository, photos_under
 
 SEXES = {"0": "male", "1": "female"}
 ETHNICITIES = {"0": "white", "1": "black", "2": "asian", "3": "indian", "4": "others"}
@@ -34,7 +35,8 @@ NO_RACE = re.compile(r"(?P<age>\d{1,3})_(?P<sex>[01])_(?P<stamp>\d{17})")
 
 @dataclass(frozen=True, kw_only=True)
 class UtkfaceOptions:
-    """`lists`: the CSV of each split (columns filename and age), keys train and test; empty for `all_ages`."""
+    """`lists`: the CSV of each split (columns filename and age), keys train and test; empty for
+    `all_ages`."""
 
     protocol: Literal["coral", "all_ages"]
     lists: Mapping[str, Path]
@@ -42,12 +44,16 @@ class UtkfaceOptions:
     def __post_init__(self) -> None:
         wanted = {"train", "test"} if self.protocol == "coral" else set()
         if set(self.lists) != wanted:
-            raise ValueError(f"lists: protocol {self.protocol} wants {sorted(wanted)}, found {sorted(self.lists)}")
+            raise ValueError(
+                f"lists: protocol {self.protocol} wants {sorted(wanted)}, found "
+                f"{sorted(self.lists)}"
+            )
 
 
 @dataclass(frozen=True, kw_only=True)
 class Name:
-    """What a file name says. `listed` is the form that lists use; `repair` says what was wrong, None if nothing."""
+    """What a file name says. `listed` is the form that lists use; `repair` says what was wrong,
+    None if nothing."""
 
     age: int
     sex: str
@@ -64,13 +70,18 @@ def parse_name(name: str) -> Name:
     elif found := NO_RACE.fullmatch(stem):
         ethnicity = None
     else:
-        raise ValueError(f"name {name!r} is not [age]_[gender]_[race]_[stamp].jpg.chip.jpg; its meaning is not certain")
+        raise ValueError(
+            f"name {name!r} is not [age]_[gender]_[race]_[stamp].jpg.chip.jpg; its meaning is not "
+            f"certain"
+        )
     return Name(
         age=int(found["age"]),
         sex=SEXES[found["sex"]],
         ethnicity=ethnicity,
         listed="_".join(field for field in stem.split("_") if field) + ".jpg",
-        repair=None if WELL_FORMED.fullmatch(name) else _what_was_wrong(name, found["stamp"], ethnicity),
+        repair=None
+        if WELL_FORMED.fullmatch(name)
+        else _what_was_wrong(name, found["stamp"], ethnicity),
     )
 
 
@@ -83,7 +94,8 @@ def _what_was_wrong(name: str, stamp: str, ethnicity: str | None) -> str:
 
 
 def utkface_rows(raw_dir: Path, options: UtkfaceOptions, report_skip: ReportSkip) -> Iterator[Row]:
-    """The photos below `raw_dir` become rows with age, sex, ethnicity and, for `coral`, the lists' split."""
+    """The photos below `raw_dir` become rows with age, sex, ethnicity and, for `coral`, the lists'
+    split."""
     listed = _read_lists(options) if options.protocol == "coral" else None
     num_outside = 0
     for photo_id in photos_under(raw_dir):
@@ -121,9 +133,13 @@ def _read_lists(options: UtkfaceOptions) -> dict[str, tuple[str, int]]:
         with file.open(newline="", encoding="utf-8") as lines:
             for row in csv.DictReader(lines):
                 if "filename" not in row or not (row.get("age") or "").isdigit():
-                    raise ValueError(f"{file}: expected the columns filename and age (whole years), found {row}")
+                    raise ValueError(
+                        f"{file}: expected the columns filename and age (whole years), found {row}"
+                    )
                 if row["filename"] in listed:
-                    raise ValueError(f"{file}: {row['filename']} is listed twice; a photo has one split")
+                    raise ValueError(
+                        f"{file}: {row['filename']} is listed twice; a photo has one split"
+                    )
                 listed[row["filename"]] = (split, int(row["age"]))
     return listed
 

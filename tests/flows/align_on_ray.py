@@ -1,4 +1,5 @@
-"""An align run on Ray in a process of its own, as a flow's driver is, and works that do more than align.
+"""An align run on Ray in a process of its own, as a flow's driver is, and works that do more than
+align.
 
 python -m tests.flows.align_on_ray FOLDER     # a Bench of tests/stages/test_align.py
 """
@@ -13,8 +14,8 @@ import time
 from collections.abc import Iterable, Iterator
 from pathlib import Path
 
-from flows.align_ray import AlignOut, runner
-from flows.ray_cluster import connected
+from flows.scale_out.align_ray import AlignOut, runner
+from flows.scale_out.ray_cluster import connected
 from stages import align as stage
 from stages.align import Runner, Work
 from stages.face_shards import Outcome, Row
@@ -28,8 +29,9 @@ LAST = {f"set/{number}.jpg" for number in range(40, 48)}
 
 
 def noted(log: Path, work: Work, rows: list[Row]) -> Outcome:
-    """Says which process takes which photos, and takes its time, so that a test can end the process meanwhile: a
-    little, and as long as there is a file `hold` beside the log, or for photos of the last shard `hold_last`."""
+    """Says which process takes which photos, and takes its time, so that a test can end the process
+    meanwhile: a little, and as long as there is a file `hold` beside the log, or for photos of the
+    last shard `hold_last`."""
     with log.open("a") as file:
         file.write(" ".join([str(os.getpid()), *(row["photo_id"] for row in rows)]) + "\n")
     time.sleep(CHUNK_SECONDS)
@@ -72,7 +74,10 @@ def main() -> None:
     stage.CHUNK_ROWS = CHUNK_ROWS
     with connected():
         Bench(folder).align(
-            SHARDED, runner=through(functools.partial(noted, folder / "log"), runner(OUT, folder / "scratch"))
+            SHARDED,
+            runner=through(
+                functools.partial(noted, folder / "log"), runner(OUT, folder / "scratch")
+            ),
         )
 
 

@@ -1,4 +1,5 @@
-"""A scoring process whose reader of photos has bugs: one content ends it, another keeps it busy for ever."""
+"""A scoring process whose reader of photos has bugs: one content ends it, another keeps it busy for
+ever."""
 
 from __future__ import annotations
 
@@ -7,20 +8,20 @@ import signal
 import time
 from typing import Any
 
-from flows import score_workers
-from visage import photos
+from flows.score import workers
+from visage.detection import image_io
 
 KILLS, HANGS, RAISES = b"kills", b"hangs", b"raises"
-work_as_it_is = score_workers._work
+work_as_it_is = workers._work
 
 
 def work(*arguments: Any) -> None:
     """What a process runs in place of `score_workers._work`."""
-    photos.read_photo = read_photo
+    image_io.read_photo = read_photo
     work_as_it_is(*arguments)
 
 
-def read_photo(source: bytes, max_pixels: int, really: Any = photos.read_photo) -> Any:
+def read_photo(source: bytes, max_pixels: int, really: Any = image_io.read_photo) -> Any:
     if source == KILLS:
         os.kill(os.getpid(), signal.SIGKILL)
     if source == HANGS:

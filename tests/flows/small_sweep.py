@@ -1,4 +1,5 @@
-"""A sweep small enough for tests: crops on which an epoch takes a part of a second, and its driver as a process."""
+"""A sweep small enough for tests: crops on which an epoch takes a part of a second, and its driver
+as a process."""
 
 from __future__ import annotations
 
@@ -11,16 +12,29 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
-from flows.sweep_space import SweepSettings
+from flows.sweep.space import SweepSettings
 from tests.imports import REPOSITORY
 from tests.small_faces import finetune_settings, some_faces, write_faces, write_params
 
 QUIET = {
-    "OMP_NUM_THREADS": "1", "RAY_AUTH_MODE": "disabled", "RAY_ENABLE_UV_RUN_RUNTIME_ENV": "0",
-    "RAY_USAGE_STATS_ENABLED": "0", "MLFLOW_DISABLE_TELEMETRY": "true", "DO_NOT_TRACK": "true",
-}  # fmt: skip
+    "OMP_NUM_THREADS": "1",
+    "RAY_AUTH_MODE": "disabled",
+    "RAY_ENABLE_UV_RUN_RUNTIME_ENV": "0",
+    "RAY_USAGE_STATS_ENABLED": "0",
+    "MLFLOW_DISABLE_TELEMETRY": "true",
+    "DO_NOT_TRACK": "true",
+}
 PATIENCE_SECONDS = 400.0  # a machine that is busy with other things takes ten times as long
-WORDS = ["--params", "params.yaml", "--faces", "faces", "--backbone", "none", "--results", "reports/sweep"]
+WORDS = [
+    "--params",
+    "params.yaml",
+    "--faces",
+    "faces",
+    "--backbone",
+    "none",
+    "--results",
+    "reports/sweep",
+]
 SPACE: dict[str, Any] = {
     "finetune.loss.lambda_": {"kind": "loguniform", "low": 0.01, "high": 10.0},
     "finetune.grid.step": {"kind": "choice", "values": [5.0, 10.0, 20.0]},
@@ -31,16 +45,26 @@ SPACE: dict[str, Any] = {
 def sweep_settings(**changes: Any) -> SweepSettings:
     """Three drawn trials; `changes` replaces fields."""
     values: dict[str, Any] = {
-        "search": "optuna", "space": SPACE, "num_samples": 3, "seed": 0, "epochs": 4, "grace_epochs": 2,
-        "reduction_factor": 2, "cpus_per_trial": 1.0, "gpus_per_trial": 0.0, "max_concurrent": None, "max_failures": 2,
-        "experiment": "sweeps", "folder": "runs/sweep",
-    }  # fmt: skip
+        "search": "optuna",
+        "space": SPACE,
+        "num_samples": 3,
+        "seed": 0,
+        "epochs": 4,
+        "grace_epochs": 2,
+        "reduction_factor": 2,
+        "cpus_per_trial": 1.0,
+        "gpus_per_trial": 0.0,
+        "max_concurrent": None,
+        "max_failures": 2,
+        "experiment": "sweeps",
+        "folder": "runs/sweep",
+    }
     return SweepSettings(**(values | changes))
 
 
 def make(root: Path, *, num_faces: int = 80, **changes: Any) -> Path:
-    """Faces and settings of a sweep in a folder. Its test faces are no pictures and have no labels: a sweep that opened
-    them would fail."""
+    """Faces and settings of a sweep in a folder. Its test faces are no pictures and have no labels:
+    a sweep that opened them would fail."""
     rows = some_faces(num_faces, 20, 4)
     spoilt = {"jpeg": b"no picture", "label": None}
     write_faces(root / "faces", [row | spoilt if row["split"] == "test" else row for row in rows])
@@ -56,11 +80,15 @@ class Driver:
         self._log = root / "driver.log"
         with self._log.open("ab") as log:
             self._from = log.tell()
-            command = [*before, sys.executable, "-m", "flows.sweep_driver", *WORDS]
+            command = [*before, sys.executable, "-m", "flows.sweep.driver", *WORDS]
             self.process = subprocess.Popen(
-                command, cwd=root, stdin=subprocess.DEVNULL, stdout=log, stderr=subprocess.STDOUT,
+                command,
+                cwd=root,
+                stdin=subprocess.DEVNULL,
+                stdout=log,
+                stderr=subprocess.STDOUT,
                 env=os.environ | QUIET | {"PYTHONPATH": str(REPOSITORY)} | environment,
-            )  # fmt: skip
+            )
 
     def said(self) -> str:
         """What it said since its start."""

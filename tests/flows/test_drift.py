@@ -1,4 +1,5 @@
-"""The drift flow on a real Prefect server: what it compares, decides, starts and tells, against real HTTP servers."""
+"""The drift flow on a real Prefect server: what it compares, decides, starts and tells, against
+real HTTP servers."""
 
 from __future__ import annotations
 
@@ -29,7 +30,7 @@ from prefect.client.orchestration import get_client
 
 import flows.drift
 from flows.drift import DriftSettings, champion_reference, drift, main, served_faces
-from model_registry.store import connect
+from model_registry.mlflow_client import connect
 from stages.settings import load_section
 from tests.conftest import REPOSITORY
 from tests.model_registry.served import SETTINGS as PACKAGE
@@ -37,16 +38,19 @@ from tests.model_registry.served import Store, drawn_photos, make_store, running
 from tests.services import free_port
 from tests.small_faces import write_params
 from tests.small_model import small_model, some_crops
-from visage.drift import REFERENCE_FILE, Summary
-from visage.predictor import Predictor
+from visage.evaluation.drift import REFERENCE_FILE, Summary
+from visage.inference.photos import Predictor
 
 SETTINGS = dataclasses.replace(
-    load_section(REPOSITORY / "params.yaml", "drift", DriftSettings), deployment="toy/nightly", notify=None
+    load_section(REPOSITORY / "params.yaml", "drift", DriftSettings),
+    deployment="toy/nightly",
+    notify=None,
 )
 
 
 class Loopback(http.server.ThreadingHTTPServer):
-    """Answers GET with `body`, any other path than /statistics with 404, and keeps what is posted to it."""
+    """Answers GET with `body`, any other path than /statistics with 404, and keeps what is posted
+    to it."""
 
     def __init__(self) -> None:
         super().__init__(("127.0.0.1", 0), Handler)
@@ -87,7 +91,9 @@ def loopback() -> Iterator[Loopback]:
         thread.join()
 
 
-def faces(count: int, seed: int = 0, older_years: float = 0.0, weights: str = "of one model") -> Summary:
+def faces(
+    count: int, seed: int = 0, older_years: float = 0.0, weights: str = "of one model"
+) -> Summary:
     """A summary of people, whose features tell their age."""
     rng = np.random.default_rng(seed)
     age = np.clip(rng.normal(35, 10, count) + older_years, 0, 100)
@@ -153,7 +159,11 @@ def test_the_same_crowd_starts_nothing(tmp_path: Path, loopback: Loopback) -> No
     assert artifact().description == message
     rows = json.loads(artifact().data)
     assert rows[0]["found"] == 400
-    assert [row["threshold"] for row in rows] == [200, SETTINGS.max_value_psi, SETTINGS.max_feature_distance]
+    assert [row["threshold"] for row in rows] == [
+        200,
+        SETTINGS.max_value_psi,
+        SETTINGS.max_feature_distance,
+    ]
     assert all(row["found"] < row["threshold"] for row in rows[1:])
     assert runs_of_toy() == []
 
@@ -173,7 +183,10 @@ def test_drift_starts_one_retraining_a_day_and_tells_people_once(
     tmp_path: Path, loopback: Loopback, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     asyncio.run(Webhook(url=f"{loopback.url}/hook").asave("people"))
-    messages = [look(tmp_path, loopback, faces(400, seed, older_years=10), notify="people") for seed in (0, 2)]
+    messages = [
+        look(tmp_path, loopback, faces(400, seed, older_years=10), notify="people")
+        for seed in (0, 2)
+    ]
     [run] = runs_of_toy()
     assert run.state.is_scheduled()
     assert run.name.startswith("drift ")
@@ -189,7 +202,9 @@ def test_drift_starts_one_retraining_a_day_and_tells_people_once(
     assert artifact().description == messages[1]
 
     monkeypatch.setattr(flows.drift, "champion_reference", lambda _model: (4, faces(2000, seed=1)))
-    assert "was started, which" in look(tmp_path, loopback, faces(400, older_years=10), notify="people")
+    assert "was started, which" in look(
+        tmp_path, loopback, faces(400, older_years=10), notify="people"
+    )
     assert len(runs_of_toy()) == 2  # another champion's drift
     assert len(loopback.posted) == 2
     delete_runs_of_toy()
@@ -212,14 +227,19 @@ def test_features_alone_are_drift_too(tmp_path: Path, loopback: Loopback) -> Non
 def test_a_webhook_that_fails_is_a_warning_without_its_address(
     tmp_path: Path, loopback: Loopback, caplog: pytest.LogCaptureFixture, kind: str
 ) -> None:
-    address = {"refuses": f"{loopback.url}/secret", "absent": f"http://127.0.0.1:{free_port()}/secret"}
+    address = {
+        "refuses": f"{loopback.url}/secret",
+        "absent": f"http://127.0.0.1:{free_port()}/secret",
+    }
     if kind in address:
         asyncio.run(Webhook(url=address[kind]).asave(kind))
     loopback.post_status = 500
     with caplog.at_level(logging.WARNING):
         message = look(tmp_path, loopback, faces(400, older_years=10), notify=kind)
     assert "was started, which" in message
-    [warning] = [record.getMessage() for record in caplog.records if "webhook block" in record.getMessage()]
+    [warning] = [
+        record.getMessage() for record in caplog.records if "webhook block" in record.getMessage()
+    ]
     assert warning.startswith(f"webhook block '{kind}' was not told")
     assert message in warning
     assert "secret" not in warning
@@ -229,7 +249,9 @@ def test_a_webhook_that_fails_is_a_warning_without_its_address(
 @pytest.mark.usefixtures("champion", "prefect_server")
 def test_drift_without_the_deployment_says_what_to_do(tmp_path: Path, loopback: Loopback) -> None:
     look(tmp_path, loopback, faces(400, older_years=10), deployment="nobody/nothing")
-    with pytest.raises(ValueError, match=r"no deployment 'nobody/nothing' to run; make deploy registers"):
+    with pytest.raises(
+        ValueError, match=r"no deployment 'nobody/nothing' to run; make deploy registers"
+    ):
         drift(tmp_path)
 
 
@@ -237,14 +259,16 @@ def test_drift_without_the_deployment_says_what_to_do(tmp_path: Path, loopback: 
 def test_another_model_at_the_server_is_not_compared(tmp_path: Path, loopback: Loopback) -> None:
     look(tmp_path, loopback, faces(400, weights="another"))
     with pytest.raises(
-        ValueError, match=r"answers with another model than version 3 of small, the champion; start the"
+        ValueError,
+        match=r"answers with another model than version 3 of small, the champion; start the",
     ):
         drift(tmp_path)
 
 
 @dataclass(frozen=True, kw_only=True)
 class Champion:
-    """A registered small model, and the sums of the faces that it answered after those of its reference."""
+    """A registered small model, and the sums of the faces that it answered after those of its
+    reference."""
 
     store: Store
     served: Summary
@@ -257,7 +281,7 @@ def registered(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Cham
     export = small_model(tmp_path / "export")
     answering, heard = Predictor.load(export), []
     for seed in (3, 4):
-        heard.append(Summary.of(answering.card, window_faces=1000, block_faces=100))
+        heard.append(Summary.of(answering.config, window_faces=1000, block_faces=100))
         answering.observe = heard[-1].add
         answering.predict_crops(some_crops(250, seed=seed))
     (export / REFERENCE_FILE).write_text(json.dumps(heard[0].as_document()), encoding="utf-8")
@@ -274,7 +298,9 @@ def test_the_champion_s_reference_comes_from_the_registry(
     assert message.endswith("look like the training faces of version 1 of small")
     (registered.store.export / REFERENCE_FILE).unlink()
     version = register(registered.store.export)
-    with pytest.raises(ValueError, match=rf"^version {version} of small has no reference\.json: .*make retrain"):
+    with pytest.raises(
+        ValueError, match=rf"^version {version} of small has no reference\.json: .*make retrain"
+    ):
         champion_reference(PACKAGE.model)
     with pytest.raises(ValueError, match=r"^nothing has no champion; make retrain"):
         champion_reference("nothing")
@@ -285,7 +311,9 @@ def test_the_server_sums_up_the_faces_that_it_answers(registered: Champion) -> N
     port, photos = free_port(), drawn_photos(6)
     with running(serve_command(port), port, registered.store, "/ready") as server:
         empty = served_faces(f"http://127.0.0.1:{port}")
-        answers = [face for document in server.photos(photos, all_faces=True) for face in document["faces"]]
+        answers = [
+            face for document in server.photos(photos, all_faces=True) for face in document["faces"]
+        ]
         summed = served_faces(f"http://127.0.0.1:{port}")
     assert empty.totals().num_faces == 0
     assert summed.weights == champion_reference(PACKAGE.model)[1].weights
@@ -313,7 +341,9 @@ def register(export: Path) -> int:
         (b" " * 4_000_001, "more than 4000000 bytes"),
     ],
 )
-def test_an_answer_that_is_no_summary_is_refused(loopback: Loopback, body: bytes, complaint: str) -> None:
+def test_an_answer_that_is_no_summary_is_refused(
+    loopback: Loopback, body: bytes, complaint: str
+) -> None:
     loopback.body = body
     with pytest.raises(ValueError, match=rf"^{loopback.url}/statistics: {complaint}"):
         served_faces(f"{loopback.url}/")
@@ -321,7 +351,9 @@ def test_an_answer_that_is_no_summary_is_refused(loopback: Loopback, body: bytes
 
 def test_a_server_that_is_not_there_or_another_one_says_what_to_do(loopback: Loopback) -> None:
     nobody = f"http://127.0.0.1:{free_port()}"
-    with pytest.raises(ValueError, match=rf"^{nobody}/statistics: no answer .* \(make serve\), or set drift\.url"):
+    with pytest.raises(
+        ValueError, match=rf"^{nobody}/statistics: no answer .* \(make serve\), or set drift\.url"
+    ):
         served_faces(nobody)
     with pytest.raises(ValueError, match=r"404.*visage's own server"):
         served_faces(f"{loopback.url}/mlflow")
@@ -329,7 +361,10 @@ def test_a_server_that_is_not_there_or_another_one_says_what_to_do(loopback: Loo
 
 @pytest.mark.parametrize(
     ("changes", "complaint"),
-    [({"url": "file:///etc/passwd"}, "give the server's address, http"), ({"min_faces": 1}, "give 2 at least")],
+    [
+        ({"url": "file:///etc/passwd"}, "give the server's address, http"),
+        ({"min_faces": 1}, "give 2 at least"),
+    ],
 )
 def test_settings_are_checked(changes: dict[str, Any], complaint: str) -> None:
     with pytest.raises(ValueError, match=complaint):
@@ -338,7 +373,10 @@ def test_settings_are_checked(changes: dict[str, Any], complaint: str) -> None:
 
 @pytest.mark.usefixtures("champion", "prefect_server")
 def test_the_command_line_ends_in_one_line(
-    tmp_path: Path, loopback: Loopback, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+    tmp_path: Path,
+    loopback: Loopback,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
 ) -> None:
     message = look(tmp_path, loopback, faces(400))
     monkeypatch.setattr("sys.argv", ["flows.drift"])
@@ -349,4 +387,8 @@ def test_the_command_line_ends_in_one_line(
     with pytest.raises(SystemExit) as stopped:
         main()
     assert stopped.value.code == 2
-    assert capsys.readouterr().err.splitlines()[-1].startswith(f"flows.drift: {loopback.url}/statistics: not JSON")
+    assert (
+        capsys.readouterr()
+        .err.splitlines()[-1]
+        .startswith(f"flows.drift: {loopback.url}/statistics: not JSON")
+    )

@@ -1,4 +1,5 @@
-"""The flow against a real Prefect server: tasks, retries, artifacts, and what a cancelled or killed one leaves."""
+"""The flow against a real Prefect server: tasks, retries, artifacts, and what a cancelled or killed
+one leaves."""
 
 from __future__ import annotations
 
@@ -21,17 +22,20 @@ from prefect.client.orchestration import get_client
 from prefect.client.schemas.filters import LogFilter, LogFilterTaskRunId
 
 import flows.reproduce
-from flows.artifacts import RecordedRun, metric_rows, quality_text
-from flows.dvc_stages import Declared, declared
+from flows.pipeline.artifacts import RecordedRun, metric_rows, quality_text
+from flows.pipeline.dvc_stages import Declared, declared
+from flows.pipeline.stage_outputs import EVALUATION, EXPORT, outputs_of
+from flows.pipeline.stage_runner import StageFailed
 from flows.reproduce import code_of, reproduce
-from flows.stage_outputs import EVALUATION, EXPORT, outputs_of
-from flows.stage_runner import StageFailed
-from stages.endings import MICRO_BATCHES
+from stages.exit_status import MICRO_BATCHES
 from tests.flows import toy_workspace
-from tests.flows.test_stage_runner import SLEEPS, is_alive, wait_for
+from tests.flows.pipeline.test_stage_runner import SLEEPS, is_alive, wait_for
 from tests.imports import REPOSITORY
 
-METRICS = {"test": {"num_faces": 9, "mae": {"value": 5.0, "low": 4.0, "high": 6.0}}, "decision": {"flip": True}}
+METRICS = {
+    "test": {"num_faces": 9, "mae": {"value": 5.0, "low": 4.0, "high": 6.0}},
+    "decision": {"flip": True},
+}
 QUALITY = {
     "success": True, "photos": 1200, "quarantined": 3,
     "checks": [
@@ -52,7 +56,9 @@ flows.reproduce.reproduce(Path(sys.argv[1]))
 @contextmanager
 def pretended(_root: Path, _experiment: str) -> Iterator[Callable[[list[Declared]], RecordedRun]]:
     """Stands in for MLflow, which tests/model_registry/ holds to its word."""
-    yield lambda _stages: RecordedRun(run_id="abc", experiment_id="7", tracking_uri="http://127.0.0.1:5000/")
+    yield lambda _stages: RecordedRun(
+        run_id="abc", experiment_id="7", tracking_uri="http://127.0.0.1:5000/"
+    )
 
 
 @pytest.fixture
@@ -84,21 +90,27 @@ def logs_of(run: UUID) -> list[str]:
         return [log.message for log in client.read_logs(log_filter=wanted)]
 
 
-# ---------------------------------------------------------------------------------------------------------------------
+# -------------------------------------------------------------------------------
 # What the flow does
-# ---------------------------------------------------------------------------------------------------------------------
+# -------------------------------------------------------------------------------
 
 
 @pytest.mark.usefixtures("server")
 def test_every_stage_is_a_task_and_nothing_stale_takes_seconds(tmp_path: Path) -> None:
     root = toy_workspace.make(tmp_path, {"first-stage": "print('a word')", "last-stage": ""})
     assert reproduce(root) == {"first-stage": "ran", "last-stage": "ran"}
-    assert runs_of("first-stage")[0].state_name == runs_of("last-stage")[0].state_name == "Completed"
+    assert (
+        runs_of("first-stage")[0].state_name == runs_of("last-stage")[0].state_name == "Completed"
+    )
     wait_for(lambda: "a word" in logs_of(runs_of("first-stage")[0].id))
     started = time.monotonic()
     assert reproduce(root) == {"first-stage": "fresh", "last-stage": "fresh"}
-    assert time.monotonic() - started < 60  # bench/reproduce.py measures; this is for what would hang
-    assert newest("mlflow-run") == "[MLflow run abc](http://127.0.0.1:5000/#/experiments/7/runs/abc)"
+    assert (
+        time.monotonic() - started < 60
+    )  # bench/reproduce.py measures; this is for what would hang
+    assert (
+        newest("mlflow-run") == "[MLflow run abc](http://127.0.0.1:5000/#/experiments/7/runs/abc)"
+    )
 
 
 @pytest.mark.usefixtures("server")
@@ -113,7 +125,9 @@ def test_a_broken_connection_is_tried_again(tmp_path: Path) -> None:
 
 @pytest.mark.usefixtures("server")
 def test_out_of_memory_is_tried_again_in_smaller_batches(tmp_path: Path) -> None:
-    parts = f"text += (parts := os.environ.get('{MICRO_BATCHES}', '1')); parts < '4' and sys.exit(137)"
+    parts = (
+        f"text += (parts := os.environ.get('{MICRO_BATCHES}', '1')); parts < '4' and sys.exit(137)"
+    )
     root = toy_workspace.make(tmp_path, {"large": parts})
     assert reproduce(root) == {"large": "ran"}
     assert (root / "large.txt").read_text(encoding="utf-8") == "4large\n"
@@ -131,9 +145,9 @@ def test_bad_data_and_faults_are_not_tried_again(tmp_path: Path, status: int) ->
     assert runs_of("bad")[0].state_name == "Failed"
 
 
-# ---------------------------------------------------------------------------------------------------------------------
+# -------------------------------------------------------------------------------
 # What it shows
-# ---------------------------------------------------------------------------------------------------------------------
+# -------------------------------------------------------------------------------
 
 
 def with_results(root: Path, ends: str, files: dict[str, str]) -> Path:
@@ -142,7 +156,10 @@ def with_results(root: Path, ends: str, files: dict[str, str]) -> Path:
         path = root / "made" / name
         path.parent.mkdir(parents=True, exist_ok=True)
         path.write_text(content, encoding="utf-8")
-    toy_workspace.make(root, {"evaluate": f"import shutil; shutil.copytree('made', '.', dirs_exist_ok=True); {ends}"})
+    toy_workspace.make(
+        root,
+        {"evaluate": f"import shutil; shutil.copytree('made', '.', dirs_exist_ok=True); {ends}"},
+    )
     outs = ["reports/metrics.json", "reports/plots", "reports/validation/target.json"]
     with (root / "dvc.yaml").open("a", encoding="utf-8") as file:
         file.writelines(f"    - {out}\n" for out in outs)
@@ -153,8 +170,12 @@ def with_results(root: Path, ends: str, files: dict[str, str]) -> Path:
 def test_results_are_shown(tmp_path: Path) -> None:
     documents = {"metrics.json": json.dumps(METRICS), "validation/target.json": json.dumps(QUALITY)}
     files = documents | {"plots/cs_curve.png": "png"}
-    reproduce(with_results(tmp_path, "", {f"reports/{name}": content for name, content in files.items()}))
-    assert newest("metrics-evaluate") == [{"faces": "test", "metric": "mae", "value": 5.0, "low": 4.0, "high": 6.0}]
+    reproduce(
+        with_results(tmp_path, "", {f"reports/{name}": content for name, content in files.items()})
+    )
+    assert newest("metrics-evaluate") == [
+        {"faces": "test", "metric": "mae", "value": 5.0, "low": 4.0, "high": 6.0}
+    ]
     assert newest("plot-cs-curve") == "data:image/png;base64,cG5n"
     assert "1,200 photos, 3 of them quarantined" in newest("data-quality-target")
 
@@ -170,7 +191,9 @@ def test_what_is_wrong_with_the_data_is_shown_when_they_are_refused(tmp_path: Pa
 
 
 def test_rows_and_pages_of_results() -> None:
-    assert metric_rows(METRICS) == [{"faces": "test", "metric": "mae", "value": 5.0, "low": 4.0, "high": 6.0}]
+    assert metric_rows(METRICS) == [
+        {"faces": "test", "metric": "mae", "value": 5.0, "low": 4.0, "high": 6.0}
+    ]
     text = quality_text("target", QUALITY)
     assert "| tiny | quarantine | quarantined | 3 |" in text
     assert "| group_balance | report | not run |  |" in text
@@ -181,20 +204,28 @@ def test_evidence_is_what_dvc_yaml_says() -> None:
     assert found.metrics == REPOSITORY / "reports/metrics.json"
     assert found.groups == REPOSITORY / "reports/groups.csv"
     assert found.predictions == REPOSITORY / "reports/predictions.parquet"
-    assert {"plots", "report.html", "groups.csv", "history/finetune.csv", "validation/target.json"} <= set(
-        found.reports
-    )
+    assert {
+        "plots",
+        "report.html",
+        "groups.csv",
+        "history/finetune.csv",
+        "validation/target.json",
+    } <= set(found.reports)
     assert not any(name.startswith("explain") for name in found.reports), "its pictures are faces"
     assert {path.name for path in found.history} == {"pretrain.csv", "finetune.csv"}
     roles = ("identity", "target")
-    assert dict(found.manifests) == {role: REPOSITORY / f"data/{role}/manifest.parquet" for role in roles}
+    assert dict(found.manifests) == {
+        role: REPOSITORY / f"data/{role}/manifest.parquet" for role in roles
+    }
 
 
 def test_outputs_of_the_pipeline_are_found() -> None:
     found = outputs_of(REPOSITORY, declared(REPOSITORY))
-    assert set(found.metrics) == {"classic", EVALUATION}
+    assert set(found.metrics) == {"baseline", EVALUATION}
     assert found.plots == (REPOSITORY / "reports/plots",)
-    assert found.quality == {r: REPOSITORY / f"reports/validation/{r}.json" for r in ("identity", "target")}
+    assert found.quality == {
+        r: REPOSITORY / f"reports/validation/{r}.json" for r in ("identity", "target")
+    }
     assert found.export == {EXPORT: REPOSITORY / "models/export"}
 
 
@@ -215,9 +246,9 @@ def test_code_that_differs_from_its_commit_is_dirty(tmp_path: Path) -> None:
     assert code_of(tmp_path)["dirty"] == "true"
 
 
-# ---------------------------------------------------------------------------------------------------------------------
+# -------------------------------------------------------------------------------
 # Killed and cancelled
-# ---------------------------------------------------------------------------------------------------------------------
+# -------------------------------------------------------------------------------
 
 
 @pytest.mark.usefixtures("server")
@@ -225,9 +256,11 @@ def test_code_that_differs_from_its_commit_is_dirty(tmp_path: Path) -> None:
 def test_a_killed_or_cancelled_flow_is_finished_by_the_next(tmp_path: Path, number: int) -> None:
     root = toy_workspace.make(tmp_path, {"a": "", "b": SLEEPS, "c": ""})
     flow = subprocess.Popen(
-        [sys.executable, "-c", FLOW, str(root)], cwd=REPOSITORY, env=dict(os.environ),
+        [sys.executable, "-c", FLOW, str(root)],
+        cwd=REPOSITORY,
+        env=dict(os.environ),
         preexec_fn=lambda: signal.signal(signal.SIGINT, signal.default_int_handler),
-    )  # fmt: skip
+    )
     wait_for((root / "pid").exists, 60)
     stage = int((root / "pid").read_text(encoding="utf-8"))
     flow.send_signal(number)

@@ -1,4 +1,5 @@
-"""The nightly job, with a toy for a pipeline and everything else real: Prefect, DVC, MLflow, the watched folder.
+"""The nightly job, with a toy for a pipeline and everything else real: Prefect, DVC, MLflow, the
+watched folder.
 
 The toy's model errs by as many years as the newest label in the watched table says.
 """
@@ -18,12 +19,12 @@ import yaml
 from prefect.blocks.webhook import Webhook
 
 from flows import retrain as job
+from flows.pipeline.workspace import Busy, only_one
 from flows.reproduce import reproduce
 from flows.retrain import retrain
-from flows.workspace import Busy, only_one
-from model_registry import compare
+from model_registry import promotion_gate
+from model_registry.mlflow_client import connect
 from model_registry.promote import champion, history
-from model_registry.store import connect
 from tests.imports import REPOSITORY
 from tests.model_registry.test_promote import RULES
 from tests.small_model import small_model
@@ -51,7 +52,10 @@ else:
 """
 STAGES = {
     "download": (["incoming/target"], ["data/target/manifest.parquet"]),
-    "evaluate": (["data/target/manifest.parquet"], ["reports/groups.csv", "reports/predictions.parquet"]),
+    "evaluate": (
+        ["data/target/manifest.parquet"],
+        ["reports/groups.csv", "reports/predictions.parquet"],
+    ),
     "export": (["given", "reports/predictions.parquet"], ["models/export"]),
 }
 
@@ -81,8 +85,11 @@ def heard() -> Iterator[tuple[str, list[str]]]:
 
 @pytest.fixture
 def copy(
-    local_registry: Path, prefect_server: str, heard: tuple[str, list[str]], monkeypatch: pytest.MonkeyPatch  # noqa: ARG001
-) -> Path:  # fmt: skip
+    local_registry: Path,
+    prefect_server: str,
+    heard: tuple[str, list[str]],
+    monkeypatch: pytest.MonkeyPatch,
+) -> Path:
     """A working copy with the toy pipeline, whose registry is empty."""
     local = local_registry
     Webhook(url=heard[0]).save("toy", overwrite=True)
@@ -90,7 +97,8 @@ def copy(
     monkeypatch.setenv("DVC_NO_ANALYTICS", "1")
     (local / "stage.py").write_text(STAGE, encoding="utf-8")
     stages = {
-        name: {"cmd": f"python stage.py {name}", "deps": deps, "outs": outs} for name, (deps, outs) in STAGES.items()
+        name: {"cmd": f"python stage.py {name}", "deps": deps, "outs": outs}
+        for name, (deps, outs) in STAGES.items()
     }
     stages["evaluate"]["metrics"] = [{"reports/metrics.json": {"cache": False}}]
     (local / "dvc.yaml").write_text(yaml.safe_dump({"stages": stages}), encoding="utf-8")
@@ -114,7 +122,9 @@ def bring(copy: Path, *errors: float) -> None:
     rows = [f"{number}.jpg,{error},p{number}" for number, error in enumerate(errors)]
     for row in rows:
         (copy / "inbox" / row.split(",")[0]).write_bytes(row.encode())
-    (copy / "inbox" / "labels.csv").write_text("\n".join(["photo,label,person", *rows, ""]), encoding="utf-8")
+    (copy / "inbox" / "labels.csv").write_text(
+        "\n".join(["photo,label,person", *rows, ""]), encoding="utf-8"
+    )
 
 
 def set_package(copy: Path, **values: int) -> None:
@@ -139,28 +149,39 @@ def test_nights_one_after_the_other(copy: Path, heard: tuple[str, list[str]]) ->
 
     bring(copy, 6.0)
     outcome = run(copy)
-    assert outcome.startswith("version 2 of toy was refused, version 1 stays champion: MAE 6.000 against 4.000")
+    assert outcome.startswith(
+        "version 2 of toy was refused, version 1 stays champion: MAE 6.000 against 4.000"
+    )
     assert champion(MODEL) == 1
     assert run(copy).startswith("Nothing new: version 2 of toy was refused (MAE 6.000")
 
     bring(copy, 6.0, 3.0)
-    assert run(copy).startswith("version 3 of toy is champion: no worse than version 1 on 200 shared test faces")
+    assert run(copy).startswith(
+        "version 3 of toy is champion: no worse than version 1 on 200 shared test faces"
+    )
     assert champion(MODEL) == 3
     tags = client.get_model_version(MODEL, "3").tags
     assert tags["visage.reason"] == "a test"
     assert tags["visage.decided_against"] == "1"
-    assert "# toy, version 3: age from a face, in years" in client.get_model_version(MODEL, "3").description
+    assert (
+        "# toy, version 3: age from a face, in years"
+        in client.get_model_version(MODEL, "3").description
+    )
     set_package(copy, max_photos=7)
     assert run(copy).startswith("version 4 of toy is champion")
     assert json.loads(client.get_model_version(MODEL, "4").tags["visage.limits"])["max_photos"] == 7
     assert [text.split(":")[1] for text in heard[1]] == [
-        " version 1 of toy is champion", " version 2 of toy was refused, version 1 stays champion",
-        " version 3 of toy is champion", " version 4 of toy is champion",
-    ]  # fmt: skip
+        " version 1 of toy is champion",
+        " version 2 of toy was refused, version 1 stays champion",
+        " version 3 of toy is champion",
+        " version 4 of toy is champion",
+    ]
 
 
 @pytest.mark.slow
-def test_a_failing_stage_is_told_and_the_next_night_goes_on(copy: Path, heard: tuple[str, list[str]]) -> None:
+def test_a_failing_stage_is_told_and_the_next_night_goes_on(
+    copy: Path, heard: tuple[str, list[str]]
+) -> None:
     bring(copy, -1.0)
     with pytest.raises(Exception, match="the label is below 0"):
         run(copy)
@@ -175,13 +196,16 @@ def test_a_failing_stage_is_told_and_the_next_night_goes_on(copy: Path, heard: t
 def test_one_that_died_between_register_and_alias_is_finished(
     copy: Path, monkeypatch: pytest.MonkeyPatch, step: str
 ) -> None:
-    """`packaged`: the version is there and nothing else; `compared`: it was decided, the alias did not move."""
+    """`packaged`: the version is there and nothing else; `compared`: it was decided, the alias did
+    not move."""
 
     def crash(*_: Any, **__: Any) -> None:
         raise KeyboardInterrupt
 
     with monkeypatch.context() as broken:
-        broken.setattr(*((job, "compared") if step == "packaged" else (compare, "promote")), crash)
+        broken.setattr(
+            *((job, "compared") if step == "packaged" else (promotion_gate, "promote")), crash
+        )
         with pytest.raises(KeyboardInterrupt):
             run(copy)
     assert champion(MODEL) is None

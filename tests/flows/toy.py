@@ -5,21 +5,30 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
-from flows.dvc_stages import Declared
-from flows.steps import Step, plan
+from flows.pipeline.dvc_stages import Declared
+from flows.pipeline.step_cache import Step, plan
 
 NUMBERS = "import json, pathlib; pathlib.Path('numbers.txt').write_text(str(json.load(open('params.yaml'))['numbers']))"
 DOUBLED = (
-    "import json, pathlib; print('doubling'); wrong = json.load(open('params.yaml'))['doubled']['wrong']; "
+    "import json, pathlib; print('doubling'); wrong = "
+    "json.load(open('params.yaml'))['doubled']['wrong']; "
     "pathlib.Path('doubled').mkdir(exist_ok=True); assert not wrong, 'told to fail'; "
-    "pathlib.Path('doubled/value.txt').write_text(str(2 * int(pathlib.Path('numbers.txt').read_text())))"
+    "pathlib.Path('doubled/value.txt').write_text(str(2 * "
+    "int(pathlib.Path('numbers.txt').read_text())))"
 )
 TOTAL = "import pathlib; pathlib.Path('total.txt').write_text(pathlib.Path('doubled/value.txt').read_text() + '!')"
 
 
-def stage(name: str, program: str, params: str, inputs: tuple[str, ...], outputs: tuple[str, ...]) -> Declared:
+def stage(
+    name: str, program: str, params: str, inputs: tuple[str, ...], outputs: tuple[str, ...]
+) -> Declared:
     return Declared(
-        name=name, command=("python", "-c", program), params=(params,), code=(), inputs=inputs, outputs=outputs
+        name=name,
+        command=("python", "-c", program),
+        params=(params,),
+        code=(),
+        inputs=inputs,
+        outputs=outputs,
     )
 
 
@@ -36,4 +45,8 @@ def params(numbers: int, wrong: bool = False, total: int = 0) -> dict[str, Any]:
 
 def steps(runs: Path, *settings: dict[str, Any]) -> list[Step]:
     """The steps of several cells, each once."""
-    return list({step.key: step for one in settings for step in plan(GRAPH, one, "total", runs).values()}.values())
+    return list(
+        {
+            step.key: step for one in settings for step in plan(GRAPH, one, "total", runs).values()
+        }.values()
+    )

@@ -1,4 +1,5 @@
-"""A DVC workspace of small stages in a temporary folder: each reads its predecessor's file and writes its own."""
+"""A DVC workspace of small stages in a temporary folder: each reads its predecessor's file and
+writes its own."""
 
 from __future__ import annotations
 
@@ -18,8 +19,8 @@ pathlib.Path(name + ".txt").write_text(text + name + "\\n")
 
 
 def make(root: Path, programs: Mapping[str, str], *, chained: bool = True) -> Path:
-    """A workspace whose stages, each after the one before where `chained`, run these lines of Python before they write
-    `<stage>.txt`."""
+    """A workspace whose stages, each after the one before where `chained`, run these lines of
+    Python before they write `<stage>.txt`."""
     root.mkdir(parents=True, exist_ok=True)
     (root / "stage.py").write_text(STAGE, encoding="utf-8")
     stages: dict[str, Any] = {}
@@ -32,8 +33,12 @@ def make(root: Path, programs: Mapping[str, str], *, chained: bool = True) -> Pa
             "outs": [f"{name}.txt"],
         }
         before = [f"{name}.txt"] if chained else []
-    (root / "dvc.yaml").write_text(yaml.safe_dump({"stages": stages}, sort_keys=False), encoding="utf-8")
+    (root / "dvc.yaml").write_text(
+        yaml.safe_dump({"stages": stages}, sort_keys=False), encoding="utf-8"
+    )
     (root / "params.yaml").write_text("{}", encoding="utf-8")
     (root / ".dvc" / "tmp").mkdir(parents=True, exist_ok=True)
-    (root / ".dvc" / "config").write_text("[core]\n    no_scm = True\n    analytics = false\n", encoding="utf-8")
+    (root / ".dvc" / "config").write_text(
+        "[core]\n    no_scm = True\n    analytics = false\n", encoding="utf-8"
+    )
     return root

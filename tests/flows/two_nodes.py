@@ -1,7 +1,8 @@
-"""A Ray cluster of two nodes with a CPU each, in a process of its own: `python -m tests.flows.two_nodes`.
+"""A Ray cluster of two nodes with a CPU each, in a process of its own: `python -m
+tests.flows.two_nodes`.
 
-Prints one line of JSON: address, and the processes of the head node (GCS first) and of the second one (its raylet). It
-ends when its standard input does.
+Prints one line of JSON: address, and the processes of the head node (GCS first) and of the second
+one (its raylet). It ends when its standard input does.
 """
 
 from __future__ import annotations
@@ -37,7 +38,12 @@ def environment() -> dict[str, str]:
 def two_nodes() -> Iterator[dict[str, Any]]:
     command = [sys.executable, "-m", "tests.flows.two_nodes"]
     process = subprocess.Popen(
-        command, cwd=REPOSITORY, env=environment(), stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True
+        command,
+        cwd=REPOSITORY,
+        env=environment(),
+        stdin=subprocess.PIPE,
+        stdout=subprocess.PIPE,
+        text=True,
     )
     assert process.stdin is not None
     assert process.stdout is not None
@@ -60,8 +66,11 @@ def main() -> None:
         return int(node.all_processes[kind][0].process.pid)
 
     head = cluster.head_node
-    document = {"address": cluster.address, "head": [pid(head, "gcs_server"), pid(head, "raylet")],
-                "second": [pid(second, "raylet")]}  # fmt: skip
+    document = {
+        "address": cluster.address,
+        "head": [pid(head, "gcs_server"), pid(head, "raylet")],
+        "second": [pid(second, "raylet")],
+    }
     print(json.dumps(document), flush=True)
     sys.stdin.read()
     with contextlib.suppress(Exception):  # a node may be gone already: that is what it is for

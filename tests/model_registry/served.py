@@ -18,10 +18,10 @@ from typing import Any
 import mlflow
 import numpy as np
 
+from model_registry.mlflow_client import connect
 from model_registry.package import PackageSettings, package
-from model_registry.store import connect
 from tests.conftest import REPOSITORY
-from visage.drawn import encode_face, sample_person, sample_photo
+from visage.synthetic import encode_face, sample_person, sample_photo
 
 SETTINGS = PackageSettings(
     model="small",
@@ -53,14 +53,23 @@ class Store:
         scratch = self.folder / "tmp"
         scratch.mkdir(exist_ok=True)
         own = {"MLFLOW_TRACKING_URI": self.uri, "TMPDIR": str(scratch), "OMP_NUM_THREADS": "1"}
-        own["PATH"] = f"{Path(sys.executable).parent}:{os.environ['PATH']}"  # where MLflow looks for uvicorn
-        return {**os.environ, **own, "MLFLOW_DISABLE_TELEMETRY": "true", "PYTHONPATH": str(REPOSITORY)}
+        own["PATH"] = (
+            f"{Path(sys.executable).parent}:{os.environ['PATH']}"  # where MLflow looks for uvicorn
+        )
+        return {
+            **os.environ,
+            **own,
+            "MLFLOW_DISABLE_TELEMETRY": "true",
+            "PYTHONPATH": str(REPOSITORY),
+        }
 
 
 def make_store(folder: Path, export: Path) -> Store:
     """Registers `export` as version 1 and champion; MLFLOW_TRACKING_URI names the folder's store."""
     client = connect()
-    experiment = client.create_experiment("small", artifact_location=(folder / "artifacts").as_uri())
+    experiment = client.create_experiment(
+        "small", artifact_location=(folder / "artifacts").as_uri()
+    )
     run_id = client.create_run(experiment).info.run_id
     version = package(export, run_id, SETTINGS)
     client.set_registered_model_alias(SETTINGS.model, "champion", str(version))
@@ -74,7 +83,9 @@ def package_folder(store: Store) -> Path:
 
 def drawn_photos(count: int, px: int = 160, seed: int = 0) -> list[bytes]:
     rng = np.random.default_rng(seed)
-    return [encode_face(sample_photo(sample_person(rng), rng, clean=True), px) for _ in range(count)]
+    return [
+        encode_face(sample_photo(sample_person(rng), rng, clean=True), px) for _ in range(count)
+    ]
 
 
 def base64_of(picture: bytes) -> str:
@@ -116,7 +127,8 @@ def serve_command(port: int) -> list[str]:
 
 @contextmanager
 def running(command: list[str], port: int, store: Store, ready: str) -> Iterator[Server]:
-    """A server from its first answer at `ready`; it is stopped at the end, and its log kept beside the store."""
+    """A server from its first answer at `ready`; it is stopped at the end, and its log kept beside
+    the store."""
     with (store.folder / f"server-{port}.log").open("wb") as log:
         process = subprocess.Popen(
             command,

@@ -15,16 +15,26 @@ import numpy as np
 import pandas as pd
 import pytest
 
-from model_registry.package import PackageSettings, fetch, input_example, package, pinned_requirements
+from model_registry.package import (
+    PackageSettings,
+    fetch,
+    input_example,
+    package,
+    pinned_requirements,
+)
 from stages.settings import load_section
 from tests.conftest import REPOSITORY
 from tests.imports import closure
 from tests.model_registry.served import SETTINGS, Store, drawn_photos, package_folder
 from tests.small_model import small_model
-from visage.card import CalibrationCard, ModelCard, load_model
-from visage.predictor import Predictor
+from visage.inference.photos import Predictor
+from visage.model_config import CalibrationConfig, ModelConfig
+from visage.weights import load_model
 
-DISTRIBUTION = {"PIL": "pillow", "facenet_pytorch": "facenet-pytorch"}  # where it is not called as it is imported
+DISTRIBUTION = {
+    "PIL": "pillow",
+    "facenet_pytorch": "facenet-pytorch",
+}  # where it is not called as it is imported
 ALONE = """
 import json, sys
 FORBIDDEN = {"dvc", "prefect", "ray", "great_expectations", "stages", "flows", "model_registry", "tests"}
@@ -41,12 +51,16 @@ print(json.dumps({"visage": list(visage.__path__), "value": document["faces"][0]
 """
 
 
-def test_it_answers_elsewhere_without_dvc_prefect_ray_and_this_repository(store: Store, tmp_path: Path) -> None:
+def test_it_answers_elsewhere_without_dvc_prefect_ray_and_this_repository(
+    store: Store, tmp_path: Path
+) -> None:
     """In another folder, with its own copy of visage and only the libraries that it asks for."""
     folder = package_folder(store)
     command = [sys.executable, "-c", ALONE, str(folder)]
     environment = {name: value for name, value in store.environment.items() if name != "PYTHONPATH"}
-    done = subprocess.run(command, cwd=tmp_path, env=environment, capture_output=True, text=True, check=False)
+    done = subprocess.run(
+        command, cwd=tmp_path, env=environment, capture_output=True, text=True, check=False
+    )
     assert done.returncode == 0, done.stderr
     told = json.loads(done.stdout.splitlines()[-1])
     assert [Path(path) for path in told["visage"]] == [folder / "code" / "visage"]
@@ -56,7 +70,8 @@ def test_it_answers_elsewhere_without_dvc_prefect_ray_and_this_repository(store:
 
 
 def test_nothing_in_it_is_pickled(store: Store) -> None:
-    """Neither by name, nor by content: protocol 2 and later begin with 0x80, torch's zip files hold a data.pkl."""
+    """Neither by name, nor by content: protocol 2 and later begin with 0x80, torch's zip files hold
+    a data.pkl."""
     files = [path for path in package_folder(store).rglob("*") if path.is_file()]
     kinds = {path.suffix for path in files}
     assert kinds <= {".py", ".json", ".yaml", ".txt", ".safetensors", ""}, kinds
@@ -69,7 +84,10 @@ def test_nothing_in_it_is_pickled(store: Store) -> None:
 def test_it_carries_no_cache_no_test_and_no_room_but_visage(store: Store) -> None:
     folder = package_folder(store)
     assert [path.name for path in (folder / "code").iterdir()] == ["visage"]
-    assert {path.name for path in (folder / "artifacts" / "model").iterdir()} == {"card.json", "model.safetensors"}
+    assert {path.name for path in (folder / "artifacts" / "model").iterdir()} == {
+        "config.json",
+        "model.safetensors",
+    }
     own = {path.relative_to(folder / "code") for path in (folder / "code").rglob("*.py")}
     assert own == {path.relative_to(REPOSITORY) for path in (REPOSITORY / "visage").rglob("*.py")}
 
@@ -78,17 +96,32 @@ def test_requirements_are_pinned_and_are_what_an_answer_imports(store: Store) ->
     written = (package_folder(store) / "requirements.txt").read_text().splitlines()
     assert written == pinned_requirements()
     assert all(re.fullmatch(r"[a-z-]+==[0-9.]+", line) for line in written), written
-    modules = ("visage.predictor", "visage.detect", "visage.align", "visage.photos", "visage.explain")
-    needed = set().union(*(closure(REPOSITORY, module)[1] for module in (*modules, "model_registry.served_model")))
-    assert {DISTRIBUTION.get(name, name) for name in needed} <= {line.partition("=")[0] for line in written}
+    modules = (
+        "visage.inference.photos",
+        "visage.detection.mtcnn",
+        "visage.detection.align",
+        "visage.detection.image_io",
+        "visage.explain.score_map",
+    )
+    needed = set().union(
+        *(closure(REPOSITORY, module)[1] for module in (*modules, "model_registry.served_model"))
+    )
+    assert {DISTRIBUTION.get(name, name) for name in needed} <= {
+        line.partition("=")[0] for line in written
+    }
 
 
 def test_signature_and_example_say_how_to_ask(store: Store) -> None:
     info = mlflow.models.get_model_info(str(package_folder(store)))
-    assert [(column.name, column.required) for column in info.signature.inputs] == [("photo", False), ("face", False)]
+    assert [(column.name, column.required) for column in info.signature.inputs] == [
+        ("photo", False),
+        ("face", False),
+    ]
     switches = {switch.name: switch.default for switch in info.signature.params}
     assert switches == {"all_faces": False, "explain": False, "flip": True}
-    pd.testing.assert_frame_equal(mlflow.pyfunc.load_model(str(package_folder(store))).input_example, input_example())
+    pd.testing.assert_frame_equal(
+        mlflow.pyfunc.load_model(str(package_folder(store))).input_example, input_example()
+    )
 
 
 def test_it_belongs_to_its_run_whose_status_stays(connected: Store) -> None:
@@ -97,14 +130,17 @@ def test_it_belongs_to_its_run_whose_status_stays(connected: Store) -> None:
     run = client.get_run(connected.run_id)
     assert version.run_id == connected.run_id
     assert run.info.status == "RUNNING"
-    assert client.get_logged_model(version.source.removeprefix("models:/")).experiment_id == run.info.experiment_id
+    assert (
+        client.get_logged_model(version.source.removeprefix("models:/")).experiment_id
+        == run.info.experiment_id
+    )
 
 
 def test_it_is_registered_once_for_a_run_and_anew_for_another_run_or_calibration(
     connected: Store, tmp_path: Path
 ) -> None:
     assert package(connected.export, connected.run_id, SETTINGS) == connected.version
-    calibration = CalibrationCard(temperature=1.1, mass=0.8, offset=0.5, num_faces=100, flip=True)
+    calibration = CalibrationConfig(temperature=1.1, mass=0.8, offset=0.5, num_faces=100, flip=True)
     again = small_model(tmp_path / "again", calibration=calibration)
     assert load_model(again)[1].weights.sha256 == load_model(connected.export)[1].weights.sha256
     calibrated = package(again, connected.run_id, SETTINGS)
@@ -129,13 +165,19 @@ def test_fetch_gives_the_folder_that_was_packaged(connected: Store, tmp_path: Pa
     assert np.array_equal(found.probabilities, expected.probabilities)
 
 
-def test_the_training_faces_summary_travels_where_there_is_one(connected: Store, tmp_path: Path) -> None:
+def test_the_training_faces_summary_travels_where_there_is_one(
+    connected: Store, tmp_path: Path
+) -> None:
     export = small_model(tmp_path / "export", name="summarised")
     (export / "reference.json").write_text('{"count": 3}')
     (export / "model.onnx").write_bytes(b"not needed for answers")
     version = package(export, connected.run_id, dataclasses.replace(SETTINGS, model="summarised"))
     folder = fetch(f"models:/summarised/{version}", tmp_path / "fetched")
-    assert {path.name for path in folder.iterdir()} == {"card.json", "model.safetensors", "reference.json"}
+    assert {path.name for path in folder.iterdir()} == {
+        "config.json",
+        "model.safetensors",
+        "reference.json",
+    }
 
 
 def test_an_unsound_folder_is_refused_and_not_registered(connected: Store, tmp_path: Path) -> None:
@@ -145,7 +187,7 @@ def test_an_unsound_folder_is_refused_and_not_registered(connected: Store, tmp_p
     before = len(mlflow.MlflowClient().search_model_versions())
     with pytest.raises(ValueError, match="truncated or was edited"):
         package(export, connected.run_id, SETTINGS)
-    with pytest.raises(ValueError, match=r"no model card"):
+    with pytest.raises(ValueError, match=r"no config"):
         package(tmp_path, connected.run_id, SETTINGS)
     assert len(mlflow.MlflowClient().search_model_versions()) == before
 
@@ -158,5 +200,5 @@ def test_settings_come_from_params_yaml_and_are_checked() -> None:
 
 
 def test_the_card_in_the_package_is_the_export_s(store: Store) -> None:
-    card = ModelCard.read(package_folder(store) / "artifacts" / "model" / "card.json")
-    assert card == load_model(store.export)[1]
+    config = ModelConfig.read(package_folder(store) / "artifacts" / "model" / "config.json")
+    assert config == load_model(store.export)[1]

@@ -13,37 +13,67 @@ import pandas as pd
 import pytest
 from mlflow import MlflowClient
 
-from model_registry import compare as comparison
 from model_registry import promote as registry
-from model_registry.compare import Contender, Decision, PromoteSettings, decide, judge, shared_faces
+from model_registry import promotion_gate as comparison
+from model_registry.mlflow_client import connect, experiment
 from model_registry.package import fetch, package
 from model_registry.promote import champion, decided, history, rollback
+from model_registry.promotion_gate import (
+    Contender,
+    Decision,
+    PromoteSettings,
+    decide,
+    judge,
+    shared_faces,
+)
 from model_registry.record import PREDICTIONS
-from model_registry.store import connect, experiment
 from tests.model_registry.served import SETTINGS as PACKAGE
 from tests.services import mlflow_server, postgres, s3
 from tests.small_model import small_model
 
 MODEL = PACKAGE.model
 RULES = PromoteSettings(
-    max_mae_increase=0.3, max_group_mae_increase=1.0, min_group_faces=20, band_width=10.0, max_coverage_loss=0.05,
-    max_size_ratio=1.5, max_latency_ratio=1000.0, min_shared_faces=0.9, num_resamples=200, interval=0.95, seed=0,
-)  # fmt: skip
+    max_mae_increase=0.3,
+    max_group_mae_increase=1.0,
+    min_group_faces=20,
+    band_width=10.0,
+    max_coverage_loss=0.05,
+    max_size_ratio=1.5,
+    max_latency_ratio=1000.0,
+    min_shared_faces=0.9,
+    num_resamples=200,
+    interval=0.95,
+    seed=0,
+)
 NUM_FACES = 200
 
 
-def predictions(error: Any = 4.0, half_width: float = 5.5, num_faces: int = NUM_FACES, seed: int = 0) -> pd.DataFrame:
-    """Test faces with their labels, answered `error` years off (one for all, or one each), alternately up and down."""
+def predictions(
+    error: Any = 4.0, half_width: float = 5.5, num_faces: int = NUM_FACES, seed: int = 0
+) -> pd.DataFrame:
+    """Test faces with their labels, answered `error` years off (one for all, or one each),
+    alternately up and down."""
     rng = np.random.default_rng(seed)
     label = rng.uniform(20, 60, num_faces).round()
     value = label + np.where(np.arange(num_faces) % 2, 1, -1) * np.broadcast_to(error, num_faces)
-    # four of five labels lie inside, whatever the error: the 80 % interval is right unless a test makes it wrong
-    reach = np.where(np.arange(num_faces) % 5, np.abs(value - label) + half_width, 0.5 * np.abs(value - label))
-    return pd.DataFrame({
-        "sha256": [f"{row:064x}" for row in range(num_faces)], "person": [f"p{row // 2}" for row in range(num_faces)],
-        "label": label, "split": "test", "sex": np.where(np.arange(num_faces) < 40, "female", "male"),
-        "ethnicity": None, "prediction": value, "low": value - reach, "high": value + reach,
-    })  # fmt: skip
+    # four of five labels lie inside, whatever the error: the 80 % interval is right unless a test
+    # makes it wrong
+    reach = np.where(
+        np.arange(num_faces) % 5, np.abs(value - label) + half_width, 0.5 * np.abs(value - label)
+    )
+    return pd.DataFrame(
+        {
+            "sha256": [f"{row:064x}" for row in range(num_faces)],
+            "person": [f"p{row // 2}" for row in range(num_faces)],
+            "label": label,
+            "split": "test",
+            "sex": np.where(np.arange(num_faces) < 40, "female", "male"),
+            "ethnicity": None,
+            "prediction": value,
+            "low": value - reach,
+            "high": value + reach,
+        }
+    )
 
 
 @pytest.fixture(scope="session")
@@ -56,7 +86,9 @@ Verdict = Callable[..., Decision]
 
 @pytest.fixture
 def verdict(export: Path) -> Verdict:
-    def judged(mine: pd.DataFrame, theirs: pd.DataFrame, rules: PromoteSettings = RULES) -> Decision:
+    def judged(
+        mine: pd.DataFrame, theirs: pd.DataFrame, rules: PromoteSettings = RULES
+    ) -> Decision:
         ours = Contender(version=2, predictions=mine, folder=export)
         return judge(ours, Contender(version=1, predictions=theirs, folder=export), rules)
 
@@ -79,7 +111,9 @@ def test_a_better_one_passes(verdict: Verdict) -> None:
 def test_a_worse_one_is_refused_with_figures(verdict: Verdict) -> None:
     decision = verdict(predictions(4.5), predictions(4.0))
     assert failed(decision) == ["MAE"]
-    assert decision.reasons[0].startswith("MAE 4.500 against 4.000: higher by 0.500 (95% interval 0.500 to 0.500)")
+    assert decision.reasons[0].startswith(
+        "MAE 4.500 against 4.000: higher by 0.500 (95% interval 0.500 to 0.500)"
+    )
 
 
 def test_provably_worse_is_refused_though_it_is_little(verdict: Verdict) -> None:
@@ -118,7 +152,10 @@ def test_an_interval_that_holds_less_is_refused(verdict: Verdict) -> None:
 
 def test_a_larger_or_slower_one_is_refused(verdict: Verdict, export: Path) -> None:
     tight = replace(RULES, max_size_ratio=0.9, max_latency_ratio=0.01)
-    assert failed(verdict(predictions(), predictions(), tight)) == ["bytes of the weights", "milliseconds a face"]
+    assert failed(verdict(predictions(), predictions(), tight)) == [
+        "bytes of the weights",
+        "milliseconds a face",
+    ]
     assert (export / "model.safetensors").is_file()
 
 
@@ -135,15 +172,17 @@ def test_only_faces_that_are_test_for_both_with_one_label_count(verdict: Verdict
     assert failed(verdict(mine.iloc[:0], theirs.iloc[:0])) == ["shared test faces"]
 
 
-@pytest.mark.parametrize(("name", "value"), [("min_shared_faces", 0.0), ("band_width", 0.0), ("interval", 1.0)])
+@pytest.mark.parametrize(
+    ("name", "value"), [("min_shared_faces", 0.0), ("band_width", 0.0), ("interval", 1.0)]
+)
 def test_impossible_rules_are_refused(name: str, value: float) -> None:
     with pytest.raises(ValueError, match=name):
         replace(RULES, **{name: value})
 
 
-# ---------------------------------------------------------------------------------------------------------------------
+# -------------------------------------------------------------------------------
 # Aliases
-# ---------------------------------------------------------------------------------------------------------------------
+# -------------------------------------------------------------------------------
 
 
 def _registered(export: Path, place: Path, table: pd.DataFrame) -> int:
@@ -161,7 +200,9 @@ def versions(local_registry: Path, export: Path) -> Callable[[pd.DataFrame], int
     return partial(_registered, export, local_registry)
 
 
-def test_a_retraining_is_promoted_or_refused_and_remembered(versions: Callable[[pd.DataFrame], int]) -> None:
+def test_a_retraining_is_promoted_or_refused_and_remembered(
+    versions: Callable[[pd.DataFrame], int],
+) -> None:
     client = connect()
     first, worse, better = (versions(predictions(error)) for error in (4.0, 6.0, 3.0))
     assert champion(MODEL) is None
@@ -177,8 +218,10 @@ def test_a_retraining_is_promoted_or_refused_and_remembered(versions: Callable[[
     decide(MODEL, worse, RULES, {})
     assert decide(MODEL, better, RULES, {}).promote
     assert [(event["action"], event["version"]) for event in history(MODEL)] == [
-        ("promoted", first), ("refused", worse), ("promoted", better),
-    ]  # fmt: skip
+        ("promoted", first),
+        ("refused", worse),
+        ("promoted", better),
+    ]
     assert rollback(MODEL) == first == champion(MODEL)
     with pytest.raises(ValueError, match="no earlier champion"):
         rollback(MODEL)
@@ -188,7 +231,8 @@ def test_a_retraining_is_promoted_or_refused_and_remembered(versions: Callable[[
 def test_a_crash_anywhere_leaves_a_registry_that_the_next_call_completes(
     versions: Callable[[pd.DataFrame], int], monkeypatch: pytest.MonkeyPatch, step: str
 ) -> None:
-    """Between any two steps the champion is the old one or the new one, and deciding again ends as if nothing was."""
+    """Between any two steps the champion is the old one or the new one, and deciding again ends as
+    if nothing was."""
     first, better = (versions(predictions(error)) for error in (4.0, 3.0))
     decide(MODEL, first, RULES, {})
 
@@ -197,7 +241,9 @@ def test_a_crash_anywhere_leaves_a_registry_that_the_next_call_completes(
             raise KeyboardInterrupt
 
     with monkeypatch.context() as broken:
-        place: Any = {"set_registered_model_alias": MlflowClient, "note": registry}.get(step, comparison)
+        place: Any = {"set_registered_model_alias": MlflowClient, "note": registry}.get(
+            step, comparison
+        )
         broken.setattr(place, step, crash)
         with pytest.raises(KeyboardInterrupt):
             decide(MODEL, better, RULES, {})
@@ -206,7 +252,10 @@ def test_a_crash_anywhere_leaves_a_registry_that_the_next_call_completes(
         assert decided(MODEL, better) is None
     assert decide(MODEL, better, RULES, {}).promote
     assert champion(MODEL) == better
-    assert decided(MODEL, better) == ("promoted", "no worse than version 1 on 200 shared test faces")
+    assert decided(MODEL, better) == (
+        "promoted",
+        "no worse than version 1 on 200 shared test faces",
+    )
     assert rollback(MODEL) == first
 
 
@@ -214,7 +263,8 @@ def test_a_crash_anywhere_leaves_a_registry_that_the_next_call_completes(
 def test_a_rollback_that_died_never_brings_back_what_it_took_away(
     versions: Callable[[pd.DataFrame], int], monkeypatch: pytest.MonkeyPatch, step: str
 ) -> None:
-    """Asked for again, it ends where it meant to; died after the alias moved, it was done and the next goes on."""
+    """Asked for again, it ends where it meant to; died after the alias moved, it was done and the
+    next goes on."""
     first, good, bad = (versions(predictions(4.0)) for _ in range(3))
     for version in (first, good, bad):
         registry.promote(MODEL, version, "by hand")
@@ -233,12 +283,18 @@ def test_a_rollback_that_died_never_brings_back_what_it_took_away(
     assert rollback(MODEL) == (first if step == "after" else good)
 
 
-def test_a_champion_named_by_other_means_is_respected(versions: Callable[[pd.DataFrame], int]) -> None:
+def test_a_champion_named_by_other_means_is_respected(
+    versions: Callable[[pd.DataFrame], int],
+) -> None:
     first, second = versions(predictions(4.0)), versions(predictions(4.0))
     decide(MODEL, first, RULES, {})
     connect().set_registered_model_alias(MODEL, "champion", str(second))
     assert rollback(MODEL) == first
-    assert [event["action"] for event in history(MODEL)] == ["promoted", "found as champion", "rolled back to"]
+    assert [event["action"] for event in history(MODEL)] == [
+        "promoted",
+        "found as champion",
+        "rolled back to",
+    ]
 
 
 def test_another_champion_meanwhile_stops_the_promotion(
@@ -264,8 +320,11 @@ def test_unknown_versions_are_refused(versions: Callable[[pd.DataFrame], int]) -
 
 
 @pytest.mark.slow
-def test_behind_a_server_with_postgresql_and_s3(tmp_path: Path, export: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Packages travel through the server into the bucket and back; the environment is all that says so."""
+def test_behind_a_server_with_postgresql_and_s3(
+    tmp_path: Path, export: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Packages travel through the server into the bucket and back; the environment is all that says
+    so."""
     with (
         postgres() as database,
         s3("models") as store,
@@ -279,4 +338,4 @@ def test_behind_a_server_with_postgresql_and_s3(tmp_path: Path, export: Path, mo
         database.restart()
         assert rollback(MODEL) == first
         folder = fetch(f"models:/{MODEL}@champion", tmp_path / "fetched")
-        assert (folder / "card.json").read_bytes() == (export / "card.json").read_bytes()
+        assert (folder / "config.json").read_bytes() == (export / "config.json").read_bytes()

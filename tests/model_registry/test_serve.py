@@ -1,4 +1,5 @@
-"""Real servers on loopback: the numbers of `evaluate` over HTTP, stops and kills, and MLflow's own server."""
+"""Real servers on loopback: the numbers of `evaluate` over HTTP, stops and kills, and MLflow's own
+server."""
 
 from __future__ import annotations
 
@@ -39,16 +40,25 @@ from tests.model_registry.served import (
     serve_command,
 )
 from tests.services import free_port
-from visage.card import load_model
-from visage.detect import DetectorSettings
-from visage.faces import FaceTable
-from visage.schemas import MANIFEST_SCHEMA
+from visage.data.face_table import FaceTable
+from visage.data.schemas import MANIFEST_SCHEMA
+from visage.detection.mtcnn import DetectorSettings
+from visage.weights import load_model
 
 NUM_PHOTOS = 12
 EVALUATE = EvaluateSettings(
-    splits=("test",), decode="expectation", flip=True, batch_size=16, num_resamples=10, interval=0.95, seed=0,
-    cs_thresholds=(3.0,), decade_years=10.0, epsilon_sigma=None, with_dedup=False,
-)  # fmt: skip
+    splits=("test",),
+    decode="expectation",
+    flip=True,
+    batch_size=16,
+    num_resamples=10,
+    interval=0.95,
+    seed=0,
+    cs_thresholds=(3.0,),
+    decade_years=10.0,
+    epsilon_sigma=None,
+    with_dedup=False,
+)
 
 
 @pytest.fixture(scope="module")
@@ -59,10 +69,16 @@ def server(store: Store) -> Iterator[Server]:
 
 
 def write_photos(folder: Path) -> dict[str, bytes]:
-    """Drawn photos in several sizes, one turned by its EXIF tag, one grey, and the manifest of them all."""
-    photos = {f"{i:02d}.jpg": photo for i, photo in enumerate(drawn_photos(NUM_PHOTOS, px=150, seed=5))}
+    """Drawn photos in several sizes, one turned by its EXIF tag, one grey, and the manifest of them
+    all."""
+    photos = {
+        f"{i:02d}.jpg": photo for i, photo in enumerate(drawn_photos(NUM_PHOTOS, px=150, seed=5))
+    }
     photos["00.jpg"] = drawn_photos(1, px=420, seed=6)[0]
-    turned, exif = Image.open(io.BytesIO(photos["01.jpg"])).transpose(Image.Transpose.ROTATE_90), Image.Exif()
+    turned, exif = (
+        Image.open(io.BytesIO(photos["01.jpg"])).transpose(Image.Transpose.ROTATE_90),
+        Image.Exif(),
+    )
     exif[0x0112] = 6
     photos["01.jpg"] = saved(turned, "JPEG", exif=exif)
     photos["02.png"] = saved(Image.open(io.BytesIO(photos.pop("02.jpg"))).convert("L"), "PNG")
@@ -74,8 +90,14 @@ def write_photos(folder: Path) -> dict[str, bytes]:
         path.write_bytes(data)
         width, height = Image.open(io.BytesIO(data)).size
         row: dict[str, Any] = dict.fromkeys(MANIFEST_SCHEMA.names)
-        row |= {"photo_id": name, "sha256": hashlib.sha256(data).hexdigest(), "num_bytes": len(data)}
-        rows.append(row | {"width": width, "height": height, "label": 30.0 + len(rows), "split": "test"})
+        row |= {
+            "photo_id": name,
+            "sha256": hashlib.sha256(data).hexdigest(),
+            "num_bytes": len(data),
+        }
+        rows.append(
+            row | {"width": width, "height": height, "label": 30.0 + len(rows), "split": "test"}
+        )
     pq.write_table(pa.Table.from_pylist(rows, MANIFEST_SCHEMA), folder / "manifest.parquet")
     (folder / "quarantine.csv").write_text("photo_id,check,reason\n")
     (folder / "gate.json").write_text("{}")
@@ -90,24 +112,46 @@ def saved(image: Image.Image, kind: str, **options: Any) -> bytes:
 
 def evaluated(folder: Path, export: Path) -> pd.DataFrame:
     """What the stages align and evaluate make of the folder's photos: a row a face."""
-    card = load_model(export)[1]
-    eye = asdict(card.alignment)
+    config = load_model(export)[1]
+    eye = asdict(config.alignment)
     align(
         AlignSettings(
-            **eye, detector=DetectorSettings(**asdict(card.detector)), choose="centre_largest", fallback="none",
-            min_detection_rate=0.5, shard_rows=5, num_workers=0,
+            **eye,
+            detector=DetectorSettings(**asdict(config.detector)),
+            choose="centre_largest",
+            fallback="none",
+            min_detection_rate=0.5,
+            shard_rows=5,
+            num_workers=0,
         ),
-        manifest=folder / "manifest.parquet", quarantine=folder / "quarantine.csv", gate=folder / "gate.json",
-        raw=folder / "raw", faces=folder / "faces", rejects=folder / "rejects.csv", summary=folder / "align.json",
+        manifest=folder / "manifest.parquet",
+        quarantine=folder / "quarantine.csv",
+        gate=folder / "gate.json",
+        raw=folder / "raw",
+        faces=folder / "faces",
+        rejects=folder / "rejects.csv",
+        summary=folder / "align.json",
         report=lambda *_: None,
-    )  # fmt: skip
+    )
     absent = dict.fromkeys(("finetune_history", "pretrain_history"), folder / "absent.csv")
-    out = {"metrics": "metrics.json", "groups": "groups.csv", "predictions": "predictions.parquet", "plots": "plots"}
+    out = {
+        "metrics": "metrics.json",
+        "groups": "groups.csv",
+        "predictions": "predictions.parquet",
+        "plots": "plots",
+    }
     evaluate(
-        EVALUATE, model=export, faces=folder / "faces", manifest=folder / "manifest.parquet",
-        rejects=folder / "rejects.csv", validation=folder / "absent.json", **absent,
-        **{name: folder / file for name, file in out.items()}, html=folder / "report.html", report=lambda *_: None,
-    )  # fmt: skip
+        EVALUATE,
+        model=export,
+        faces=folder / "faces",
+        manifest=folder / "manifest.parquet",
+        rejects=folder / "rejects.csv",
+        validation=folder / "absent.json",
+        **absent,
+        **{name: folder / file for name, file in out.items()},
+        html=folder / "report.html",
+        report=lambda *_: None,
+    )
     return pd.read_parquet(folder / "predictions.parquet").set_index("photo_id")
 
 
@@ -128,7 +172,8 @@ def assert_same_numbers(face: dict[str, Any], row: Any) -> None:
 
 
 def assert_no_skew(server: Server, told: tuple[Path, dict[str, bytes], pd.DataFrame]) -> None:
-    """Each photo, alone and in company, and its aligned face get the numbers that evaluation gave it."""
+    """Each photo, alone and in company, and its aligned face get the numbers that evaluation gave
+    it."""
     folder, photos, expected = told
     found = {name: server.photos([photo])[0] for name, photo in photos.items()}
     names = sorted(photos)[: SETTINGS.max_photos]
@@ -142,9 +187,13 @@ def assert_no_skew(server: Server, told: tuple[Path, dict[str, bytes], pd.DataFr
         if name in together:
             assert_same_numbers(together[str(name)]["faces"][0], row)
     table = FaceTable.open(folder / "faces", ["test"])
-    jpegs = pa.concat_tables([pq.read_table(path) for path in sorted((folder / "faces").iterdir())])["jpeg"].to_pylist()
+    jpegs = pa.concat_tables(
+        [pq.read_table(path) for path in sorted((folder / "faces").iterdir())]
+    )["jpeg"].to_pylist()
     assert len(jpegs) == len(table)
-    status, document = server.send({"dataframe_records": [{"face": base64_of(jpeg)} for jpeg in jpegs[:8]]})
+    status, document = server.send(
+        {"dataframe_records": [{"face": base64_of(jpeg)} for jpeg in jpegs[:8]]}
+    )
     assert status == 200
     for name, answer in zip(table.photo_id[:8], document["predictions"], strict=True):
         assert_same_numbers(answer["faces"][0], expected.loc[name])
@@ -167,12 +216,19 @@ def test_it_says_which_version_answers_and_counts(server: Server, store: Store) 
 
 def test_it_listens_at_loopback_alone(server: Server) -> None:
     sockets = psutil.Process(server.process.pid).net_connections()
-    assert {entry.laddr.ip for entry in sockets if entry.status == psutil.CONN_LISTEN} == {"127.0.0.1"}
+    assert {entry.laddr.ip for entry in sockets if entry.status == psutil.CONN_LISTEN} == {
+        "127.0.0.1"
+    }
 
 
 def test_it_outlives_what_it_refuses(server: Server) -> None:
     large = "a" * (SETTINGS.max_request_bytes + 1)
-    for body, status in (("[" * 300_000, 400), ("photo", 400), (large, 413), ({"inputs": ["file:///etc/passwd"]}, 400)):
+    for body, status in (
+        ("[" * 300_000, 400),
+        ("photo", 400),
+        (large, 413),
+        ({"inputs": ["file:///etc/passwd"]}, 400),
+    ):
         assert server.send(body)[0] == status
     with socket.create_connection(("127.0.0.1", server.port)) as odd:
         odd.sendall(b"\x00\xff nonsense\r\n\r\n")
@@ -202,7 +258,10 @@ def test_sixteen_clients_at_once_get_the_answers_of_one(server: Server) -> None:
 def long_request() -> dict[str, Any]:
     """As much work as a request may hold."""
     photo = base64_of(drawn_photos(1, px=250)[0])
-    return {"dataframe_records": [{"photo": photo}] * SETTINGS.max_photos, "params": {"explain": True}}
+    return {
+        "dataframe_records": [{"photo": photo}] * SETTINGS.max_photos,
+        "params": {"explain": True},
+    }
 
 
 def uploads_below(folder: Path, photo: str) -> list[Path]:
@@ -261,37 +320,60 @@ def wait_until_inside(server: Server) -> None:
 def test_mlflow_s_own_server_gives_the_same_numbers(
     store: Store, told_by_evaluate: tuple[Path, dict[str, bytes], pd.DataFrame]
 ) -> None:
-    """`mlflow models serve` on the same package: numbers, version, and 4xx for what the package itself refuses."""
+    """`mlflow models serve` on the same package: numbers, version, and 4xx for what the package
+    itself refuses."""
     port = free_port()
-    command = [sys.executable, "-m", "mlflow", "models", "serve", "-m", f"models:/{SETTINGS.model}@champion"]
+    command = [
+        sys.executable,
+        "-m",
+        "mlflow",
+        "models",
+        "serve",
+        "-m",
+        f"models:/{SETTINGS.model}@champion",
+    ]
     command += ["--env-manager", "local", "--host", "127.0.0.1", "--port", str(port)]
     with running(command, port, store, "/ping") as server:
         assert_no_skew(server, told_by_evaluate)
         [document] = server.photos(drawn_photos(1), explain=True)
         assert document["model"]["version"] == str(store.version)
         assert document["faces"][0]["score_map"]
-        for photo in ("/etc/passwd", "", base64_of(b"\xff\xd8\xff" + bytes(SETTINGS.max_photo_bytes))):
+        for photo in (
+            "/etc/passwd",
+            "",
+            base64_of(b"\xff\xd8\xff" + bytes(SETTINGS.max_photo_bytes)),
+        ):
             status, refused = server.send({"dataframe_records": [{"photo": photo}]})
             assert status == 400
             assert "item 0: the photo" in refused["message"]
             assert "stack_trace" not in refused
-        assert server.send({"dataframe_records": [{"photo": "aaaa"}] * (SETTINGS.max_photos + 1)})[0] == 400
+        assert (
+            server.send({"dataframe_records": [{"photo": "aaaa"}] * (SETTINGS.max_photos + 1)})[0]
+            == 400
+        )
 
 
 def test_the_server_brings_no_visage_of_its_own_so_that_the_package_s_answers() -> None:
     """A champion of last year answers by last year's code, whatever the checkout holds."""
     code = "import sys, model_registry.serve; print([name for name in sys.modules if name.startswith('visage')])"
-    done = subprocess.run([sys.executable, "-c", code], cwd=REPOSITORY, capture_output=True, text=True, check=True)
+    done = subprocess.run(
+        [sys.executable, "-c", code], cwd=REPOSITORY, capture_output=True, text=True, check=True
+    )
     assert done.stdout.strip() == "[]"
 
 
 def test_an_alias_becomes_the_version_it_means(connected: Store) -> None:
-    assert serve.exact_uri(f"models:/{SETTINGS.model}@champion") == f"models:/{SETTINGS.model}/{connected.version}"
+    assert (
+        serve.exact_uri(f"models:/{SETTINGS.model}@champion")
+        == f"models:/{SETTINGS.model}/{connected.version}"
+    )
     assert serve.exact_uri(f"models:/{SETTINGS.model}/7") == f"models:/{SETTINGS.model}/7"
 
 
 @pytest.mark.usefixtures("connected")
-def test_no_champion_ends_it_with_one_line(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
+def test_no_champion_ends_it_with_one_line(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
     monkeypatch.setattr(sys, "argv", ["serve", "--model", "models:/nobody@champion"])
     with pytest.raises(SystemExit) as ended:
         serve.main()

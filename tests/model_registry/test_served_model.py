@@ -1,4 +1,5 @@
-"""The packaged model's answers: the predictor's numbers and no others, and a sentence for every bad row."""
+"""The packaged model's answers: the predictor's numbers and no others, and a sentence for every bad
+row."""
 
 from __future__ import annotations
 
@@ -21,10 +22,10 @@ from PIL import Image
 from model_registry.served_model import MAX_SCANS, ServedModel, registered_version
 from tests.model_registry.served import SETTINGS, Store, base64_of, drawn_photos, package_folder
 from tests.small_model import CROP_PX, some_crops
-from visage.card import load_model
-from visage.drawn import encode_face, sample_person, sample_photo
-from visage.explain import scaled_up, score_map
-from visage.predictor import NO_FACE, Predictor, as_document
+from visage.explain.score_map import scaled_up, score_map
+from visage.inference.photos import NO_FACE, Predictor, as_document
+from visage.synthetic import encode_face, sample_person, sample_photo
+from visage.weights import load_model
 
 Opened = list[tuple[str, str]]
 
@@ -55,7 +56,10 @@ def two_faces() -> bytes:
     """One photo of two people, side by side."""
     rng = np.random.default_rng(3)
     people = [encode_face(sample_photo(sample_person(rng), rng, clean=True), 160) for _ in range(2)]
-    return encoded(np.concatenate([np.asarray(Image.open(io.BytesIO(photo))) for photo in people], axis=1), "PNG")
+    return encoded(
+        np.concatenate([np.asarray(Image.open(io.BytesIO(photo))) for photo in people], axis=1),
+        "PNG",
+    )
 
 
 def crops(count: int = 3) -> np.ndarray:
@@ -69,19 +73,23 @@ def plain(document: Any) -> Any:
     return [plain(item) for item in document] if isinstance(document, list | tuple) else document
 
 
-def test_a_photo_gets_the_predictors_document(model: Any, predictor: Predictor, store: Store) -> None:
+def test_a_photo_gets_the_predictors_document(
+    model: Any, predictor: Predictor, store: Store
+) -> None:
     photos = drawn_photos(3)
     table = pd.DataFrame({"photo": [base64_of(photo) for photo in photos]})
     for flip in (True, False):
         told = model.predict(table, params={"flip": flip, "all_faces": True})
         for document, result in zip(told, predictor.predict_photos(photos, flip), strict=True):
-            expected = as_document(result, predictor.card)
+            expected = as_document(result, predictor.config)
             expected["model"]["version"] = str(store.version)
             assert plain(document) == plain(expected)
             assert document["faces"]
 
 
-def test_of_several_faces_the_chosen_one_is_told_unless_all_are_asked_for(served: ServedModel) -> None:
+def test_of_several_faces_the_chosen_one_is_told_unless_all_are_asked_for(
+    served: ServedModel,
+) -> None:
     rows = [{"photo": base64_of(two_faces())}]
     [every], [one] = served.answer(rows, all_faces=True), served.answer(rows)
     assert len(every["faces"]) == 2
@@ -104,7 +112,9 @@ def test_a_photo_without_a_face_is_an_empty_list_with_a_reason(served: ServedMod
     assert document["photo"] == {"width": 120, "height": 90}
 
 
-def test_aligned_faces_get_the_numbers_of_their_crops(served: ServedModel, predictor: Predictor) -> None:
+def test_aligned_faces_get_the_numbers_of_their_crops(
+    served: ServedModel, predictor: Predictor
+) -> None:
     faces = crops()
     told = served.answer([{"face": base64_of(encoded(face, "PNG"))} for face in faces], flip=False)
     expected = predictor.predict_crops(torch.from_numpy(faces).permute(0, 3, 1, 2), flip=False)
@@ -114,11 +124,19 @@ def test_aligned_faces_get_the_numbers_of_their_crops(served: ServedModel, predi
             getattr(expected, name)[place] for name in ("value", "std", "low", "high")
         ]
         assert face["probabilities"] == expected.probabilities[place].tolist()
-        assert (face["box"], face["landmarks"], face["probability"], document["reason"]) == (None, None, None, None)
+        assert (face["box"], face["landmarks"], face["probability"], document["reason"]) == (
+            None,
+            None,
+            None,
+            None,
+        )
 
 
 def test_rows_of_both_kinds_are_answered_in_their_order(served: ServedModel) -> None:
-    photo, faces = {"photo": base64_of(drawn_photos(1)[0])}, [{"face": base64_of(encoded(c, "PNG"))} for c in crops()]
+    photo, faces = (
+        {"photo": base64_of(drawn_photos(1)[0])},
+        [{"face": base64_of(encoded(c, "PNG"))} for c in crops()],
+    )
     mixed = [faces[0], photo, faces[1], {**faces[2], "photo": None}]
     alone = [served.answer([row])[0] for row in mixed]
     for one, together in zip(alone, served.answer(mixed), strict=True):
@@ -127,42 +145,56 @@ def test_rows_of_both_kinds_are_answered_in_their_order(served: ServedModel) -> 
 
 
 @pytest.mark.parametrize("flip", [True, False])
-def test_score_maps_are_those_of_explain(served: ServedModel, store: Store, predictor: Predictor, flip: bool) -> None:
-    network, card = load_model(store.export)
+def test_score_maps_are_those_of_explain(
+    served: ServedModel, store: Store, predictor: Predictor, flip: bool
+) -> None:
+    network, config = load_model(store.export)
     faces = torch.from_numpy(crops()).permute(0, 3, 1, 2)
     told = served.answer(
         [{"face": base64_of(encoded(face, "PNG"))} for face in crops()], explain=True, flip=flip
-    )  # fmt: skip
+    )
     maps = torch.tensor([document["faces"][0]["score_map"] for document in told])
     assert max(maps.shape[1:]) < CROP_PX / 2
-    torch.testing.assert_close(scaled_up(maps, CROP_PX), score_map(network, card, faces, flip))
-    [document] = served.answer([{"photo": base64_of(two_faces())}], explain=True, all_faces=True, flip=flip)
+    torch.testing.assert_close(scaled_up(maps, CROP_PX), score_map(network, config, faces, flip))
+    [document] = served.answer(
+        [{"photo": base64_of(two_faces())}], explain=True, all_faces=True, flip=flip
+    )
     pixels = np.asarray(Image.open(io.BytesIO(two_faces())))
     for face in document["faces"]:
         crop = predictor.crop(pixels, np.array(face["landmarks"], np.float32))
-        expected = score_map(network, card, torch.from_numpy(crop.copy()).permute(2, 0, 1)[None], flip)
+        expected = score_map(
+            network, config, torch.from_numpy(crop.copy()).permute(2, 0, 1)[None], flip
+        )
         found = scaled_up(torch.tensor(face["score_map"])[None], CROP_PX)
         torch.testing.assert_close(found, expected, rtol=1e-4, atol=1e-4)
 
 
 def test_without_explain_there_is_no_score_map(served: ServedModel) -> None:
-    assert "score_map" not in served.answer([{"photo": base64_of(drawn_photos(1)[0])}])[0]["faces"][0]
+    assert (
+        "score_map" not in served.answer([{"photo": base64_of(drawn_photos(1)[0])}])[0]["faces"][0]
+    )
 
 
 def bomb() -> bytes:
     """A PNG of a few hundred bytes that claims 3,000 x 3,000 pixels."""
 
     def chunk(kind: bytes, data: bytes) -> bytes:
-        return struct.pack(">I", len(data)) + kind + data + struct.pack(">I", zlib.crc32(kind + data))
+        return (
+            struct.pack(">I", len(data)) + kind + data + struct.pack(">I", zlib.crc32(kind + data))
+        )
 
     header = struct.pack(">IIBBBBB", 3_000, 3_000, 8, 2, 0, 0, 0)
     return (
-        b"\x89PNG\r\n\x1a\n" + chunk(b"IHDR", header) + chunk(b"IDAT", zlib.compress(bytes(1000))) + chunk(b"IEND", b"")
+        b"\x89PNG\r\n\x1a\n"
+        + chunk(b"IHDR", header)
+        + chunk(b"IDAT", zlib.compress(bytes(1000)))
+        + chunk(b"IEND", b"")
     )
 
 
 def many_scans() -> bytes:
-    """A progressive JPEG whose last scan is repeated: each repetition is decoded over the whole picture."""
+    """A progressive JPEG whose last scan is repeated: each repetition is decoded over the whole
+    picture."""
     stream = io.BytesIO()
     Image.fromarray(crops(1)[0]).save(stream, "JPEG", progressive=True)
     photo = stream.getvalue()
@@ -189,10 +221,16 @@ BAD = {
     "cut off": ({"photo": base64_of(PHOTO[: len(PHOTO) // 2])}, "cannot be decoded"),
     "a bomb": ({"photo": base64_of(bomb())}, "3000 x 3000 px is more than"),
     "many scans": ({"photo": base64_of(many_scans())}, "more than 64 scans"),
-    "too large": ({"photo": base64_of(PHOTO + bytes(SETTINGS.max_photo_bytes))}, "larger than the 100000 bytes"),
-    "a face of another size": ({"face": base64_of(PHOTO)}, "160 x 160 px, this model takes faces aligned to 32 x 32"),
+    "too large": (
+        {"photo": base64_of(PHOTO + bytes(SETTINGS.max_photo_bytes))},
+        "larger than the 100000 bytes",
+    ),
+    "a face of another size": (
+        {"face": base64_of(PHOTO)},
+        "160 x 160 px, this model takes faces aligned to 32 x 32",
+    ),
     "a face cut off": ({"face": base64_of(encoded(crops(1)[0], "PNG")[:200])}, "cannot be decoded"),
-}  # fmt: skip
+}
 
 
 @pytest.mark.parametrize("name", BAD)
@@ -207,7 +245,9 @@ def test_a_bad_row_is_a_400_that_names_it(model: Any, served: ServedModel, name:
         assert sentence.split()[0] in caught.value.message
 
 
-def test_a_bomb_is_refused_by_its_header_alone(served: ServedModel, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_bomb_is_refused_by_its_header_alone(
+    served: ServedModel, monkeypatch: pytest.MonkeyPatch
+) -> None:
     monkeypatch.setattr(Image.Image, "load", lambda *_: pytest.fail("pixels were decoded"))
     with pytest.raises(ValueError, match="3000 x 3000"):
         served.answer([{"photo": base64_of(bomb())}])
@@ -232,11 +272,15 @@ def test_as_many_items_as_allowed_and_no_more(served: ServedModel) -> None:
 
 
 def test_a_photo_as_large_as_allowed_passes(served: ServedModel) -> None:
-    padded = PHOTO + bytes(SETTINGS.max_photo_bytes - len(PHOTO))  # what follows a JPEG's end is not read
+    padded = PHOTO + bytes(
+        SETTINGS.max_photo_bytes - len(PHOTO)
+    )  # what follows a JPEG's end is not read
     assert served.answer([{"photo": base64_of(padded)}])[0]["faces"]
 
 
-def test_what_is_answered_is_told_and_what_is_refused_is_not(model: Any, served: ServedModel) -> None:
+def test_what_is_answered_is_told_and_what_is_refused_is_not(
+    model: Any, served: ServedModel
+) -> None:
     heard: list[Any] = []
     served.told = heard.append
     try:
@@ -255,7 +299,13 @@ def opened() -> Iterator[Opened]:
     alive = True
 
     def hear(event: str, arguments: tuple[Any, ...]) -> None:
-        if alive and event in ("open", "os.open", "socket.connect", "socket.getaddrinfo", "subprocess.Popen"):
+        if alive and event in (
+            "open",
+            "os.open",
+            "socket.connect",
+            "socket.getaddrinfo",
+            "subprocess.Popen",
+        ):
             seen.append((event, str(arguments)))
 
     sys.addaudithook(hear)
@@ -263,8 +313,12 @@ def opened() -> Iterator[Opened]:
     alive = False
 
 
-@pytest.mark.parametrize("text", ["/etc/passwd", "file:///etc/passwd", "http://127.0.0.1:9/x.jpg", "//etc/hostname"])
-def test_a_request_opens_no_file_and_no_connection(served: ServedModel, opened: Opened, text: str) -> None:
+@pytest.mark.parametrize(
+    "text", ["/etc/passwd", "file:///etc/passwd", "http://127.0.0.1:9/x.jpg", "//etc/hostname"]
+)
+def test_a_request_opens_no_file_and_no_connection(
+    served: ServedModel, opened: Opened, text: str
+) -> None:
     for column in ("photo", "face"):
         with pytest.raises(ValueError):
             served.answer([{column: text}])
@@ -274,7 +328,9 @@ def test_a_request_opens_no_file_and_no_connection(served: ServedModel, opened: 
 def test_an_upload_is_never_written(served: ServedModel, opened: Opened) -> None:
     """Neither by us nor by a library: nothing at all is opened while photos and faces are answered."""
     row = {"photo": base64_of(PHOTO)}
-    served.answer([row, {"face": base64_of(encoded(crops(1)[0], "PNG"))}], explain=True)  # imports are done
+    served.answer(
+        [row, {"face": base64_of(encoded(crops(1)[0], "PNG"))}], explain=True
+    )  # imports are done
     opened.clear()
     served.answer([row, {"face": base64_of(encoded(crops(1)[0], "PNG"))}], explain=True)
     assert opened == []
@@ -285,5 +341,7 @@ def test_an_upload_is_never_written(served: ServedModel, opened: Opened) -> None
 def test_the_registered_version_is_read_from_what_mlflow_notes(tmp_path: Path) -> None:
     assert registered_version(tmp_path) is None
     for version in ("7", "'7'"):
-        (tmp_path / "registered_model_meta").write_text(f"model_name: a\nmodel_version: {version}\n")
+        (tmp_path / "registered_model_meta").write_text(
+            f"model_name: a\nmodel_version: {version}\n"
+        )
         assert registered_version(tmp_path) == "7"

@@ -14,7 +14,12 @@ from tests.small_faces import pretrain_settings, some_faces, write_faces
 def backbone(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A backbone of four people."""
     folder = tmp_path_factory.mktemp("identity")
-    pretrain(pretrain_settings(epochs=1), faces=write_faces(folder / "faces", some_faces()),
-             checkpoints=folder / "checkpoints", backbone=folder / "backbone", history=folder / "pretrain.csv",
-             report=lambda *_: None)  # fmt: skip
+    pretrain(
+        pretrain_settings(epochs=1),
+        faces=write_faces(folder / "faces", some_faces()),
+        checkpoints=folder / "checkpoints",
+        backbone=folder / "backbone",
+        history=folder / "pretrain.csv",
+        report=lambda *_: None,
+    )
     return folder / "backbone"

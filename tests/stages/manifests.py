@@ -11,12 +11,14 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from stages.checks.settings import POLICIES, LabelSettings, ValidateSettings
-from visage.schemas import MANIFEST_SCHEMA
+from visage.data.schemas import MANIFEST_SCHEMA
 
 Row = dict[str, Any]
 REPORT_ALL = {name: "fail" if name == "schema" else "report" for name in POLICIES}
 SETTINGS = ValidateSettings(
-    labels=LabelSettings(minimum=0.0, maximum=100.0, sigma_minimum=0.5, sigma_maximum=20.0, max_gap=0.0, max_kl=0.5),
+    labels=LabelSettings(
+        minimum=0.0, maximum=100.0, sigma_minimum=0.5, sigma_maximum=20.0, max_gap=0.0, max_kl=0.5
+    ),
     min_px=32,
     max_px=5000,
     max_aspect_ratio=3.0,
@@ -49,7 +51,10 @@ def row(name: str, **changes: Any) -> Row:
         "ethnicity": None,
         "split": "train",
     }
-    changes = {key: hashlib.sha256(value).hexdigest() if key == "sha256" else value for key, value in changes.items()}
+    changes = {
+        key: hashlib.sha256(value).hexdigest() if key == "sha256" else value
+        for key, value in changes.items()
+    }
     assert changes.keys() <= clean.keys()
     return clean | changes
 
@@ -59,11 +64,14 @@ SAME = {"sha256": b"same"}  # the bytes of identical pictures
 
 def clean_rows() -> list[Row]:
     return [
-        row(f"c{place:02d}.jpg", split=split) for place, split in enumerate(["train"] * 12 + ["val"] * 6 + ["test"] * 6)
+        row(f"c{place:02d}.jpg", split=split)
+        for place, split in enumerate(["train"] * 12 + ["val"] * 6 + ["test"] * 6)
     ]
 
 
 def write(folder: Path, rows: list[Row], schema: pa.Schema = MANIFEST_SCHEMA) -> Path:
     path = folder / "manifest.parquet"
-    pq.write_table(pa.Table.from_pylist(sorted(rows, key=lambda each: each["photo_id"]), schema=schema), path)
+    pq.write_table(
+        pa.Table.from_pylist(sorted(rows, key=lambda each: each["photo_id"]), schema=schema), path
+    )
     return path

@@ -18,7 +18,12 @@ from stages.settings import convert
 
 SPLIT = {"assign": "random", "group_by": "picture", "val_fraction": 0.2, "test_fraction": 0.2}
 SPLIT |= {"num_folds": 5, "fold": 0, "seed": 0}
-LIMITS = {"max_photo_bytes": 10**6, "max_photo_pixels": 10**6, "max_total_bytes": 10**8, "max_files": 10**4}
+LIMITS = {
+    "max_photo_bytes": 10**6,
+    "max_photo_pixels": 10**6,
+    "max_total_bytes": 10**8,
+    "max_files": 10**4,
+}
 LIMITS |= {"max_ratio": 100.0}
 
 
@@ -39,7 +44,11 @@ def photo(seed: int, width: int = 24, height: int = 16, kind: str = "JPEG") -> b
 
 def three_people() -> dict[str, bytes]:
     """Three people with five photos each, two of them the same picture."""
-    made = {f"person{who}/{number}.jpg": photo(10 * who + number) for who in range(3) for number in range(5)}
+    made = {
+        f"person{who}/{number}.jpg": photo(10 * who + number)
+        for who in range(3)
+        for number in range(5)
+    }
     return made | {"person0/again.jpg": made["person1/1.jpg"]}
 
 
@@ -64,7 +73,11 @@ class House:
     """Where one role's download puts its files."""
 
     def __init__(self, folder: Path) -> None:
-        self.raw, self.manifest, self.skipped = folder / "raw" / "x", folder / "x" / "m.parquet", folder / "x" / "s.csv"
+        self.raw, self.manifest, self.skipped = (
+            folder / "raw" / "x",
+            folder / "x" / "m.parquet",
+            folder / "x" / "s.csv",
+        )
         self.work = self.raw.parent / ".x.work"
 
     def run(self, chosen: DownloadSettings) -> pd.DataFrame:

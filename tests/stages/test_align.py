@@ -1,4 +1,5 @@
-"""The align stage on a dozen drawn photos: what becomes of each, resuming, and bytes that depend on the input alone."""
+"""The align stage on a dozen drawn photos: what becomes of each, resuming, and bytes that depend on
+the input alone."""
 
 from __future__ import annotations
 
@@ -19,12 +20,12 @@ import pytest
 from stages import align as stage
 from stages.align import AlignSettings, align, run_local
 from stages.face_shards import Outcome, Row
-from visage import align as alignment
-from visage.detect import Detector, DetectorSettings, Faces
-from visage.drawn import encode_face, sample_person, sample_photo
-from visage.faces import FaceTable
-from visage.photos import read_photo
-from visage.schemas import FACE_SCHEMA, MANIFEST_SCHEMA
+from visage.data.face_table import FaceTable
+from visage.data.schemas import FACE_SCHEMA, MANIFEST_SCHEMA
+from visage.detection import align as alignment
+from visage.detection.image_io import read_photo
+from visage.detection.mtcnn import Detector, DetectorSettings, Faces
+from visage.synthetic import encode_face, sample_person, sample_photo
 
 SETTINGS = AlignSettings(
     crop_px=64,
@@ -32,7 +33,11 @@ SETTINGS = AlignSettings(
     face_scale=0.9,
     jpeg_quality=90,
     detector=DetectorSettings(
-        min_face_px=20, thresholds=(0.6, 0.7, 0.7), factor=0.709, max_side_px=1024, landmark_passes=2
+        min_face_px=20,
+        thresholds=(0.6, 0.7, 0.7),
+        factor=0.709,
+        max_side_px=1024,
+        landmark_passes=2,
     ),
     choose="centre_largest",
     fallback="none",
@@ -53,7 +58,9 @@ class Bench:
         return rows
 
     def write(self, rows: list[Row], quarantined: Iterable[str] = ()) -> None:
-        pq.write_table(pa.Table.from_pylist(rows, schema=MANIFEST_SCHEMA), self.folder / "manifest.parquet")
+        pq.write_table(
+            pa.Table.from_pylist(rows, schema=MANIFEST_SCHEMA), self.folder / "manifest.parquet"
+        )
         lines = "".join(f"{photo_id},duplicate,seen before\n" for photo_id in quarantined)
         (self.folder / "quarantine.csv").write_text("photo_id,check,reason\n" + lines)
 
@@ -79,7 +86,11 @@ class Bench:
         return {path.name: path.read_bytes() for path in sorted((self.folder / "faces").iterdir())}
 
     def faces(self) -> list[Row]:
-        return [row for path in sorted((self.folder / "faces").iterdir()) for row in pq.read_table(path).to_pylist()]
+        return [
+            row
+            for path in sorted((self.folder / "faces").iterdir())
+            for row in pq.read_table(path).to_pylist()
+        ]
 
     def rejects(self) -> dict[str, str]:
         with (self.folder / "rejects.csv").open(newline="") as file:
@@ -139,12 +150,16 @@ def test_every_photo_is_a_face_or_a_reject_and_keeps_its_columns(bench: Bench) -
         "detection_rate": 1.0,
     }
     faces, rejects = bench.faces(), bench.rejects()
-    assert [row["photo_id"] for row in faces] == [rows[index]["photo_id"] for index in (0, 5, 6, 7, 8)]
+    assert [row["photo_id"] for row in faces] == [
+        rows[index]["photo_id"] for index in (0, 5, 6, 7, 8)
+    ]
     for face, row in zip(faces, (rows[index] for index in (0, 5, 6, 7, 8)), strict=True):
         copied = ("photo_id", "sha256", "label", "sigma", "person", "sex", "ethnicity", "split")
         assert [face[name] for name in copied] == [row[name] for name in copied]
     assert list(rejects) == [rows[index]["photo_id"] for index in (1, 2, 3, 4)]
-    for reason, part in zip(rejects.values(), ("truncated", "not those", "No such file", "not a picture"), strict=True):
+    for reason, part in zip(
+        rejects.values(), ("truncated", "not those", "No such file", "not a picture"), strict=True
+    ):
         assert part in reason
         assert str(bench.folder) not in reason
 
@@ -169,8 +184,11 @@ def test_the_face_table_opens_them(bench: Bench) -> None:
     table = FaceTable.open(bench.folder / "faces", ("train",))
     assert len(table) == 10
     assert table.alignment == {
-        "template": "five_point_112", "crop_px": 64, "face_scale": 0.9, "jpeg_quality": 90,
-    }  # fmt: skip
+        "template": "five_point_112",
+        "crop_px": 64,
+        "face_scale": 0.9,
+        "jpeg_quality": 90,
+    }
     assert DetectorSettings(**table.detector | {"thresholds": (0.6, 0.7, 0.7)}) == SETTINGS.detector
     assert table.decode(np.arange(3)).shape == (3, 3, 64, 64)
     for path in (bench.folder / "faces").iterdir():
@@ -178,7 +196,8 @@ def test_the_face_table_opens_them(bench: Bench) -> None:
 
 
 class FailingDetector:
-    """Finds one face in the middle of a photo, nothing where the corner is dark, and dies of a bright corner."""
+    """Finds one face in the middle of a photo, nothing where the corner is dark, and dies of a
+    bright corner."""
 
     def detect(self, photos: list[np.ndarray]) -> list[Faces]:
         if any(photo[0, 0].min() > 250 for photo in photos):
@@ -186,7 +205,9 @@ class FailingDetector:
         box = np.array([[30, 30, 60, 60]], np.float32)
         points = (alignment.TEMPLATES["five_point_112"][None] * 56 + 20).astype(np.float32)
         every = Faces(boxes_N4=box, landmarks_N52=points, probabilities_N=np.ones(1, np.float32))
-        none = Faces(boxes_N4=box[:0], landmarks_N52=points[:0], probabilities_N=np.ones(0, np.float32))
+        none = Faces(
+            boxes_N4=box[:0], landmarks_N52=points[:0], probabilities_N=np.ones(0, np.float32)
+        )
         return [none if photo[0, 0].max() < 5 else every for photo in photos]
 
 
@@ -200,7 +221,9 @@ def paint_corner(bench: Bench, number: int, value: int) -> None:
 
 
 @pytest.mark.parametrize("fallback", ["none", "frame"])
-def test_one_photo_never_takes_the_others_with_it(bench: Bench, monkeypatch: pytest.MonkeyPatch, fallback: Any) -> None:
+def test_one_photo_never_takes_the_others_with_it(
+    bench: Bench, monkeypatch: pytest.MonkeyPatch, fallback: Any
+) -> None:
     monkeypatch.setattr(stage, "_detector", lambda _: FailingDetector())
     paint_corner(bench, 1, 255)
     paint_corner(bench, 2, 0)
@@ -236,7 +259,9 @@ def test_a_crop_that_fails_is_a_reject(bench: Bench, monkeypatch: pytest.MonkeyP
     assert bench.rejects()["set/2.jpg"].startswith("crop failed: MemoryError")
 
 
-def test_too_few_faces_are_an_error_that_counts(bench: Bench, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_too_few_faces_are_an_error_that_counts(
+    bench: Bench, monkeypatch: pytest.MonkeyPatch
+) -> None:
     bench.align()
     monkeypatch.setattr(stage, "_detector", lambda _: FailingDetector())
     for number in range(4):
@@ -258,7 +283,9 @@ def test_without_its_inputs_it_says_which_and_what_to_do(bench: Bench, missing: 
 def test_a_folder_of_photos_that_is_gone_makes_no_rejects(bench: Bench) -> None:
     """As on a node that has it not mounted: all its photos would be rejects, and finished shards."""
     (bench.folder / "raw").rename(bench.folder / "elsewhere")
-    with pytest.raises(ValueError, match=r"raw: no such folder on .*run the download stage, or mount it there"):
+    with pytest.raises(
+        ValueError, match=r"raw: no such folder on .*run the download stage, or mount it there"
+    ):
         bench.align()
     assert not list((bench.folder / "faces").glob("*.parquet"))
 
@@ -269,7 +296,9 @@ def test_only_what_changed_is_done_again(bench: Bench) -> None:
     assert list(first) == ["part-00000.parquet", "part-00001.parquet", "part-00002.parquet"]
     done: list[str] = []
 
-    def counting(work: Callable[[list[Row]], Outcome], chunks: Iterable[list[Row]]) -> Iterator[Outcome]:
+    def counting(
+        work: Callable[[list[Row]], Outcome], chunks: Iterable[list[Row]]
+    ) -> Iterator[Outcome]:
         for chunk in chunks:
             done.extend(row["photo_id"] for row in chunk)
             yield work(chunk)
@@ -296,14 +325,18 @@ def test_only_what_changed_is_done_again(bench: Bench) -> None:
     assert redone(dataclasses.replace(SETTINGS, min_detection_rate=0.1, jpeg_quality=80)) == set()
 
 
-def test_a_stopped_run_goes_on_to_the_same_bytes(bench: Bench, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_stopped_run_goes_on_to_the_same_bytes(
+    bench: Bench, monkeypatch: pytest.MonkeyPatch
+) -> None:
     monkeypatch.setattr(stage, "CHUNK_ROWS", 2)
     bench.align()
     whole = bench.shards()
     for path in (bench.folder / "faces").iterdir():
         path.unlink()
 
-    def stopping(work: Callable[[list[Row]], Outcome], chunks: Iterable[list[Row]]) -> Iterator[Outcome]:
+    def stopping(
+        work: Callable[[list[Row]], Outcome], chunks: Iterable[list[Row]]
+    ) -> Iterator[Outcome]:
         for number, chunk in enumerate(chunks):
             if number == 3:
                 raise KeyboardInterrupt
@@ -326,7 +359,9 @@ def test_processes_give_the_same_bytes_and_take_no_more_than_they_can_hold(
         path.unlink()
     taken, most_ahead = 0, 0
 
-    def watched(work: Callable[[list[Row]], Outcome], chunks: Iterable[list[Row]]) -> Iterator[Outcome]:
+    def watched(
+        work: Callable[[list[Row]], Outcome], chunks: Iterable[list[Row]]
+    ) -> Iterator[Outcome]:
         def counted() -> Iterator[list[Row]]:
             nonlocal taken
             for chunk in chunks:
@@ -345,9 +380,15 @@ def test_processes_give_the_same_bytes_and_take_no_more_than_they_can_hold(
 
 @pytest.mark.parametrize(
     ("name", "value"),
-    [("crop_px", 0), ("face_scale", 0.0), ("jpeg_quality", 101), ("min_detection_rate", 1.5), ("shard_rows", 0),
-     ("num_workers", -1)],
-)  # fmt: skip
+    [
+        ("crop_px", 0),
+        ("face_scale", 0.0),
+        ("jpeg_quality", 101),
+        ("min_detection_rate", 1.5),
+        ("shard_rows", 0),
+        ("num_workers", -1),
+    ],
+)
 def test_settings_that_cannot_be_are_refused(name: str, value: float) -> None:
     with pytest.raises(ValueError, match=f"{name}.*{value}"):
         dataclasses.replace(SETTINGS, **{name: value})

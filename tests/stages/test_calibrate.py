@@ -1,4 +1,5 @@
-"""The calibrate stage on a small model and random crops: what it writes, what it leaves alone, what it refuses."""
+"""The calibrate stage on a small model and random crops: what it writes, what it leaves alone, what
+it refuses."""
 
 from __future__ import annotations
 
@@ -13,10 +14,10 @@ import pytest
 from stages.calibrate import CalibrateSettings, calibrate
 from tests.small_faces import ALIGNMENT, some_faces, write_faces
 from tests.small_model import small_model
-from visage.calibration_fit import fit_calibration
-from visage.card import CARD_FILE, WEIGHTS_FILE, ModelCard
-from visage.faces import FaceTable
-from visage.predictor import Predictor
+from visage.data.face_table import FaceTable
+from visage.evaluation.calibrate import fit_calibration
+from visage.inference.photos import Predictor
+from visage.model_config import CONFIG_FILE, WEIGHTS_FILE, ModelConfig
 
 SETTINGS = CalibrateSettings(split="val", flip=True, batch_size=16, min_faces=20)
 NUM_VAL = 40
@@ -25,18 +26,23 @@ NUM_VAL = 40
 class Run:
     """A folder with a model and faces, and how to calibrate in it; keeps what was reported."""
 
-    def __init__(self, folder: Path, rows: list[dict[str, Any]], alignment: dict[str, Any] = ALIGNMENT) -> None:
+    def __init__(
+        self, folder: Path, rows: list[dict[str, Any]], alignment: dict[str, Any] = ALIGNMENT
+    ) -> None:
         self.folder = folder
         self.model, self.calibrated = small_model(folder / "model"), folder / "calibrated"
         self.faces = write_faces(folder / "faces", rows, alignment=alignment)
         self.reported: dict[str, float] = {}
 
-    def calibrate(self, **changes: Any) -> ModelCard:
+    def calibrate(self, **changes: Any) -> ModelConfig:
         calibrate(
-            dataclasses.replace(SETTINGS, **changes), model=self.model, faces=self.faces, calibrated=self.calibrated,
+            dataclasses.replace(SETTINGS, **changes),
+            model=self.model,
+            faces=self.faces,
+            calibrated=self.calibrated,
             report=lambda _, values: self.reported.update(values),
-        )  # fmt: skip
-        return ModelCard.read(self.calibrated / CARD_FILE)
+        )
+        return ModelConfig.read(self.calibrated / CONFIG_FILE)
 
 
 @pytest.fixture
@@ -45,15 +51,17 @@ def run(tmp_path: Path) -> Run:
 
 
 def test_the_card_gains_what_the_validation_faces_say_and_nothing_else_changes(run: Run) -> None:
-    card, before = run.calibrate(), ModelCard.read(run.model / CARD_FILE)
+    config, before = run.calibrate(), ModelConfig.read(run.model / CONFIG_FILE)
     table = FaceTable.open(run.faces, ["val"])
     raw = Predictor.load(run.model).predict_crops(table.decode(np.arange(len(table))))
-    assert card.calibration == fit_calibration(raw.probabilities, table.label, card.grid, flip=True)
-    assert card.calibration.num_faces == NUM_VAL
-    assert card.data["calibrate"]["num_faces"] == NUM_VAL
-    assert dataclasses.replace(card, calibration=None, data=before.data) == before
+    assert config.calibration == fit_calibration(
+        raw.probabilities, table.label, config.grid, flip=True
+    )
+    assert config.calibration.num_faces == NUM_VAL
+    assert config.data["calibrate"]["num_faces"] == NUM_VAL
+    assert dataclasses.replace(config, calibration=None, data=before.data) == before
     assert (run.calibrated / WEIGHTS_FILE).read_bytes() == (run.model / WEIGHTS_FILE).read_bytes()
-    assert sorted(path.name for path in run.calibrated.iterdir()) == [CARD_FILE, WEIGHTS_FILE]
+    assert sorted(path.name for path in run.calibrated.iterdir()) == [CONFIG_FILE, WEIGHTS_FILE]
 
 
 def test_values_stay_bit_for_bit_and_the_intervals_hold_their_share(run: Run) -> None:
@@ -61,7 +69,10 @@ def test_values_stay_bit_for_bit_and_the_intervals_hold_their_share(run: Run) ->
     for split, flip in (("val", True), ("test", True), ("test", False)):
         table = FaceTable.open(run.faces, [split])
         crops = table.decode(np.arange(len(table)))
-        before, after = (Predictor.load(model).predict_crops(crops, flip) for model in (run.model, run.calibrated))
+        before, after = (
+            Predictor.load(model).predict_crops(crops, flip)
+            for model in (run.model, run.calibrated)
+        )
         np.testing.assert_array_equal(after.value, before.value)
         assert np.abs(after.std - before.std).max() > 0.1
         assert ((after.low <= after.value) & (after.value <= after.high)).all()
@@ -91,43 +102,50 @@ def test_a_view_of_its_own_has_a_calibration_of_its_own(run: Run) -> None:
 def test_too_few_faces_calibrate_nothing_and_say_so(
     run: Run, changes: dict[str, Any], capsys: pytest.CaptureFixture[str]
 ) -> None:
-    assert run.calibrate(**changes) == ModelCard.read(run.model / CARD_FILE)
+    assert run.calibrate(**changes) == ModelConfig.read(run.model / CONFIG_FILE)
     assert "not calibrated: " in capsys.readouterr().out
     Predictor.load(run.calibrated)
 
 
-def test_faces_without_a_label_are_left_out_and_counted(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_faces_without_a_label_are_left_out_and_counted(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
     rows = some_faces(num_train=1, num_val=NUM_VAL, num_test=1)
     for row in rows[:10]:
         row["label"] = None
     num_unlabelled = sum(row["label"] is None and row["split"] == "val" for row in rows)
-    card = Run(tmp_path, rows).calibrate()
-    assert card.calibration is not None
-    assert card.calibration.num_faces == NUM_VAL - num_unlabelled
+    config = Run(tmp_path, rows).calibrate()
+    assert config.calibration is not None
+    assert config.calibration.num_faces == NUM_VAL - num_unlabelled
     assert f"left out: {num_unlabelled} faces" in capsys.readouterr().out
 
 
 def test_faces_cut_in_another_way_are_refused(tmp_path: Path) -> None:
     run = Run(tmp_path, some_faces(num_val=NUM_VAL), alignment=ALIGNMENT | {"face_scale": 0.5})
-    with pytest.raises(ValueError, match=r"alignment is .*0\.5.*card says .*0\.75"):
+    with pytest.raises(ValueError, match=r"alignment is .*0\.5.*config says .*0\.75"):
         run.calibrate()
     assert not run.calibrated.exists()
 
 
 def test_a_broken_model_is_refused(run: Run) -> None:
-    document = json.loads((run.model / CARD_FILE).read_text()) | {"calibration": {"temperature": 2.0}}
-    (run.model / CARD_FILE).write_text(json.dumps(document))
-    with pytest.raises(ValueError, match=r"card\.json: calibration: fields missing"):
+    document = json.loads((run.model / CONFIG_FILE).read_text()) | {
+        "calibration": {"temperature": 2.0}
+    }
+    (run.model / CONFIG_FILE).write_text(json.dumps(document))
+    with pytest.raises(ValueError, match=r"config\.json: calibration: fields missing"):
         run.calibrate()
     assert not run.calibrated.exists()
 
 
 @pytest.mark.parametrize(
     ("change", "complaint"),
-    [({"split": "test"}, "split is 'test': .* test faces choose nothing"), ({"split": "train"}, "split is 'train'"),
-     ({"min_faces": 3}, "min_faces is 3: give 4 or more"),
-     ({"batch_size": 0}, "batch_size is 0")],
-)  # fmt: skip
+    [
+        ({"split": "test"}, "split is 'test': .* test faces choose nothing"),
+        ({"split": "train"}, "split is 'train'"),
+        ({"min_faces": 3}, "min_faces is 3: give 4 or more"),
+        ({"batch_size": 0}, "batch_size is 0"),
+    ],
+)
 def test_settings_that_cannot_be_are_refused(change: dict[str, Any], complaint: str) -> None:
     with pytest.raises(ValueError, match=complaint):
         dataclasses.replace(SETTINGS, **change)

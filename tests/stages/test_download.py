@@ -1,4 +1,5 @@
-"""The stage from end to end on small sets made here (locations, checksums, resuming, manifest), and the real sets."""
+"""The stage from end to end on small sets made here (locations, checksums, resuming, manifest), and
+the real sets."""
 
 from __future__ import annotations
 
@@ -13,9 +14,19 @@ import pandas as pd
 import pyarrow.parquet as pq
 import pytest
 
-from stages.sources import archives
-from tests.stages.photo_sets import LIMITS, SPLIT, House, Killed, lay, photo, settings, tar, three_people
-from visage.schemas import MANIFEST_SCHEMA
+from stages.ingest import archives
+from tests.stages.photo_sets import (
+    LIMITS,
+    SPLIT,
+    House,
+    Killed,
+    lay,
+    photo,
+    settings,
+    tar,
+    three_people,
+)
+from visage.data.schemas import MANIFEST_SCHEMA
 
 
 @pytest.fixture
@@ -28,8 +39,14 @@ def house(tmp_path: Path) -> House:
     return House(tmp_path / "data")
 
 
-def test_an_archive_becomes_a_manifest(house: House, tmp_path: Path, photos: dict[str, bytes]) -> None:
-    rows = house.run(settings(tar(tmp_path / "set.tar", photos | {"stray.jpg": photo(99), "person0/notes.txt": b"x"})))
+def test_an_archive_becomes_a_manifest(
+    house: House, tmp_path: Path, photos: dict[str, bytes]
+) -> None:
+    rows = house.run(
+        settings(
+            tar(tmp_path / "set.tar", photos | {"stray.jpg": photo(99), "person0/notes.txt": b"x"})
+        )
+    )
     assert pq.read_schema(house.manifest).equals(MANIFEST_SCHEMA)
     assert list(rows.photo_id) == sorted(photos)
     for row in rows.itertuples():
@@ -45,7 +62,9 @@ def test_an_archive_becomes_a_manifest(house: House, tmp_path: Path, photos: dic
     assert rows[rows.sha256.duplicated(keep=False)].split.nunique() == 1
 
 
-def test_the_same_manifest_from_folder_glob_archive_parts_and_memory(tmp_path: Path, photos: dict[str, bytes]) -> None:
+def test_the_same_manifest_from_folder_glob_archive_parts_and_memory(
+    tmp_path: Path, photos: dict[str, bytes]
+) -> None:
     folder = lay(tmp_path / "people", photos)
     archive = tar(tmp_path / "set.tar.gz", photos, "w:gz")
     parts = [tmp_path / "parts" / f"set.tar.gz.00{number}" for number in (1, 2)]
@@ -56,8 +75,16 @@ def test_the_same_manifest_from_folder_glob_archive_parts_and_memory(tmp_path: P
     memory.pipe("/bucket/set.tar.gz", data)
     for name, content in photos.items():
         memory.pipe(f"/bucket/people/{name}", content)
-    ways = [f"{folder}/*", archive, f"{tmp_path}/parts/set.*", archive.as_uri(), "memory://bucket/set.tar.gz"]
-    manifests = [House(tmp_path / f"way{number}").run(settings(way)) for number, way in enumerate(ways)]
+    ways = [
+        f"{folder}/*",
+        archive,
+        f"{tmp_path}/parts/set.*",
+        archive.as_uri(),
+        "memory://bucket/set.tar.gz",
+    ]
+    manifests = [
+        House(tmp_path / f"way{number}").run(settings(way)) for number, way in enumerate(ways)
+    ]
     for manifest in manifests[1:]:
         pd.testing.assert_frame_equal(manifest, manifests[0])
     deep = [folder, "memory://bucket/people"]
@@ -68,7 +95,9 @@ def test_the_same_manifest_from_folder_glob_archive_parts_and_memory(tmp_path: P
     memory.rm("/bucket", recursive=True)
 
 
-def test_a_folder_costs_no_second_copy_and_stays_whole(house: House, tmp_path: Path, photos: dict[str, bytes]) -> None:
+def test_a_folder_costs_no_second_copy_and_stays_whole(
+    house: House, tmp_path: Path, photos: dict[str, bytes]
+) -> None:
     folder = lay(tmp_path / "people", photos)
     chosen = settings(folder, options={"person_level": 2})
     house.run(chosen)
@@ -82,7 +111,9 @@ def test_a_folder_costs_no_second_copy_and_stays_whole(house: House, tmp_path: P
     assert len(list(folder.rglob("*.jpg"))) == 15
 
 
-def test_what_download_did_not_make_is_never_removed(house: House, tmp_path: Path, photos: dict[str, bytes]) -> None:
+def test_what_download_did_not_make_is_never_removed(
+    house: House, tmp_path: Path, photos: dict[str, bytes]
+) -> None:
     lay(house.raw, {"mine.jpg": b"x"})
     with pytest.raises(ValueError, match="did not put there"):
         house.run(settings(tar(tmp_path / "set.tar", photos)))
@@ -143,7 +174,9 @@ def test_a_killed_unpacking_goes_on(
     before = {name: (house.raw / name).stat().st_mtime_ns for name in placed}
     unpacked: list[str] = []
     monkeypatch.setattr(
-        archives.Placer, "place", lambda p, name, content: (unpacked.append(name), place(p, name, content))
+        archives.Placer,
+        "place",
+        lambda p, name, content: (unpacked.append(name), place(p, name, content)),
     )
     pd.testing.assert_frame_equal(house.run(settings(first, second)), whole)
     assert min(unpacked) >= "person1", "the finished archive is not opened again"
@@ -156,7 +189,9 @@ def test_measured_photos_are_not_measured_again(
     chosen = settings(tar(tmp_path / "set.tar", photos))
     before = house.run(chosen)
     seen: list[str] = []
-    monkeypatch.setattr("stages.sources.measure.decoded_size", lambda data, _: (seen.append(data), (1, 1))[1])
+    monkeypatch.setattr(
+        "stages.ingest.measure.decoded_size", lambda data, _: (seen.append(data), (1, 1))[1]
+    )
     other_split = replace(chosen, split=replace(chosen.split, seed=5))
     after = house.run(other_split)
     assert seen == []
@@ -169,7 +204,9 @@ def test_measured_photos_are_not_measured_again(
     assert len(seen) == 17, "other bounds, other measures"
 
 
-def test_a_rerun_writes_the_same_bytes(house: House, tmp_path: Path, photos: dict[str, bytes]) -> None:
+def test_a_rerun_writes_the_same_bytes(
+    house: House, tmp_path: Path, photos: dict[str, bytes]
+) -> None:
     chosen = settings(tar(tmp_path / "set.tar", photos | {"stray.jpg": b"x"}))
     house.run(chosen)
     before = {path: path.read_bytes() for path in (house.manifest, house.skipped)}
@@ -187,8 +224,15 @@ def test_a_rerun_writes_the_same_bytes(house: House, tmp_path: Path, photos: dic
 def test_a_photo_twice_is_told(house: House, tmp_path: Path) -> None:
     lay(tmp_path / "photos", {"a.jpg": photo(1)})
     (tmp_path / "labels.csv").write_text("file,age\na.jpg,3\na.jpg,4\n")
-    columns = {"photo": "file", "label": "age"} | dict.fromkeys(["sigma", "person", "sex", "ethnicity", "split"])
-    options = {"table": str(tmp_path / "labels.csv"), "delimiter": ",", "photos_folder": "photos", "columns": columns}
+    columns = {"photo": "file", "label": "age"} | dict.fromkeys(
+        ["sigma", "person", "sex", "ethnicity", "split"]
+    )
+    options = {
+        "table": str(tmp_path / "labels.csv"),
+        "delimiter": ",",
+        "photos_folder": "photos",
+        "columns": columns,
+    }
     with pytest.raises(ValueError, match=r"photos/a\.jpg: the source names it twice"):
         house.run(settings(tmp_path / "photos", source="table", options=options))
 
@@ -196,7 +240,9 @@ def test_a_photo_twice_is_told(house: House, tmp_path: Path) -> None:
 def test_the_drawn_set_is_made_anew_each_time(house: House) -> None:
     options = {"quantity": "age", "num_people": 3, "photos_per_person": 2, "px": 64, "seed": 1}
     options |= {"age_span_years": 90.0, "label_noise": 1.0, "dirt": {}}
-    chosen = settings(source="drawn", options=options, split={**SPLIT, "group_by": "person", "test_fraction": 0.5})
+    chosen = settings(
+        source="drawn", options=options, split={**SPLIT, "group_by": "person", "test_fraction": 0.5}
+    )
     rows = house.run(chosen)
     assert len(rows) == 6
     assert rows.label.notna().all()
@@ -251,16 +297,22 @@ def test_the_real_sets_hold_what_their_readme_says(tmp_path: Path, shared_data: 
     lists = {split: str(utkface / f"coral_{split}.csv") for split in ("train", "test")}
     given = {**SPLIT, "assign": "given", "val_fraction": 0.0}
     coral = {"protocol": "coral", "lists": lists}
-    rows = house.run(settings(f"{utkface}/*.tar", source="utkface", options=coral, split=given, limits=limits))
+    rows = house.run(
+        settings(f"{utkface}/*.tar", source="utkface", options=coral, split=given, limits=limits)
+    )
     assert dict(rows.split.value_counts()) == {"train": 13_146, "test": 3_287}
     assert (rows.groupby("sha256").split.nunique() > 1).sum() == 83
 
-    lfw = House(tmp_path / "lfw").run(settings(f"{shared_data}/lfw/*.tar", source="lfw", options={}))
+    lfw = House(tmp_path / "lfw").run(
+        settings(f"{shared_data}/lfw/*.tar", source="lfw", options={})
+    )
     assert (len(lfw), lfw.person.nunique(), lfw.person.value_counts().min()) == (4_324, 158, 10)
     assert (lfw[lfw.split == "train"].person.nunique()) == 158
 
     house = House(tmp_path / "mebeauty")
     options = {"ratings": str(shared_data / "mebeauty" / "ratings.csv")}
-    rows = house.run(settings(f"{shared_data}/mebeauty/*.tar", source="mebeauty", options=options, split=given))
+    rows = house.run(
+        settings(f"{shared_data}/mebeauty/*.tar", source="mebeauty", options=options, split=given)
+    )
     assert len(rows) == 2_515
     assert [row["reason"] for row in house.skipped_rows()] == ["the set puts it in no split"] * 3

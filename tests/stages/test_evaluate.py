@@ -1,4 +1,5 @@
-"""The evaluate stage on a small model and random crops: every file, its numbers against naive ones, its refusals."""
+"""The evaluate stage on a small model and random crops: every file, its numbers against naive ones,
+its refusals."""
 
 from __future__ import annotations
 
@@ -20,32 +21,51 @@ import pytest
 from PIL import Image
 
 from stages.evaluate import EvaluateSettings, evaluate
-from tests.small_model import small_card, small_model, some_crops
-from visage.card import CalibrationCard, ModelCard
-from visage.evaluation import unseen
-from visage.faces import FaceTable
-from visage.predictor import Predictor
-from visage.schemas import FACE_SCHEMA, METADATA_KEY
+from tests.small_model import small_config, small_model, some_crops
+from visage.data.face_table import FaceTable
+from visage.data.schemas import FACE_SCHEMA, METADATA_KEY
+from visage.evaluation.evaluate import unseen
+from visage.inference.photos import Predictor
+from visage.model_config import CalibrationConfig, ModelConfig
 
 SETTINGS = EvaluateSettings(
-    splits=("test",), decode="expectation", flip=True, batch_size=16, num_resamples=100, interval=0.95, seed=3,
-    cs_thresholds=(3.0, 30.0), decade_years=10.0, epsilon_sigma=None, with_dedup=True,
-)  # fmt: skip
+    splits=("test",),
+    decode="expectation",
+    flip=True,
+    batch_size=16,
+    num_resamples=100,
+    interval=0.95,
+    seed=3,
+    cs_thresholds=(3.0, 30.0),
+    decade_years=10.0,
+    epsilon_sigma=None,
+    with_dedup=True,
+)
 NUM_TEST, NUM_TRAIN = 40, 20
 
 
 def face(row: int, split: str, crop: np.ndarray) -> dict[str, Any]:
-    """One row of the face table; test faces 0 and 1 are one picture, 2 and 3 are one with two labels."""
+    """One row of the face table; test faces 0 and 1 are one picture, 2 and 3 are one with two
+    labels."""
     buffer = io.BytesIO()
     Image.fromarray(crop).save(buffer, "JPEG", quality=90)
     jpeg = buffer.getvalue()
     return {
-        "photo_id": f"{split}/{row:03d}.jpg", "sha256": hashlib.sha256(jpeg).hexdigest(), "jpeg": jpeg,
-        "box": [0.0, 0.0, 32.0, 32.0], "landmarks": [0.0] * 10, "probability": 1.0, "num_faces": 1,
-        "found": "frame" if row % 10 == 9 else "mtcnn", "label": float(row // 2 * 2 + (row == 3)),
-        "sigma": None if row % 2 else 4.0, "person": None, "sex": ("female", "male")[row % 2],
-        "ethnicity": None, "split": split,
-    }  # fmt: skip
+        "photo_id": f"{split}/{row:03d}.jpg",
+        "sha256": hashlib.sha256(jpeg).hexdigest(),
+        "jpeg": jpeg,
+        "box": [0.0, 0.0, 32.0, 32.0],
+        "landmarks": [0.0] * 10,
+        "probability": 1.0,
+        "num_faces": 1,
+        "found": "frame" if row % 10 == 9 else "mtcnn",
+        "label": float(row // 2 * 2 + (row == 3)),
+        "sigma": None if row % 2 else 4.0,
+        "person": None,
+        "sex": ("female", "male")[row % 2],
+        "ethnicity": None,
+        "split": split,
+    }
 
 
 def face_rows() -> list[dict[str, Any]]:
@@ -56,12 +76,16 @@ def face_rows() -> list[dict[str, Any]]:
     return test + [face(row, "train", crops[NUM_TEST + row]) for row in range(NUM_TRAIN)]
 
 
-def write_faces(folder: Path, rows: list[dict[str, Any]], alignment: dict[str, Any] | None = None) -> None:
-    card = small_card()
-    eye = {"alignment": alignment or asdict(card.alignment), "detector": asdict(card.detector)}
+def write_faces(
+    folder: Path, rows: list[dict[str, Any]], alignment: dict[str, Any] | None = None
+) -> None:
+    config = small_config()
+    eye = {"alignment": alignment or asdict(config.alignment), "detector": asdict(config.detector)}
     folder.mkdir()
     for shard in range(2):
-        table = pa.Table.from_pylist(rows[shard::2], FACE_SCHEMA.with_metadata({METADATA_KEY: json.dumps(eye)}))
+        table = pa.Table.from_pylist(
+            rows[shard::2], FACE_SCHEMA.with_metadata({METADATA_KEY: json.dumps(eye)})
+        )
         pq.write_table(table, folder / f"part-{shard:05d}.parquet")
 
 
@@ -73,9 +97,22 @@ class Run:
 
     def evaluate(self, settings: EvaluateSettings = SETTINGS, out: str = "reports") -> Path:
         reports = self.folder / out
-        inputs = {"manifest": "manifest.parquet", "rejects": "rejects.csv", "finetune_history": "finetune.csv"}
-        inputs |= {"model": "model", "faces": "faces", "pretrain_history": "absent.csv", "validation": "target.json"}
-        outputs = {"metrics": "metrics.json", "groups": "groups.csv", "predictions": "predictions.parquet"}
+        inputs = {
+            "manifest": "manifest.parquet",
+            "rejects": "rejects.csv",
+            "finetune_history": "finetune.csv",
+        }
+        inputs |= {
+            "model": "model",
+            "faces": "faces",
+            "pretrain_history": "absent.csv",
+            "validation": "target.json",
+        }
+        outputs = {
+            "metrics": "metrics.json",
+            "groups": "groups.csv",
+            "predictions": "predictions.parquet",
+        }
         outputs |= {"plots": "plots", "html": "report.html"}
         paths = {name: self.folder / file for name, file in inputs.items()}
         paths |= {name: reports / file for name, file in outputs.items()}
@@ -89,15 +126,32 @@ def run(tmp_path_factory: pytest.TempPathFactory) -> Run:
     small_model(folder / "model")
     rows = face_rows()
     write_faces(folder / "faces", rows)
-    lost = [{"photo_id": f"test/{name}.jpg", "split": "test"} for name in ("blank", "dirty", "torn")]
+    lost = [
+        {"photo_id": f"test/{name}.jpg", "split": "test"} for name in ("blank", "dirty", "torn")
+    ]
     photos = [{"photo_id": row["photo_id"], "split": row["split"]} for row in rows]
     pq.write_table(pa.Table.from_pylist([*photos, *lost]), folder / "manifest.parquet")
     with (folder / "rejects.csv").open("w", newline="") as file:
         names = ("test/blank.jpg", "test/torn.jpg", "train/other.jpg")
-        csv.writer(file).writerows([("photo_id", "reason"), *((name, "no <face> found") for name in names)])
-    (folder / "finetune.csv").write_text("epoch,train_loss,learning_rate,val_mae,seconds\n1,2,0.1,9,1\n2,1,0.1,8,1\n")
-    check = {"check": "label_range", "claim": "labels in range", "result": "passed", "found": 0, "quarantined": 0}
-    document = {"photos": 63, "quarantined": 1, "checks": [check], "facts": {"people": {"across_splits": 7}}}
+        csv.writer(file).writerows(
+            [("photo_id", "reason"), *((name, "no <face> found") for name in names)]
+        )
+    (folder / "finetune.csv").write_text(
+        "epoch,train_loss,learning_rate,val_mae,seconds\n1,2,0.1,9,1\n2,1,0.1,8,1\n"
+    )
+    check = {
+        "check": "label_range",
+        "claim": "labels in range",
+        "result": "passed",
+        "found": 0,
+        "quarantined": 0,
+    }
+    document = {
+        "photos": 63,
+        "quarantined": 1,
+        "checks": [check],
+        "facts": {"people": {"across_splits": 7}},
+    }
     (folder / "target.json").write_text(json.dumps(document))
     return Run(folder)
 
@@ -118,11 +172,18 @@ def metrics(reports: Path) -> dict[str, Any]:
 
 def test_predictions_are_the_predictors_for_every_test_face(run: Run, reports: Path) -> None:
     table = FaceTable.open(run.folder / "faces", ["test"])
-    told = Predictor.load(run.folder / "model").predict_crops(table.decode(np.arange(len(table))), flip=True)
+    told = Predictor.load(run.folder / "model").predict_crops(
+        table.decode(np.arange(len(table))), flip=True
+    )
     found = predictions(reports)
     assert found["photo_id"].tolist() == table.photo_id.tolist()
     assert len(found) == NUM_TEST
-    for column, value in (("prediction", told.value), ("std", told.std), ("low", told.low), ("high", told.high)):
+    for column, value in (
+        ("prediction", told.value),
+        ("std", told.std),
+        ("low", told.low),
+        ("high", told.high),
+    ):
         np.testing.assert_allclose(found[column], value, atol=1e-4)
     np.testing.assert_allclose(np.stack(found["probabilities"]), told.probabilities, atol=1e-5)
     schema = pq.read_schema(reports / "predictions.parquet")
@@ -141,8 +202,12 @@ def test_metrics_are_those_of_the_predictions(reports: Path) -> None:
         "pearson": np.corrcoef(table["label"], table["prediction"])[0, 1],
         "cs_3": (error.abs() <= 3).mean(),
         "cs_30": (error.abs() <= 30).mean(),
-        "epsilon_error": (1 - np.exp(-(error**2) / (2 * sigma**2))).mean(),  # pandas leaves faces without sigma out
-        "coverage_80": ((table["low"] <= table["label"]) & (table["label"] <= table["high"])).mean(),
+        "epsilon_error": (
+            1 - np.exp(-(error**2) / (2 * sigma**2))
+        ).mean(),  # pandas leaves faces without sigma out
+        "coverage_80": (
+            (table["low"] <= table["label"]) & (table["label"] <= table["high"])
+        ).mean(),
         "mean_std": table["std"].mean(),
     }
     for name, value in naive.items():
@@ -153,23 +218,32 @@ def test_metrics_are_those_of_the_predictions(reports: Path) -> None:
 
 
 def test_missing_photos_are_counted_and_named(reports: Path) -> None:
-    counts = {key: value for key, value in metrics(reports)["test"].items() if key.startswith("num_")}
+    counts = {
+        key: value for key, value in metrics(reports)["test"].items() if key.startswith("num_")
+    }
     assert counts == {
-        "num_faces": 40, "num_with_sigma": 20, "num_photos": 43, "num_quarantined": 1, "num_found_frame": 4,
+        "num_faces": 40,
+        "num_with_sigma": 20,
+        "num_photos": 43,
+        "num_quarantined": 1,
+        "num_found_frame": 4,
         "num_rejected": 2,
-    }  # fmt: skip
+    }
     page = (reports / "report.html").read_text()
     assert "test/torn.jpg" in page
     assert "train/other.jpg" not in page
 
 
 def test_the_unseen_list_leaves_copies_and_contradictions_out(reports: Path) -> None:
-    """0 and 1 are copies with one label (one stays), 2 and 3 contradict (none stays), 4 is a training picture."""
+    """0 and 1 are copies with one label (one stays), 2 and 3 contradict (none stays), 4 is a
+    training picture."""
     table = predictions(reports)
     kept = table[~table["photo_id"].isin([f"test/{row:03d}.jpg" for row in (1, 2, 3, 4)])]
     document = metrics(reports)["test_unseen"]
     assert document["num_faces"] == len(kept) == NUM_TEST - 4
-    assert document["mae"]["value"] == pytest.approx((kept["prediction"] - kept["label"]).abs().mean(), abs=1e-6)
+    assert document["mae"]["value"] == pytest.approx(
+        (kept["prediction"] - kept["label"]).abs().mean(), abs=1e-6
+    )
 
 
 def test_unseen_by_hand() -> None:
@@ -180,12 +254,19 @@ def test_unseen_by_hand() -> None:
 def test_groups_hold_every_face_once_per_attribute_that_is_known(reports: Path) -> None:
     table = pd.read_csv(reports / "groups.csv")
     mae = table[(table["list"] == "test") & (table["metric"] == "mae")]
-    assert mae.groupby("attribute")["num_faces"].sum().to_dict() == {"age": NUM_TEST, "sex": NUM_TEST}
+    assert mae.groupby("attribute")["num_faces"].sum().to_dict() == {
+        "age": NUM_TEST,
+        "sex": NUM_TEST,
+    }
     ages = mae[mae["attribute"] == "age"]
     assert ages["group"].tolist() == ["0", "10", "20", "30"]
     answers = predictions(reports)
     women = answers[answers["sex"] == "female"]
-    found = table[(table["list"] == "test") & (table["metric"] == "coverage_80") & (table["group"] == "female")]
+    found = table[
+        (table["list"] == "test")
+        & (table["metric"] == "coverage_80")
+        & (table["group"] == "female")
+    ]
     inside = (women["low"] <= women["label"]) & (women["label"] <= women["high"])
     assert found["value"].item() == pytest.approx(inside.mean(), rel=1e-4)
     page = (reports / "report.html").read_text()
@@ -196,9 +277,9 @@ def test_groups_hold_every_face_once_per_attribute_that_is_known(reports: Path) 
 
 def test_decision_names_rule_model_and_data(run: Run, reports: Path) -> None:
     decision = metrics(reports)["decision"]
-    card = hashlib.sha256((run.folder / "model" / "card.json").read_bytes()).hexdigest()
+    config = hashlib.sha256((run.folder / "model" / "config.json").read_bytes()).hexdigest()
     assert (decision["decode"], decision["flip"], decision["seed"]) == ("expectation", True, 3)
-    assert decision["model"]["card_sha256"] == card
+    assert decision["model"]["config_sha256"] == config
     assert decision["data"]["test"]["num_faces"] == NUM_TEST
 
 
@@ -207,23 +288,39 @@ def test_the_page_needs_nothing_else_and_shows_every_picture(reports: Path) -> N
     assert not re.search(r"<script|<link|https?://|url\(", page)
     pictures = sorted(path.stem for path in (reports / "plots").glob("*.png"))
     assert len(re.findall(r'src="data:image/png;base64,', page)) == len(pictures)
-    assert {"predicted_vs_true", "cs_curve", "reliability", "pit", "learning_finetune", "worst_cases"} <= set(pictures)
+    assert {
+        "predicted_vs_true",
+        "cs_curve",
+        "reliability",
+        "pit",
+        "learning_finetune",
+        "worst_cases",
+    } <= set(pictures)
     assert "learning_pretrain" not in pictures
     assert "no &lt;face&gt; found" in page
-    for word in ("label_range", "across_splits", "&quot;method&quot;: &quot;dldl_v2&quot;", "test_unseen", "By sex",
-                 "Not calibrated"):  # fmt: skip
+    for word in (
+        "label_range",
+        "across_splits",
+        "&quot;method&quot;: &quot;dldl_v2&quot;",
+        "test_unseen",
+        "By sex",
+        "Not calibrated",
+    ):
         assert word in page, word
 
 
 def test_plot_tables_hold_what_dvc_draws(reports: Path) -> None:
     points, bands, curve = (
-        pd.read_csv(reports / "plots" / f"{name}.csv") for name in ("predicted_vs_true", "error_by_label", "cs_curve")
+        pd.read_csv(reports / "plots" / f"{name}.csv")
+        for name in ("predicted_vs_true", "error_by_label", "cs_curve")
     )
     assert len(points) == NUM_TEST
     assert bands["num_faces"].sum() == NUM_TEST
     assert curve["error"].tolist() == sorted(curve["error"])
     assert curve["share"].is_monotonic_increasing
-    reliability, pit = (pd.read_csv(reports / "plots" / f"{name}.csv") for name in ("reliability", "pit"))
+    reliability, pit = (
+        pd.read_csv(reports / "plots" / f"{name}.csv") for name in ("reliability", "pit")
+    )
     assert list(reliability) == ["mass", "share", "low", "high"]  # a model without calibration
     assert reliability["mass"].between(0, 1).all()
     assert pit["share"].sum() == pytest.approx(1)
@@ -239,13 +336,22 @@ def test_the_same_inputs_give_the_same_bytes(run: Run, reports: Path) -> None:
 
 
 def test_rule_flip_fixed_sigma_and_several_splits_are_obeyed(run: Run) -> None:
-    changes: dict[str, Any] = {"decode": "argmax", "flip": False, "epsilon_sigma": 2.0, "num_resamples": 5}
-    reports = run.evaluate(replace(SETTINGS, splits=("test", "train"), with_dedup=False, **changes), "other")
+    changes: dict[str, Any] = {
+        "decode": "argmax",
+        "flip": False,
+        "epsilon_sigma": 2.0,
+        "num_resamples": 5,
+    }
+    reports = run.evaluate(
+        replace(SETTINGS, splits=("test", "train"), with_dedup=False, **changes), "other"
+    )
     document, both = metrics(reports), predictions(reports)
     assert list(document) == ["test", "train", "decision"]
     assert both["split"].value_counts().to_dict() == {"test": NUM_TEST, "train": NUM_TRAIN}
     grid = np.arange(0, 101, 10)
-    np.testing.assert_allclose(both["prediction"], grid[np.stack(both["probabilities"]).argmax(axis=1)], atol=1e-6)
+    np.testing.assert_allclose(
+        both["prediction"], grid[np.stack(both["probabilities"]).argmax(axis=1)], atol=1e-6
+    )
     table = both[both["split"] == "test"]
     assert document["test"]["num_with_sigma"] == table["sigma"].notna().sum() == NUM_TEST / 2
     sigma = np.where(table["sigma"].isna(), 2.0, table["sigma"])
@@ -255,30 +361,35 @@ def test_rule_flip_fixed_sigma_and_several_splits_are_obeyed(run: Run) -> None:
 
 def test_a_calibrated_model_is_measured_as_it_is_served(run: Run, reports: Path) -> None:
     """The same values and errors, other intervals; the page and the tables say what was changed."""
-    card = ModelCard.read(run.folder / "model" / "card.json")
-    known = CalibrationCard(temperature=1.5, mass=0.8, offset=7.5, num_faces=664, flip=True)
+    config = ModelConfig.read(run.folder / "model" / "config.json")
+    known = CalibrationConfig(temperature=1.5, mass=0.8, offset=7.5, num_faces=664, flip=True)
     try:
-        replace(card, calibration=known).write(run.folder / "model" / "card.json")
+        replace(config, calibration=known).write(run.folder / "model" / "config.json")
         after = run.evaluate(replace(SETTINGS, num_resamples=5), out="calibrated")
     finally:
-        card.write(run.folder / "model" / "card.json")
+        config.write(run.folder / "model" / "config.json")
     old, new = predictions(reports), predictions(after)
     np.testing.assert_array_equal(new["prediction"], old["prediction"])
     assert (new["high"] - new["low"] > old["high"] - old["low"]).all()
-    assert metrics(after)["test"]["coverage_80"]["value"] > metrics(reports)["test"]["coverage_80"]["value"]
+    assert (
+        metrics(after)["test"]["coverage_80"]["value"]
+        > metrics(reports)["test"]["coverage_80"]["value"]
+    )
     reliability = [pd.read_csv(folder / "plots" / "reliability.csv") for folder in (reports, after)]
     np.testing.assert_allclose(reliability[1]["share_before"], reliability[0]["share"], atol=1e-5)
     page = (after / "report.html").read_text()
     assert (
-        "664 validation faces, flip averaged: temperature 1.500, both ends of the 80% interval moved out by 7.50"
-        in page
+        "664 validation faces, flip averaged: temperature 1.500, both ends of the 80% interval "
+        "moved out by 7.50" in page
     )
 
 
 def test_faces_cut_in_another_way_are_refused(tmp_path: Path) -> None:
     small_model(tmp_path / "model")
-    write_faces(tmp_path / "faces", face_rows(), asdict(small_card().alignment) | {"face_scale": 0.5})
-    with pytest.raises(ValueError, match=r"alignment is .*0\.5.*card says .*0\.75"):
+    write_faces(
+        tmp_path / "faces", face_rows(), asdict(small_config().alignment) | {"face_scale": 0.5}
+    )
+    with pytest.raises(ValueError, match=r"alignment is .*0\.5.*config says .*0\.75"):
         Run(tmp_path).evaluate()
     assert not (tmp_path / "reports").exists()
 
@@ -295,9 +406,14 @@ def test_an_empty_split_and_a_face_without_a_label_are_refused(tmp_path: Path) -
 
 
 @pytest.mark.parametrize(
-    ("change", "complaint"), [({"splits": ()}, "splits is empty"), ({"decode": "mode"}, "'mode' is unknown"),
-                              ({"batch_size": 0}, "batch_size is 0"), ({"decade_years": -1.0}, "decade_years is -1")]
-)  # fmt: skip
+    ("change", "complaint"),
+    [
+        ({"splits": ()}, "splits is empty"),
+        ({"decode": "mode"}, "'mode' is unknown"),
+        ({"batch_size": 0}, "batch_size is 0"),
+        ({"decade_years": -1.0}, "decade_years is -1"),
+    ],
+)
 def test_settings_that_cannot_be_are_refused(change: dict[str, Any], complaint: str) -> None:
     with pytest.raises(ValueError, match=complaint):
         replace(SETTINGS, **change)

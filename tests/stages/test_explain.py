@@ -1,4 +1,5 @@
-"""The explain stage on a small model and random faces: every file, its numbers against naive ones, its refusals."""
+"""The explain stage on a small model and random faces: every file, its numbers against naive ones,
+its refusals."""
 
 from __future__ import annotations
 
@@ -18,18 +19,35 @@ from PIL import Image
 from stages.explain import ExplainSettings, explain
 from tests.small_faces import ALIGNMENT, CROP_PX, some_faces, write_faces
 from tests.small_model import small_model
-from visage.card import load_model
-from visage.explain import score_map
-from visage.explanation import drawn_rows
-from visage.faces import FaceTable
-from visage.predictor import Predictor
+from visage.data.face_table import FaceTable
+from visage.explain.score_map import score_map
+from visage.explain.study import drawn_rows
+from visage.inference.photos import Predictor
+from visage.weights import load_model
 
 SETTINGS = ExplainSettings(
-    split="test", max_faces=100, places_per_side=3, band_width=25.0, num_resamples=50,
-    interval=0.9, num_sheet_faces=3, max_tsne_faces=100, perplexity=30.0, seed=0,
-)  # fmt: skip
+    split="test",
+    max_faces=100,
+    places_per_side=3,
+    band_width=25.0,
+    num_resamples=50,
+    interval=0.9,
+    num_sheet_faces=3,
+    max_tsne_faces=100,
+    perplexity=30.0,
+    seed=0,
+)
 NUM_TEST = 12
-PICTURES = {"score_maps", "occlusion", "faces", "best_faces", "worst_faces", "highest_faces", "lowest_faces", "tsne"}
+PICTURES = {
+    "score_maps",
+    "occlusion",
+    "faces",
+    "best_faces",
+    "worst_faces",
+    "highest_faces",
+    "lowest_faces",
+    "tsne",
+}
 
 
 @dataclasses.dataclass(frozen=True)
@@ -51,7 +69,9 @@ class Run:
         names |= {"metrics": "metrics.json", "explain": out}
         paths = {name: self.folder / path for name, path in names.items()}
         explain(dataclasses.replace(SETTINGS, **changes), **paths, report=report)
-        document: dict[str, Any] = json.loads((self.folder / out / "explain.json").read_text(encoding="utf-8"))
+        document: dict[str, Any] = json.loads(
+            (self.folder / out / "explain.json").read_text(encoding="utf-8")
+        )
         return document
 
 
@@ -62,11 +82,17 @@ def run(tmp_path_factory: pytest.TempPathFactory) -> Run:
     write_faces(run.folder / "faces", some_faces(4, 2, NUM_TEST))
     table = run.table
     told = run.predictor.predict_crops(table.decode(np.arange(len(table))))
-    columns = {"photo_id": table.photo_id.tolist(), "split": ["test"] * len(table), "prediction": told.value}
+    columns = {
+        "photo_id": table.photo_id.tolist(),
+        "split": ["test"] * len(table),
+        "prediction": told.value,
+    }
     other = {"photo_id": ["train/x.jpg"], "split": ["train"], "prediction": [1.0]}
     both = [pa.table(other), pa.table(columns)]
     pq.write_table(pa.concat_tables(both), run.folder / "predictions.parquet")
-    (run.folder / "metrics.json").write_text(json.dumps({"decision": {"decode": "expectation", "flip": True}}))
+    (run.folder / "metrics.json").write_text(
+        json.dumps({"decision": {"decode": "expectation", "flip": True}})
+    )
     return run
 
 
@@ -81,11 +107,15 @@ def test_every_file_is_there_and_nothing_else(run: Run, document: dict[str, Any]
     for name in PICTURES:
         with Image.open(run.folder / "whole" / f"{name}.png") as image:
             assert image.format == "PNG"
-    assert (run.folder / "whole" / "explain.html").read_text(encoding="utf-8").count("<img") == len(PICTURES)
+    assert (run.folder / "whole" / "explain.html").read_text(encoding="utf-8").count("<img") == len(
+        PICTURES
+    )
     assert document["decode"] == "expectation"
 
 
-def test_figures_are_those_of_the_faces_asked_one_by_one(run: Run, document: dict[str, Any]) -> None:
+def test_figures_are_those_of_the_faces_asked_one_by_one(
+    run: Run, document: dict[str, Any]
+) -> None:
     table, predictor = run.table, run.predictor
     crops = table.decode(np.arange(NUM_TEST))
     plain = np.abs(predictor.predict_crops(crops).value - table.label)
@@ -97,15 +127,17 @@ def test_figures_are_those_of_the_faces_asked_one_by_one(run: Run, document: dic
     assert whole["mae"] == pytest.approx(plain.mean(), abs=1e-6)
     [square] = [place for place in whole["squares"] if (place["row"], place["column"]) == (2, 3)]
     assert square["value"] == pytest.approx(covered.mean() / plain.mean() - 1, abs=1e-6)
-    network, card = load_model(run.folder / "model")
-    scores = score_map(network, card, crops, True)
+    network, config = load_model(run.folder / "model")
+    scores = score_map(network, config, crops, True)
     assert square["score"] == pytest.approx(float(scores[:, 11:21, 21:32].mean()), abs=1e-5)
     assert (len(whole["squares"]), len(whole["stripes"])) == (9, 3)
 
 
 def test_groups_are_bands_of_the_label(run: Run, document: dict[str, Any]) -> None:
     table = run.table
-    error = np.abs(run.predictor.predict_crops(table.decode(np.arange(NUM_TEST))).value - table.label)
+    error = np.abs(
+        run.predictor.predict_crops(table.decode(np.arange(NUM_TEST))).value - table.label
+    )
     groups = {name: group for name, group in document["groups"].items() if name != "all"}
     assert sum(group["num_faces"] for group in groups.values()) == NUM_TEST
     for name, group in groups.items():
@@ -113,13 +145,18 @@ def test_groups_are_bands_of_the_label(run: Run, document: dict[str, Any]) -> No
         member = (lower <= table.label) & (table.label < lower + 25)
         assert group["num_faces"] == member.sum()
         assert group["mae"] == pytest.approx(error[member].mean(), abs=1e-6)
-        assert all(np.isfinite([p["value"], p["low"], p["high"]]).all() for p in group["squares"] + group["stripes"])
+        assert all(
+            np.isfinite([p["value"], p["low"], p["high"]]).all()
+            for p in group["squares"] + group["stripes"]
+        )
         assert all(place["low"] <= place["high"] for place in group["stripes"])
 
 
 def test_a_cap_draws_faces_by_the_seed(run: Run) -> None:
     told: list[Mapping[str, float]] = []
-    first = run.explain("capped", lambda _, values: told.append(values), max_faces=5, max_tsne_faces=6)
+    first = run.explain(
+        "capped", lambda _, values: told.append(values), max_faces=5, max_tsne_faces=6
+    )
     again = run.explain("again", max_faces=5, max_tsne_faces=6)
     assert first["groups"]["all"]["num_faces"] == told[0]["num_faces"] == 5
     assert first == again
@@ -127,10 +164,14 @@ def test_a_cap_draws_faces_by_the_seed(run: Run) -> None:
     assert np.array_equal(drawn[0], drawn[1])
     assert not np.array_equal(drawn[0], drawn[2])
     assert all(len(set(rows.tolist())) == 5 and rows.max() < NUM_TEST for rows in drawn)
-    error = np.abs(run.predictor.predict_crops(run.table.decode(drawn[0])).value - run.table.label[drawn[0]])
+    error = np.abs(
+        run.predictor.predict_crops(run.table.decode(drawn[0])).value - run.table.label[drawn[0]]
+    )
     assert first["groups"]["all"]["mae"] == pytest.approx(error.mean(), abs=1e-6)
     for name in PICTURES:
-        files = [(run.folder / folder / f"{name}.png").read_bytes() for folder in ("capped", "again")]
+        files = [
+            (run.folder / folder / f"{name}.png").read_bytes() for folder in ("capped", "again")
+        ]
         assert files[0] == files[1], name
 
 
@@ -149,10 +190,12 @@ def test_what_does_not_belong_together_is_refused(run: Run, tmp_path: Path) -> N
         run.explain("no", split="exam")
     with pytest.raises(ValueError, match="not the 2 faces of split 'val'; run evaluate"):
         run.explain("no", split="val")
-    other = write_faces(tmp_path / "faces", some_faces(), alignment={**ALIGNMENT, "face_scale": 0.5})
+    other = write_faces(
+        tmp_path / "faces", some_faces(), alignment={**ALIGNMENT, "face_scale": 0.5}
+    )
     paths = {"model": run.folder / "model", "predictions": run.folder / "predictions.parquet"}
     paths |= {"metrics": run.folder / "metrics.json"}
-    with pytest.raises(ValueError, match="align the photos with the card's settings"):
+    with pytest.raises(ValueError, match="align the photos with the config's settings"):
         explain(SETTINGS, **paths, faces=other, explain=tmp_path / "no")
     with pytest.raises(ValueError, match=f"places_per_side is {CROP_PX + 1}"):
         run.explain("no", places_per_side=CROP_PX + 1)
@@ -162,9 +205,12 @@ def test_what_does_not_belong_together_is_refused(run: Run, tmp_path: Path) -> N
 
 @pytest.mark.parametrize(
     ("change", "said"),
-    [({"max_faces": 0}, "max_faces is 0"),
-     ({"band_width": 0.0}, "band_width is 0"), ({"max_tsne_faces": 3}, "max_tsne_faces is 3: give 4")],
-)  # fmt: skip
+    [
+        ({"max_faces": 0}, "max_faces is 0"),
+        ({"band_width": 0.0}, "band_width is 0"),
+        ({"max_tsne_faces": 3}, "max_tsne_faces is 3: give 4"),
+    ],
+)
 def test_settings_out_of_bounds_are_refused(change: dict[str, Any], said: str) -> None:
     with pytest.raises(ValueError, match=said):
         dataclasses.replace(SETTINGS, **change)

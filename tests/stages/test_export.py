@@ -1,4 +1,5 @@
-"""The export stage: what it writes, and that a missed parity or a foreign face table leaves nothing behind."""
+"""The export stage: what it writes, and that a missed parity or a foreign face table leaves nothing
+behind."""
 
 from __future__ import annotations
 
@@ -15,14 +16,14 @@ import pytest
 from PIL import Image
 
 from stages.export import ExportSettings, export
-from tests.small_model import small_card, small_model, some_crops
-from visage.card import load_model
-from visage.drift import REFERENCE_FILE, Summary
-from visage.explain import pooled_features
-from visage.export import load_onnx
-from visage.faces import FaceTable
-from visage.predictor import Predictor
-from visage.schemas import FACE_SCHEMA, METADATA_KEY
+from tests.small_model import small_config, small_model, some_crops
+from visage.data.face_table import FaceTable
+from visage.data.schemas import FACE_SCHEMA, METADATA_KEY
+from visage.evaluation.drift import REFERENCE_FILE, Summary
+from visage.explain.score_map import pooled_features
+from visage.inference.onnx_engine import load_onnx
+from visage.inference.photos import Predictor
+from visage.weights import load_model
 
 SETTINGS = ExportSettings(
     dtype="float16",
@@ -44,38 +45,61 @@ def jpeg(crop: np.ndarray) -> bytes:
 
 def face_table(folder: Path, num_test: int = 14, num_train: int = 40, **alignment: Any) -> Path:
     """Random crops: a shard of test faces and one of training faces."""
-    card = small_card()
+    config = small_config()
     eye = {
-        "alignment": dataclasses.asdict(card.alignment) | alignment,
-        "detector": dataclasses.asdict(card.detector),
+        "alignment": dataclasses.asdict(config.alignment) | alignment,
+        "detector": dataclasses.asdict(config.detector),
     }
     schema = FACE_SCHEMA.with_metadata({METADATA_KEY: json.dumps(eye).encode()})
     folder.mkdir()
     for shard, (split, count) in enumerate({"test": num_test, "train": num_train}.items()):
         rows = [
-            {"photo_id": f"{i:03}.jpg", "sha256": "", "jpeg": jpeg(crop.permute(1, 2, 0).numpy()), "box": [0.0] * 4,
-             "landmarks": [0.0] * 10, "probability": 1.0, "num_faces": 1, "found": "mtcnn", "label": 30.0,
-             "sigma": None, "person": None, "sex": None, "ethnicity": None, "split": split}
+            {
+                "photo_id": f"{i:03}.jpg",
+                "sha256": "",
+                "jpeg": jpeg(crop.permute(1, 2, 0).numpy()),
+                "box": [0.0] * 4,
+                "landmarks": [0.0] * 10,
+                "probability": 1.0,
+                "num_faces": 1,
+                "found": "mtcnn",
+                "label": 30.0,
+                "sigma": None,
+                "person": None,
+                "sex": None,
+                "ethnicity": None,
+                "split": split,
+            }
             for i, crop in enumerate(some_crops(count))
-        ]  # fmt: skip
-        pq.write_table(pa.Table.from_pylist(rows, schema=schema), folder / f"part-{shard:05d}.parquet")
+        ]
+        pq.write_table(
+            pa.Table.from_pylist(rows, schema=schema), folder / f"part-{shard:05d}.parquet"
+        )
     return folder
 
 
 def silent(step: int, values: Any) -> None: ...
 
 
-def test_a_model_becomes_an_exported_folder(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_a_model_becomes_an_exported_folder(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
     model, faces, target = (
         small_model(tmp_path / "model"),
         face_table(tmp_path / "faces"),
         tmp_path / "models" / "export",
     )
     seen: dict[str, float] = {}
-    export(SETTINGS, model=model, faces=faces, export=target, report=lambda _, values: seen.update(values))
+    export(
+        SETTINGS,
+        model=model,
+        faces=faces,
+        export=target,
+        report=lambda _, values: seen.update(values),
+    )
     assert sorted(path.name for path in target.parent.iterdir()) == ["export"]
     assert sorted(path.name for path in target.iterdir()) == [
-        "card.json",
+        "config.json",
         "model.onnx",
         "model.safetensors",
         "parity.json",
@@ -88,13 +112,22 @@ def test_a_model_becomes_an_exported_folder(tmp_path: Path, capsys: pytest.Captu
     assert parity.items() <= seen.items()
     assert str(target) in capsys.readouterr().out
     crops = FaceTable.open(faces, ["test"]).decode(np.arange(14))
-    values = [p.predict_crops(crops).value for p in (Predictor.load(target), load_onnx(target / "model.onnx"))]
+    values = [
+        p.predict_crops(crops).value
+        for p in (Predictor.load(target), load_onnx(target / "model.onnx"))
+    ]
     np.testing.assert_allclose(*values, rtol=0, atol=1e-3)
-    assert (target / "model.safetensors").stat().st_size < 0.53 * (model / "model.safetensors").stat().st_size
+    assert (target / "model.safetensors").stat().st_size < 0.53 * (
+        model / "model.safetensors"
+    ).stat().st_size
 
 
 def test_a_second_export_takes_the_place_of_the_first(tmp_path: Path) -> None:
-    model, faces, target = small_model(tmp_path / "model"), face_table(tmp_path / "faces"), tmp_path / "export"
+    model, faces, target = (
+        small_model(tmp_path / "model"),
+        face_table(tmp_path / "faces"),
+        tmp_path / "export",
+    )
     target.mkdir()
     (target / "stale.txt").write_text("from before")
     export(SETTINGS, model=model, faces=faces, export=target, report=silent)
@@ -102,13 +135,17 @@ def test_a_second_export_takes_the_place_of_the_first(tmp_path: Path) -> None:
 
 
 def test_missed_parity_writes_nothing_and_keeps_what_was_there(tmp_path: Path) -> None:
-    model, faces, target = small_model(tmp_path / "model"), face_table(tmp_path / "faces"), tmp_path / "export"
+    model, faces, target = (
+        small_model(tmp_path / "model"),
+        face_table(tmp_path / "faces"),
+        tmp_path / "export",
+    )
     target.mkdir()
-    (target / "card.json").write_text("the last good one")
+    (target / "config.json").write_text("the last good one")
     strict = dataclasses.replace(SETTINGS, parity_tolerance=-1.0)
     with pytest.raises(ValueError, match=r"export\.parity_tolerance"):
         export(strict, model=model, faces=faces, export=target, report=silent)
-    assert [path.name for path in target.iterdir()] == ["card.json"]
+    assert [path.name for path in target.iterdir()] == ["config.json"]
     assert not (tmp_path / ".export.part").exists()
 
 
@@ -117,10 +154,12 @@ def test_missed_parity_writes_nothing_and_keeps_what_was_there(tmp_path: Path) -
     [
         ({"num_test": 0}, "no faces of split 'test'"),
         ({"num_train": 0}, "no faces of split 'train'"),
-        ({"face_scale": 1.0}, r"'face_scale': 1\.0.*card says.*'face_scale': 0\.75"),
+        ({"face_scale": 1.0}, r"'face_scale': 1\.0.*config says.*'face_scale': 0\.75"),
     ],
 )
-def test_faces_that_do_not_fit_are_refused(tmp_path: Path, table: dict[str, Any], complaint: str) -> None:
+def test_faces_that_do_not_fit_are_refused(
+    tmp_path: Path, table: dict[str, Any], complaint: str
+) -> None:
     model, faces = small_model(tmp_path / "model"), face_table(tmp_path / "faces", **table)
     with pytest.raises(ValueError, match=complaint):
         export(SETTINGS, model=model, faces=faces, export=tmp_path / "export", report=silent)
@@ -136,9 +175,19 @@ def test_a_truncated_model_is_refused(tmp_path: Path) -> None:
 
 
 def test_int8_is_exported_beside_with_its_differences(tmp_path: Path) -> None:
-    model, faces, target = small_model(tmp_path / "model"), face_table(tmp_path / "faces"), tmp_path / "export"
+    model, faces, target = (
+        small_model(tmp_path / "model"),
+        face_table(tmp_path / "faces"),
+        tmp_path / "export",
+    )
     seen: dict[str, float] = {}
-    export(IN_INT8, model=model, faces=faces, export=target, report=lambda _, values: seen.update(values))
+    export(
+        IN_INT8,
+        model=model,
+        faces=faces,
+        export=target,
+        report=lambda _, values: seen.update(values),
+    )
     assert sorted(path.name for path in target.glob("model.*")) == [
         "model.int8.onnx",
         "model.onnx",
@@ -147,8 +196,10 @@ def test_int8_is_exported_beside_with_its_differences(tmp_path: Path) -> None:
     crops = FaceTable.open(faces, ["test"]).decode(np.arange(14))
     places = np.unique(np.linspace(0, 13, 10).round().astype(int))
     rough, fine = (load_onnx(target / name) for name in ("model.int8.onnx", "model.onnx"))
-    assert rough.card == fine.card
-    difference = np.abs(rough.predict_crops(crops, flip=False).value - fine.predict_crops(crops, flip=False).value)
+    assert rough.config == fine.config
+    difference = np.abs(
+        rough.predict_crops(crops, flip=False).value - fine.predict_crops(crops, flip=False).value
+    )
     parity = json.loads((target / "parity.json").read_text())
     assert parity["int8_mean_abs_difference"] == pytest.approx(difference[places].mean(), abs=1e-6)
     assert parity["int8_max_abs_difference"] == pytest.approx(difference[places].max(), abs=1e-6)
@@ -159,24 +210,37 @@ def test_int8_is_exported_beside_with_its_differences(tmp_path: Path) -> None:
 def test_int8_too_far_off_writes_nothing(tmp_path: Path) -> None:
     model, faces = small_model(tmp_path / "model"), face_table(tmp_path / "faces")
     strict = dataclasses.replace(IN_INT8, int8_tolerance=0.0)
-    with pytest.raises(ValueError, match=r"small: in int8 .* years on average, more than export\.int8_tolerance 0\.0"):
+    with pytest.raises(
+        ValueError,
+        match=r"small: in int8 .* years on average, more than export\.int8_tolerance 0\.0",
+    ):
         export(strict, model=model, faces=faces, export=tmp_path / "export", report=silent)
     assert not (tmp_path / "export").exists()
 
 
-def test_the_reference_sums_up_training_faces_as_the_exported_model_answers_them(tmp_path: Path) -> None:
-    model, faces, target = small_model(tmp_path / "model"), face_table(tmp_path / "faces"), tmp_path / "export"
+def test_the_reference_sums_up_training_faces_as_the_exported_model_answers_them(
+    tmp_path: Path,
+) -> None:
+    model, faces, target = (
+        small_model(tmp_path / "model"),
+        face_table(tmp_path / "faces"),
+        tmp_path / "export",
+    )
     export(SETTINGS, model=model, faces=faces, export=target, report=silent)
     document = json.loads((target / REFERENCE_FILE).read_text(encoding="utf-8"))
     reference = Summary.from_document(document, "reference")
-    exported, card = load_model(target)
+    exported, config = load_model(target)
     places = np.unique(np.linspace(0, 39, 25).round().astype(int))
     crops = FaceTable.open(faces, ["train"]).decode(places)
-    assert reference.weights == card.weights.sha256
+    assert reference.weights == config.weights.sha256
     assert reference.totals().num_faces == 25
-    assert reference.totals().value_sum == pytest.approx(Predictor(exported, card).predict_crops(crops).value.sum())
-    features = pooled_features(exported, card, crops).double().numpy()
-    np.testing.assert_allclose(reference.totals().feature_sums, features.sum(0), rtol=1e-4, atol=1e-3)
+    assert reference.totals().value_sum == pytest.approx(
+        Predictor(exported, config).predict_crops(crops).value.sum()
+    )
+    features = pooled_features(exported, config, crops).double().numpy()
+    np.testing.assert_allclose(
+        reference.totals().feature_sums, features.sum(0), rtol=1e-4, atol=1e-3
+    )
     with pytest.raises(ValueError, match="no pooled features to observe"):
         load_onnx(target / "model.onnx").observe = reference.add
 

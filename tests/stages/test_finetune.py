@@ -1,4 +1,5 @@
-"""Faces with labels become a model: its start, its phases, its card, and what is refused before anything is trained."""
+"""Faces with labels become a model: its start, its phases, its config, and what is refused before
+anything is trained."""
 
 from __future__ import annotations
 
@@ -15,7 +16,7 @@ import torch
 from safetensors.torch import load_file
 
 import stages.finetune
-from stages.endings import MICRO_BATCHES
+from stages.exit_status import MICRO_BATCHES
 from stages.finetune import FinetuneSettings, finetune
 from tests.small_faces import (
     ALIGNMENT,
@@ -26,14 +27,15 @@ from tests.small_faces import (
     some_faces,
     write_faces,
 )
-from visage.card import NormaliseCard, load_model
-from visage.eye import evaluation_view
-from visage.faces import FaceTable
+from visage.data.face_table import FaceTable
+from visage.data.preprocess import evaluation_view
+from visage.inference.photos import Predictor
 from visage.labels import LabelGrid
 from visage.methods import METHODS, LossSettings
-from visage.predictor import Predictor
+from visage.model_config import NormaliseConfig
+from visage.weights import load_model
 
-OTHER_NORMALISE = NormaliseCard(mean=(0.5, 0.5, 0.5), std=(1.0, 1.0, 1.0))
+OTHER_NORMALISE = NormaliseConfig(mean=(0.5, 0.5, 0.5), std=(1.0, 1.0, 1.0))
 
 
 @pytest.fixture
@@ -41,10 +43,19 @@ def faces(tmp_path: Path) -> Path:
     return write_faces(tmp_path / "faces", some_faces())
 
 
-def run(folder: Path, faces: Path, settings: FinetuneSettings, backbone: Path | None = None) -> pd.DataFrame:
+def run(
+    folder: Path, faces: Path, settings: FinetuneSettings, backbone: Path | None = None
+) -> pd.DataFrame:
     """The history after a run in `folder`."""
-    finetune(settings, faces=faces, backbone=backbone or folder / "none", checkpoints=folder / "checkpoints",
-             model=folder / "model", history=folder / "finetune.csv", report=lambda *_: None)  # fmt: skip
+    finetune(
+        settings,
+        faces=faces,
+        backbone=backbone or folder / "none",
+        checkpoints=folder / "checkpoints",
+        model=folder / "model",
+        history=folder / "finetune.csv",
+        report=lambda *_: None,
+    )
     return pd.read_csv(folder / "finetune.csv")
 
 
@@ -53,48 +64,59 @@ def loss_settings(**changes: Any) -> LossSettings:
     return LossSettings(**(values | changes))
 
 
-# ---------------------------------------------------------------------------------------------------------------------
+# -------------------------------------------------------------------------------
 # What comes out
-# ---------------------------------------------------------------------------------------------------------------------
+# -------------------------------------------------------------------------------
 
 
 def test_model_carries_what_it_needs(tmp_path: Path, faces: Path) -> None:
     settings = finetune_settings()
     history = run(tmp_path, faces, settings)
-    network, card = load_model(tmp_path / "model")
-    assert (card.grid, card.method, card.decode, card.normalise) == (GRID, "dldl_v2", "expectation", settings.normalise)
-    assert dataclasses.asdict(card.alignment) == ALIGNMENT
-    assert dataclasses.asdict(card.detector) == DETECTOR | {"thresholds": tuple(DETECTOR["thresholds"])}  # type: ignore[arg-type]
-    assert (card.data["train"]["num_faces"], card.data["val"]["num_faces"]) == (20, 6)
-    assert card.training["recipe"]["name"] == "small"
-    assert card.training["schedule"] == settings.schedule  # of the stage, not of the recipe, which has one too
-    assert card.training["loss"] == dataclasses.asdict(settings.loss)
+    network, config = load_model(tmp_path / "model")
+    assert (config.grid, config.method, config.decode, config.normalise) == (
+        GRID,
+        "dldl_v2",
+        "expectation",
+        settings.normalise,
+    )
+    assert dataclasses.asdict(config.alignment) == ALIGNMENT
+    assert dataclasses.asdict(config.detector) == DETECTOR | {
+        "thresholds": tuple(DETECTOR["thresholds"])
+    }  # type: ignore[arg-type]
+    assert (config.data["train"]["num_faces"], config.data["val"]["num_faces"]) == (20, 6)
+    assert config.training["recipe"]["name"] == "small"
+    assert (
+        config.training["schedule"] == settings.schedule
+    )  # of the stage, not of the recipe, which has one too
+    assert config.training["loss"] == dataclasses.asdict(settings.loss)
     assert set(history) == {"epoch", "train_loss", "learning_rate", "val_mae", "seconds"}
-    assert card.metrics == {"val": {"val_mae": history["val_mae"].iloc[-1]}}
+    assert config.metrics == {"val": {"val_mae": history["val_mae"].iloc[-1]}}
     assert network.head.out_features == GRID.num_labels
 
 
-def test_a_run_in_small_parts_is_noted_in_the_card(
+def test_a_run_in_small_parts_is_noted_in_the_config(
     tmp_path: Path, faces: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     settings = finetune_settings(epochs=1)
     run(tmp_path / "whole", faces, settings)
     monkeypatch.setenv(MICRO_BATCHES, "2")
     history = run(tmp_path / "parts", faces, settings)
-    cards = [load_model(tmp_path / name / "model")[1] for name in ("whole", "parts")]
-    assert [card.training["micro_batches"] for card in cards] == [1, 2]
-    assert cards[0].training["recipe"] == cards[1].training["recipe"]
+    configs = [load_model(tmp_path / name / "model")[1] for name in ("whole", "parts")]
+    assert [config.training["micro_batches"] for config in configs] == [1, 2]
+    assert configs[0].training["recipe"] == configs[1].training["recipe"]
     assert history["micro_batches"].tolist() == [2.0]
 
 
 def test_validation_figure_is_the_saved_models_error(tmp_path: Path, faces: Path) -> None:
     history = run(tmp_path, faces, finetune_settings())
-    network, card = load_model(tmp_path / "model")
+    network, config = load_model(tmp_path / "model")
     table = FaceTable.open(faces, ["val"])
     with torch.inference_mode():
-        p_BK = network(evaluation_view(table.decode(np.arange(6)), card.normalise)).softmax(1)
+        p_BK = network(evaluation_view(table.decode(np.arange(6)), config.normalise)).softmax(1)
     value_B = (p_BK @ torch.from_numpy(GRID.labels()).float()).numpy()
-    assert history["val_mae"].iloc[-1] == pytest.approx(np.abs(value_B - table.label).mean(), abs=1e-4)
+    assert history["val_mae"].iloc[-1] == pytest.approx(
+        np.abs(value_B - table.label).mean(), abs=1e-4
+    )
 
 
 @pytest.mark.parametrize("method", METHODS)
@@ -102,25 +124,36 @@ def test_every_method_trains_and_answers(tmp_path: Path, faces: Path, method: st
     history = run(tmp_path, faces, finetune_settings(method=method, epochs=8, augmentation="none"))
     assert history["train_loss"].iloc[4:].min() < history["train_loss"].iloc[0]
     predictor, table = Predictor.load(tmp_path / "model"), FaceTable.open(faces, ["val"])
-    assert predictor.card.method == method
+    assert predictor.config.method == method
     value_N = predictor.predict_crops(table.decode(np.arange(6)), flip=False).value
-    assert history["val_mae"].iloc[-1] == pytest.approx(np.abs(value_N - table.label).mean(), abs=1e-3)
+    assert history["val_mae"].iloc[-1] == pytest.approx(
+        np.abs(value_N - table.label).mean(), abs=1e-3
+    )
 
 
 @pytest.mark.parametrize(
     ("network", "pooling"),
-    [("vgg-0.125", "gap"), pytest.param("vgg16", "flatten", marks=pytest.mark.slow)],  # 134 million parameters
+    [
+        ("vgg-0.125", "gap"),
+        pytest.param("vgg16", "flatten", marks=pytest.mark.slow),
+    ],  # 134 million parameters
 )
-def test_every_network_trains_and_comes_back(tmp_path: Path, faces: Path, network: str, pooling: str) -> None:
+def test_every_network_trains_and_comes_back(
+    tmp_path: Path, faces: Path, network: str, pooling: str
+) -> None:
     history = run(tmp_path, faces, finetune_settings(network=network, pooling=pooling, epochs=1))
     predictor, table = Predictor.load(tmp_path / "model"), FaceTable.open(faces, ["val"])
-    assert (predictor.card.network.name, predictor.card.network.pooling) == (network, pooling)
+    assert (predictor.config.network.name, predictor.config.network.pooling) == (network, pooling)
     value_N = predictor.predict_crops(table.decode(np.arange(6)), flip=False).value
-    assert history["val_mae"].iloc[-1] == pytest.approx(np.abs(value_N - table.label).mean(), abs=1e-3)
+    assert history["val_mae"].iloc[-1] == pytest.approx(
+        np.abs(value_N - table.label).mean(), abs=1e-3
+    )
 
 
 def test_two_stages_are_of_dldl_v2_alone(tmp_path: Path, faces: Path) -> None:
-    with pytest.raises(ValueError, match=r"finetune\.schedule: two_stage .* ranking knows no stages; say joint"):
+    with pytest.raises(
+        ValueError, match=r"finetune\.schedule: two_stage .* ranking knows no stages; say joint"
+    ):
         run(tmp_path, faces, finetune_settings(method="ranking", schedule="two_stage"))
 
 
@@ -133,15 +166,23 @@ def test_same_settings_same_bytes_other_seed_others(tmp_path: Path, faces: Path)
 
 
 @pytest.mark.parametrize("changes", [{"num_workers": 0}, {"num_workers": 3}, {"cache_mb": 0}])
-def test_how_faces_are_read_changes_nothing(tmp_path: Path, faces: Path, changes: dict[str, Any]) -> None:
-    for name, settings in (("plain", finetune_settings(epochs=1)), ("other", finetune_settings(epochs=1, **changes))):
+def test_how_faces_are_read_changes_nothing(
+    tmp_path: Path, faces: Path, changes: dict[str, Any]
+) -> None:
+    for name, settings in (
+        ("plain", finetune_settings(epochs=1)),
+        ("other", finetune_settings(epochs=1, **changes)),
+    ):
         run(tmp_path / name, faces, settings)
-    first, second = (load_file(tmp_path / name / "model" / "model.safetensors") for name in ("plain", "other"))
+    first, second = (
+        load_file(tmp_path / name / "model" / "model.safetensors") for name in ("plain", "other")
+    )
     assert all(torch.equal(first[name], second[name]) for name in first)
 
 
 def test_faces_may_come_from_somewhere_else(tmp_path: Path, faces: Path) -> None:
-    """Who trains many models hands their faces over; it is asked for the training and the validation split alone."""
+    """Who trains many models hands their faces over; it is asked for the training and the
+    validation split alone."""
     asked = []
 
     def open_faces(folder: Path, splits: Sequence[str], cache_mb: int) -> FaceTable:
@@ -150,25 +191,43 @@ def test_faces_may_come_from_somewhere_else(tmp_path: Path, faces: Path) -> None
 
     run(tmp_path / "own", faces, finetune_settings(epochs=1))
     folder, settings = tmp_path / "given", finetune_settings(epochs=1)
-    finetune(settings, faces=tmp_path / "nowhere", backbone=folder, checkpoints=folder / "checkpoints",
-             model=folder / "model", history=folder / "history.csv", report=lambda *_: None,
-             open_faces=open_faces)  # fmt: skip
+    finetune(
+        settings,
+        faces=tmp_path / "nowhere",
+        backbone=folder,
+        checkpoints=folder / "checkpoints",
+        model=folder / "model",
+        history=folder / "history.csv",
+        report=lambda *_: None,
+        open_faces=open_faces,
+    )
     assert asked == [(tmp_path / "nowhere", ["train"]), (tmp_path / "nowhere", ["val"])]
-    first, second = (load_file(tmp_path / name / "model" / "model.safetensors") for name in ("own", "given"))
+    first, second = (
+        load_file(tmp_path / name / "model" / "model.safetensors") for name in ("own", "given")
+    )
     assert all(torch.equal(first[name], second[name]) for name in first)
 
 
-def test_the_epochs_of_a_second_stage_are_reported_after_those_of_the_first(tmp_path: Path, faces: Path) -> None:
+def test_the_epochs_of_a_second_stage_are_reported_after_those_of_the_first(
+    tmp_path: Path, faces: Path
+) -> None:
     told: list[tuple[int, float]] = []
     settings = finetune_settings(schedule="two_stage")
-    finetune(settings, faces=faces, backbone=tmp_path, checkpoints=tmp_path / "checkpoints",
-             model=tmp_path / "model", history=tmp_path / "history.csv",
-             report=lambda step, row: told.append((step, row["epoch"])))  # fmt: skip
+    finetune(
+        settings,
+        faces=faces,
+        backbone=tmp_path,
+        checkpoints=tmp_path / "checkpoints",
+        model=tmp_path / "model",
+        history=tmp_path / "history.csv",
+        report=lambda step, row: told.append((step, row["epoch"])),
+    )
     assert told == [(1, 1.0), (2, 2.0), (3, 3.0), (4, 4.0)]
 
 
 def test_labels_are_learnt(tmp_path: Path) -> None:
-    """Brightness tells the label: a few epochs are far better than the mean label, and brighter is older."""
+    """Brightness tells the label: a few epochs are far better than the mean label, and brighter is
+    older."""
     recipe = dataclasses.replace(RECIPE, learning_rate=5e-3)
     settings = finetune_settings(epochs=12, recipes={"small": recipe}, augmentation="none")
     rows = some_faces(64, 16, 0)
@@ -176,18 +235,25 @@ def test_labels_are_learnt(tmp_path: Path) -> None:
     assert history["train_loss"].iloc[-1] < 0.5 * history["train_loss"].iloc[0]
     labels = np.array([row["label"] for row in rows if row["split"] == "val"])
     assert history["val_mae"].iloc[-1] < 0.6 * np.abs(labels - labels.mean()).mean()
-    network, card = load_model(tmp_path / "model")
-    greys_BCHW = torch.tensor([80, 110, 140, 170, 200], dtype=torch.uint8)[:, None, None, None].expand(5, 3, 32, 32)
-    value_B = network(evaluation_view(greys_BCHW, card.normalise)).softmax(1) @ torch.from_numpy(GRID.labels()).float()
+    network, config = load_model(tmp_path / "model")
+    greys_BCHW = torch.tensor([80, 110, 140, 170, 200], dtype=torch.uint8)[
+        :, None, None, None
+    ].expand(5, 3, 32, 32)
+    value_B = (
+        network(evaluation_view(greys_BCHW, config.normalise)).softmax(1)
+        @ torch.from_numpy(GRID.labels()).float()
+    )
     assert value_B.tolist() == sorted(value_B.tolist())
 
 
-# ---------------------------------------------------------------------------------------------------------------------
+# -------------------------------------------------------------------------------
 # Its start
-# ---------------------------------------------------------------------------------------------------------------------
+# -------------------------------------------------------------------------------
 
 
-def start_of(folder: Path, faces: Path, settings: FinetuneSettings, backbone: Path) -> dict[str, torch.Tensor]:
+def start_of(
+    folder: Path, faces: Path, settings: FinetuneSettings, backbone: Path
+) -> dict[str, torch.Tensor]:
     """The state before the first step: `_start` alone."""
     folder.mkdir(exist_ok=True)
     return stages.finetune._start(settings, FaceTable.open(faces, ["train"]), backbone).state_dict()
@@ -203,7 +269,9 @@ def test_trunk_comes_from_the_backbone_and_the_head_does_not(
     trunk = [name for name in started if not name.startswith("head.")]
     assert len(trunk) == len(started) - 2 == 13 * 6
     assert all(torch.equal(started[name], trained[name]) for name in trunk)
-    assert not any(torch.equal(scratch[name], trained[name]) for name in trunk if name.endswith("0.weight"))
+    assert not any(
+        torch.equal(scratch[name], trained[name]) for name in trunk if name.endswith("0.weight")
+    )
     assert trained["head.weight"].shape == (4, 128)
     assert all(torch.equal(started[name], scratch[name]) for name in started if name not in trunk)
 
@@ -215,7 +283,7 @@ def test_trunk_comes_from_the_backbone_and_the_head_does_not(
         ("normalise", finetune_settings(init="backbone", normalise=OTHER_NORMALISE), ALIGNMENT),
         ("alignment", finetune_settings(init="backbone"), ALIGNMENT | {"face_scale": 1.4}),
     ],
-)  # fmt: skip
+)
 def test_backbone_of_other_make_is_refused(
     tmp_path: Path, backbone: Path, key: str, settings: FinetuneSettings, alignment: dict[str, Any]
 ) -> None:
@@ -231,14 +299,16 @@ def test_absent_or_damaged_backbone_is_refused(tmp_path: Path, faces: Path, back
     damaged = tmp_path / "damaged"
     damaged.mkdir()
     (damaged / "backbone.json").write_bytes((backbone / "backbone.json").read_bytes())
-    (damaged / "backbone.safetensors").write_bytes((backbone / "backbone.safetensors").read_bytes()[:-8])
+    (damaged / "backbone.safetensors").write_bytes(
+        (backbone / "backbone.safetensors").read_bytes()[:-8]
+    )
     with pytest.raises(ValueError, match=r"backbone\.safetensors: truncated or edited"):
         run(tmp_path, faces, settings, damaged)
 
 
-# ---------------------------------------------------------------------------------------------------------------------
+# -------------------------------------------------------------------------------
 # Its phases
-# ---------------------------------------------------------------------------------------------------------------------
+# -------------------------------------------------------------------------------
 
 
 def test_two_stages_are_kl_alone_then_a_zeroed_bias_then_all(
@@ -258,7 +328,9 @@ def test_two_stages_are_kl_alone_then_a_zeroed_bias_then_all(
 
     monkeypatch.setitem(METHODS, "dldl_v2", dataclasses.replace(method, loss=watched_loss))
     monkeypatch.setattr("stages.finetune.fit", watched_fit)
-    history = run(tmp_path, faces, finetune_settings(schedule="two_stage", loss=loss_settings(lambda_=3.0)))
+    history = run(
+        tmp_path, faces, finetune_settings(schedule="two_stage", loss=loss_settings(lambda_=3.0))
+    )
     assert lambdas == [0.0] * 6 + [3.0] * 6  # 20 faces by 8 are 3 steps, 2 epochs a phase
     assert biases == [0.0, 0.0]
     assert history["epoch"].tolist() == [1, 2, 3, 4]
@@ -267,7 +339,8 @@ def test_two_stages_are_kl_alone_then_a_zeroed_bias_then_all(
 
 
 def test_second_phase_goes_on_from_the_model_of_the_first(tmp_path: Path, faces: Path) -> None:
-    """Each phase by itself, the second from the first one's average with its bias zeroed, gives the same weights."""
+    """Each phase by itself, the second from the first one's average with its bias zeroed, gives the
+    same weights."""
     loss = loss_settings(lambda_=3.0)
     run(tmp_path / "both", faces, finetune_settings(schedule="two_stage", loss=loss))
     run(tmp_path / "first", faces, finetune_settings(loss=dataclasses.replace(loss, lambda_=0.0)))
@@ -277,12 +350,15 @@ def test_second_phase_goes_on_from_the_model_of_the_first(tmp_path: Path, faces:
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr("stages.finetune._start", lambda *_: first)
         run(tmp_path / "second", faces, settings)
-    both, second = (load_file(tmp_path / name / "model" / "model.safetensors") for name in ("both", "second"))
+    both, second = (
+        load_file(tmp_path / name / "model" / "model.safetensors") for name in ("both", "second")
+    )
     assert all(torch.equal(both[name], second[name]) for name in both)
 
 
 @pytest.mark.parametrize(
-    "changes", [{"method": "er"}, {"pooling": "gap"}, {"decode": "median"}, {"augmentation": "extended"}]
+    "changes",
+    [{"method": "er"}, {"pooling": "gap"}, {"decode": "median"}, {"augmentation": "extended"}],
 )
 def test_every_choice_trains(tmp_path: Path, faces: Path, changes: dict[str, Any]) -> None:
     history = run(tmp_path, faces, finetune_settings(epochs=1, **changes))
@@ -297,14 +373,15 @@ def test_sigma_of_the_faces_goes_before_the_fixed_one(tmp_path: Path) -> None:
         row["sigma"] = 15.0
     faces = write_faces(tmp_path / "faces", rows)
     own, fixed = (
-        run(tmp_path / str(sigma), faces, finetune_settings(epochs=1, fixed_sigma=sigma)) for sigma in (3.0, 30.0)
+        run(tmp_path / str(sigma), faces, finetune_settings(epochs=1, fixed_sigma=sigma))
+        for sigma in (3.0, 30.0)
     )
     assert own["train_loss"].tolist() == fixed["train_loss"].tolist()
 
 
-# ---------------------------------------------------------------------------------------------------------------------
+# -------------------------------------------------------------------------------
 # Refusals
-# ---------------------------------------------------------------------------------------------------------------------
+# -------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize("label", [-3.0, 100.5, None])
@@ -313,7 +390,8 @@ def test_label_off_the_grid_is_refused_by_its_photo(tmp_path: Path, label: float
     photo = [row for row in rows if row["split"] == "train"][7]
     photo["label"] = label
     with pytest.raises(
-        ValueError, match=rf"{photo['photo_id']}: label .* off the grid 0\.0\.\.100\.0 \(1 such faces\)"
+        ValueError,
+        match=rf"{photo['photo_id']}: label .* off the grid 0\.0\.\.100\.0 \(1 such faces\)",
     ):
         run(tmp_path, write_faces(tmp_path / "faces", rows), finetune_settings())
 
@@ -321,7 +399,8 @@ def test_label_off_the_grid_is_refused_by_its_photo(tmp_path: Path, label: float
 def test_grid_too_narrow_for_the_faces_is_refused(tmp_path: Path, faces: Path) -> None:
     grid = LabelGrid(minimum=40.0, step=1.0, maximum=60.0)
     with pytest.raises(
-        ValueError, match=r"train/\d+\.jpg: label .* off the grid 40\.0\.\.60\.0 .*widen finetune\.grid"
+        ValueError,
+        match=r"train/\d+\.jpg: label .* off the grid 40\.0\.\.60\.0 .*widen finetune\.grid",
     ):
         run(tmp_path, faces, finetune_settings(grid=grid))
 
@@ -342,8 +421,14 @@ def test_checkpoints_of_other_settings_are_not_taken(tmp_path: Path, faces: Path
     run(tmp_path, faces, finetune_settings(epochs=1))
     run(tmp_path, faces, finetune_settings(epochs=1, loss=loss_settings(lambda_=0.0)))
     run(tmp_path / "fresh", faces, finetune_settings(epochs=1, loss=loss_settings(lambda_=0.0)))
-    first, second = (load_file(folder / "model" / "model.safetensors") for folder in (tmp_path, tmp_path / "fresh"))
+    first, second = (
+        load_file(folder / "model" / "model.safetensors")
+        for folder in (tmp_path, tmp_path / "fresh")
+    )
     assert all(torch.equal(first[name], second[name]) for name in first)
     assert (
-        json.loads((tmp_path / "model" / "card.json").read_text(encoding="utf-8"))["training"]["loss"]["lambda_"] == 0
+        json.loads((tmp_path / "model" / "config.json").read_text(encoding="utf-8"))["training"][
+            "loss"
+        ]["lambda_"]
+        == 0
     )

@@ -1,4 +1,5 @@
-"""Labelled photos that join a set as they come: nothing that was there before moves, and nothing leaks."""
+"""Labelled photos that join a set as they come: nothing that was there before moves, and nothing
+leaks."""
 
 from __future__ import annotations
 
@@ -19,13 +20,13 @@ from hypothesis import strategies as st
 from stages.checks.findings import inspect
 from stages.checks.settings import ValidateSettings
 from stages.download import DownloadSettings
+from stages.ingest.manifest_db import PHOTOS
+from stages.ingest.splits import KNOWN, assign_incoming, assign_splits, choose
 from stages.settings import load_section
-from stages.sources.splits import KNOWN, assign_incoming, assign_splits, choose
-from stages.sources.spool import PHOTOS
 from tests.imports import REPOSITORY
+from tests.stages.ingest.test_splits import Photo, splits_of
+from tests.stages.ingest.test_splits import settings as split_settings
 from tests.stages.photo_sets import SPLIT, House, lay, photo, settings
-from tests.stages.test_splits import Photo, splits_of
-from tests.stages.test_splits import settings as split_settings
 from tests.stages.test_two_sets import own, own_as_test, table
 from tests.test_verbs import drawn_settings
 
@@ -68,10 +69,14 @@ def test_as_long_as_nothing_has_come_nothing_differs(house: House, tmp_path: Pat
     assert house.skipped_rows() == []
 
 
-def test_what_comes_is_added_and_moves_nothing(house: House, tmp_path: Path, before: pd.DataFrame) -> None:
+def test_what_comes_is_added_and_moves_nothing(
+    house: House, tmp_path: Path, before: pd.DataFrame
+) -> None:
     lines = {f"{n}.jpg": (f"{n},,new{n},", photo(n)) for n in range(60)}
     rows = house.run(settings(**own(incoming=table(tmp_path / "in", lines))))
-    pd.testing.assert_frame_equal(rows.iloc[: len(before)], before)  # the same rows first: align's shards stay
+    pd.testing.assert_frame_equal(
+        rows.iloc[: len(before)], before
+    )  # the same rows first: align's shards stay
     came = new_rows(rows)
     assert sorted(came.index) == sorted(lines)
     assert set(came.split) == set(KNOWN)
@@ -101,20 +106,30 @@ def test_a_changed_label_or_photo_of_the_same_size_is_seen(house: House, tmp_pat
     assert third.sha256["1.jpg"] != first.sha256["1.jpg"]
 
 
-def test_who_has_the_name_of_another_is_the_other(house: House, tmp_path: Path, before: pd.DataFrame) -> None:
+def test_who_has_the_name_of_another_is_the_other(
+    house: House, tmp_path: Path, before: pd.DataFrame
+) -> None:
     people = before.drop_duplicates("person").set_index("person").split
     assert set(people) >= {"train", "test"}
-    lines: Lines = {f"{person}.jpg": (f"30,,{person},", photo(n)) for n, person in enumerate(people.index)}
+    lines: Lines = {
+        f"{person}.jpg": (f"30,,{person},", photo(n)) for n, person in enumerate(people.index)
+    }
     tested = before[before.split == "test"].iloc[0]
     picture = (tmp_path / "alone" / "raw" / "x" / tested.photo_id).read_bytes()
     lines |= {"copy.jpg": (f"{tested.label},,zoe,", picture), "zoe.jpg": ("20,,zoe,", photo(99))}
     came = new_rows(house.run(settings(**own(incoming=table(tmp_path / "in", lines)))))
     assert {person: came.split[f"{person}.jpg"] for person in people.index} == dict(people)
-    assert came.split["copy.jpg"] == came.split["zoe.jpg"] == "test", "zoe shares a picture with someone in test"
+    assert came.split["copy.jpg"] == came.split["zoe.jpg"] == "test", (
+        "zoe shares a picture with someone in test"
+    )
 
 
 def test_a_line_may_say_its_split(house: House, tmp_path: Path) -> None:
-    lines = {f"{n}.jpg": (f"{n},,who{n},{split}", photo(n)) for n in range(4) for split in ["test" if n % 2 else "val"]}
+    lines = {
+        f"{n}.jpg": (f"{n},,who{n},{split}", photo(n))
+        for n in range(4)
+        for split in ["test" if n % 2 else "val"]
+    }
     lines |= {"more.jpg": ("5,,who1,", photo(9))}
     came = new_rows(house.run(settings(**own(incoming=table(tmp_path / "in", lines)))))
     assert list(came.split) == ["val", "test", "val", "test", "test"]
@@ -136,7 +151,9 @@ def test_a_given_test_split_is_closed(house: House, tmp_path: Path) -> None:
     assert list(came.index[came.split == "test"]) == ["said.jpg"]
     reason = "the same picture or person is in the test split, which is given"
     left_out = ["~incoming/photos/7.jpg", "~incoming/photos/tested.jpg"]
-    assert [(row["photo_id"], row["reason"]) for row in house.skipped_rows()] == [(name, reason) for name in left_out]
+    assert [(row["photo_id"], row["reason"]) for row in house.skipped_rows()] == [
+        (name, reason) for name in left_out
+    ]
 
 
 def test_the_same_picture_with_another_label_is_listed_and_not_fatal(
@@ -157,7 +174,9 @@ def test_the_same_picture_with_another_label_is_listed_and_not_fatal(
     for photo_id in (trained, "~incoming/photos/train.jpg", "~incoming/photos/train-again.jpg"):
         assert (photo_id, "contradicting_labels") in leaving, "which label is right is not known"
     assert not {photo_id for photo_id, _ in leaving} & set(before[before.split == "test"].photo_id)
-    fatal = {outcome.check for outcome in findings.outcomes if outcome.found and outcome.policy == "fail"}
+    fatal = {
+        outcome.check for outcome in findings.outcomes if outcome.found and outcome.policy == "fail"
+    }
     assert fatal <= {"photo_count"}, "the set is too small here; nothing else may end the run"
 
 
@@ -185,7 +204,9 @@ def test_what_does_not_fit_is_told(house: House, tmp_path: Path) -> None:
         with pytest.raises(ValueError, match="which is kept for photos that come; rename it"):
             house.run(settings(taken, options={"person_level": 2}))
     with pytest.raises(ValueError, match=r"incoming: missing key 'scale'"):
-        settings("x.tar", incoming={name: value for name, value in coming.items() if name != "scale"})
+        settings(
+            "x.tar", incoming={name: value for name, value in coming.items() if name != "scale"}
+        )
 
 
 def test_the_drawn_set_waits_where_the_graph_looks() -> None:
@@ -196,7 +217,8 @@ def test_the_drawn_set_waits_where_the_graph_looks() -> None:
 
 
 some_photos = st.lists(
-    st.tuples(st.integers(0, 8), st.integers(0, 5), st.sampled_from([*KNOWN, None, None, None])), max_size=15
+    st.tuples(st.integers(0, 8), st.integers(0, 5), st.sampled_from([*KNOWN, None, None, None])),
+    max_size=15,
 )
 
 
@@ -205,8 +227,14 @@ def unsaid(rows: list[Any]) -> list[Any]:
     return [(sha, who, None) for sha, who, _ in rows]
 
 
-ways: Mapping[str, Any] = {"assign": st.sampled_from(["given", "random", "folds"]), "seed": st.integers(0, 5)}
-ways |= {"group_by": st.sampled_from(["picture", "person"]), "val_fraction": st.sampled_from([0.0, 0.4])}
+ways: Mapping[str, Any] = {
+    "assign": st.sampled_from(["given", "random", "folds"]),
+    "seed": st.integers(0, 5),
+}
+ways |= {
+    "group_by": st.sampled_from(["picture", "person"]),
+    "val_fraction": st.sampled_from([0.0, 0.4]),
+}
 
 
 def rounds(chosen: Any, mine: Sequence[Photo], *incoming: Sequence[Photo]) -> list[dict[str, str]]:
@@ -226,34 +254,55 @@ def rounds(chosen: Any, mine: Sequence[Photo], *incoming: Sequence[Photo]) -> li
 
 
 @examples(max_examples=300)
-@given(some_photos, some_photos | some_photos.map(unsaid), st.integers(0, 15), st.fixed_dictionaries(ways))
+@given(
+    some_photos,
+    some_photos | some_photos.map(unsaid),
+    st.integers(0, 15),
+    st.fixed_dictionaries(ways),
+)
 def test_nothing_that_was_there_moves_whatever_comes(
     mine: list[Any], coming: list[Any], num_first: int, way: dict[str, Any]
 ) -> None:
     is_given = way["assign"] == "given"
     if is_given and any(how == "val" for *_, how in mine):
         way = {**way, "val_fraction": 0.0}
-    base = [Photo(f"own{i}", f"sha{s}", f"person{w}", how or ("train" if is_given else None))
-            for i, (s, w, how) in enumerate(mine)]  # fmt: skip
-    later = [Photo(f"~{i}", f"sha{s + 4}", f"person{w + 3}", how) for i, (s, w, how) in enumerate(coming)]
+    base = [
+        Photo(f"own{i}", f"sha{s}", f"person{w}", how or ("train" if is_given else None))
+        for i, (s, w, how) in enumerate(mine)
+    ]
+    later = [
+        Photo(f"~{i}", f"sha{s + 4}", f"person{w + 3}", how) for i, (s, w, how) in enumerate(coming)
+    ]
     how = "train" if is_given else None
-    trained = next(name for name in map(str, range(99)) if choose(name, how, split_settings(**way), None) == "train")
+    trained = next(
+        name
+        for name in map(str, range(99))
+        if choose(name, how, split_settings(**way), None) == "train"
+    )
     base.append(Photo("own", trained, trained, how))
     alone, first, second = rounds(split_settings(**way), base, later[:num_first], later)
     column = "sha256" if way["group_by"] == "picture" else "person"
     for found in (first, second):
         assert {name: split for name, split in found.items() if name.startswith("own")} == alone
-    shared = {each.sha256 for each in later} & {each.sha256 for each in base}  # may show two persons to be one
+    shared = {each.sha256 for each in later} & {
+        each.sha256 for each in base
+    }  # may show two persons to be one
     if all(each.given is None for each in later[num_first:]) and (column == "sha256" or not shared):
-        assert all(second.get(name, "test") == "test" for name in first if first[name] == "test"), "test stays test"
+        assert all(second.get(name, "test") == "test" for name in first if first[name] == "test"), (
+            "test stays test"
+        )
     assert set(second.values()) <= set(KNOWN)
     tested = {getattr(photo, column) for photo in base if alone[photo.photo_id] == "test"}
     for each in later:
         if each.given is not None:
             assert second[each.photo_id] == each.given
         elif getattr(each, column) in tested:
-            assert second.get(each.photo_id) == (None if is_given else "test"), "no way from test into train"
+            assert second.get(each.photo_id) == (None if is_given else "test"), (
+                "no way from test into train"
+            )
     if all(each.given is None for each in later):
         groups = ["sha256", column]  # who shares a picture is one
         found = {each.photo_id: second.get(each.photo_id, "left out") for each in later}
-        assert all(len(splits) == 1 for name in groups for splits in splits_of(later, found, name).values())
+        assert all(
+            len(splits) == 1 for name in groups for splits in splits_of(later, found, name).values()
+        )

@@ -1,4 +1,5 @@
-"""The age sets' presets from end to end: a small native set where the preset looks for it becomes a manifest."""
+"""The age sets' presets from end to end: a small native set where the preset looks for it becomes a
+manifest."""
 
 from __future__ import annotations
 
@@ -13,11 +14,12 @@ import pytest
 from scipy.io import savemat
 
 from stages.download import DownloadSettings
-from stages.settings import convert, merged, read_params, read_preset
+from stages.presets import merged, read_preset
+from stages.settings import convert, read_params
 from tests.imports import REPOSITORY
 from tests.stages.photo_sets import House, lay, photo
-from tests.stages.test_age_sources import cells, write
-from tests.stages.test_source_morph import HEADER, line
+from tests.stages.sources.test_age_sources import cells, write
+from tests.stages.sources.test_morph import HEADER, line
 from tests.test_verbs import drawn_settings
 
 
@@ -36,9 +38,16 @@ def lay_chalearn(folder: Path, files: dict[str, str], form: str) -> None:
 
 def lay_appa_real(folder: Path) -> None:
     for name in ("train", "valid", "test"):
-        lay_photos(folder / name, [f"00000{number}.jpg{end}" for number in range(5) for end in ("", "_face.jpg")])
+        lay_photos(
+            folder / name,
+            [f"00000{number}.jpg{end}" for number in range(5) for end in ("", "_face.jpg")],
+        )
         header = "file_name,num_ratings,apparent_age_avg,apparent_age_std,real_age"
-        write(folder / f"gt_avg_{name}.csv", header, *(f"00000{number}.jpg,38,30.5,2,31" for number in range(5)))
+        write(
+            folder / f"gt_avg_{name}.csv",
+            header,
+            *(f"00000{number}.jpg,38,30.5,2,31" for number in range(5)),
+        )
 
 
 def lay_morph(folder: Path) -> None:
@@ -53,7 +62,11 @@ def lay_morph(folder: Path) -> None:
 def lay_cacd(folder: Path) -> None:
     ranks = [1 + place for place in range(8) for _ in range(5)]
     names = lay_photos(folder / "CACD2000", [f"30_Celebrity_{place:04}.jpg" for place in range(40)])
-    columns = {"age": np.full((40, 1), 30), "identity": np.array([ranks]).T, "rank": np.array([ranks]).T}
+    columns = {
+        "age": np.full((40, 1), 30),
+        "identity": np.array([ranks]).T,
+        "rank": np.array([ranks]).T,
+    }
     images = columns | {"name": cells(names, column=True)}
     savemat(folder / "celebrity2000_meta.mat", {"celebrityImageData": images})
 
@@ -63,17 +76,27 @@ def lay_imdb_wiki(folder: Path) -> None:
         names = [f"0{number % 3}/{half}{number}_rm_1970-3-1_2000.jpg" for number in range(60)]
         lay_photos(folder / f"{half}_crop", names)
         struct = {"full_path": cells(names, column=False), "name": cells(names, column=False)}
-        columns = {"dob": 719_590, "photo_taken": 2000, "gender": 1.0, "face_score": 2.0, "second_face_score": np.nan}
+        columns = {
+            "dob": 719_590,
+            "photo_taken": 2000,
+            "gender": 1.0,
+            "face_score": 2.0,
+            "second_face_score": np.nan,
+        }
         struct |= {field: np.full((1, 60), value) for field, value in columns.items()}
         savemat(folder / f"{half}_crop" / f"{half}.mat", {half: struct})
 
 
 SETS: dict[str, tuple[str, Callable[[Path], object]]] = {
     "chalearn15": (
-        "chalearn15", lambda at: lay_chalearn(at, {"Train": "Train.csv", "Validation": "Validation.csv"}, ";")
+        "chalearn15",
+        lambda at: lay_chalearn(at, {"Train": "Train.csv", "Validation": "Validation.csv"}, ";"),
     ),
     "chalearn16": (
-        "chalearn16", lambda at: lay_chalearn(at, {name: f"{name}_gt.csv" for name in ("train", "valid", "test")}, ",")
+        "chalearn16",
+        lambda at: lay_chalearn(
+            at, {name: f"{name}_gt.csv" for name in ("train", "valid", "test")}, ","
+        ),
     ),
     "appa_real": ("appa_real", lay_appa_real),
     "morph_80_20": ("morph", lay_morph),
@@ -81,7 +104,9 @@ SETS: dict[str, tuple[str, Callable[[Path], object]]] = {
     "morph_s1_s2_s3": ("morph", lay_morph),
     "fg_net": (
         "fg_net/images",
-        lambda at: lay_photos(at, [f"{who:03}A{age:02}.JPG" for who in range(1, 83) for age in (3, 40)]),
+        lambda at: lay_photos(
+            at, [f"{who:03}A{age:02}.JPG" for who in range(1, 83) for age in (3, 40)]
+        ),
     ),
     "cacd": ("cacd", lay_cacd),
     "imdb_wiki": ("imdb_wiki", lay_imdb_wiki),
@@ -89,7 +114,7 @@ SETS: dict[str, tuple[str, Callable[[Path], object]]] = {
         "aaf/original images",
         lambda at: lay_photos(at, [f"{7361 + number:05}A{number:02}.jpg" for number in range(40)]),
     ),
-}  # fmt: skip
+}
 EXPECTED: dict[str, Callable[[Counter[str]], bool]] = {
     "chalearn15": lambda count: count["test"] == 40 and count["train"] + count["val"] == 40,
     "chalearn16": lambda count: count["test"] == 40 and count["train"] + count["val"] == 80,
@@ -117,7 +142,9 @@ def at_home(value: Any, home: Path) -> Any:
 def test_a_native_set_becomes_the_manifest_of_its_protocol(tmp_path: Path, preset: str) -> None:
     folder, lay_set = SETS[preset]
     lay_set(tmp_path / "home" / folder)
-    document = merged(read_params(drawn_settings()), read_preset(REPOSITORY / "presets" / f"{preset}.yaml"))
+    document = merged(
+        read_params(drawn_settings()), read_preset(REPOSITORY / "presets" / f"{preset}.yaml")
+    )
     section = at_home(document["download"]["target"], tmp_path / "home")
     if preset == "morph_s1_s2_s3":
         section["options"]["sets"] |= {"men": 6, "women": 2}

@@ -11,17 +11,25 @@ import pandas as pd
 import pytest
 from safetensors.torch import load_file
 
-from stages.endings import MICRO_BATCHES
+from stages.exit_status import MICRO_BATCHES
 from stages.pretrain import PretrainSettings, pretrain
 from tests.small_faces import ALIGNMENT, RECIPE, pretrain_settings, some_faces, write_faces
-from visage.card import sha256_of
+from visage.weights import sha256_of
 
 
 def run(folder: Path, faces: Path, settings: PretrainSettings) -> dict[str, Any]:
     """The backbone's JSON after a run in `folder`."""
-    pretrain(settings, faces=faces, checkpoints=folder / "checkpoints", backbone=folder / "backbone",
-             history=folder / "pretrain.csv", report=lambda *_: None)  # fmt: skip
-    document: dict[str, Any] = json.loads((folder / "backbone" / "backbone.json").read_text(encoding="utf-8"))
+    pretrain(
+        settings,
+        faces=faces,
+        checkpoints=folder / "checkpoints",
+        backbone=folder / "backbone",
+        history=folder / "pretrain.csv",
+        report=lambda *_: None,
+    )
+    document: dict[str, Any] = json.loads(
+        (folder / "backbone" / "backbone.json").read_text(encoding="utf-8")
+    )
     return document
 
 
@@ -37,11 +45,20 @@ def faces(tmp_path: Path) -> Path:
 
 def test_backbone_says_what_it_is(tmp_path: Path, faces: Path) -> None:
     document = run(tmp_path, faces, pretrain_settings())
-    assert (document["network"], document["pooling"], document["num_people"]) == ("tiny", "hybrid", 4)
+    assert (document["network"], document["pooling"], document["num_people"]) == (
+        "tiny",
+        "hybrid",
+        4,
+    )
     assert document["alignment"] == ALIGNMENT
     assert document["data"]["num_faces"] == 20
-    assert document["weights"]["sha256"] == sha256_of(tmp_path / "backbone" / "backbone.safetensors")
-    assert load_file(tmp_path / "backbone" / "backbone.safetensors")["head.weight"].shape == (4, 128)
+    assert document["weights"]["sha256"] == sha256_of(
+        tmp_path / "backbone" / "backbone.safetensors"
+    )
+    assert load_file(tmp_path / "backbone" / "backbone.safetensors")["head.weight"].shape == (
+        4,
+        128,
+    )
     history = pd.read_csv(tmp_path / "pretrain.csv")
     assert history["epoch"].tolist() == [1, 2]
     assert set(history) == {"epoch", "train_loss", "learning_rate", "val_top1", "seconds"}
@@ -49,7 +66,9 @@ def test_backbone_says_what_it_is(tmp_path: Path, faces: Path) -> None:
     assert document["last_epoch"] == history.iloc[-1].to_dict()
 
 
-def test_a_run_in_small_parts_is_noted(tmp_path: Path, faces: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_run_in_small_parts_is_noted(
+    tmp_path: Path, faces: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     monkeypatch.setenv(MICRO_BATCHES, "2")
     assert run(tmp_path, faces, pretrain_settings(epochs=1))["micro_batches"] == 2
 
@@ -63,11 +82,17 @@ def test_people_with_too_few_training_photos_are_cut(tmp_path: Path) -> None:
     faces = write_faces(tmp_path / "faces", rows)
     for minimum in (1, 2, 3):
         kept = [name for name, count in people_of(rows).items() if count >= minimum]
-        document = run(tmp_path / str(minimum), faces, pretrain_settings(min_images_per_person=minimum, epochs=1))
+        document = run(
+            tmp_path / str(minimum),
+            faces,
+            pretrain_settings(min_images_per_person=minimum, epochs=1),
+        )
         assert document["num_people"] == len(kept)
 
 
-def test_only_those_who_are_kept_are_trained_on(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_only_those_who_are_kept_are_trained_on(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     """Every kept face once an epoch, each with its own person's index."""
     rows = some_faces()
     next(row for row in rows if row["split"] == "train")["person"] = "rare"
@@ -92,7 +117,9 @@ def test_nobody_left_to_tell_apart_is_refused(tmp_path: Path, minimum: int) -> N
     for row in rows:
         row["person"] = "the same"
     faces = write_faces(tmp_path / "faces", rows)
-    with pytest.raises(ValueError, match=rf"[01] people have {minimum} or more .*min_images_per_person"):
+    with pytest.raises(
+        ValueError, match=rf"[01] people have {minimum} or more .*min_images_per_person"
+    ):
         run(tmp_path, faces, pretrain_settings(min_images_per_person=minimum))
 
 

@@ -1,4 +1,5 @@
-"""Settings are strict: every way in which a params file can differ from its dataclass is refused, and named."""
+"""Settings are strict: every way in which a params file can differ from its dataclass is refused,
+and named."""
 
 from __future__ import annotations
 
@@ -17,16 +18,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from stages import settings as stage_settings
-from stages.settings import (
-    convert,
-    load_section,
-    merged,
-    print_report,
-    read_json,
-    read_params,
-    stage_main,
-    use_preset,
-)
+from stages.presets import merged, use_preset
+from stages.settings import convert, load_section, print_report, read_json, read_params, stage_main
 from tests.small_faces import classic_settings, finetune_settings, pretrain_settings, write_params
 
 
@@ -58,10 +51,20 @@ class Everything:
 
 
 GOOD: dict[str, Any] = {
-    "count": 3, "rate": 0.5, "name": "a", "flag": True, "mode": "slow", "maybe": None,
-    "inner": {"low": 0, "high": 1.5}, "inners": {"x": {"low": 1.0, "high": 2.0}}, "pair": [1, "b"], "many": [1, 2, 3],
-    "names": ["n"], "folder": "data/raw", "options": {"anything": [1, {"at": "all"}]},
-}  # fmt: skip
+    "count": 3,
+    "rate": 0.5,
+    "name": "a",
+    "flag": True,
+    "mode": "slow",
+    "maybe": None,
+    "inner": {"low": 0, "high": 1.5},
+    "inners": {"x": {"low": 1.0, "high": 2.0}},
+    "pair": [1, "b"],
+    "many": [1, 2, 3],
+    "names": ["n"],
+    "folder": "data/raw",
+    "options": {"anything": [1, {"at": "all"}]},
+}
 
 
 def load(tmp_path: Path, values: dict[str, Any]) -> Everything:
@@ -75,7 +78,12 @@ def test_every_kind_of_value_arrives_with_its_type(tmp_path: Path) -> None:
     inner = Inner(low=0.0, high=1.5)
     assert loaded == Everything(
         **GOOD
-        | {"inner": inner, "inners": {"x": Inner(low=1.0, high=2.0)}, "pair": (1.0, "b"), "many": (1, 2, 3)}
+        | {
+            "inner": inner,
+            "inners": {"x": Inner(low=1.0, high=2.0)},
+            "pair": (1.0, "b"),
+            "many": (1, 2, 3),
+        }
         | {"folder": Path("data/raw")}
     )
     assert isinstance(loaded.inner.low, float)
@@ -101,10 +109,16 @@ def test_every_kind_of_value_arrives_with_its_type(tmp_path: Path) -> None:
         ({"maybe": 1.5}, r"stage\.maybe: expected int, found 1\.5"),
         ({"inner": 5}, r"stage\.inner: expected a section with keys, found 5"),
         ({"inner": {"low": 0}}, r"stage\.inner: missing key 'high'"),
-        ({"inner": {"low": 0, "high": 1, "hihg": 1}}, r"stage\.inner: unknown key 'hihg'; known keys: low, high"),
+        (
+            {"inner": {"low": 0, "high": 1, "hihg": 1}},
+            r"stage\.inner: unknown key 'hihg'; known keys: low, high",
+        ),
         ({"inner": {"low": 2, "high": 1}}, r"stage\.inner: low 2\.0 is above high 1\.0"),
         ({"inners": [1]}, r"stage\.inners: expected keys with values"),
-        ({"inners": {"x": {"low": "a", "high": 1}}}, r"stage\.inners\.x\.low: expected float, found 'a'"),
+        (
+            {"inners": {"x": {"low": "a", "high": 1}}},
+            r"stage\.inners\.x\.low: expected float, found 'a'",
+        ),
         ({"inners": {7: {"low": 0, "high": 1}}}, r"stage\.inners, key: expected str, found 7"),
         ({"pair": [1]}, r"stage\.pair: expected 2 values, found 1"),
         ({"pair": [1, "b", 3]}, r"stage\.pair: expected 2 values, found 3"),
@@ -116,7 +130,9 @@ def test_every_kind_of_value_arrives_with_its_type(tmp_path: Path) -> None:
         ({"extra": 1}, r"stage: unknown key 'extra'; known keys: count, rate"),
     ],
 )
-def test_value_that_does_not_fit_is_refused_by_name(tmp_path: Path, changes: dict[str, Any], said: str) -> None:
+def test_value_that_does_not_fit_is_refused_by_name(
+    tmp_path: Path, changes: dict[str, Any], said: str
+) -> None:
     with pytest.raises(ValueError, match=rf"params\.yaml: {said}"):
         load(tmp_path, GOOD | changes)
 
@@ -137,7 +153,9 @@ def test_powers_of_ten_are_numbers_as_dvc_writes_them(tmp_path: Path, text: str)
 
 def test_sections_of_a_role(tmp_path: Path) -> None:
     path = tmp_path / "params.yaml"
-    path.write_text("align: {target: {low: 0, high: 1}, identity: {low: 0, high: 2}}", encoding="utf-8")
+    path.write_text(
+        "align: {target: {low: 0, high: 1}, identity: {low: 0, high: 2}}", encoding="utf-8"
+    )
     assert load_section(path, "align", Inner, "identity").high == 2
     with pytest.raises(ValueError, match=r"params\.yaml: no section 'export'"):
         load_section(path, "export", Inner)
@@ -149,7 +167,8 @@ def test_sections_of_a_role(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize(
-    ("text", "said"), [("a: [1", "not valid YAML"), ("- 1\n", "expected sections, found list"), ("", "NoneType")]
+    ("text", "said"),
+    [("a: [1", "not valid YAML"), ("- 1\n", "expected sections, found list"), ("", "NoneType")],
 )
 def test_file_that_holds_no_sections_is_refused(tmp_path: Path, text: str, said: str) -> None:
     path = tmp_path / "params.yaml"
@@ -179,27 +198,41 @@ def test_numbers_keep_their_value(real: float, whole: int) -> None:
 
 def test_settings_dataclasses_have_no_defaults() -> None:
     """Values live in params.yaml (rule 7); nested dataclasses included."""
-    waiting: list[type] = [type(classic_settings()), type(finetune_settings()), type(pretrain_settings())]
+    waiting: list[type] = [
+        type(classic_settings()),
+        type(finetune_settings()),
+        type(pretrain_settings()),
+    ]
     while waiting:
         for field in dataclasses.fields(waiting.pop()):
             assert field.default is field.default_factory is dataclasses.MISSING, field.name
 
 
-# ---------------------------------------------------------------------------------------------------------------------
+# -------------------------------------------------------------------------------
 # Presets and command lines
-# ---------------------------------------------------------------------------------------------------------------------
+# -------------------------------------------------------------------------------
 
 
 def test_merging_lays_keys_over_sections() -> None:
     base = {"a": {"x": 1, "y": {"p": 1, "q": 2}}, "b": [1, 2], "c": 3}
-    assert merged(base, {"a": {"y": {"q": 5}}, "b": [9]}) == {"a": {"x": 1, "y": {"p": 1, "q": 5}}, "b": [9], "c": 3}
+    assert merged(base, {"a": {"y": {"q": 5}}, "b": [9]}) == {
+        "a": {"x": 1, "y": {"p": 1, "q": 5}},
+        "b": [9],
+        "c": 3,
+    }
     assert merged(base, {}) == base
     assert base == {"a": {"x": 1, "y": {"p": 1, "q": 2}}, "b": [1, 2], "c": 3}
 
 
 def test_merging_takes_another_sets_download_whole() -> None:
-    base = {"download": {"target": {"source": "drawn", "options": {"num_people": 3}}}, "align": {"target": {"a": 1}}}
-    changes = {"download": {"target": {"source": "lfw", "options": {}}}, "align": {"target": {"b": 2}}}
+    base = {
+        "download": {"target": {"source": "drawn", "options": {"num_people": 3}}},
+        "align": {"target": {"a": 1}},
+    }
+    changes = {
+        "download": {"target": {"source": "lfw", "options": {}}},
+        "align": {"target": {"b": 2}},
+    }
     assert merged(base, changes) == {
         "download": {"target": {"source": "lfw", "options": {}}},
         "align": {"target": {"a": 1, "b": 2}},
@@ -207,9 +240,13 @@ def test_merging_takes_another_sets_download_whole() -> None:
 
 
 def test_preset_is_laid_over_the_base_and_may_extend_another(tmp_path: Path) -> None:
-    (tmp_path / "params.yaml").write_text("a: {x: 1, y: 1, z: 1}\nb: &b {k: 1}\nc: *b\n", encoding="utf-8")
+    (tmp_path / "params.yaml").write_text(
+        "a: {x: 1, y: 1, z: 1}\nb: &b {k: 1}\nc: *b\n", encoding="utf-8"
+    )
     (tmp_path / "real.yaml").write_text("a: {y: 2, z: 2}\n", encoding="utf-8")
-    (tmp_path / "clean.yaml").write_text("extends: real.yaml\na: {z: 3}\nc: {k: 3}\n", encoding="utf-8")
+    (tmp_path / "clean.yaml").write_text(
+        "extends: real.yaml\na: {z: 3}\nc: {k: 3}\n", encoding="utf-8"
+    )
     out = tmp_path / "out.yaml"
     use_preset(tmp_path / "params.yaml", tmp_path / "real.yaml", out)
     assert yaml.safe_load(out.read_text(encoding="utf-8")) == {
@@ -234,12 +271,22 @@ def test_command_line_of_presets_shows_its_usage(arguments: list[str]) -> None:
     assert done.stderr.startswith("usage: ")
 
 
-def test_stage_takes_its_paths_absolute_and_its_section(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_stage_takes_its_paths_absolute_and_its_section(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     called: list[tuple[Any, Mapping[str, Any]]] = []
     (tmp_path / "params.yaml").write_text("probe: {identity: {low: 1, high: 2}}", encoding="utf-8")
     monkeypatch.chdir(tmp_path)
-    monkeypatch.setattr(sys, "argv", ["probe", "--role", "identity", "--raw-folder", "a/b", "--out", str(tmp_path)])
-    stage_main("probe", Inner, lambda settings, **rest: called.append((settings, rest)), ["raw_folder", "out"], True)
+    monkeypatch.setattr(
+        sys, "argv", ["probe", "--role", "identity", "--raw-folder", "a/b", "--out", str(tmp_path)]
+    )
+    stage_main(
+        "probe",
+        Inner,
+        lambda settings, **rest: called.append((settings, rest)),
+        ["raw_folder", "out"],
+        True,
+    )
     expected = {"raw_folder": tmp_path / "a/b", "out": tmp_path, "report": print_report}
     assert called == [(Inner(low=1.0, high=2.0), expected)]
 
@@ -253,7 +300,9 @@ def test_stage_ends_with_one_line_on_what_the_user_can_mend(
     with pytest.raises(SystemExit) as ended:
         stage_main("probe", Inner, print, [])
     assert ended.value.code == 2
-    assert re.fullmatch(r"stages\.probe: params\.yaml: probe: missing key 'high'.*\n", capsys.readouterr().err)
+    assert re.fullmatch(
+        r"stages\.probe: params\.yaml: probe: missing key 'high'.*\n", capsys.readouterr().err
+    )
 
 
 def test_report_prints_a_line(capsys: pytest.CaptureFixture[str]) -> None:

@@ -1,4 +1,5 @@
-"""Labels on another scale, and training on one set with testing on another, from end to end through download."""
+"""Labels on another scale, and training on one set with testing on another, from end to end through
+download."""
 
 from __future__ import annotations
 
@@ -13,14 +14,28 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from stages.checks.findings import inspect
-from stages.sources.records import Row
-from stages.sources.scale import Scale
+from stages.ingest.records import Row
+from stages.ingest.scale import Scale
 from tests.stages.manifests import SETTINGS, with_policy
 from tests.stages.photo_sets import LIMITS, SPLIT, House, lay, photo, settings
 
 HEAD = "file,score,sd,who,part"
-COLUMNS = {"photo": "file", "label": "score", "sigma": "sd", "person": "who", "split": "part", "sex": None}
-DRAWN = {"quantity": "age", "num_people": 12, "photos_per_person": 2, "px": 64, "seed": 1, "label_noise": 1.0}
+COLUMNS = {
+    "photo": "file",
+    "label": "score",
+    "sigma": "sd",
+    "person": "who",
+    "split": "part",
+    "sex": None,
+}
+DRAWN = {
+    "quantity": "age",
+    "num_people": 12,
+    "photos_per_person": 2,
+    "px": 64,
+    "seed": 1,
+    "label_noise": 1.0,
+}
 DRAWN |= {"age_span_years": 90.0, "dirt": {}}
 
 
@@ -31,11 +46,22 @@ def table(folder: Path, lines: Mapping[str, tuple[str, bytes]]) -> dict[str, Any
     (folder / "labels.csv").write_text("\n".join(text))
     options = {"table": str(folder / "labels.csv"), "delimiter": ",", "photos_folder": "photos"}
     options["columns"] = {**COLUMNS, "ethnicity": None}
-    return {"source": "table", "locations": [str(folder / "photos")], "sha256": {}, "options": options, "scale": None}
+    return {
+        "source": "table",
+        "locations": [str(folder / "photos")],
+        "sha256": {},
+        "options": options,
+        "scale": None,
+    }
 
 
 def own(**changes: Any) -> dict[str, Any]:
-    drawn = {"source": "drawn", "locations": [], "options": DRAWN, "limits": {**LIMITS, "max_total_bytes": 10**7}}
+    drawn = {
+        "source": "drawn",
+        "locations": [],
+        "options": DRAWN,
+        "limits": {**LIMITS, "max_total_bytes": 10**7},
+    }
     return drawn | {"split": {**SPLIT, "group_by": "person", "test_fraction": 0.3}} | changes
 
 
@@ -45,7 +71,9 @@ def house(tmp_path: Path) -> House:
 
 
 @given(st.floats(1, 10), st.floats(0, 5), st.sampled_from([(1.0, 5.0), (0.0, 100.0), (-1.0, 1.0)]))
-def test_a_scale_there_and_back_changes_nothing(label: float, sigma: float, target: tuple[float, float]) -> None:
+def test_a_scale_there_and_back_changes_nothing(
+    label: float, sigma: float, target: tuple[float, float]
+) -> None:
     def listed(*_: Any, **__: Any) -> None:
         raise AssertionError("nothing is off the scale")
 
@@ -86,30 +114,45 @@ def test_one_set_trains_and_another_tests(house: House, tmp_path: Path) -> None:
         "4.jpg": ("0.5,,p000004,", photo(4)),
         "5.jpg": ("1.5,,p000005,test", photo(5)),
     }
-    other = table(tmp_path / "other", others) | {"scale": {"source": [0, 1], "target": [0, 100]}, "splits": ["test"]}
+    other = table(tmp_path / "other", others) | {
+        "scale": {"source": [0, 1], "target": [0, 100]},
+        "splits": ["test"],
+    }
     rows = house.run(settings(**own(test_set=other))).set_index("photo_id")
 
     kept = before[before.split != "test"].set_index("photo_id")
-    mine = rows[rows.index.str.startswith("train_set/")].rename(index=lambda name: name.removeprefix("train_set/"))
+    mine = rows[rows.index.str.startswith("train_set/")].rename(
+        index=lambda name: name.removeprefix("train_set/")
+    )
     pd.testing.assert_frame_equal(mine, kept)
     tested = rows[rows.split == "test"]
     assert list(tested.index) == ["test_set/photos/1.jpg", "test_set/photos/2.jpg"]
     assert list(tested.label) == [25.0, 50.0]
     assert tested.sigma.iloc[0] == 5.0
-    assert not set(tested.person) & set(mine.person), "p000001 of one set is not p000001 of the other"
+    assert not set(tested.person) & set(mine.person), (
+        "p000001 of one set is not p000001 of the other"
+    )
     assert len(rows) == len(mine) + len(tested)
     for name in rows.index:
         assert (house.raw / name).is_file()
 
     listed = {row["reason"]: row["photo_id"] for row in house.skipped_rows()}
     num_own_test = int((before.split == "test").sum())
-    assert listed.pop(f"{num_own_test} photos are the set's own test split; download.test_set takes its place") == "*"
+    assert (
+        listed.pop(
+            f"{num_own_test} photos are the set's own test split; download.test_set takes its place"
+        )
+        == "*"
+    )
     assert listed.pop("2 photos of the test set are in none of its splits test") == "*"
     assert list(listed.values()) == ["test_set/photos/5.jpg"]
 
     across = with_policy(SETTINGS, duplicates_across_splits="quarantine")
-    leaving = [photo_id for photo_id, check, _ in inspect(house.manifest, across).quarantine(across)
-               if check == "duplicates_across_splits"]  # fmt: skip
+    leaving = [
+        photo_id
+        for photo_id, check, _ in inspect(house.manifest, across).quarantine(across)
+        if check == "duplicates_across_splits"
+    ]
     assert set(leaving) & {f"train_set/{drawn_photo}", "test_set/photos/2.jpg"}
 
 
@@ -133,7 +176,14 @@ def test_all_of_the_other_set_and_back_to_one(house: House, tmp_path: Path) -> N
 
 
 def own_as_test() -> dict[str, Any]:
-    return {"source": "drawn", "locations": [], "sha256": {}, "options": DRAWN, "scale": None, "splits": []}
+    return {
+        "source": "drawn",
+        "locations": [],
+        "sha256": {},
+        "options": DRAWN,
+        "scale": None,
+        "splits": [],
+    }
 
 
 def test_a_wrong_test_set_is_told(house: House, tmp_path: Path) -> None:

@@ -1,4 +1,5 @@
-"""The gate before alignment: what it writes on pass and on failure, and that it writes the same bytes twice."""
+"""The gate before alignment: what it writes on pass and on failure, and that it writes the same
+bytes twice."""
 
 from __future__ import annotations
 
@@ -32,8 +33,14 @@ class Folder:
     def __init__(self, root: Path) -> None:
         self.root = root
         self.skipped, self.quarantine = root / "skipped.csv", root / "quarantine.csv"
-        self.result, self.failed, self.docs = root / "target.json", root / "target.failed.json", root / "target"
-        self.skipped.write_text("photo_id,reason,action\n1_.jpg,name has no date,skipped\n", encoding="utf-8")
+        self.result, self.failed, self.docs = (
+            root / "target.json",
+            root / "target.failed.json",
+            root / "target",
+        )
+        self.skipped.write_text(
+            "photo_id,reason,action\n1_.jpg,name has no date,skipped\n", encoding="utf-8"
+        )
         self.reported: dict[str, float] = {}
 
     def run(self, rows: list[Row], settings: ValidateSettings) -> None:
@@ -50,16 +57,26 @@ class Folder:
 
 @pytest.mark.usefixtures("imported_quietly")
 def test_the_gate(tmp_path: Path) -> None:
-    """Pass, pass again to the same bytes, then fail: the old report is gone, and the error says what to do."""
+    """Pass, pass again to the same bytes, then fail: the old report is gone, and the error says
+    what to do."""
     folder = Folder(tmp_path)
-    rows = [*clean_rows(), row("x", label=116.0), row("y", num_bytes=100), row("z", **SAME), row("zz", **SAME)]
+    rows = [
+        *clean_rows(),
+        row("x", label=116.0),
+        row("y", num_bytes=100),
+        row("z", **SAME),
+        row("zz", **SAME),
+    ]
     settings = with_policy(SETTINGS, label_range="quarantine", duplicates="quarantine")
     folder.run(rows, settings)
     first = folder.result.read_bytes()
     told = json.loads(first)
     results = {each["check"]: each["result"] for each in told["checks"]}
     assert told["success"]
-    assert {check for check, result in results.items() if result == "quarantined"} == {"label_range", "duplicates"}
+    assert {check for check, result in results.items() if result == "quarantined"} == {
+        "label_range",
+        "duplicates",
+    }
     assert {check for check, result in results.items() if result == "reported"} == {"photo_size"}
     assert told["facts"]["splits"]["train"] == {"photos": 16, "kept": 14}
     assert told["facts"]["identical_pictures"]["groups"] == 1
@@ -86,7 +103,8 @@ def test_the_gate(tmp_path: Path) -> None:
     assert folder.result.read_bytes() == first
 
     with pytest.raises(
-        ValueError, match=r"(?s)1 of 15 checks failed.*label_range: 1 photos.*first: x: label 116.*params.yaml"
+        ValueError,
+        match=r"(?s)1 of 15 checks failed.*label_range: 1 photos.*first: x: label 116.*params.yaml",
     ):
         folder.run(rows, with_policy(settings, label_range="fail"))
     assert not folder.result.exists()
@@ -99,7 +117,10 @@ def test_the_gate(tmp_path: Path) -> None:
         "target.failed.json",
     ]
 
-    with pytest.raises(ValueError, match=r"quarantined_fraction: .*0\.0714 of all photos in quarantine, above 0\.05"):
+    with pytest.raises(
+        ValueError,
+        match=r"quarantined_fraction: .*0\.0714 of all photos in quarantine, above 0\.05",
+    ):
         folder.run(rows, replace(settings, max_quarantined_fraction=0.05))
     with pytest.raises(ValueError, match="column split has 1 nulls"):
         folder.run([*rows, row("n", split=None)], settings)

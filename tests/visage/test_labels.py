@@ -1,4 +1,5 @@
-"""Label distributions by property: what a Gaussian on a grid must be, and what every decoder must give back."""
+"""Label distributions by property: what a Gaussian on a grid must be, and what every decoder must
+give back."""
 
 from __future__ import annotations
 
@@ -53,7 +54,9 @@ def gaussians(draw: st.DrawFn) -> tuple[LabelGrid, float, float]:
 def any_distributions(draw: st.DrawFn) -> tuple[LabelGrid, Tensor]:
     """A grid and any distribution over it, zeros among its probabilities."""
     grid = draw(st.sampled_from(GRIDS))
-    weight_K = draw(arrays(np.float64, grid.num_labels, elements=st.one_of(st.just(0.0), st.floats(1e-3, 1))))
+    weight_K = draw(
+        arrays(np.float64, grid.num_labels, elements=st.one_of(st.just(0.0), st.floats(1e-3, 1)))
+    )
     weight_K[draw(st.integers(0, grid.num_labels - 1))] += 1e-3
     return grid, torch.from_numpy(weight_K / weight_K.sum())[None]
 
@@ -66,8 +69,12 @@ def test_grid_has_its_labels_at_exact_steps(grid: LabelGrid, num_labels: int) ->
     assert grid.labels()[-1] == grid.maximum
 
 
-@pytest.mark.parametrize(("minimum", "step", "maximum"), [(0, 3, 100), (0, 0, 100), (0, -1, 100), (5, 1, 5), (9, 1, 0)])
-def test_grid_that_its_step_does_not_divide_is_refused(minimum: float, step: float, maximum: float) -> None:
+@pytest.mark.parametrize(
+    ("minimum", "step", "maximum"), [(0, 3, 100), (0, 0, 100), (0, -1, 100), (5, 1, 5), (9, 1, 0)]
+)
+def test_grid_that_its_step_does_not_divide_is_refused(
+    minimum: float, step: float, maximum: float
+) -> None:
     with pytest.raises(ValueError, match=f"{minimum}:{step}:{maximum}"):
         LabelGrid(minimum=minimum, step=step, maximum=maximum)
 
@@ -83,8 +90,11 @@ def test_gaussian_equals_the_density_renormalised(case: tuple[LabelGrid, float, 
 
 
 @given(st.floats(20, 80), st.floats(0.6, 5))
-def test_far_from_the_ends_mean_and_deviation_are_the_labels_own(label: float, sigma: float) -> None:
-    """A Gaussian sampled at steps below 1.7 sigma keeps its moments (Poisson summation): to 0.02 at 0.6 years."""
+def test_far_from_the_ends_mean_and_deviation_are_the_labels_own(
+    label: float, sigma: float
+) -> None:
+    """A Gaussian sampled at steps below 1.7 sigma keeps its moments (Poisson summation): to 0.02 at
+    0.6 years."""
     p_BK = distribution(AGES, label, sigma)
     assert DECODERS["expectation"](p_BK, AGES).item() == pytest.approx(label, abs=0.02)
     assert deviation(p_BK, AGES).item() == pytest.approx(sigma, abs=0.05)
@@ -101,9 +111,15 @@ def test_gaussian_mirrors_with_its_label(case: tuple[LabelGrid, float, float]) -
 @pytest.mark.parametrize("step", [0.25, 0.5, 1.0, 2.0, 4.0])
 def test_sigma_stays_in_label_units_whatever_the_step(step: float) -> None:
     grid = LabelGrid(minimum=0.0, step=step, maximum=100.0)
-    p_BK = gaussian(torch.full((3,), 47.3, dtype=torch.float64), torch.tensor([4.0, 6.0, 9.0]).double(), grid)
-    torch.testing.assert_close(deviation(p_BK, grid), torch.tensor([4.0, 6.0, 9.0]).double(), atol=2e-3, rtol=0)
-    torch.testing.assert_close(DECODERS["expectation"](p_BK, grid), torch.full((3,), 47.3).double(), atol=2e-3, rtol=0)
+    p_BK = gaussian(
+        torch.full((3,), 47.3, dtype=torch.float64), torch.tensor([4.0, 6.0, 9.0]).double(), grid
+    )
+    torch.testing.assert_close(
+        deviation(p_BK, grid), torch.tensor([4.0, 6.0, 9.0]).double(), atol=2e-3, rtol=0
+    )
+    torch.testing.assert_close(
+        DECODERS["expectation"](p_BK, grid), torch.full((3,), 47.3).double(), atol=2e-3, rtol=0
+    )
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
@@ -127,8 +143,11 @@ def test_decoders_equal_naive_ones(case: tuple[LabelGrid, Tensor]) -> None:
 
 
 @given(any_distributions(), st.floats(0.01, 0.99))
-def test_quantile_equals_the_inverse_of_the_piecewise_linear_cdf(case: tuple[LabelGrid, Tensor], mass: float) -> None:
-    """np.interp over the cells' edges is the reference; where the c.d.f. is flat any point of the flat is right."""
+def test_quantile_equals_the_inverse_of_the_piecewise_linear_cdf(
+    case: tuple[LabelGrid, Tensor], mass: float
+) -> None:
+    """np.interp over the cells' edges is the reference; where the c.d.f. is flat any point of the
+    flat is right."""
     grid, p_BK = case
     edges = np.append(grid.labels() - grid.step / 2, grid.maximum + grid.step / 2)
     cdf = np.append(0.0, p_BK[0].numpy().cumsum())
@@ -152,7 +171,9 @@ def test_quantile_rises_with_its_mass_and_stays_on_the_grid(
 
 
 @given(gaussians())
-def test_median_of_a_symmetric_distribution_is_its_mean(case: tuple[LabelGrid, float, float]) -> None:
+def test_median_of_a_symmetric_distribution_is_its_mean(
+    case: tuple[LabelGrid, float, float],
+) -> None:
     grid, _, sigma = case
     middle = (grid.minimum + grid.maximum) / 2
     p_BK = distribution(grid, middle, sigma)
@@ -161,39 +182,54 @@ def test_median_of_a_symmetric_distribution_is_its_mean(case: tuple[LabelGrid, f
 
 
 @given(st.floats(25, 75), st.floats(2.0, 6.0), st.floats(0.3, 0.95))
-def test_central_interval_holds_its_mass_of_a_gaussian(label: float, sigma: float, mass: float) -> None:
+def test_central_interval_holds_its_mass_of_a_gaussian(
+    label: float, sigma: float, mass: float
+) -> None:
     """To 0.02: spreading each label over its cell adds 1/12 to the variance."""
-    low, high = (end.item() for end in central_interval(distribution(AGES, label, sigma), AGES, mass))
+    low, high = (
+        end.item() for end in central_interval(distribution(AGES, label, sigma), AGES, mass)
+    )
     assert low < label < high
-    cumulative = [0.5 * (1 + math.erf((end - label) / (sigma * math.sqrt(2)))) for end in (low, high)]
+    cumulative = [
+        0.5 * (1 + math.erf((end - label) / (sigma * math.sqrt(2)))) for end in (low, high)
+    ]
     assert cumulative[1] - cumulative[0] == pytest.approx(mass, abs=0.02)
 
 
 def test_every_row_of_a_batch_is_decoded_by_itself() -> None:
-    label_B, sigma_B = torch.tensor([3.0, 50.0, 97.0]).double(), torch.tensor([1.0, 9.0, 2.0]).double()
+    label_B, sigma_B = (
+        torch.tensor([3.0, 50.0, 97.0]).double(),
+        torch.tensor([1.0, 9.0, 2.0]).double(),
+    )
     p_BK = gaussian(label_B, sigma_B, AGES)
     for decode in [*DECODERS.values(), deviation, lambda p_BK, grid: quantile(p_BK, grid, 0.3)]:
         alone = torch.cat([decode(p_BK[row : row + 1], AGES) for row in range(3)])
         torch.testing.assert_close(decode(p_BK, AGES), alone)
 
 
-# ---------------------------------------------------------------------------------------------------------------------
+# -------------------------------------------------------------------------------
 # Ranking is learning a label distribution (DLDL-v2 section 3.2)
-# ---------------------------------------------------------------------------------------------------------------------
+# -------------------------------------------------------------------------------
 
 
 @given(gaussians())
-def test_cdf_is_equation_2_and_tells_as_equation_3_which_labels_lie_below(case: tuple[LabelGrid, float, float]) -> None:
+def test_cdf_is_equation_2_and_tells_as_equation_3_which_labels_lie_below(
+    case: tuple[LabelGrid, float, float],
+) -> None:
     grid, label, sigma = case
     c_K = normal_cdf(one(label), one(sigma), grid)[0].tolist()
     for c, l_k in zip(c_K, grid.labels().tolist(), strict=True):
-        assert c == pytest.approx(0.5 * (1 + math.erf((l_k - label) / (sigma * math.sqrt(2)))), abs=1e-12)
+        assert c == pytest.approx(
+            0.5 * (1 + math.erf((l_k - label) / (sigma * math.sqrt(2)))), abs=1e-12
+        )
         if abs(l_k - label) > 1e-9 * sigma:
             assert (1 - c > 0.5) == (l_k < label)
 
 
 @given(gaussians())
-def test_ranking_encoding_is_the_limit_of_one_minus_the_cdf(case: tuple[LabelGrid, float, float]) -> None:
+def test_ranking_encoding_is_the_limit_of_one_minus_the_cdf(
+    case: tuple[LabelGrid, float, float],
+) -> None:
     """Eq. 4: exact for sigma -> 0, wherever no label is the value itself."""
     grid, label, _ = case
     distance = float(np.abs(grid.labels() - label).min())
@@ -205,7 +241,9 @@ def test_ranking_encoding_is_the_limit_of_one_minus_the_cdf(case: tuple[LabelGri
 
 
 @given(any_distributions())
-def test_survival_is_linear_in_the_distribution_with_the_c_d_f_s_triangle(case: tuple[LabelGrid, Tensor]) -> None:
+def test_survival_is_linear_in_the_distribution_with_the_c_d_f_s_triangle(
+    case: tuple[LabelGrid, Tensor],
+) -> None:
     """Eq. 5-6 with T_ij = 1 for i >= j; and back: neighbouring differences are the distribution."""
     grid, p_BK = case
     triangle_KK = torch.ones(grid.num_labels, grid.num_labels).double().tril()
@@ -216,14 +254,21 @@ def test_survival_is_linear_in_the_distribution_with_the_c_d_f_s_triangle(case: 
 
 
 @given(st.floats(20, 80), st.floats(1.5, 5))
-def test_survival_of_a_gaussian_label_is_one_minus_its_cdf_half_a_step_on(label: float, sigma: float) -> None:
-    """A label's probability stands for its cell, so sums of p reach half a step further than the density's c.d.f."""
+def test_survival_of_a_gaussian_label_is_one_minus_its_cdf_half_a_step_on(
+    label: float, sigma: float
+) -> None:
+    """A label's probability stands for its cell, so sums of p reach half a step further than the
+    density's c.d.f."""
     half_on = normal_cdf(one(label - AGES.step / 2), one(sigma), AGES)[0, :-1]
-    torch.testing.assert_close(survival(distribution(AGES, label, sigma))[0], 1 - half_on, atol=6e-3, rtol=0)
+    torch.testing.assert_close(
+        survival(distribution(AGES, label, sigma))[0], 1 - half_on, atol=6e-3, rtol=0
+    )
 
 
 @given(any_distributions())
-def test_rank_is_the_label_after_those_more_likely_exceeded_than_not(case: tuple[LabelGrid, Tensor]) -> None:
+def test_rank_is_the_label_after_those_more_likely_exceeded_than_not(
+    case: tuple[LabelGrid, Tensor],
+) -> None:
     grid, p_BK = case
     total, expected = 0.0, grid.maximum
     for p, l_k in zip(p_BK[0].tolist(), grid.labels().tolist(), strict=True):

@@ -1,4 +1,5 @@
-"""Losses against naive loops, autograd in float64, and the closed form that the paper prints (Eq. 17)."""
+"""Losses against naive loops, autograd in float64, and the closed form that the paper prints (Eq.
+17)."""
 
 from __future__ import annotations
 
@@ -26,17 +27,28 @@ def settings(**changes: Any) -> LossSettings:
     return LossSettings(**(values | changes))
 
 
-def batch(grid: LabelGrid, seed: int, size: int = 5, name: str = "dldl_v2") -> tuple[Tensor, Tensor, Tensor]:
+def batch(
+    grid: LabelGrid, seed: int, size: int = 5, name: str = "dldl_v2"
+) -> tuple[Tensor, Tensor, Tensor]:
     """Logits as wide as the method's head, labels inside the grid and sigmas, float64."""
     generator, width = torch.Generator().manual_seed(seed), METHODS[name].head_width(grid)
     logits_BK = 2 * torch.randn(size, width, generator=generator, dtype=torch.float64)
     span = grid.maximum - grid.minimum
     label_B = grid.minimum + span * torch.rand(size, generator=generator, dtype=torch.float64)
-    return logits_BK, label_B, span * (0.02 + 0.1 * torch.rand(size, generator=generator, dtype=torch.float64))
+    return (
+        logits_BK,
+        label_B,
+        span * (0.02 + 0.1 * torch.rand(size, generator=generator, dtype=torch.float64)),
+    )
 
 
 def gradient(
-    name: str, logits_BK: Tensor, label_B: Tensor, sigma_B: Tensor, grid: LabelGrid, how: LossSettings
+    name: str,
+    logits_BK: Tensor,
+    label_B: Tensor,
+    sigma_B: Tensor,
+    grid: LabelGrid,
+    how: LossSettings,
 ) -> Tensor:
     logits_BK = logits_BK.clone().requires_grad_()
     METHODS[name].loss(logits_BK, label_B, sigma_B, grid, how).backward()
@@ -46,7 +58,9 @@ def gradient(
 
 @pytest.mark.parametrize("grid", GRIDS)
 @given(seed=st.integers(0, 10**6), lambda_=st.sampled_from([0.0, 0.3, 1.0, 101.0]))
-def test_gradient_is_the_closed_form_of_equation_17(grid: LabelGrid, seed: int, lambda_: float) -> None:
+def test_gradient_is_the_closed_form_of_equation_17(
+    grid: LabelGrid, seed: int, lambda_: float
+) -> None:
     logits_BK, label_B, sigma_B = batch(grid, seed)
     l_K = torch.from_numpy(grid.labels())
     found_BK = gradient("dldl_v2", logits_BK, label_B, sigma_B, grid, settings(lambda_=lambda_))
@@ -61,11 +75,14 @@ def test_gradient_is_the_closed_form_of_equation_17(grid: LabelGrid, seed: int, 
 @pytest.mark.parametrize("name", list(METHODS))
 @pytest.mark.parametrize("grid", GRIDS)
 @pytest.mark.parametrize("kl_reduction", ["sum", "mean"])
-def test_gradient_agrees_with_differences_in_float64(name: str, grid: LabelGrid, kl_reduction: str) -> None:
+def test_gradient_agrees_with_differences_in_float64(
+    name: str, grid: LabelGrid, kl_reduction: str
+) -> None:
     logits_BK, label_B, sigma_B = batch(grid, seed=3, size=2, name=name)
     how = settings(kl_reduction=kl_reduction, lambda_=0.7)
     assert torch.autograd.gradcheck(
-        lambda logits: METHODS[name].loss(logits, label_B, sigma_B, grid, how), logits_BK.requires_grad_()
+        lambda logits: METHODS[name].loss(logits, label_B, sigma_B, grid, how),
+        logits_BK.requires_grad_(),
     )
 
 
@@ -73,7 +90,9 @@ def sigmoid(value: float) -> float:
     return 1 / (1 + math.exp(-value))
 
 
-def naive_loss(name: str, logits: list[float], label: float, sigma: float, grid: LabelGrid) -> float:
+def naive_loss(
+    name: str, logits: list[float], label: float, sigma: float, grid: LabelGrid
+) -> float:
     """One face's loss, written out."""
     labels = grid.labels().tolist()
     if name in ("ranking", "coral"):
@@ -110,18 +129,23 @@ def naive_loss(name: str, logits: list[float], label: float, sigma: float, grid:
 def test_every_loss_is_the_mean_of_what_a_loop_gives(name: str, grid: LabelGrid) -> None:
     logits_BK, label_B, sigma_B = batch(grid, seed=1, name=name)
     rows = zip(logits_BK.tolist(), label_B.tolist(), sigma_B.tolist(), strict=True)
-    expected = sum(naive_loss(name, logits, label, sigma, grid) for logits, label, sigma in rows) / len(label_B)
+    expected = sum(
+        naive_loss(name, logits, label, sigma, grid) for logits, label, sigma in rows
+    ) / len(label_B)
     loss = METHODS[name].loss(logits_BK, label_B, sigma_B, grid, settings())
     assert loss.item() == pytest.approx(expected, rel=1e-9)
 
 
 @given(seed=st.integers(0, 10**6))
 def test_ranking_predicts_the_label_after_as_many_as_say_yes(seed: int) -> None:
-    """l[1 + #(p > 1/2)] in the paper's counting from 1, also where the sigmoids do not fall from label to label."""
+    """l[1 + #(p > 1/2)] in the paper's counting from 1, also where the sigmoids do not fall from
+    label to label."""
     for grid in GRIDS:
         logits_BR, _, _ = batch(grid, seed, name="ranking")
         p_BK = METHODS["ranking"].probabilities(logits_BR, grid)
-        expected = [grid.labels()[sum(sigmoid(value) > 0.5 for value in row)] for row in logits_BR.tolist()]
+        expected = [
+            grid.labels()[sum(sigmoid(value) > 0.5 for value in row)] for row in logits_BR.tolist()
+        ]
         assert DECODERS["rank"](p_BK, grid).tolist() == pytest.approx(expected)
 
 
@@ -139,20 +163,33 @@ def test_a_regressed_value_is_the_expectation_of_its_distribution(seed: int) -> 
 @pytest.mark.parametrize("name", list(METHODS))
 def test_losses_are_finite_at_the_ends_of_the_range(name: str) -> None:
     for grid in GRIDS:
-        ends_B, sigma_B = torch.tensor([grid.minimum, grid.maximum]).double(), torch.ones(2).double()
+        ends_B, sigma_B = (
+            torch.tensor([grid.minimum, grid.maximum]).double(),
+            torch.ones(2).double(),
+        )
         logits_BK = batch(grid, seed=0, size=2, name=name)[0]
         assert METHODS[name].loss(logits_BK, ends_B, sigma_B, grid, settings()).isfinite()
 
 
 @pytest.mark.parametrize("grid", GRIDS)
 def test_mean_reduction_is_the_sum_over_k_and_scales_lambda_by_k(grid: LabelGrid) -> None:
-    """The released code's lambda = 1 is the paper's lambda = K: the losses differ by the factor K as a whole."""
+    """The released code's lambda = 1 is the paper's lambda = K: the losses differ by the factor K
+    as a whole."""
     logits_BK, label_B, sigma_B = batch(grid, seed=2)
     p_BK, num_labels = gaussian(label_B, sigma_B, grid), grid.num_labels
     summed, averaged = kl_divergence(p_BK, logits_BK, "sum"), kl_divergence(p_BK, logits_BK, "mean")
     assert averaged.item() == pytest.approx(summed.item() / num_labels, rel=1e-12)
-    released = gradient("dldl_v2", logits_BK, label_B, sigma_B, grid, settings(kl_reduction="mean", lambda_=1.0))
-    paper = gradient("dldl_v2", logits_BK, label_B, sigma_B, grid, settings(kl_reduction="sum", lambda_=num_labels))
+    released = gradient(
+        "dldl_v2", logits_BK, label_B, sigma_B, grid, settings(kl_reduction="mean", lambda_=1.0)
+    )
+    paper = gradient(
+        "dldl_v2",
+        logits_BK,
+        label_B,
+        sigma_B,
+        grid,
+        settings(kl_reduction="sum", lambda_=num_labels),
+    )
     torch.testing.assert_close(released * num_labels, paper)
 
 
@@ -161,7 +198,9 @@ def test_divergence_is_zero_at_the_target_and_positive_elsewhere(seed: int) -> N
     grid = GRIDS[0]
     logits_BK, label_B, sigma_B = batch(grid, seed)
     p_BK = gaussian(label_B, sigma_B, grid)
-    assert kl_divergence(p_BK, p_BK.clamp_min(1e-300).log(), "sum").item() == pytest.approx(0, abs=1e-12)
+    assert kl_divergence(p_BK, p_BK.clamp_min(1e-300).log(), "sum").item() == pytest.approx(
+        0, abs=1e-12
+    )
     assert kl_divergence(p_BK, logits_BK, "sum").item() > 0
     shifted = kl_divergence(p_BK, logits_BK + 50, "sum")
     torch.testing.assert_close(shifted, kl_divergence(p_BK, logits_BK, "sum"))
@@ -173,7 +212,12 @@ def test_target_without_overlap_stays_finite() -> None:
     logits_BK = torch.full((1, 101), -500.0)
     logits_BK[0, 7] = 500.0
     found_BK = gradient(
-        "dldl_v2", logits_BK, torch.tensor([90.0]), torch.tensor([1e-6]), grid, settings(min_sigma=1e-6)
+        "dldl_v2",
+        logits_BK,
+        torch.tensor([90.0]),
+        torch.tensor([1e-6]),
+        grid,
+        settings(min_sigma=1e-6),
     )
     assert found_BK.isfinite().all()
     assert found_BK[0, 90] == pytest.approx(-1)
@@ -195,12 +239,15 @@ def test_sigma_below_the_floor_trains_towards_the_floor() -> None:
     logits_BK, label_B, _ = batch(grid, seed=5)
     sigmas = [torch.full_like(label_B, value) for value in (0.0, 0.3, 0.5, 0.6)]
     zero, low, floor, above = (
-        METHODS["dldl_v2"].loss(logits_BK, label_B, sigma, grid, settings(min_sigma=0.5)).item() for sigma in sigmas
+        METHODS["dldl_v2"].loss(logits_BK, label_B, sigma, grid, settings(min_sigma=0.5)).item()
+        for sigma in sigmas
     )
     assert zero == low == floor != above
 
 
-@pytest.mark.parametrize("changes", [{"lambda_": -1.0}, {"min_sigma": 0.0}, {"min_sigma": math.nan}])
+@pytest.mark.parametrize(
+    "changes", [{"lambda_": -1.0}, {"min_sigma": 0.0}, {"min_sigma": math.nan}]
+)
 def test_loss_settings_out_of_bounds_are_refused(changes: dict[str, float]) -> None:
     with pytest.raises(ValueError, match=r"lambda_ is .*, min_sigma .*: give "):
         settings(**changes)
@@ -209,7 +256,9 @@ def test_loss_settings_out_of_bounds_are_refused(changes: dict[str, float]) -> N
 @pytest.mark.parametrize("name", list(METHODS))
 def test_probabilities_are_distributions_as_wide_as_the_grid(name: str) -> None:
     for grid in GRIDS:
-        logits_BK = torch.randn(3, METHODS[name].head_width(grid), generator=torch.Generator().manual_seed(0))
+        logits_BK = torch.randn(
+            3, METHODS[name].head_width(grid), generator=torch.Generator().manual_seed(0)
+        )
         p_BK = METHODS[name].probabilities(logits_BK, grid)
         assert p_BK.shape == (3, grid.num_labels)
         torch.testing.assert_close(p_BK.sum(dim=1), torch.ones(3))

@@ -1,8 +1,9 @@
-"""ThinAgeNet and TinyAgeNet: the VGG-16 body at a fraction of its width, batch-normalised, with hybrid pooling.
+"""ThinAgeNet and TinyAgeNet: the VGG-16 body at a fraction of its width, batch-normalised, with
+hybrid pooling.
 
-DLDL-v2 section 3.4 and the released Torch7 code: 3x3 convolutions without bias, padding 1, each followed by
-BatchNorm and ReLU; a 2x2 max-pool after each of the first four blocks. Hybrid pooling is VGG's own fifth max-pool
-and then a global average; the ablation `gap` drops the fifth max-pool.
+DLDL-v2 section 3.4 and the released Torch7 code: 3x3 convolutions without bias, padding 1, each
+followed by BatchNorm and ReLU; a 2x2 max-pool after each of the first four blocks. Hybrid pooling
+is VGG's own fifth max-pool and then a global average; the ablation `gap` drops the fifth max-pool.
 Legend: B batch, C channels, H height, W width, K outputs of the head.
 """
 
@@ -15,13 +16,20 @@ from typing import Literal, cast
 import torch
 from torch import Tensor, nn
 
-VGG16_BLOCKS = ((64, 2), (128, 2), (256, 3), (512, 3), (512, 3))  # (channels, convolutions) of VGG-16-D
+VGG16_BLOCKS = (
+    (64, 2),
+    (128, 2),
+    (256, 3),
+    (512, 3),
+    (512, 3),
+)  # (channels, convolutions) of VGG-16-D
 Pooling = Literal["hybrid", "gap", "flatten"]  # the last is VGG-16's own (see vgg16.py)
 
 
 @dataclass(frozen=True, kw_only=True)
 class VGGConfig:
-    """`compression` is the share of VGG-16's channels that every convolution keeps: Thin 0.5, Tiny 0.25."""
+    """`compression` is the share of VGG-16's channels that every convolution keeps: Thin 0.5, Tiny
+    0.25."""
 
     compression: float
     pooling: Pooling
@@ -47,7 +55,8 @@ class SharedLinear(nn.Module):
 
 
 class VGGBody(nn.Module):
-    """Faces (B,3,H,W) -> logits (B,K): VGG-16's blocks, and the pooling and head of the network that has them.
+    """Faces (B,3,H,W) -> logits (B,K): VGG-16's blocks, and the pooling and head of the network
+    that has them.
 
     H and W must be at least 32; 224 in the paper. A convolution has either a BatchNorm or a bias.
     """
@@ -70,7 +79,8 @@ class VGGBody(nn.Module):
         self.num_features = num_in
 
     def features(self, faces_BCHW: Tensor) -> Tensor:
-        """Activation maps F^j of the last convolution block (before the fifth max-pool), (B,C,H/16,W/16)."""
+        """Activation maps F^j of the last convolution block (before the fifth max-pool),
+        (B,C,H/16,W/16)."""
         maps_BCHW = self.blocks[0](faces_BCHW)
         for block in list(self.blocks)[1:]:
             maps_BCHW = block(nn.functional.max_pool2d(maps_BCHW, 2))
@@ -90,7 +100,9 @@ class ThinVGG(VGGBody):
     def __init__(self, config: VGGConfig) -> None:
         super().__init__(config.compression, normalised=True)
         self.pooling = config.pooling
-        self.head = (SharedLinear if config.shared_head else nn.Linear)(self.num_features, config.num_outputs)
+        self.head = (SharedLinear if config.shared_head else nn.Linear)(
+            self.num_features, config.num_outputs
+        )
 
     def pool(self, maps_BCHW: Tensor) -> Tensor:
         """Hybrid (max 2x2, then global average) or global average pooling, (B,C)."""
@@ -107,7 +119,9 @@ def initialise(network: nn.Module, generator: torch.Generator) -> None:
     """
     for module in network.modules():
         if isinstance(module, nn.Conv2d):
-            spread = math.sqrt(2.0 / (module.kernel_size[0] * module.kernel_size[1] * module.out_channels))
+            spread = math.sqrt(
+                2.0 / (module.kernel_size[0] * module.kernel_size[1] * module.out_channels)
+            )
             module.weight.normal_(0.0, spread, generator=generator)
             if module.bias is not None:
                 module.bias.zero_()

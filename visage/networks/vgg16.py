@@ -1,10 +1,11 @@
-"""VGG-16 as published (Simonyan, Zisserman 2015, configuration D) with DEX's head: what the thin networks are held
-against in DLDL-v2's Table 2, for parameters and time.
+"""VGG-16 as published (Simonyan, Zisserman 2015, configuration D) with DEX's head: what the thin
+networks are held against in DLDL-v2's Table 2, for parameters and time.
 
-Convolutions with bias, no BatchNorm; the last 7x7 maps all go into two layers of 4096 with ReLU and dropout. 224 px
-give 7x7; other crops are averaged to it, as torchvision does, so that any crop from 32 px has an answer. The wide
-layers are float32 products of the whole batch: a face's last bits depend on its company, unlike the thin networks'.
-Legend: B batch, C channels, H height, W width, K outputs of the head.
+Convolutions with bias, no BatchNorm; the last 7x7 maps all go into two layers of 4096 with ReLU and
+dropout. 224 px give 7x7; other crops are averaged to it, as torchvision does, so that any crop from
+32 px has an answer. The wide layers are float32 products of the whole batch: a face's last bits
+depend on its company, unlike the thin networks'. Legend: B batch, C channels, H height, W width, K
+outputs of the head.
 """
 
 from __future__ import annotations
@@ -32,9 +33,14 @@ class VGG16(VGGBody):
     def __init__(self, config: VGG16Config) -> None:
         super().__init__(1, normalised=False)
         self.wide = nn.Sequential(
-            nn.Flatten(), nn.Linear(self.num_features * POOLED_PX**2, WIDE), nn.ReLU(inplace=True), nn.Dropout(DROPOUT),
-            nn.Linear(WIDE, WIDE), nn.ReLU(inplace=True), nn.Dropout(DROPOUT),
-        )  # fmt: skip
+            nn.Flatten(),
+            nn.Linear(self.num_features * POOLED_PX**2, WIDE),
+            nn.ReLU(inplace=True),
+            nn.Dropout(DROPOUT),
+            nn.Linear(WIDE, WIDE),
+            nn.ReLU(inplace=True),
+            nn.Dropout(DROPOUT),
+        )
         self.num_features = WIDE
         self.head = (SharedLinear if config.shared_head else nn.Linear)(WIDE, config.num_outputs)
 

@@ -1,0 +1,259 @@
+"""The paper's tables, or a protocol of several folds, from one command, cell by cell, on whatever
+data the user owns.
+
+    python -m flows.benchmark.flow benchmarks/quick.yaml      (or: make benchmark SIZE=quick)
+    python -m flows.benchmark.flow utkface_all_ages           (or: make protocol DATA=utkface_all_ages)
+
+The second runs all folds of a preset. Cells that are finished stay finished (`runs/`), so that it
+can be stopped and started at any time; those that failed are tried again and named at the end.
+Writes reports/benchmark/NAME/TABLE.json and NAME.md; `--record` copies them to docs/benchmark/, and
+`--only-write` makes them from the cells that are there.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import shutil
+import sys
+from collections.abc import Mapping, Sequence
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+from flows.benchmark.grid import (
+    BenchmarkSettings,
+    Cell,
+    Row,
+    TableSettings,
+    WantedSettings,
+    cells_of,
+    read_benchmark,
+    read_tables,
+)
+from flows.benchmark.results import document, refuse_unreadable
+from flows.pipeline.dvc_stages import declared
+from flows.pipeline.step_cache import REPOSITORY, run
+from stages.settings import read_json
+from visage.atomic import atomic_write
+from visage.evaluation.bootstrap import Bootstrap, Estimate
+from visage.evaluation.html import Table, title_of, with_interval
+
+TABLES = REPOSITORY / "benchmarks" / "tables.yaml"
+RESULTS, KEPT = REPOSITORY / "reports" / "benchmark", REPOSITORY / "docs" / "benchmark"
+BOOTSTRAP = Bootstrap(num_resamples=2000, interval=0.95, seed=0)
+ABOUT = (
+    "Brackets after a figure: Student's t over the seeds, or, of one seed, the bootstrap over "
+    "people (pictures where "
+    "nobody is known). Difference: MAE minus the reference's on the same faces, bootstrap over the "
+    "same; bold where "
+    "the interval leaves out 0. No correction for the number of rows. Folds: the test faces of all "
+    "folds together."
+)
+
+
+def protocol_of(
+    preset: str, seeds: Sequence[int]
+) -> tuple[BenchmarkSettings, dict[str, TableSettings]]:
+    """A preset as it stands, all its folds, as a benchmark of one row."""
+    row = Row(stage="evaluate", settings={}, published={})
+    table = TableSettings(
+        title=f"Protocol of {preset}",
+        metrics=("mae", "rmse", "pearson", "epsilon_error"),
+        reference=preset,
+        rows={preset: row},
+    )
+    wanted = {"protocol": WantedSettings(sets=(preset,), seeds=tuple(seeds))}
+    return BenchmarkSettings(sets={preset: {}}, tables=wanted), {"protocol": table}
+
+
+def page(name: str, found: Mapping[str, Any], tables: Mapping[str, TableSettings]) -> str:
+    """The results as markdown, table by table with the machine and the code that made it."""
+    parts = [
+        f"# Benchmark {name}\n\nWritten by `python -m flows.benchmark.flow`; edit nothing here. "
+        f"{ABOUT}"
+    ]
+    for key, one in found.items():
+        parts.append(f"## {tables[key].title}")
+        parts.append(
+            f"Made by {', '.join(one['machines'])}; code "
+            f"{', '.join(c[:12] for c in one['git_commits'])}."
+        )
+        for data, rows in one["sets"].items():
+            table = rows_table(rows, tables[key], one["units"][data])
+            parts += [f"{data}: {_words(one['settings'][data])}", table.markdown()]
+    return "\n\n".join(parts) + "\n"
+
+
+def _words(budget: Mapping[str, Any]) -> str:
+    """What all rows of a set have in common, in a line."""
+    recipe = budget["recipe"]
+    return (
+        f"{budget['network']} at {budget['crop_px']} px from {budget['init']}, {budget['epochs']} "
+        f"epochs, "
+        f"{recipe['optimiser']} {recipe['learning_rate']:g} ({recipe['schedule']}), batches of "
+        f"{recipe['batch_size']}, "
+        f"augmentation {budget['augmentation']}; where a row does not say otherwise."
+    )
+
+
+def rows_table(rows: Sequence[Mapping[str, Any]], table: TableSettings, unit: str) -> Table:
+    """One row a line; published sets are columns of their own."""
+    published = list(dict.fromkeys(name for row in table.rows.values() for name in row.published))
+    header = [
+        "",
+        *(title_of(metric, unit) for metric in table.metrics),
+        f"MAE minus {table.reference}'s",
+        "seeds better",
+    ]
+    header += ["rule", "seeds", *(f"published: {name}" for name in published)]
+    known = [row for row in rows if row["row"] in table.rows]  # results may be older than the table
+    return Table(caption="", header=header, rows=[_line(row, table, published) for row in known])
+
+
+def _line(row: Mapping[str, Any], table: TableSettings, published: Sequence[str]) -> list[str]:
+    theirs = [
+        " / ".join(f"{value:.3f}" for value in table.rows[row["row"]].published.get(name, ()))
+        for name in published
+    ]
+    if not row["seeds"]:
+        return [row["row"], *["not run"] * (len(table.metrics) + 2), "", "", *theirs]
+    metrics = row["metrics"]
+    figures = [
+        _figure(metric, metrics[metric]) if metric in metrics else "undefined"
+        for metric in table.metrics
+    ]
+    folds = "" if row["num_folds"] == 1 else f", {row['num_folds']} folds"
+    seeds = f"{len(row['seeds'])}{folds}"
+    rule = (
+        row["decode"]
+        + ("" if row["flip"] else ", no flip")
+        + ("" if row["converged"] else ", fit cut short")
+    )
+    return [row["row"], *figures, *_against(row), rule, seeds, *theirs]
+
+
+def _figure(metric: str, figure: Mapping[str, float]) -> str:
+    return with_interval(
+        metric, Estimate(**{end: figure[end] for end in ("value", "low", "high")}), 3
+    )
+
+
+def _against(row: Mapping[str, Any]) -> list[str]:
+    difference = row["against_reference"]
+    if difference is None:
+        return ["", ""]
+    text = f"{difference['value']:+.3f} ({difference['low']:+.3f} to {difference['high']:+.3f})"
+    clear = difference["low"] > 0 or difference["high"] < 0
+    return [
+        f"**{text}**" if clear else text,
+        f"{difference['num_seeds_better']} of {difference['num_seeds']}",
+    ]
+
+
+def write(
+    name: str, found: Mapping[str, Any], tables: Mapping[str, TableSettings], record: bool
+) -> None:
+    """RESULTS/NAME/TABLE.json for each table that was asked for, and RESULTS/NAME.md of all that
+    are there.
+
+    `record` copies them to KEPT.
+    """
+    for key, one in found.items():
+        with atomic_write(RESULTS / name / f"{key}.json") as part:
+            part.write_text(
+                json.dumps(one, indent=1, ensure_ascii=False, allow_nan=False) + "\n",
+                encoding="utf-8",
+            )
+    there = {key: RESULTS / name / f"{key}.json" for key in tables}
+    all_found = {key: read_json(path) for key, path in there.items() if path.is_file()}
+    with atomic_write(RESULTS / f"{name}.md") as part:
+        part.write_text(page(name, all_found, tables), encoding="utf-8")
+    if record:
+        shutil.copytree(RESULTS / name, KEPT / name, dirs_exist_ok=True)
+        shutil.copyfile(RESULTS / f"{name}.md", KEPT / f"{name}.md")
+
+
+def main() -> None:
+    """The command line; a wrong file ends it with one line and status 2, failed cells with status
+    1."""
+    parser = argparse.ArgumentParser(
+        prog="python -m flows.benchmark.flow", description=__doc__.split("\n", 1)[0]
+    )
+    parser.add_argument("what", help="a benchmark's file, or the name of a preset")
+    parser.add_argument("--runs", type=Path, default=REPOSITORY / "runs", help="where steps lie")
+    parser.add_argument("--workers", type=int, default=1, help="steps at a time")
+    parser.add_argument("--threads", type=int, default=1, help="threads of each")
+    parser.add_argument("--seeds", type=int, nargs="+", default=[0], help="of a preset's protocol")
+    parser.add_argument("--tables", nargs="+", help="only these tables of the file")
+    parser.add_argument(
+        "--only-write", action="store_true", help="run nothing, write what is there"
+    )
+    parser.add_argument(
+        "--record", action="store_true", help="keep the results under docs/benchmark/"
+    )
+    arguments = parser.parse_args()
+    try:
+        failed = benchmark(arguments)
+    except ValueError as error:
+        print(f"flows.benchmark.flow: {error}", file=sys.stderr)
+        raise SystemExit(2) from error
+    for step, reason in failed.items():
+        print(f"failed: {step}: {reason}", file=sys.stderr)
+    raise SystemExit(1 if failed else 0)
+
+
+def benchmark(arguments: argparse.Namespace) -> dict[str, str]:
+    """Runs and writes; the failed steps with their reasons."""
+    file = Path(arguments.what)
+    if file.suffix == ".yaml":
+        settings, tables = read_benchmark(file), read_tables(TABLES)
+    else:
+        settings, tables = protocol_of(arguments.what, arguments.seeds)
+    if odd := sorted(set(arguments.tables or []) - set(settings.tables)):
+        raise ValueError(f"--tables {odd[0]}: {arguments.what} has {', '.join(settings.tables)}")
+    if arguments.tables:
+        settings = replace(
+            settings, tables={name: settings.tables[name] for name in arguments.tables}
+        )
+    cells = cells_of(settings, tables, declared(REPOSITORY), arguments.runs.absolute())
+    refuse_unreadable(cells, tables)
+    steps = {step.key: step for cell in cells for step in cell.steps}
+    failed = (
+        {} if arguments.only_write else run(steps.values(), arguments.workers, arguments.threads)
+    )
+    write(file.stem, _found(cells, tables), tables, arguments.record)
+    print((RESULTS / f"{file.stem}.md").read_text(encoding="utf-8"))
+    return failed
+
+
+def _found(cells: Sequence[Cell], tables: Mapping[str, TableSettings]) -> dict[str, Any]:
+    """Table -> its rows on each set, and where they come from."""
+    found = {}
+    for key, sets in document(cells, tables, BOOTSTRAP).items():
+        mine = [cell for cell in cells if cell.table == key]
+        own = {cell.data: cell.params for cell in mine if cell.row == tables[key].reference}
+        notes = [done for cell in mine if (done := cell.step.done)]
+        found[key] = {
+            "machines": sorted({note["machine"]["words"] for note in notes}),
+            "git_commits": sorted({note["git_commit"] for note in notes}),
+            "units": {data: params["finetune"]["unit"] for data, params in own.items()},
+            "settings": {data: _budget(params) for data, params in own.items()},
+            "sets": sets,
+        }
+    return found
+
+
+def _budget(params: Mapping[str, Any]) -> dict[str, Any]:
+    """What all rows of a set have in common."""
+    finetune = params["finetune"]
+    kept = {
+        name: finetune[name]
+        for name in ("network", "epochs", "init", "grid", "loss", "augmentation")
+    }
+    recipe = finetune["recipes"][finetune["recipe"]]
+    return {"crop_px": params["align"]["target"]["crop_px"], **kept, "recipe": recipe}
+
+
+if __name__ == "__main__":
+    main()

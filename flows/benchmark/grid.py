@@ -1,0 +1,202 @@
+"""A benchmark's file becomes its cells: a table's row on a set with a seed and a fold, each with
+all its settings.
+
+Settings of a cell, each laid over the one before: params.yaml (the drawn set), the set's preset,
+what the benchmark says of the set, the row, the seed, the fold. A preset with several folds names
+them in its section `folds`.
+"""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from flows.pipeline.dvc_stages import Declared
+from flows.pipeline.step_cache import REPOSITORY, Step, plan
+from stages.presets import merged, read_preset
+from stages.settings import convert, read_params
+
+PRESETS = REPOSITORY / "presets"
+DRAWN = "drawn"  # the embedded set: params.yaml itself
+SEED = "finetune.seed"
+WHOLE = "whole"  # the fold of a set without folds
+
+
+@dataclass(frozen=True, kw_only=True)
+class Row:
+    """One line of a table: the stage whose predictions count, dotted settings, and published
+    figures by set."""
+
+    stage: str
+    settings: Mapping[str, Any]
+    published: Mapping[str, tuple[float, ...]]
+
+
+@dataclass(frozen=True, kw_only=True)
+class TableSettings:
+    """A table: its metrics, its rows, and the row that the others are compared with."""
+
+    title: str
+    metrics: tuple[str, ...]
+    reference: str
+    rows: Mapping[str, Row]
+
+    def __post_init__(self) -> None:
+        if self.reference not in self.rows:
+            raise ValueError(
+                f"reference {self.reference!r} is none of the rows {', '.join(self.rows)}"
+            )
+
+
+@dataclass(frozen=True, kw_only=True)
+class WantedSettings:
+    """On which sets and with which seeds a table is made."""
+
+    sets: tuple[str, ...]
+    seeds: tuple[int, ...]
+
+
+@dataclass(frozen=True, kw_only=True)
+class BenchmarkSettings:
+    """`sets`: preset name -> settings laid over it; `tables`: table name -> what is wanted of it."""
+
+    sets: Mapping[str, Mapping[str, Any]]
+    tables: Mapping[str, WantedSettings]
+
+    def __post_init__(self) -> None:
+        for name, wanted in self.tables.items():
+            if odd := sorted(set(wanted.sets) - set(self.sets)):
+                raise ValueError(f"tables.{name}: set {odd[0]!r} is none of {', '.join(self.sets)}")
+
+
+@dataclass(frozen=True, kw_only=True)
+class Cell:
+    """One evaluation of a benchmark; `steps` lead to it, the last is `step`."""
+
+    table: str
+    row: str
+    data: str
+    seed: int
+    fold: Any
+    params: Mapping[str, Any]
+    steps: tuple[Step, ...]
+
+    @property
+    def step(self) -> Step:
+        return self.steps[-1]
+
+
+def read_benchmark(file: Path) -> BenchmarkSettings:
+    """A benchmark's file."""
+    settings: BenchmarkSettings = convert(read_params(file), BenchmarkSettings, str(file))
+    return settings
+
+
+def read_tables(file: Path) -> dict[str, TableSettings]:
+    """All tables that there are."""
+    return {
+        name: convert(value, TableSettings, f"{file}: {name}")
+        for name, value in read_params(file).items()
+    }
+
+
+def cells_of(
+    benchmark: BenchmarkSettings,
+    tables: Mapping[str, TableSettings],
+    stages: Sequence[Declared],
+    runs: Path,
+) -> list[Cell]:
+    """All cells, seed by seed, so that a run that is cut short has whole tables of the first seeds."""
+    if odd := sorted(set(benchmark.tables) - set(tables)):
+        raise ValueError(f"tables: {odd[0]!r} is unknown; known: {', '.join(tables)}")
+    bases = {name: settings_of(name, changes) for name, changes in benchmark.sets.items()}
+    seeds = sorted({seed for wanted in benchmark.tables.values() for seed in wanted.seeds})
+    return [
+        cell
+        for seed in seeds
+        for name, wanted in benchmark.tables.items()
+        if seed in wanted.seeds
+        for data in wanted.sets
+        for cell in _cells(name, tables[name], data, seed, bases[data], stages, runs)
+    ]
+
+
+def _cells(
+    name: str,
+    table: TableSettings,
+    data: str,
+    seed: int,
+    base: Mapping[str, Any],
+    stages: Sequence[Declared],
+    runs: Path,
+) -> Iterator[Cell]:
+    folds: list[tuple[Any, dict[str, Any]]] = [(WHOLE, {})]
+    if "folds" in base:
+        folds = [(value, {base["folds"]["key"]: value}) for value in base["folds"]["values"]]
+    for row_name, row in table.rows.items():
+        for fold, chosen in folds:
+            changes = {**row.settings, SEED: seed, **chosen}
+            params = with_settings(base, changes, f"table {name}, row {row_name}")
+            steps = tuple(plan(stages, params, row.stage, runs).values())
+            yield Cell(
+                table=name,
+                row=row_name,
+                data=data,
+                seed=seed,
+                fold=fold,
+                params=params,
+                steps=steps,
+            )
+
+
+def settings_of(preset: str, changes: Mapping[str, Any]) -> dict[str, Any]:
+    """All settings of a set: params.yaml, its preset, and a benchmark's changes."""
+    kept = (
+        PRESETS / f"{DRAWN}.yaml"
+    )  # the drawn set's, while `make repro DATA=...` has another preset in params.yaml
+    whole = read_params(kept if kept.is_file() else REPOSITORY / "params.yaml")
+    if preset != DRAWN:
+        file = PRESETS / f"{preset}.yaml"
+        if not file.is_file():
+            known = sorted({path.stem for path in PRESETS.glob("*.yaml")} | {DRAWN})
+            raise ValueError(f"{file}: no such preset; there are {', '.join(known)}")
+        whole = merged(whole, read_preset(file))
+    _refuse_unknown(whole, changes, f"sets.{preset}")
+    return dict(merged(whole, changes))
+
+
+def _refuse_unknown(params: Mapping[str, Any], changes: Mapping[str, Any], where: str) -> None:
+    """ValueError for a setting that no stage has, before hours are spent; what a download replaces
+    is its adapter's."""
+    for name, value in changes.items():
+        if name not in params:
+            raise ValueError(
+                f"{where}: params.yaml has no setting {name!r} there, only "
+                f"{', '.join(map(str, params))}"
+            )
+        if (
+            isinstance(value, Mapping)
+            and isinstance(params[name], Mapping)
+            and not where.endswith(".download")
+        ):
+            _refuse_unknown(params[name], value, f"{where}.{name}")
+
+
+def with_settings(
+    params: Mapping[str, Any], changes: Mapping[str, Any], where: str
+) -> dict[str, Any]:
+    """A copy of all settings in which dotted names have other values; ValueError for a name that is
+    not there."""
+    changed = copy.deepcopy(dict(params))
+    for name, value in changes.items():
+        *parents, last = name.split(".")
+        section: Any = changed
+        for parent in parents:
+            section = section[parent] if isinstance(section, dict) and parent in section else None
+        if not isinstance(section, dict) or last not in section:
+            raise ValueError(f"{where}: params.yaml has no setting {name!r}")
+        section[last] = value
+    return changed

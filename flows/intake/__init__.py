@@ -1,0 +1,1 @@
+"""A watched folder or bucket becomes labelled photos under DVC."""

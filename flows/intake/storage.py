@@ -1,0 +1,115 @@
+"""The place that is watched for labelled photos: a folder, or a bucket behind any fsspec URL.
+
+Credentials and endpoints come from the environment, as each store has them (AWS_ENDPOINT_URL, ...).
+A file's stamp changes when its content may have: size and time of a local file, and whatever of
+tag, time and size a store tells.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+from collections.abc import Iterable, Iterator
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+from typing import IO, Any, NamedTuple, cast
+
+import fsspec
+
+from flows.label.database import batches
+from stages.ingest.fetch import IDENTITY_KEYS
+
+LISTINGS_AT_ONCE = 32  # of a bucket; so many are in memory
+
+
+class Found(NamedTuple):
+    """A file below the watched place: posix name, size, stamp."""
+
+    name: str
+    num_bytes: int
+    stamp: str
+
+
+class LocalPlace:
+    """A folder of this machine."""
+
+    def __init__(self, folder: Path) -> None:
+        self.folder = folder
+
+    def __str__(self) -> str:
+        return str(self.folder)
+
+    def find(self, name: str) -> Found | None:
+        """One file; None where there is none."""
+        path = self.folder / name
+        return _found(name, path.stat()) if path.is_file() else None
+
+    def files(self, folders: Iterable[str]) -> Iterator[Found]:
+        """The files of some folders, not of those below them; folders that are not there have none."""
+        for folder in folders:
+            place = self.folder / folder
+            if place.is_dir():
+                with os.scandir(place) as entries:
+                    prefix = f"{folder}/" if folder else ""
+                    yield from (
+                        _found(prefix + entry.name, entry.stat())
+                        for entry in entries
+                        if entry.is_file()
+                    )
+
+    def open(self, name: str) -> IO[bytes]:
+        return (self.folder / name).open("rb")
+
+
+def _found(name: str, status: os.stat_result) -> Found:
+    return Found(name, status.st_size, f"{status.st_size} {status.st_mtime_ns}")
+
+
+class RemotePlace:
+    """What lies below a URL, listed anew each time."""
+
+    def __init__(self, url: str) -> None:
+        self.url = url.rstrip("/")
+        self.filesystem, root = fsspec.core.url_to_fs(
+            self.url, use_listings_cache=False, skip_instance_cache=True
+        )
+        self.root = str(root).rstrip("/")
+
+    def __str__(self) -> str:
+        return self.url
+
+    def find(self, name: str) -> Found | None:
+        """One file; None where there is none."""
+        try:
+            return self._found(self.filesystem.info(f"{self.root}/{name}"))
+        except FileNotFoundError:
+            return None
+
+    def files(self, folders: Iterable[str]) -> Iterator[Found]:
+        """The files of some folders, not of those below them; folders that are not there have none."""
+        with ThreadPoolExecutor(LISTINGS_AT_ONCE) as pool:
+            for some in batches(folders, LISTINGS_AT_ONCE):
+                for listing in pool.map(self._listing, some):
+                    yield from (self._found(info) for info in listing if info["type"] == "file")
+
+    def _listing(self, folder: str) -> list[dict[str, Any]]:
+        try:
+            listing = self.filesystem.ls(f"{self.root}/{folder}".rstrip("/"), detail=True)
+        except (FileNotFoundError, NotADirectoryError):
+            return []
+        return cast(list[dict[str, Any]], listing)
+
+    def _found(self, info: dict[str, Any]) -> Found:
+        told = {key: str(info[key]) for key in IDENTITY_KEYS if info.get(key) is not None}
+        name = str(info["name"]).removeprefix(self.root).lstrip("/")
+        return Found(name, int(info["size"]), json.dumps(told, sort_keys=True))
+
+    def open(self, name: str) -> IO[bytes]:
+        return cast(IO[bytes], self.filesystem.open(f"{self.root}/{name}", "rb"))
+
+
+def watched_place(watch: str, root: Path) -> LocalPlace | RemotePlace:
+    """The place that `watch` names; a relative path starts at `root`."""
+    if "://" in watch and not watch.startswith("file://"):
+        return RemotePlace(watch)
+    return LocalPlace(root / Path(watch.removeprefix("file://")).expanduser())

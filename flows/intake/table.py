@@ -1,0 +1,117 @@
+"""labels.csv as it comes in: which photos it names, or why it cannot be right.
+
+A table that is half-written, or another one than `download.<role>.incoming` of params.yaml says, is
+refused as a whole; a line whose photo has a name that leads elsewhere is refused alone.
+"""
+
+from __future__ import annotations
+
+import csv
+import os
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path, PurePosixPath
+
+from flows.intake.database import IntakeStore, Line
+from stages.download import DownloadSettings
+from stages.ingest.archives import is_ignored, odd_name, printable, safe_name
+from stages.settings import convert, load_section
+from stages.sources.table import TableOptions, wanted_columns
+
+LABELLED = "labelled"
+
+
+@dataclass(frozen=True, kw_only=True)
+class Wanted:
+    """What `download.<role>.incoming` reads below the labelled folder: the table, the photos'
+    folder, the columns."""
+
+    table: str
+    photos: str
+    options: TableOptions
+    max_photo_bytes: int
+
+
+def read_wanted(folder: Path) -> Wanted:
+    """What params.yaml says of the role; ValueError where it would not read what is brought here."""
+    params = folder.parents[1] / "params.yaml"
+    role, where = folder.name, f"{params}: download.{folder.name}.incoming"
+    settings = load_section(params, "download", DownloadSettings, role)
+    if settings.incoming is None:
+        raise ValueError(f"{where} is null: nothing would read what comes; see docs/real-data.md")
+    options = convert(dict(settings.incoming.options), TableOptions, f"{where}.options")
+    labelled = PurePosixPath(folder.parent.name, role, LABELLED)
+    table, photos = PurePosixPath(options.table), PurePosixPath(options.photos_folder)
+    is_read = table.is_relative_to(labelled) and photos.is_relative_to(LABELLED)
+    if (
+        settings.incoming.source != "table"
+        or str(labelled) not in settings.incoming.locations
+        or not is_read
+    ):
+        raise ValueError(
+            f"{where}: must read a table and its photos from {labelled}, where they are brought"
+        )
+    return Wanted(
+        table=str(table.relative_to(labelled)),
+        photos="/".join(photos.relative_to(LABELLED).parts),
+        options=options,
+        max_photo_bytes=settings.limits.max_photo_bytes,
+    )
+
+
+def usable_lines(table: Path, wanted: Wanted, store: IntakeStore) -> Iterator[Line]:
+    """The table's usable lines, the others refused one by one; ValueError where the table itself is
+    not whole."""
+    columns = wanted_columns(wanted.options)
+    for number, line in _whole_table(table, wanted):
+        name = line[wanted.options.columns.photo]
+        try:
+            yield Line(_name(name, wanted), number, "\x1f".join(line[column] for column in columns))
+        except ValueError as error:
+            store.refuse(number, printable(name), str(error))
+
+
+def _whole_table(table: Path, wanted: Wanted) -> Iterator[tuple[int, dict[str, str]]]:
+    """(number, cells by column) of every line; ValueError for what a half-written or mistaken table
+    looks like."""
+    columns = wanted_columns(wanted.options)
+    try:
+        with table.open(newline="", encoding="utf-8-sig") as file:
+            reader = csv.reader(file, delimiter=wanted.options.delimiter, strict=True)
+            header = next(reader, [])
+            if missing := [column for column in columns if header.count(column) != 1]:
+                raise ValueError(
+                    f"has the column {missing[0]!r} {header.count(missing[0])} times; it has "
+                    f"{header}"
+                )
+            for cells in reader:
+                if cells and len(cells) != len(header):
+                    raise ValueError(
+                        f"line {reader.line_num} has {len(cells)} cells, the first line "
+                        f"{len(header)}"
+                    )
+                if cells:
+                    named = dict(zip(header, cells, strict=True))
+                    yield reader.line_num, {column: named[column].strip() for column in columns}
+        with table.open("rb") as file:
+            file.seek(-1, os.SEEK_END)
+            if file.read() not in b"\r\n":
+                raise ValueError("its last line does not end: is it half-written?")
+    except (csv.Error, UnicodeDecodeError) as error:
+        raise ValueError(f"cannot be read ({error})") from error
+
+
+def _name(text: str, wanted: Wanted) -> str:
+    """A photo's path below the labelled folder; ValueError says why it is refused."""
+    try:
+        name = safe_name(text)
+    except ValueError as error:
+        raise ValueError("its name is empty or leads out of the folder") from error
+    name = f"{wanted.photos}/{name}" if wanted.photos else name
+    if is_ignored(name):
+        raise ValueError("its name begins with a dot, or is one that systems leave behind")
+    if name == wanted.table:
+        raise ValueError("its name is the table's own")
+    if reason := odd_name(name):
+        raise ValueError(reason)
+    return name

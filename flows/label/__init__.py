@@ -1,0 +1,1 @@
+"""Unlabelled photos become a labelled table."""

@@ -1,0 +1,234 @@
+"""Coarse labels become a sheet to correct (review.csv, and pages with the faces), a corrected sheet
+becomes a table."""
+
+from __future__ import annotations
+
+import base64
+import csv
+import html
+import io
+import json
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+from typing import Literal, NamedTuple
+
+from PIL import Image
+
+from flows.label.database import Store, batches, sigma_text
+from stages.sources.table import number
+from visage.atomic import atomic_write
+from visage.detection.image_io import PhotoError, read_photo
+
+COLUMNS = ("photo", "label", "spread", "sigma", "group", "corrected")
+Unreviewed = Literal["take", "leave"]
+THUMBNAIL_PX = 160
+AROUND_FACE = 0.6  # of the box's longer side, on each of its sides
+PAGE_PHOTOS = 200
+PAGE = """<!doctype html><meta charset="utf-8"><title>{title}</title>
+<style>body{{font:14px sans-serif;margin:1em}}div{{display:inline-block;margin:4px;width:{px}px;vertical-align:top}}
+img{{width:100%}}span{{overflow-wrap:anywhere;color:#555}}</style>
+<h1>{title}</h1><p>Corrections go into the column `corrected` of review.csv, whose line stands under each face.</p>
+"""
+
+
+def write_rows(path: Path, header: Sequence[str], rows: Iterator[tuple[object, ...]]) -> int:
+    """A CSV, whole or not at all; how many rows it has."""
+    with atomic_write(path) as part, part.open("w", newline="", encoding="utf-8") as file:
+        writer = csv.writer(file, lineterminator="\n")
+        writer.writerow(header)
+        return sum(1 for _ in map(writer.writerow, rows))
+
+
+def carry_edits(store: Store, review: Path) -> int:
+    """Corrections and changed sigmas of an earlier review.csv -> table `carried`; how many could
+    not be carried.
+
+    Those are listed in not_carried.csv. The earlier review.csv is kept as review_before.csv.
+    """
+    if not review.is_file():
+        return 0
+    with atomic_write(review.with_name("review_before.csv")) as part:
+        part.write_bytes(review.read_bytes())
+    store.add("edited", _edits(store, review))
+    lost: list[tuple[str, str, str, str]] = []
+    carried: set[str] = set()
+    for photo_id, corrected, sigma, target in store.edits():
+        if target is None or target in carried:
+            reason = (
+                f"{target} has a correction" if target else "gone, changed, or without a label now"
+            )
+            lost.append((photo_id, corrected, sigma, reason))
+        else:
+            carried.add(target)
+            store.add("carried", [(target, corrected, sigma)])
+    if lost:
+        write_rows(
+            review.with_name("not_carried.csv"),
+            ("photo", "corrected", "sigma", "reason"),
+            iter(lost),
+        )
+    return len(lost)
+
+
+def _edits(store: Store, review: Path) -> Iterator[tuple[str, str, str]]:
+    """(photo, corrected, sigma) where a person wrote one of them; sigma is empty where it is as it
+    was written."""
+    for cells in _read_review(review):
+        written = store.written_sigma(cells["photo"])
+        sigma = "" if written is None or _same_number(cells["sigma"], written) else cells["sigma"]
+        if cells["corrected"] or sigma:
+            yield cells["photo"], cells["corrected"], sigma
+
+
+def _same_number(text: str, other: str) -> bool:
+    """Spreadsheet programs write 6.0 as 6."""
+    try:
+        return text == other or float(text) == float(other)
+    except ValueError:
+        return False
+
+
+def write_review(store: Store, review: Path) -> int:
+    """review.csv: what the models say, the widest spread first, and what persons say
+    (`carry_edits`); how many rows."""
+    rows = (
+        (
+            photo_id,
+            f"{label:.4g}",
+            f"{spread:.3g}",
+            own_sigma or sigma_text(sigma),
+            group,
+            corrected,
+        )
+        for photo_id, label, spread, sigma, group, _, corrected, own_sigma in store.review()
+    )
+    num_rows = write_rows(review, COLUMNS, rows)
+    store.note_written()
+    return num_rows
+
+
+def write_pages(store: Store, photos: Path, folder: Path, unit: str, num_photos: int) -> None:
+    """Pages with the first `num_photos` faces of the review, each page whole in itself."""
+    rows = (row for row, _ in zip(store.review(), range(num_photos), strict=False))
+    for page, batch in enumerate(batches(rows, PAGE_PHOTOS)):
+        first = page * PAGE_PHOTOS + 2  # line 1 of the CSV is its header
+        with (
+            atomic_write(folder / f"sheet_{page + 1:03d}.html") as part,
+            part.open("w", encoding="utf-8") as file,
+        ):
+            file.write(
+                PAGE.format(title=f"Lines {first} to {first + len(batch) - 1}", px=THUMBNAIL_PX)
+            )
+            for line, (photo_id, label, spread, sigma, _, box, *_) in enumerate(batch, start=first):
+                picture = _thumbnail(photos / photo_id, json.loads(box))
+                file.write(
+                    f'<div><img alt="no picture" src="{picture}"><br>{line}: <b>{label:.4g}</b> '
+                    f"{unit}, spread "
+                )
+                file.write(
+                    f"{spread:.2g}, sigma "
+                    f"{sigma:.2g}<br><span>{html.escape(photo_id)}</span></div>\n"
+                )
+
+
+def _thumbnail(photo: Path, box: Sequence[float]) -> str:
+    """The face with some of its surroundings, as an address that holds the picture itself; empty if
+    it is gone."""
+    try:
+        image = Image.fromarray(read_photo(photo))
+    except PhotoError:
+        return ""
+    x0, y0, x1, y1 = box
+    rim = AROUND_FACE * max(x1 - x0, y1 - y0)
+    face = image.crop(
+        (
+            max(0, x0 - rim),
+            max(0, y0 - rim),
+            min(image.width, x1 + rim),
+            min(image.height, y1 + rim),
+        )
+    )
+    face.thumbnail((THUMBNAIL_PX, THUMBNAIL_PX))
+    stream = io.BytesIO()
+    face.save(stream, "JPEG", quality=80)
+    return "data:image/jpeg;base64," + base64.b64encode(stream.getvalue()).decode()
+
+
+class Finished(NamedTuple):
+    """How many rows a corrected sheet gave: corrected ones, unreviewed ones that were taken, left
+    out, and faulty."""
+
+    corrected: int
+    taken: int
+    left_out: int
+    faulty: int
+
+
+def finish(
+    review: Path,
+    table: Path,
+    skipped: Path,
+    label_range: tuple[float, float],
+    unreviewed: Unreviewed,
+) -> Finished:
+    """A corrected sheet becomes `table` (photo, label, sigma), which source `table` reads; faulty
+    lines are listed.
+
+    The label is the correction where there is one; sigma is the sheet's in either case. ValueError
+    for another file.
+    """
+    rows: dict[str, tuple[float, float]] = {}
+    faults: list[tuple[str, str]] = []
+    counts = {"corrected": 0, "take": 0, "leave": 0}
+    for line, cells in enumerate(_read_review(review), start=2):
+        photo, is_corrected = cells["photo"], bool(cells["corrected"])
+        try:
+            if photo in rows:
+                raise ValueError("names its photo again")
+            label_sigma = _label_sigma(cells, label_range)
+        except ValueError as error:
+            faults.append((photo, f"line {line}: {error}"))
+            continue
+        counts["corrected" if is_corrected else unreviewed] += 1
+        if is_corrected or unreviewed == "take":
+            rows[photo] = label_sigma
+    if not rows:
+        raise ValueError(
+            f"{review}: no line is usable; fill its column `corrected`, or take the unreviewed ones"
+        )
+    write_rows(
+        table, ("photo", "label", "sigma"), ((photo, *numbers) for photo, numbers in rows.items())
+    )
+    write_rows(skipped, ("photo", "reason"), iter(faults))
+    return Finished(counts["corrected"], counts["take"], counts["leave"], len(faults))
+
+
+def _read_review(review: Path) -> Iterator[dict[str, str]]:
+    if not review.is_file():
+        raise ValueError(f"{review}: no such sheet; the first run writes it")
+    with review.open(newline="", encoding="utf-8-sig") as file:
+        reader = csv.DictReader(file)
+        missing = sorted(set(COLUMNS) - set(reader.fieldnames or ()))
+        if missing:
+            raise ValueError(
+                f"{review}: has no column {missing[0]!r}, only {reader.fieldnames}; save it as it "
+                f"came"
+            )
+        for cells in reader:
+            yield {name: (cells[name] or "").strip() for name in COLUMNS}
+
+
+def _label_sigma(cells: dict[str, str], label_range: tuple[float, float]) -> tuple[float, float]:
+    """A line's label, corrected or not, and sigma; ValueError says what is wrong with it."""
+    low, high = label_range
+    label = number(
+        cells["corrected"] or cells["label"], "corrected" if cells["corrected"] else "label"
+    )
+    sigma = number(cells["sigma"], "sigma")
+    if not cells["photo"]:
+        raise ValueError("names no photo")
+    if label is None or not low <= label <= high:
+        raise ValueError(f"label {label} is not between {low:g} and {high:g}")
+    if sigma is None or sigma < 0:
+        raise ValueError(f"sigma {sigma} is no standard deviation")
+    return label, sigma

@@ -1,0 +1,272 @@
+"""The align stage's chunks over the actors of a Ray cluster: an `align.Runner` on Ray Data.
+
+The chunks are written to small parquet files in a scratch folder first, one file a task: the driver
+then holds no rows, whatever their number. Each actor runs the stage's own work with its own
+detector; Ray Data brings the outcomes back in the chunks' order and starts no more than its share
+of the object store holds. A worker or node that dies is replaced and its task done again.
+
+A photo that ends its process (a fault in a decoder, more memory than there is) would do so for
+ever. So each chunk's start is noted in the scratch folder; after two deaths its photos are tried
+one by one, and one that ends a process twice becomes a reject.
+"""
+
+from __future__ import annotations
+
+import functools
+import itertools
+import json
+import logging
+import os
+import shutil
+import tempfile
+from collections import Counter
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
+import ray
+import ray.data
+from ray import cloudpickle
+from ray.data.block import BlockMetadata
+from ray.data.datasource import Datasource, ReadTask
+
+from stages.align import Runner, Work
+from stages.face_shards import Outcome, Row
+from visage.atomic import atomic_write_bytes
+
+TASK_CHUNKS = 4  # of a file: what an actor takes at a time, and what its death costs
+READERS = 2  # processes that read task files
+DEATHS = 2  # that a chunk or a photo may be there at before it is suspected
+CHUNK_SCHEMA = pa.schema([("number", pa.int64()), ("rows", pa.string())])
+PREFIX = "align-chunks-"
+TASK_METADATA = BlockMetadata(num_rows=None, size_bytes=None, exec_stats=None, input_files=None)
+WHOLE = ""  # stands for the whole chunk among its photo_ids
+
+
+class AlignStopped(RuntimeError):
+    """Alignment on Ray cannot go on; the text says why and what to do."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class AlignOut:
+    """Actors on the cluster: at least, at most, and the processors that one reserves (its work
+    keeps one busy)."""
+
+    actors_min: int
+    actors_max: int
+    cpus_per_actor: float
+
+    def __post_init__(self) -> None:
+        if not 1 <= self.actors_min <= self.actors_max:
+            raise ValueError(
+                f"actors_min is {self.actors_min}, actors_max {self.actors_max}: give 1 or more, "
+                f"the larger one last"
+            )
+        if self.cpus_per_actor <= 0:
+            raise ValueError(
+                f"cpus_per_actor is {self.cpus_per_actor}: give more than 0 (1 is right for most "
+                f"machines)"
+            )
+
+
+def runner(settings: AlignOut, scratch: Path) -> Runner:
+    """For `stages.align.align(runner=)`, on the Ray that is connected; `scratch` must be seen by
+    every node.
+
+    Errors, when it runs: AlignStopped (scratch folder full, a chunk that no worker survives, an
+    error of the work).
+    """
+
+    def run(work: Work, chunks: Iterable[list[Row]]) -> Iterator[Outcome]:
+        with _own_folder(scratch.resolve()) as folder:
+            num_chunks = _write_tasks(chunks, folder / "tasks")
+            if num_chunks:
+                _check_fit(settings)
+                yield from _outcomes(settings, work, folder, num_chunks)
+
+    return run
+
+
+@contextmanager
+def _own_folder(scratch: Path) -> Iterator[Path]:
+    """A fresh folder of this run; those of killed runs go first."""
+    scratch.mkdir(parents=True, exist_ok=True)
+    for stale in scratch.glob(f"{PREFIX}*"):
+        shutil.rmtree(stale)
+    folder = Path(tempfile.mkdtemp(prefix=PREFIX, dir=scratch))
+    try:
+        for name in ("tasks", "marks"):
+            (folder / name).mkdir()
+        yield folder
+    finally:
+        shutil.rmtree(folder, ignore_errors=True)
+
+
+def _write_tasks(chunks: Iterable[list[Row]], tasks: Path) -> int:
+    """The chunks as files of TASK_CHUNKS, in order; their number."""
+    numbered = enumerate(chunks)
+    num_chunks = 0
+    for index in itertools.count():
+        rows = [
+            {"number": number, "rows": json.dumps(chunk)}
+            for number, chunk in itertools.islice(numbered, TASK_CHUNKS)
+        ]
+        if not rows:
+            return num_chunks
+        num_chunks += len(rows)
+        try:
+            pq.write_table(
+                pa.Table.from_pylist(rows, schema=CHUNK_SCHEMA), tasks / f"{index:07d}.parquet"
+            )
+        except OSError as error:
+            raise AlignStopped(
+                f"{tasks.parents[1]}: the scratch folder takes no more than {index} files of rows "
+                f"({error}); free "
+                "about 200 bytes a photo there, or name another folder that every node sees"
+            ) from error
+    raise AssertionError
+
+
+def _check_fit(settings: AlignOut) -> None:
+    """Ray would wait in silence for a node that can hold an actor."""
+    nodes: list[dict[str, Any]] = ray.nodes()  # type: ignore[no-untyped-call]
+    largest = max((node["Resources"].get("CPU", 0) for node in nodes if node["Alive"]), default=0)
+    if largest < settings.cpus_per_actor:
+        raise ValueError(
+            f"cpus_per_actor is {settings.cpus_per_actor}, and the largest node has {largest:g}: "
+            f"give less"
+        )
+
+
+class TaskFiles(Datasource):
+    """Each file a task. Ray's own reader of parquet opens all of them first, in a dozen processes."""
+
+    def __init__(self, files: list[Path]) -> None:
+        super().__init__()  # type: ignore[no-untyped-call]
+        self.files = files
+
+    def estimate_inmemory_data_size(self) -> None:
+        return None  # unknown
+
+    def get_read_tasks(self, *_: Any, **__: Any) -> list[ReadTask]:
+        return [ReadTask(functools.partial(_read_task, path), TASK_METADATA) for path in self.files]
+
+
+def _read_task(path: Path) -> list[pa.Table]:
+    return [pq.read_table(path)]
+
+
+def _outcomes(settings: AlignOut, work: Work, folder: Path, num_chunks: int) -> Iterator[Outcome]:
+    """The tasks through the actors; outcomes in the chunks' order."""
+    _quieten()
+    context = ray.data.DataContext.get_current().copy()
+    context.enable_progress_bars = False
+    context.execution_options.preserve_order = True
+    files = sorted((folder / "tasks").iterdir())
+    with ray.data.DataContext.current(context):
+        # Reading asks for no processor: the actors may hold all of them, and it would wait for one
+        # without end.
+        data = ray.data.read_datasource(
+            TaskFiles(files), override_num_blocks=len(files), num_cpus=0, concurrency=READERS
+        ).map_batches(
+            ChunkWorker,
+            fn_constructor_args=[work, folder / "marks", Path.cwd()],
+            batch_size=1,
+            compute=ray.data.ActorPoolStrategy(
+                min_size=settings.actors_min, max_size=settings.actors_max
+            ),
+            num_cpus=settings.cpus_per_actor,
+        )
+    wanted = 0
+    try:
+        for wanted, row in enumerate(data.iter_rows(), start=1):
+            assert row["number"] == wanted - 1, (
+                f"outcome {row['number']} came in the place of {wanted - 1}"
+            )
+            outcome: Outcome | AlignStopped = cloudpickle.loads(row["outcome"])
+            if isinstance(outcome, AlignStopped):
+                raise outcome
+            yield outcome
+    except ray.exceptions.RayError as error:
+        raise AlignStopped(
+            f"Ray: {str(error).splitlines()[0]}; its logs and dashboard tell more"
+        ) from error
+    assert wanted == num_chunks, f"{wanted} outcomes of {num_chunks} chunks"
+
+
+def _quieten() -> None:
+    """In the terminal the stage's own bar tells the progress; Ray Data's warnings stay, its log
+    file has all."""
+    for handler in logging.getLogger("ray.data").handlers:
+        if isinstance(handler, logging.StreamHandler):
+            handler.setLevel(logging.WARNING)
+    logging.getLogger("ray.data._internal.progress").setLevel(
+        logging.ERROR
+    )  # "progress bars disabled"
+
+
+class ChunkWorker:
+    """An actor: chunks become outcomes, by the work that the stage gave. `folder`: the driver's,
+    for paths."""
+
+    def __init__(self, work: Work, marks: Path, folder: Path) -> None:
+        os.chdir(folder)
+        self.work, self.marks = work, marks
+
+    def __call__(self, batch: dict[str, Any]) -> dict[str, Any]:
+        """One chunk (`number` (1,), `rows` (1,) as JSON) -> `number` (1,), `outcome` (1,), as Ray
+        pickles.
+
+        An error is an outcome too: the earlier chunks come back before it, and its text alone
+        reaches the user.
+        """
+        [number], [rows] = batch["number"], batch["rows"]
+        outcome: Outcome | AlignStopped
+        try:
+            outcome = survive(self.work, json.loads(rows), self.marks / f"{number}.json")
+        except AlignStopped as error:
+            outcome = error
+        except Exception as error:
+            outcome = AlignStopped(f"{type(error).__name__}: {error}")
+        data: bytes = cloudpickle.dumps(outcome)  # type: ignore[no-untyped-call]
+        return {"number": batch["number"], "outcome": np.array([data], dtype=object)}
+
+
+def survive(work: Work, rows: list[Row], mark: Path) -> Outcome:
+    """The chunk's outcome, in however many processes; what earlier ones were at when they died
+    stands in `mark`.
+
+    The first DEATHS tries take the chunk as a whole, later ones look for photos that end the
+    process. The others are then done together as before: a chunk that lost its workers to other
+    causes has the same bytes. Errors: AlignStopped where no photo is to blame.
+    """
+    deaths: list[str] = json.loads(mark.read_text()) if mark.is_file() else []
+
+    def marked(part: list[Row], name: str) -> Outcome:
+        atomic_write_bytes(mark, json.dumps([*deaths, name]).encode())
+        return work(part)
+
+    if deaths.count(WHOLE) >= 2 * DEATHS:
+        raise AlignStopped(
+            f"{len(deaths)} workers died at the photos from {rows[0]['photo_id']} to "
+            f"{rows[-1]['photo_id']}, none at "
+            "one of them alone: give an actor more memory (fewer actors a node), or see Ray's logs "
+            "for the reason"
+        )
+    counts = Counter(deaths)
+    fatal = {row["photo_id"] for row in rows if counts[row["photo_id"]] >= DEATHS}
+    if counts[WHOLE] >= DEATHS:
+        for row in rows:
+            if row["photo_id"] not in fatal:
+                marked([row], row["photo_id"])
+    outcome = marked([row for row in rows if row["photo_id"] not in fatal], WHOLE)
+    outcome.rejects += [(photo_id, "ends the process that works on it") for photo_id in fatal]
+    place = {row["photo_id"]: index for index, row in enumerate(rows)}
+    outcome.rejects.sort(key=lambda reject: place[reject[0]])
+    mark.unlink()
+    return outcome

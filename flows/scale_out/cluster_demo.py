@@ -1,0 +1,112 @@
+"""A cluster of two nodes on this machine, and on it what outgrows one: alignment, pre-training, a
+sweep (drawn faces).
+
+    python -m flows.scale_out.cluster_demo          (or: make cluster-demo)
+
+Works in a clone of the last commit, runs/cluster-demo, with the small settings of
+presets/cluster_demo.yaml. Each node is what `ray start` makes of a machine, with one CPU.
+docs/cluster.md tells how to do the same with real ones.
+"""
+
+from __future__ import annotations
+
+import os
+import shutil
+import signal
+import socket
+import subprocess
+import sys
+import time
+from collections.abc import Iterator
+from contextlib import ExitStack, contextmanager
+from pathlib import Path
+
+from flows.pipeline.workspace import ROOT
+from flows.scale_out.ray_cluster import ADDRESS, lock
+
+FOLDER = ROOT / "runs" / "cluster-demo"
+JOBS = (
+    ("flows.scale_out.flow", "align@identity"),
+    ("flows.scale_out.flow", "align@target"),
+    ("flows.scale_out.flow", "pretrain"),
+    ("flows.sweep.flow",),
+)
+STARTED = "Ray runtime started."
+START_SECONDS = 120.0
+STOP_SECONDS = 30.0
+
+
+def free_port() -> int:
+    """A port that nobody listens on now."""
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        return int(probe.getsockname()[1])
+
+
+@contextmanager
+def node(log: Path, *words: str) -> Iterator[None]:
+    """A node as `ray start` makes it, for as long as the block lasts. Errors: RuntimeError with its
+    last words."""
+    command = [str(Path(sys.executable).parent / "ray"), "start", "--num-cpus=1", "--block", *words]
+    with (
+        log.open("w", encoding="utf-8") as file,
+        subprocess.Popen(command, stdout=file, stderr=file) as process,
+    ):
+        try:
+            deadline = time.monotonic() + START_SECONDS
+            while STARTED not in log.read_text(encoding="utf-8"):
+                if process.poll() is not None or time.monotonic() > deadline:
+                    raise RuntimeError(f"{' '.join(command)} did not start a node; see {log}")
+                time.sleep(0.2)
+            yield
+        finally:
+            process.terminate()
+            try:
+                process.wait(STOP_SECONDS)
+            except subprocess.TimeoutExpired:
+                process.kill()
+
+
+@contextmanager
+def two_nodes(logs: Path) -> Iterator[str]:
+    """The address of a head node with a second one beside it."""
+    port = free_port()
+    lock()
+    with ExitStack() as nodes:
+        nodes.enter_context(
+            node(logs / "head.log", "--head", f"--port={port}", f"--dashboard-port={free_port()}")
+        )
+        nodes.enter_context(node(logs / "second.log", f"--address=127.0.0.1:{port}"))
+        yield f"127.0.0.1:{port}"
+
+
+def clone(folder: Path) -> None:
+    """The last commit in `folder`, anew, with the demo's settings."""
+    shutil.rmtree(folder, ignore_errors=True)
+    subprocess.run(["git", "clone", "--quiet", str(ROOT), str(folder)], check=True)
+    settings = ["params.yaml", "presets/cluster_demo.yaml", "params.yaml"]
+    subprocess.run(
+        [sys.executable, "-m", "stages.settings", "use", *settings], cwd=folder, check=True
+    )
+
+
+def main() -> None:
+    """The jobs one after the other; ends with the status of the one that failed."""
+    signal.signal(
+        signal.SIGTERM, lambda *_: sys.exit(128 + signal.SIGTERM)
+    )  # the nodes end with it
+    clone(FOLDER)
+    with two_nodes(FOLDER) as address:
+        print(f"two nodes at {address}", flush=True)
+        for job in JOBS:
+            print(f"== python -m {' '.join(job)}", flush=True)
+            done = subprocess.run(
+                [sys.executable, "-m", *job], cwd=FOLDER, env=os.environ | {ADDRESS: address}
+            )
+            if done.returncode != 0:
+                raise SystemExit(done.returncode)
+    print(f"done; everything lies in {FOLDER.relative_to(ROOT)}")
+
+
+if __name__ == "__main__":
+    main()

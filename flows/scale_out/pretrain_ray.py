@@ -1,0 +1,297 @@
+"""Pre-training on Ray Train: a `stages.pretrain.Runner` of several processes, on a GPU each where
+there are any.
+
+A process that dies, with its machine or alone, ends its group; Ray starts it anew, of fewer
+processes if there is no room for as many, and it goes on from the checkpoint of the last epoch,
+which lies in a folder that all machines share. What a person must mend (a damaged checkpoint, a
+full disk) is not tried again.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import dataclasses
+import json
+import logging
+import os
+import shutil
+import threading
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from flows.scale_out.ray_cluster import ADDRESS
+from stages.exit_status import ExitStatus, exit_status_of
+from stages.pretrain import Runner, Training
+from stages.settings import Report
+
+REFUSED, PROGRESS = "refused.txt", "progress.jsonl"
+LOOK_SECONDS = 1.0  # between two looks at what the processes report
+
+
+@dataclass(frozen=True, kw_only=True)
+class PretrainOut:
+    """How many processes train, and what each has.
+
+    From `min_workers` to `num_workers`, as many as there is room for; after `max_failures` lost
+    processes the training ends. `resize_seconds`: how often to look for room for more, which costs
+    the epoch that has begun. `micro_batches`: parts of a process's share of a batch, whose
+    gradients are added up, where memory is short.
+    """
+
+    min_workers: int
+    num_workers: int
+    cpus_per_worker: int
+    gpus_per_worker: int
+    max_failures: int
+    resize_seconds: float
+    micro_batches: int
+
+    def __post_init__(self) -> None:
+        if not 1 <= self.min_workers <= self.num_workers:
+            raise ValueError(
+                f"min_workers is {self.min_workers}: give 1 to num_workers, which is "
+                f"{self.num_workers}"
+            )
+        for name, low in (
+            ("cpus_per_worker", 1),
+            ("gpus_per_worker", 0),
+            ("max_failures", 0),
+            ("resize_seconds", 1),
+            ("micro_batches", 1),
+        ):
+            if getattr(self, name) < low:
+                raise ValueError(f"{name} is {getattr(self, name)}: give {low} or more")
+
+
+def runner(settings: PretrainOut, storage: Path) -> Runner:
+    """Trains on the Ray that this process is connected to; `storage` is a scratch folder that all
+    machines share.
+
+    Errors: ValueError for what a person must mend, ConnectionError when more processes were lost
+    than `max_failures`.
+    """
+
+    def run(training: Training, report: Report) -> None:
+        folder = storage / "train"
+        shutil.rmtree(folder, ignore_errors=True)
+        folder.mkdir(parents=True)
+        parts = max(settings.micro_batches, training.micro_batches)
+        with _passing_on(folder / PROGRESS, report):
+            _fit(settings, folder, dataclasses.replace(training, micro_batches=parts))
+        shutil.rmtree(folder, ignore_errors=True)
+
+    return run
+
+
+def _fit(settings: PretrainOut, folder: Path, training: Training) -> None:
+    from ray import train as untyped
+    from ray.train.torch import TorchConfig, TorchTrainer
+
+    train: Any = untyped
+    use_gpu = settings.gpus_per_worker > 0
+    has = {"CPU": settings.cpus_per_worker} | ({"GPU": settings.gpus_per_worker} if use_gpu else {})
+    _refuse_what_does_not_fit(settings, has)
+    trainer = TorchTrainer(
+        _work,
+        train_loop_config={
+            "training": training,
+            "folder": folder,
+            "threads": settings.cpus_per_worker,
+        },
+        torch_config=TorchConfig(backend="nccl" if use_gpu else "gloo"),
+        scaling_config=train.ScalingConfig(
+            num_workers=(settings.min_workers, settings.num_workers),
+            use_gpu=use_gpu,
+            resources_per_worker=has,
+            elastic_resize_monitor_interval_s=settings.resize_seconds,
+        ),
+        run_config=train.RunConfig(
+            name="ray",
+            storage_path=str(folder),
+            failure_config=train.FailureConfig(settings.max_failures),
+        ),
+    )
+    failure = None
+    try:
+        with _own_cluster():
+            trainer.fit()
+    except train.TrainingFailedError as error:
+        failure = error
+    if words := _refusal(folder, failure):
+        raise ValueError(words) from failure
+    if failure is not None and _lost(failure):
+        raise ConnectionError(
+            f"{settings.max_failures + 1} times processes of the training were lost "
+            f"({_last_line(failure)}); the "
+            f"epochs that were finished are kept in {training.checkpoint}: when the cause is gone, "
+            f"run the same "
+            "command again"
+        ) from failure
+    if failure is not None:
+        raise failure
+
+
+def _refuse_what_does_not_fit(settings: PretrainOut, has: Mapping[str, int]) -> None:
+    """Ray would wait in silence for nodes that can hold `min_workers`."""
+    import ray as untyped
+
+    ray: Any = untyped
+    nodes = [node["Resources"] for node in ray.nodes() if node["Alive"]]
+    room = room_for(has, nodes)
+    if room < settings.min_workers:
+        each = "; ".join(
+            ", ".join(f"{node.get(kind, 0):g} {kind}" for kind in ("CPU", "GPU")) for node in nodes
+        )
+        raise ValueError(
+            f"scale_out.pretrain.min_workers is {settings.min_workers}, of cpus_per_worker "
+            f"{settings.cpus_per_worker} "
+            f"and gpus_per_worker {settings.gpus_per_worker} each, and there is room for {room} "
+            f"(the nodes have: "
+            f"{each}); lower {'min_workers' if room else ' or '.join(_too_many(has, nodes))}, or "
+            f"add nodes"
+        )
+
+
+def room_for(worker: Mapping[str, float], nodes: Sequence[Mapping[str, float]]) -> int:
+    """How many workers the nodes can hold, when nothing else runs there."""
+    return sum(
+        min(int(node.get(kind, 0) // number) for kind, number in worker.items()) for node in nodes
+    )
+
+
+def _too_many(worker: Mapping[str, float], nodes: Sequence[Mapping[str, float]]) -> list[str]:
+    """The settings that no node can meet; all of them where none is to blame alone."""
+    names = {"CPU": "cpus_per_worker", "GPU": "gpus_per_worker"}
+    alone = [names[kind] for kind, number in worker.items() if room_for({kind: number}, nodes) == 0]
+    return alone or [names[kind] for kind in worker]
+
+
+@contextlib.contextmanager
+def _own_cluster() -> Iterator[None]:
+    """Ray Train's cleaner asks whichever Ray started last on this machine whether the training is
+    alive, and would end that of another; told RAY_ADDRESS, it asks ours."""
+    import ray as untyped
+    from ray.train.v2._internal import constants
+
+    ray: Any = untyped
+    constants.ENV_VARS_TO_PROPAGATE.add(ADDRESS)
+    before = os.environ.get(ADDRESS)
+    os.environ[ADDRESS] = ray.get_runtime_context().gcs_address
+    try:
+        yield
+    finally:
+        if before is None:
+            del os.environ[ADDRESS]
+        else:
+            os.environ[ADDRESS] = before
+
+
+def _refusal(folder: Path, failure: Exception | None) -> str | None:
+    """What a person must mend, in the words that a process left in the folder, or died with where
+    it left none."""
+    refused = folder / REFUSED
+    if refused.is_file() and (words := refused.read_text(encoding="utf-8")):
+        return words
+    errors = [
+        error for error in _worker_failures(failure) if exit_status_of(error) is ExitStatus.REFUSED
+    ]
+    if not errors and not refused.is_file():
+        return None
+    died_of = f"a process ended with: {errors[0]}" if errors else "a process ended"
+    return (
+        f"{died_of}; and it could not write that down in the scratch folder {folder}: make room "
+        f"there, or name another "
+        "folder that all machines share, then run the same command again"
+    )
+
+
+def _worker_failures(failure: Exception | None) -> list[Exception]:
+    return list(getattr(failure, "worker_failures", {}).values())
+
+
+def _lost(failure: Exception) -> bool:
+    """Whether processes died, rather than raised an exception of their own."""
+    from ray.exceptions import RayError
+
+    return any(isinstance(error, RayError) for error in _worker_failures(failure))
+
+
+def _last_line(failure: Exception) -> str:
+    return str(failure).strip().splitlines()[-1].strip()
+
+
+def _work(config: dict[str, Any]) -> None:
+    """One process of the group, from its start or from the last epoch's checkpoint."""
+    import torch
+    from ray import train
+    from ray.train.v2._internal.execution import context as reporting
+
+    reporting.logger.setLevel(logging.WARNING)  # a line for every report, beside our own
+    training: Training = config["training"]
+    folder: Path = config["folder"]
+    if (folder / REFUSED).is_file():
+        return
+    context: Any = train.get_context()
+    torch.set_num_threads(config["threads"])
+    number, count = context.get_world_rank(), context.get_world_size()
+
+    def report(step: int, values: Mapping[str, float]) -> None:
+        if number == 0:
+            _note(folder, {"step": step, "values": dict(values)})
+        train.report({"step": step, **values})
+
+    with _refusals_kept(folder):
+        if number == 0:
+            _note(folder, {"words": f"pretrain: {count} processes, from the last checkpoint on"})
+        training(report)
+
+
+@contextlib.contextmanager
+def _refusals_kept(folder: Path) -> Iterator[None]:
+    """What a person must mend is written down; the next group sees it, and ends. A full disk may
+    leave it empty."""
+    try:
+        yield
+    except Exception as error:
+        if exit_status_of(error) is ExitStatus.REFUSED:
+            with contextlib.suppress(OSError):  # the driver has the error itself
+                (folder / REFUSED).write_text(str(error), encoding="utf-8")
+        raise
+
+
+def _note(folder: Path, document: Mapping[str, Any]) -> None:
+    with (folder / PROGRESS).open("a", encoding="utf-8") as file:
+        file.write(json.dumps(document) + "\n")
+
+
+@contextlib.contextmanager
+def _passing_on(progress: Path, report: Report) -> Iterator[None]:
+    """What the first process notes is reported here, in the driver, while it trains."""
+    done = threading.Event()
+    num_read = 0
+
+    def pass_on() -> None:
+        nonlocal num_read
+        lines = progress.read_text(encoding="utf-8").split("\n")[:-1] if progress.is_file() else []
+        for line in lines[num_read:]:
+            document = json.loads(line)
+            if "words" in document:
+                print(document["words"], flush=True)
+            else:
+                report(document["step"], document["values"])
+        num_read = len(lines)
+
+    def look() -> None:
+        while not done.wait(LOOK_SECONDS):
+            pass_on()
+
+    thread = threading.Thread(target=look, daemon=True)
+    thread.start()
+    try:
+        yield
+    finally:
+        done.set()
+        thread.join()
+        pass_on()

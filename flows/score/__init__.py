@@ -1,0 +1,1 @@
+"""Photos in bulk through a model, to parquet."""

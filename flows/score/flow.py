@@ -1,0 +1,169 @@
+"""A folder, bucket or table of photos through the champion: parquet with one row a face and one a
+photo without any.
+
+    python -m flows.score.flow PHOTOS --output FOLDER [--model FOLDER]      (or: make score PHOTOS=... OUTPUT=...)
+
+PHOTOS is a folder, an fsspec URL (s3://bucket/folder) or a table of paths (score_inventory.py);
+FOLDER gets part-00000.parquet ... (score_shards.py). Stopped at any time, the same command goes on
+where it was; photos that are new or changed, or another model, redo their own shards. A photo of
+one face takes some 30 ms of one core, nearly all of it finding the face; memory does not grow with
+the number of photos.
+"""
+
+from __future__ import annotations
+
+import argparse
+import fcntl
+import sys
+import tempfile
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from uuid import UUID
+
+from prefect import flow, get_run_logger
+from prefect.artifacts import (
+    create_markdown_artifact,
+    create_progress_artifact,
+    update_progress_artifact,
+)
+
+from flows.score.inventory import Inventory
+from flows.score.page import page, read_scores
+from flows.score.shards import Job, Model, ScoreSettings, fingerprint, is_finished
+from flows.score.workers import make_shards
+from stages.face_shards import shard_paths
+from stages.ingest.records import REPOSITORY
+from stages.settings import load_section
+
+PARAMS = REPOSITORY / "params.yaml"
+LIST, LOCK = ".inventory.sqlite", ".lock"
+
+Progress = Callable[[int, int], None]  # photos done, of how many
+
+
+@flow(name="score", log_prints=True)
+def score(
+    photos: str, output: Path, model: Path | None = None, params: Path = PARAMS
+) -> dict[str, int]:
+    """The flow: counts of what stands in `output`, which are also its artifact."""
+    logger = get_run_logger()
+    bar = create_progress_artifact(
+        progress=0.0, key="score-progress", description=f"photos of {photos}"
+    )
+    assert isinstance(bar, UUID)
+
+    def progress(num_done: int, num_photos: int) -> None:
+        logger.info("%d of %d photos", num_done, num_photos)
+        update_progress_artifact(bar, progress=100 * num_done / num_photos)
+
+    settings = load_section(params, "score", ScoreSettings)
+    with speaking(model, params) as speaker:
+        shards = score_photos(photos, output, speaker, settings, progress)
+    scores = read_scores(shards)
+    create_markdown_artifact(key="score", markdown=page(photos, output, scores))
+    return scores.counts
+
+
+@contextmanager
+def speaking(folder: Path | None, params: Path) -> Iterator[Model]:
+    """The model in a folder, or the registry's champion for as long as it is needed."""
+    if folder is not None:
+        yield Model(folder=folder, version=None)
+        return
+    with tempfile.TemporaryDirectory() as into:
+        yield champion(Path(into), params)
+
+
+def champion(into: Path, params: Path) -> Model:
+    """The model that the registry calls champion, fetched; ValueError where there is none, with the
+    remedy."""
+    # Here, because MLflow takes seconds to import and a model in a folder needs none.
+    from model_registry.package import PackageSettings, fetch
+    from model_registry.promote import champion as champion_of
+
+    name = load_section(params, "package", PackageSettings).model
+    version = champion_of(name)
+    if version is None:
+        raise ValueError(
+            f"{name!r} has no champion. Register one (make retrain), or name a model's folder with "
+            f"--model (make "
+            "score: MODEL=folder)"
+        )
+    return Model(folder=fetch(f"models:/{name}/{version}", into), version=str(version))
+
+
+def score_photos(
+    photos: str, output: Path, model: Model, settings: ScoreSettings, progress: Progress
+) -> list[Path]:
+    """Fills `output`; its shards. ValueError names what the user can mend."""
+    about = model.about()
+    with _own(output), Inventory(output / LIST) as inventory:
+        inventory.take(photos, settings.column)
+        num_photos, size = len(inventory), settings.shard_photos
+        shards = shard_paths(output, num_photos, size)
+        num_done = 0
+
+        def jobs() -> Iterator[Job]:
+            nonlocal num_done
+            for index, path in enumerate(shards):
+                part = inventory.slice(index * size, size)
+                job = Job(path=path, photos=part, fingerprint=fingerprint(part, about, settings))
+                if is_finished(job):
+                    num_done += len(part)
+                else:
+                    yield job
+
+        for job in make_shards(photos, model, settings, jobs()):
+            num_done += len(job.photos)
+            progress(num_done, num_photos)
+    return shards
+
+
+@contextmanager
+def _own(output: Path) -> Iterator[None]:
+    """The output folder for this run alone; ValueError where another run, or somebody else's files,
+    are in it."""
+    if not (output / LIST).is_file() and any(output.glob("[!.]*")):
+        raise ValueError(
+            f"{output}: holds files that are no scores; give an empty folder, or a new one (OUTPUT)"
+        )
+    output.mkdir(parents=True, exist_ok=True)
+    with (output / LOCK).open("w") as file:
+        try:
+            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError as error:
+            raise ValueError(
+                f"{output}: another run writes into it; wait for it, or stop it"
+            ) from error
+        yield
+
+
+def main() -> None:
+    """The command line; what the user can mend ends it with one line and exit status 2."""
+    parser = argparse.ArgumentParser(
+        prog="python -m flows.score.flow", description=__doc__.split("\n", 1)[0]
+    )
+    parser.add_argument(
+        "photos", help="folder, URL of a bucket's folder, or table (.csv, .parquet)"
+    )
+    parser.add_argument("--output", type=Path, required=True, help="folder for the parquet files")
+    parser.add_argument(
+        "--model", type=Path, help="a model's folder; default: the registry's champion"
+    )
+    parser.add_argument("--params", type=Path, default=PARAMS)
+    arguments = parser.parse_args()
+    try:
+        counts = score(
+            arguments.photos, arguments.output.absolute(), arguments.model, arguments.params
+        )
+    except ValueError as error:
+        print(f"flows.score.flow: {error}", file=sys.stderr)
+        raise SystemExit(2) from error
+    print(
+        "  ".join(f"{name} {count}" for name, count in counts.items()) + f"  -> {arguments.output}"
+    )
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,267 @@
+"""What is to be scored: a folder, a bucket or a table of photos becomes a numbered list in one
+SQLite file.
+
+- A folder, local or of any fsspec URL (s3://bucket/folder; keys and endpoint come from the
+  environment): every photo below it by its suffix, in the order of the names; names that begin with
+  a dot are left out.
+- A table (.csv or .parquet): the photos that one column names, in the order of its rows, each once.
+  A name is a path relative to the table's folder, an absolute path, or a URL.
+
+Names come and go in a stream, a page of a bucket or one folder at a time, so that a million take
+little memory.
+"""
+
+from __future__ import annotations
+
+import csv
+import sqlite3
+import stat
+from collections.abc import Iterable, Iterator, Mapping
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path, PurePosixPath
+from typing import Any, NamedTuple
+
+import fsspec
+import pyarrow.parquet as pq
+from fsspec.implementations.local import LocalFileSystem
+
+from flows.label.database import batches
+from stages.ingest.archives import odd_name, printable
+from stages.ingest.fetch import IDENTITY_KEYS
+from stages.ingest.records import PHOTO_SUFFIXES, photos_under
+
+TABLE_SUFFIXES = (".csv", ".parquet")
+NUM_ASKING = 16  # files of a table whose size and time are asked for at a time
+PAGE_KEYS = 1000  # of a bucket at a time; S3 gives no more
+MISSING = "no such file"
+
+
+class Photo(NamedTuple):
+    """One photo of the list. `address` is a path in the filesystem of the folder or table, or a URL
+    of its own; `version` changes with the content (time, tag); `reason` says why it need not even
+    be opened."""
+
+    place: int
+    name: str
+    address: str
+    num_bytes: int | None
+    version: str
+    reason: str | None
+
+
+Found = tuple[str, str, int | None, str, str | None]  # a Photo without its place
+
+
+def filesystem_of(address: str) -> tuple[Any, str]:
+    """A local path or an fsspec URL -> its filesystem and the path in it. Nothing is listed from
+    memory."""
+    if "://" in address:
+        filesystem, path = fsspec.core.url_to_fs(address, use_listings_cache=False)
+        return filesystem, path
+    return LocalFileSystem(), str(Path(address).expanduser().absolute())
+
+
+class Inventory:
+    """The numbered list of photos, made anew by each run; use as a context manager."""
+
+    def __init__(self, path: Path) -> None:
+        self.path = path
+        self._database = sqlite3.connect(path, isolation_level=None)
+        self._database.execute("PRAGMA synchronous = OFF")  # what a power cut spoils is made anew
+
+    def take(self, photos: str, column: str) -> None:
+        """Lists `photos`; ValueError where there are none, or where the file lists those of another
+        place."""
+        origin = photos if "://" in photos else filesystem_of(photos)[1]
+        self._database.execute("CREATE TABLE IF NOT EXISTS origin (photos TEXT)")
+        known = self._database.execute("SELECT photos FROM origin").fetchone()
+        if known is not None and known[0] != origin:
+            raise ValueError(
+                f"{self.path.parent}: holds the scores of {known[0]}, not of {origin}; give "
+                f"another folder (OUTPUT)"
+            )
+        self._fill(found_in(photos, column))
+        if not len(self):
+            raise ValueError(f"{photos}: holds no photo ({', '.join(sorted(PHOTO_SUFFIXES))})")
+        if known is None:  # a mistyped place has ended above, and takes no folder
+            self._database.execute("INSERT INTO origin VALUES (?)", (origin,))
+
+    def _fill(self, found: Iterable[Found]) -> None:
+        self._database.executescript(
+            "DROP TABLE IF EXISTS photos; CREATE TABLE photos (place INTEGER PRIMARY KEY, name "
+            "TEXT UNIQUE, "
+            "address TEXT, num_bytes INTEGER, version TEXT, reason TEXT);"
+        )
+        insert = "INSERT OR IGNORE INTO photos (name, address, num_bytes, version, reason) VALUES (?, ?, ?, ?, ?)"
+        for batch in batches(found):
+            self._database.execute("BEGIN")
+            self._database.executemany(insert, batch)
+            self._database.execute("COMMIT")
+
+    def __enter__(self) -> Inventory:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._database.close()
+
+    def __len__(self) -> int:
+        (number,) = self._database.execute("SELECT COUNT(*) FROM photos").fetchone()
+        return int(number)
+
+    def slice(self, start: int, count: int) -> list[Photo]:
+        """The photos from number `start` on, counted from 0."""
+        rows = self._database.execute(
+            "SELECT * FROM photos WHERE place > ? AND place <= ?", (start, start + count)
+        )
+        return [Photo(*row) for row in rows]
+
+
+def found_in(photos: str, column: str) -> Iterator[Found]:
+    """The photos of a folder, bucket or table; ValueError names what cannot be read and the remedy."""
+    filesystem, path = filesystem_of(photos)
+    try:
+        if filesystem.isdir(path):
+            yield from _found_below(filesystem, path)
+        elif not filesystem.isfile(path):
+            raise ValueError(f"{photos}: no such folder, bucket or table")
+        elif not path.lower().endswith(TABLE_SUFFIXES):
+            raise ValueError(
+                f"{photos}: give a folder, a bucket, or a table ({', '.join(TABLE_SUFFIXES)})"
+            )
+        else:
+            yield from _found_in_table(filesystem, path, column)
+    except ValueError:
+        raise
+    except Exception as error:  # every kind of store has its own words
+        raise ValueError(
+            f"{photos}: cannot be listed: {said(error)}. Is it there, and are address and keys "
+            f"right "
+            "(AWS_ENDPOINT_URL, AWS_ACCESS_KEY_ID, AWS_SECRET_ACCESS_KEY for s3://)?"
+        ) from error
+
+
+def said(error: Exception) -> str:
+    """An error in a line; the texts of some are empty."""
+    return " ".join(f"{type(error).__name__}: {error}".split()).removesuffix(":")
+
+
+def _found_below(filesystem: Any, root: str) -> Iterator[Found]:
+    """Every photo below a folder of any filesystem, by name."""
+    if isinstance(filesystem, LocalFileSystem):
+        yield from (_local(Path(root), name) for name in photos_under(Path(root)))
+        return
+    pages = (
+        _pages_of_s3(filesystem, root)
+        if "s3" in filesystem.protocol
+        else _entries_below(filesystem, root)
+    )
+    for path, info in pages:
+        name = path.removeprefix(root).lstrip("/")
+        hidden = any(part.startswith(".") for part in name.split("/"))
+        if not hidden and PurePosixPath(name).suffix.lower() in PHOTO_SUFFIXES:
+            yield printable(name), path, info.get("size"), _version(info), None
+
+
+def _local(folder: Path, name: str) -> Found:
+    """A local file's row; a name that no table can hold is listed with its reason."""
+    if reason := odd_name(name):
+        return printable(name), "", None, "", reason
+    return name, *_identity(LocalFileSystem(), str(folder / name))
+
+
+def _pages_of_s3(filesystem: Any, root: str) -> Iterator[tuple[str, Mapping[str, Any]]]:
+    """A bucket PAGE_KEYS at a time, in S3's own order (bytes of UTF-8): its filesystem would hold
+    all of them."""
+    bucket, _, prefix = root.partition("/")
+    wanted = {
+        "Bucket": bucket,
+        "Prefix": f"{prefix.rstrip('/')}/" if prefix else "",
+        "MaxKeys": PAGE_KEYS,
+    }
+    while True:
+        page = filesystem.call_s3("list_objects_v2", **wanted)
+        for entry in page.get("Contents", []):
+            yield f"{bucket}/{entry['Key']}", {"size": entry["Size"], "ETag": entry["ETag"]}
+        if not page["IsTruncated"]:
+            return
+        wanted["ContinuationToken"] = page["NextContinuationToken"]
+
+
+def _entries_below(filesystem: Any, folder: str) -> Iterator[tuple[str, Mapping[str, Any]]]:
+    """The files below a folder in the order of their whole names; one folder at a time in memory."""
+    entries = {
+        e["name"] + "/" * (e["type"] == "directory"): e for e in filesystem.ls(folder, detail=True)
+    }
+    for name in sorted(entries):
+        if name.endswith("/"):
+            yield from _entries_below(filesystem, name.rstrip("/"))
+        else:
+            yield name, entries[name]
+
+
+def _version(info: Mapping[str, Any]) -> str:
+    """What tells one content of a file from the next, in whatever words its store has."""
+    return " ".join(
+        f"{key}={info[key]}" for key in IDENTITY_KEYS if key != "size" and info.get(key) is not None
+    )
+
+
+def _found_in_table(filesystem: Any, path: str, column: str) -> Iterator[Found]:
+    """The photos that a table names; size and time of several are asked for at a time."""
+    folder = path.rpartition("/")[0]
+    with ThreadPoolExecutor(NUM_ASKING) as asking:
+        for batch in batches(enumerate(_cells(filesystem, path, column), start=1)):
+            yield from asking.map(lambda cell: _named(filesystem, folder, *cell), batch)
+
+
+def _cells(filesystem: Any, path: str, column: str) -> Iterator[str | None]:
+    """One column of a table."""
+    if path.lower().endswith(".csv"):
+        with filesystem.open(path, "r", newline="", encoding="utf-8-sig") as file:
+            lines = csv.DictReader(file)
+            _check_column(path, column, list(lines.fieldnames or []))
+            yield from (line[column] for line in lines)
+        return
+    with filesystem.open(path, "rb") as file:
+        table = pq.ParquetFile(file)
+        _check_column(path, column, table.schema_arrow.names)
+        for batch in table.iter_batches(batch_size=1024, columns=[column]):
+            yield from (None if cell is None else str(cell) for cell in batch.column(0).to_pylist())
+
+
+def _check_column(path: str, column: str, known: list[str]) -> None:
+    if column not in known:
+        raise ValueError(
+            f"{path}: no column {column!r} but {', '.join(known)}; name it in params.yaml: "
+            f"score.column, or "
+            "rename it in the table"
+        )
+
+
+def _named(filesystem: Any, folder: str, number: int, cell: str | None) -> Found:
+    """A table's cell as a row of the list."""
+    if not cell:
+        return f"row {number}", "", None, "", "the table names no photo in this row"
+    if "://" in cell:
+        return cell, *_identity(*filesystem_of(cell), address=cell)
+    is_absolute = cell.startswith("/") and isinstance(filesystem, LocalFileSystem)
+    return cell, *_identity(filesystem, cell if is_absolute else f"{folder}/{cell}")
+
+
+def _identity(
+    filesystem: Any, path: str, address: str | None = None
+) -> tuple[str, int | None, str, str | None]:
+    """(address, size, version, reason) of a file; what cannot be asked about now is tried again
+    when it is read."""
+    try:
+        if isinstance(filesystem, LocalFileSystem):
+            status = Path(path).stat()
+            if not stat.S_ISREG(status.st_mode):
+                return path, None, "", "not a plain file"
+            return address or path, status.st_size, str(status.st_mtime_ns), None
+        info = filesystem.info(path)
+    except FileNotFoundError:
+        return address or path, None, "", MISSING
+    except Exception:  # every kind of store has its own words; the reader says them
+        return address or path, None, "", None
+    return address or path, info.get("size"), _version(info), None

@@ -1,0 +1,96 @@
+"""Photos of a list become their bytes, a few ahead of where they are wanted, or the reason why
+there are none.
+
+A store that answers with an error is asked again a few times; then the photo is a reject. Many such
+in a row mean that the store itself is gone: `Unreachable` ends the run, and what was done so far
+stays.
+"""
+
+from __future__ import annotations
+
+import time
+from collections import deque
+from collections.abc import Iterable, Iterator
+from concurrent.futures import Future, ThreadPoolExecutor
+from itertools import islice
+from typing import Any
+
+from fsspec.implementations.local import LocalFileSystem
+
+from flows.score.inventory import MISSING, Photo, filesystem_of, said
+
+NUM_ATTEMPTS = 3
+FIRST_PAUSE_S = 0.5
+MAX_LOST = 8  # photos in a row that a store does not give: it is unreachable
+NUM_AHEAD = (
+    8  # photos that are read while others are looked at; times score.max_photo_bytes in memory
+)
+
+
+class Unreachable(ValueError):
+    """The store of the photos does not answer any more."""
+
+
+class Unanswered(str):
+    """The reason why a photo could not be fetched, where another run may have more luck."""
+
+
+class Reader:
+    """Reads photos that lie in the folder, bucket or table `photos`."""
+
+    def __init__(self, photos: str, max_photo_bytes: int) -> None:
+        self.photos, self.max_photo_bytes = photos, max_photo_bytes
+        self._filesystem, _ = filesystem_of(photos)
+
+    def read_ahead(self, photos: Iterable[Photo]) -> Iterator[bytes | str]:
+        """Each photo's bytes or reason, in order."""
+        remaining, num_lost = iter(photos), 0
+        with ThreadPoolExecutor(NUM_AHEAD) as pool:
+            running: deque[Future[bytes | str]] = deque(
+                pool.submit(self.read, photo) for photo in islice(remaining, NUM_AHEAD)
+            )
+            while running:
+                content = running.popleft().result()
+                running.extend(pool.submit(self.read, photo) for photo in islice(remaining, 1))
+                num_lost = num_lost + 1 if isinstance(content, Unanswered) else 0
+                if isinstance(content, Unanswered) and num_lost == MAX_LOST:
+                    raise Unreachable(
+                        f"{self.photos}: {MAX_LOST} photos in a row could not be fetched, "
+                        f"{content}; when it can be "
+                        "reached again, the same command goes on where it was"
+                    )
+                yield content
+
+    def read(self, photo: Photo) -> bytes | str:
+        """The photo's bytes, or the reason why there are none."""
+        if photo.reason is not None:
+            return photo.reason
+        if photo.num_bytes is not None and photo.num_bytes > self.max_photo_bytes:
+            return self._too_large(photo.num_bytes)
+        elsewhere = "://" in photo.address
+        filesystem, path = (
+            filesystem_of(photo.address) if elsewhere else (self._filesystem, photo.address)
+        )
+        content = _fetched(filesystem, path)
+        has_grown = isinstance(content, bytes) and len(content) > self.max_photo_bytes
+        return self._too_large(len(content)) if has_grown else content
+
+    def _too_large(self, num_bytes: int) -> str:
+        return f"{num_bytes} bytes are more than the {self.max_photo_bytes} allowed"
+
+
+def _fetched(filesystem: Any, path: str) -> bytes | str:
+    for attempt in range(NUM_ATTEMPTS):
+        try:
+            content: bytes = filesystem.cat_file(path)
+            return content
+        except FileNotFoundError:
+            return MISSING
+        except PermissionError:
+            return "cannot be read: permission denied"
+        except Exception as error:  # every kind of store has its own words for a broken connection
+            reason = f"cannot be read: {said(error)}"
+            if isinstance(filesystem, LocalFileSystem):
+                return reason
+            time.sleep(FIRST_PAUSE_S * 2**attempt if attempt + 1 < NUM_ATTEMPTS else 0)
+    return Unanswered(reason)

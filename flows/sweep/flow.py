@@ -1,0 +1,74 @@
+"""A search over finetune's settings by Ray Tune, as the `sweep` section of params.yaml says:
+tables, figures, the best.
+
+    python -m flows.sweep.flow          (or: make sweep)
+
+What finetune reads is made fresh first (DVC knows from which stages it comes), then the driver runs
+the trials in a process of its own (flows/sweep/driver.py), here or on the cluster of RAY_ADDRESS.
+Stopped at any time, the same command goes on at each trial's last epoch. Results: reports/sweep/,
+and one MLflow run with a child run a trial.
+"""
+
+from __future__ import annotations
+
+import sys
+from contextlib import closing
+from pathlib import Path
+
+from prefect import flow, get_run_logger
+from prefect.artifacts import create_markdown_artifact
+
+from flows.pipeline.dvc_stages import Declared, before
+from flows.pipeline.stage_runner import StageFailed, StageRunner
+from flows.pipeline.workspace import ROOT, Busy, only_one
+from flows.reproduce import task_of
+from flows.scale_out.driver_process import DriverFailed, drive
+
+GOAL = "finetune"
+RESULTS = "reports/sweep"
+KEPT = "every trial's epochs that ended are kept"
+
+
+@flow(name="sweep")
+def sweep(root: Path = ROOT) -> str:
+    """Runs the sweep, or the rest of it; the text of its results, which is also its artifact."""
+    logger = get_run_logger()
+    with closing(StageRunner(root)) as runner, only_one(root):
+        stages = runner.stages(logger.info)
+        for name in before(stages, GOAL):
+            task_of(name)(runner, name)
+        faces, backbone = _inputs(stages)
+    words = [
+        "--params",
+        "params.yaml",
+        "--faces",
+        faces,
+        "--backbone",
+        backbone,
+        "--results",
+        RESULTS,
+    ]
+    drive("flows.sweep.driver", words, root=root, kept=KEPT, log=logger.info)
+    page = (root / RESULTS / "sensitivity.md").read_text(encoding="utf-8")
+    create_markdown_artifact(key="sweep", markdown=page, description="The last sweep")
+    return page
+
+
+def _inputs(stages: list[Declared]) -> tuple[str, str]:
+    """Where finetune's command says that its faces and its backbone lie."""
+    [command] = [stage.command for stage in stages if stage.name == GOAL]
+    faces, backbone = (command[command.index(f"--{name}") + 1] for name in ("faces", "backbone"))
+    return faces, backbone
+
+
+def main() -> None:
+    """The command line; what the user can mend ends it with one line and exit status 2."""
+    try:
+        sweep()
+    except (StageFailed, DriverFailed, Busy) as error:
+        print(f"flows.sweep.flow: {error}", file=sys.stderr)
+        raise SystemExit(2) from error
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,224 @@
+"""One trial of a sweep: stages.finetune on shared faces, its epochs told to Tune as they end. Runs
+in Ray's workers.
+
+A trial's folder holds its checkpoints, epochs.csv (a row for every epoch that ended), and at its
+end history.csv and the model. A trial that is taken up again, on whichever node, goes on after its
+last epoch; without a checkpoint that can be read it starts over.
+"""
+
+from __future__ import annotations
+
+import errno
+import fcntl
+import os
+import shutil
+import tempfile
+from collections.abc import Callable, Mapping, Sequence
+from contextlib import redirect_stderr
+from dataclasses import dataclass
+from pathlib import Path
+from typing import IO, Any
+
+import pandas as pd
+import torch
+
+from flows.sweep.space import Plan
+from stages.exit_status import ExitStatus, exit_status_of
+from stages.finetune import FinetuneSettings, finetune
+from visage.atomic import atomic_write
+from visage.data.face_table import FaceTable
+from visage.training.checkpoint import BrokenCheckpoint
+from visage.training.loop import Diverged
+
+EPOCHS, HISTORY, MODEL, CHECKPOINTS = "epochs.csv", "history.csv", "model", "checkpoints"
+NO_OTHER_TRY = "no_other_try"
+LEAST_BYTES = 4_000_000  # a file that did not fit may leave some free
+METRIC, DIVERGED, EPOCH, VALUES = "val_mae", "diverged", "epoch", "values"
+Tell = Callable[[Mapping[str, Any]], None]
+
+
+@dataclass(frozen=True, kw_only=True)
+class TrialPaths:
+    """The trial's own folder, the sweep's copy of the backbone, and where the faces lie (for
+    messages alone)."""
+
+    folder: Path
+    backbone: Path
+    faces: Path
+
+
+def trial(
+    config: Mapping[str, Any],
+    *,
+    plan: Plan,
+    folder: Path,
+    faces: Path,
+    tables: Mapping[str, FaceTable],
+) -> None:
+    """What Tune starts: the trial of these values, on its own cores, in its own folder."""
+    from ray import tune
+
+    pin(plan.settings.cpus_per_trial)
+    torch.set_num_threads(max(1, int(plan.settings.cpus_per_trial)))
+    own = folder / tune.get_context().get_trial_id()
+    paths = TrialPaths(folder=own, backbone=folder / "backbone", faces=faces)
+    try:
+        with (
+            Path(os.devnull).open("w") as nowhere,
+            redirect_stderr(nowhere),
+        ):  # progress bars of many trials at once
+            run_trial(
+                plan.trial_settings(config[VALUES]), plan.max_epochs, paths, tables, tune.report
+            )
+    except Exception as error:
+        if told := for_a_person(
+            error, own
+        ):  # as figures: an error would be written down, and there may be no room
+            tune.report({METRIC: float("nan"), NO_OTHER_TRY: told})
+        raise
+
+
+def for_a_person(error: BaseException, folder: Path) -> str | None:
+    """The words of an error that other trials would meet, too: missing rights, a full disk. torch's
+    own error on a full disk does not say so; the disk does."""
+    chain: list[BaseException] = [error]
+    while (before := chain[-1].__cause__ or chain[-1].__context__) is not None:
+        chain.append(before)
+    for one in chain:
+        if isinstance(one, OSError) and exit_status_of(one) is ExitStatus.REFUSED:
+            return str(one)
+    free_bytes = shutil.disk_usage(folder).free
+    if free_bytes < LEAST_BYTES:
+        return f"{folder}: {os.strerror(errno.ENOSPC)} ({free_bytes} bytes are free): {error}"
+    return None
+
+
+def run_trial(
+    settings: FinetuneSettings,
+    max_epochs: int,
+    paths: TrialPaths,
+    tables: Mapping[str, FaceTable],
+    tell: Tell,
+) -> None:
+    """Trains the trial, from where it was; `tell` is given each epoch's figures, a diverged one's
+    as not a number."""
+    told = Told(paths.folder, max_epochs, tell)
+    told.again()
+
+    def open_faces(_folder: Path, splits: Sequence[str], _cache_mb: int) -> FaceTable:
+        [split] = splits
+        return tables[split]
+
+    def train() -> None:
+        finetune(
+            settings,
+            faces=paths.faces,
+            backbone=paths.backbone,
+            checkpoints=paths.folder / CHECKPOINTS,
+            model=paths.folder / MODEL,
+            history=paths.folder / HISTORY,
+            report=told.epoch,
+            open_faces=open_faces,
+        )
+
+    try:
+        try:
+            train()
+        except BrokenCheckpoint as error:
+            print(f"{error}: removed", flush=True)
+            shutil.rmtree(paths.folder / CHECKPOINTS)
+            train()
+    except Diverged as error:
+        print(error, flush=True)
+        tell({METRIC: float("nan"), DIVERGED: str(error)})
+        return
+    told.last(pd.read_csv(paths.folder / HISTORY))
+
+
+class Told:
+    """What Tune is told, and the trial's own record of it."""
+
+    def __init__(self, folder: Path, max_epochs: int, tell: Tell) -> None:
+        self._folder, self._max_epochs, self._tell = folder, max_epochs, tell
+        self._rows: dict[int, dict[str, float]] = {}
+        if (folder / EPOCHS).is_file():
+            for row in pd.read_csv(folder / EPOCHS).to_dict("records"):
+                self._rows[int(row[EPOCH])] = {str(name): value for name, value in row.items()}
+
+    def again(self) -> None:
+        """The last epoch of an earlier start: what Tune decided on it may have been lost."""
+        if self._rows and max(self._rows) < self._max_epochs:
+            self._send(max(self._rows))
+
+    def epoch(self, step: int, row: Mapping[str, float]) -> None:
+        self._rows[step] = dict(row)
+        with atomic_write(self._folder / EPOCHS) as part:
+            pd.DataFrame([self._rows[number] for number in sorted(self._rows)]).to_csv(
+                part, index=False
+            )
+        if (
+            step < self._max_epochs
+        ):  # the last one is told when the model is written: Tune then ends the trial
+            self._send(step)
+
+    def last(self, history: pd.DataFrame) -> None:
+        """The last epoch."""
+        step = int(history[EPOCH].iloc[-1])
+        self._rows[step] = {str(name): float(value) for name, value in history.iloc[-1].items()}
+        self._send(step)
+
+    def _send(self, step: int) -> None:
+        self._tell(self._rows[step] | {EPOCH: step})
+
+
+# -------------------------------------------------------------------------------
+# Cores
+# -------------------------------------------------------------------------------
+
+
+class Cores:
+    """Cores that this process has for itself among the trials of its machine, by a locked file
+    each; they are free again when it ends, however that comes about."""
+
+    def __init__(self) -> None:
+        self._locks: dict[int, IO[str]] = {}
+
+    def take(self, number: int) -> list[int]:
+        """`number` cores, those it has already first; the empty list where so many are not free."""
+        folder = Path(tempfile.gettempdir()) / f"visage-cores-{os.getuid()}"
+        folder.mkdir(exist_ok=True)
+        for core in sorted(_allowed() - set(self._locks)):
+            if len(self._locks) >= number:
+                break
+            file = (folder / str(core)).open("w")
+            try:
+                fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            except BlockingIOError:
+                file.close()
+            else:
+                self._locks[core] = file
+        if len(self._locks) < number:
+            self.release()
+        return sorted(self._locks)[:number]
+
+    def release(self) -> None:
+        for file in self._locks.values():
+            file.close()
+        self._locks = {}
+
+
+def _allowed() -> set[int]:
+    """The cores of the process; a thread of it may be pinned already."""
+    return os.sched_getaffinity(os.getpid())
+
+
+_CORES = Cores()
+
+
+def pin(num_cpus: float) -> list[int]:
+    """This thread, and those it starts, on as many cores as it has CPUs; shares of a core are left
+    to the system."""
+    cores = _CORES.take(int(num_cpus)) if num_cpus >= 1 else []
+    if cores:
+        os.sched_setaffinity(0, cores)
+    return cores

@@ -1,0 +1,181 @@
+"""A location of params.yaml (path, glob, or any fsspec URL) becomes local files and folders.
+
+Local ones are read where they lie. Remote ones are fetched into a folder beside the raw folder,
+which is kept: into `<name>.part` first, where a later run goes on if the remote file is still the
+same (size, tag, time), then renamed. A globbed or folder URL fetches every file below it. A glob in
+an http(s) URL is not one: `?` begins its query there.
+"""
+
+from __future__ import annotations
+
+import glob
+import hashlib
+import json
+import time
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+from pathlib import Path, PurePosixPath
+from typing import Any
+
+import fsspec
+from tqdm import tqdm
+
+from stages.ingest.archives import Budget, odd_name, safe_name
+from stages.ingest.records import REPOSITORY, files_under
+
+CHUNK_BYTES = 1 << 20
+NUM_ATTEMPTS = 5  # each goes on where the last one broke off
+FIRST_PAUSE_S = 1.0
+IDENTITY_KEYS = (
+    "size",
+    "ETag",
+    "etag",
+    "md5",
+    "mtime",
+    "LastModified",
+    "last_modified",
+    "Last-Modified",
+    "updated",
+)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Located:
+    """A local file or folder that a location stands for; `name` is what the user calls it."""
+
+    name: str
+    path: Path
+
+
+def locate(location: str, fetched_dir: Path, budget: Budget) -> list[Located]:
+    """What a location stands for, remote files fetched first; ValueError where it stands for
+    nothing."""
+    if location.startswith("file://"):
+        location = location.removeprefix("file://")
+    found = list(_remote(location, fetched_dir, budget) if "://" in location else _local(location))
+    if not found:
+        raise ValueError(
+            f"{location}: matches no file; set download.<role>.locations to where the set lies"
+        )
+    return found
+
+
+def has_files(location: str) -> bool:
+    """Whether there is any file where a location of this machine says; a remote one is taken at its
+    word."""
+    if "://" in location and not location.startswith("file://"):
+        return True
+    found = _local(location.removeprefix("file://"))
+    return any(
+        each.path.is_file() or next(files_under(each.path), None) is not None for each in found
+    )
+
+
+def _local(location: str) -> Iterator[Located]:
+    path = REPOSITORY / Path(location).expanduser()
+    if path.exists():
+        yield Located(name=path.name, path=path)
+        return
+    for name in sorted(glob.glob(str(path), recursive=True)):  # noqa: PTH207  Path.glob knows no absolute patterns
+        yield Located(name=Path(name).name, path=Path(name))
+
+
+def _remote(url: str, fetched_dir: Path, budget: Budget) -> Iterator[Located]:
+    filesystem, root = fsspec.core.url_to_fs(url)
+    is_web = url.startswith(("http://", "https://"))
+    folder = fetched_dir / hashlib.sha256(url.encode()).hexdigest()[:16]
+    if not is_web and glob.has_magic(root):
+        for path in sorted(filesystem.glob(root)):
+            target = folder / _file_name(path)
+            yield Located(name=target.name, path=_fetched(filesystem, path, target, budget))
+    elif not is_web and filesystem.isdir(root):
+        top = folder / _file_name(root)
+        for path in sorted(filesystem.find(root)):
+            _fetched(filesystem, path, top / safe_name(path.removeprefix(root).lstrip("/")), budget)
+        yield Located(name=top.name, path=top)
+    else:
+        target = folder / _file_name(root.split("?")[0] if is_web else root)
+        yield Located(name=target.name, path=_fetched(filesystem, root, target, budget))
+
+
+def _file_name(path: str) -> str:
+    name = safe_name(PurePosixPath(path).name or "download")
+    if reason := odd_name(name):
+        raise ValueError(f"{path!r}: {reason}; fetch it by hand and give its path")
+    return name
+
+
+def _fetched(filesystem: Any, path: str, target: Path, budget: Budget) -> Path:
+    """Fetches one remote file unless it is there already, going on after a break; ConnectionError
+    when in vain."""
+    try:
+        info = filesystem.info(path)
+    except FileNotFoundError as error:
+        raise ValueError(
+            f"{path}: no such remote file; correct download.<role>.locations"
+        ) from error
+    identity = {key: str(info[key]) for key in IDENTITY_KEYS if info.get(key) is not None}
+    _forget_other(target, identity)
+    if not target.exists():
+        _fetch_with_patience(filesystem, path, target, info.get("size"), budget)
+    return target
+
+
+def _forget_other(target: Path, identity: Mapping[str, str]) -> None:
+    """Removes what was fetched of another version of the remote file, and notes this one."""
+    note = target.with_name(f".{target.name}.remote.json")
+    text = json.dumps(identity, sort_keys=True)
+    if not note.exists() or note.read_text(encoding="utf-8") != text or not identity:
+        target.parent.mkdir(parents=True, exist_ok=True)
+        target.unlink(missing_ok=True)
+        _part(target).unlink(missing_ok=True)
+        note.write_text(text, encoding="utf-8")
+
+
+def _part(target: Path) -> Path:
+    return target.with_name(target.name + ".part")
+
+
+def _fetch_with_patience(
+    filesystem: Any, path: str, target: Path, num_bytes: int | None, budget: Budget
+) -> None:
+    for attempt in range(NUM_ATTEMPTS):
+        try:
+            _append_rest(filesystem, path, _part(target), num_bytes, budget)
+            _part(target).replace(target)
+            return
+        except ValueError:  # a limit: trying again changes nothing
+            raise
+        except Exception as error:  # every kind of store has its own words for a broken connection
+            broke = error
+            time.sleep(FIRST_PAUSE_S * 2**attempt if attempt + 1 < NUM_ATTEMPTS else 0)
+    raise ConnectionError(
+        f"{path}: broke off {NUM_ATTEMPTS} times ({broke}); run again, it goes on there"
+    ) from broke
+
+
+def _append_rest(
+    filesystem: Any, path: str, part: Path, num_bytes: int | None, budget: Budget
+) -> None:
+    """Appends to `part` what it lacks of the remote file; a server that cannot go on in the middle
+    starts again."""
+    have = part.stat().st_size if part.exists() else 0
+    limit = budget.limits.max_total_bytes
+    bar = tqdm(total=num_bytes, initial=have, unit="B", unit_scale=True, desc=path)
+    with bar, filesystem.open(path, "rb") as remote:
+        try:
+            remote.seek(have)
+        except ValueError:  # fsspec's word for a stream without ranges
+            have = 0
+        with part.open("r+b" if have else "wb") as local:
+            local.seek(have)
+            while chunk := remote.read(CHUNK_BYTES):
+                have += local.write(chunk)
+                bar.update(len(chunk))
+                if have > limit:
+                    raise ValueError(
+                        f"{path}: over limits.max_total_bytes {limit}; raise it if that is meant"
+                    )
+            local.truncate()
+    if num_bytes is not None and have != num_bytes:
+        raise EOFError(f"{have} of {num_bytes} bytes came")

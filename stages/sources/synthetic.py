@@ -1,0 +1,62 @@
+"""The embedded data set: faces drawn in code, nothing to fetch (`visage.synthetic` says what is
+drawn and what is true).
+
+The raw folder holds `p000012/003.jpg` and so on, `dirt/` and `labels.csv`. A row's label is what
+raters would say, its sigma how far they would disagree; sex is female or male, ethnicity one of
+eight skin tones.
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Literal
+
+from stages.ingest.records import ReportSkip, Row, Source
+from visage.synthetic import DrawnPhoto, DrawnSet, draw_set, read_labels
+
+
+@dataclass(frozen=True, kw_only=True)
+class DrawnOptions:
+    """`quantity` chooses the label. `age_span_years`: a person's photos lie within so many years,
+    anywhere from 0 to 90 (90: each at any age). `label_noise`: 1 takes labels from N(truth, sigma),
+    0 takes the truth. `dirt`: how many flawed files of each kind (duplicate, contradiction,
+    unreadable, tiny) are added for validation to find."""
+
+    quantity: Literal["age", "attractiveness"]
+    num_people: int
+    photos_per_person: int
+    px: int
+    seed: int
+    age_span_years: float
+    label_noise: float
+    dirt: Mapping[str, int]
+
+    def __post_init__(self) -> None:
+        self.drawn_set()  # refuses impossible numbers
+
+    def drawn_set(self) -> DrawnSet:
+        return DrawnSet(**{name: value for name, value in vars(self).items() if name != "quantity"})
+
+
+def draw(raw_dir: Path, options: DrawnOptions) -> None:
+    """Draws the set into `raw_dir`, in as many processes as there are cores."""
+    draw_set(raw_dir, options.drawn_set(), num_workers=len(os.sched_getaffinity(0)))
+
+
+def drawn_rows(raw_dir: Path, options: DrawnOptions, report_skip: ReportSkip) -> Iterator[Row]:  # noqa: ARG001
+    """The set's own table, with the label of the chosen quantity."""
+    return (_row(photo, options.quantity) for photo in read_labels(raw_dir))
+
+
+def _row(photo: DrawnPhoto, quantity: str) -> Row:
+    label, sigma = {
+        "age": (photo.apparent_age, photo.sigma_age),
+        "attractiveness": (photo.apparent_attractiveness, photo.sigma_attractiveness),
+    }[quantity]
+    return Row(photo.photo_id, label, sigma, photo.person, photo.sex, photo.ethnicity, None)
+
+
+DRAWN = Source(name="drawn", options=DrawnOptions, rows=drawn_rows, produce=draw)

@@ -1,0 +1,217 @@
+"""Steps of many settings: what is shared, what is run, what a failure leaves."""
+
+from __future__ import annotations
+
+import json
+import multiprocessing
+import subprocess
+import sys
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+import flows.steps
+from flows.pipeline.dvc_stages import Declared, declared
+from flows.pipeline.step_cache import last_line, plan, run
+from stages.settings import read_params
+from tests.flows import toy
+from tests.imports import REPOSITORY
+from tests.stages.photo_sets import lay
+
+
+@pytest.fixture(scope="module")
+def stages() -> list[Declared]:
+    return declared(REPOSITORY)
+
+
+def test_stages_are_those_of_dvc_yaml_in_an_order_that_runs(stages: list[Declared]) -> None:
+    made: set[str] = set()
+    for stage in stages:
+        brought = (
+            {f"incoming/{stage.name.split('@')[1]}"}
+            if stage.name.startswith("download@")
+            else set()
+        )
+        assert set(stage.inputs) - made == brought, stage.name
+        made |= set(stage.outputs)
+    by_name = {stage.name: stage for stage in stages}
+    declared_in_yaml = read_params(REPOSITORY / "dvc.yaml")["stages"]
+    assert len(stages) == sum(2 if "foreach" in stage else 1 for stage in declared_in_yaml.values())
+    assert by_name["finetune"].params == ("finetune",)
+    assert {"data/target/faces", "models/backbone"} == set(by_name["finetune"].inputs)
+    assert "visage/methods.py" in by_name["finetune"].code
+    assert by_name["align@target"].params == ("align.target",)
+
+
+def keys(stages: list[Declared], **changes: int) -> dict[str, str]:
+    params = read_params(REPOSITORY / "params.yaml")
+    for name, value in changes.items():
+        params[name]["seed"] = value
+    return {name: step.key for name, step in plan(stages, params, "evaluate", Path("runs")).items()}
+
+
+def test_cells_share_what_they_have_in_common(stages: list[Declared]) -> None:
+    before, finetuned, evaluated = keys(stages), keys(stages, finetune=7), keys(stages, evaluate=7)
+    assert {name for name in before if before[name] != evaluated[name]} == {"evaluate"}
+    changed = {name for name in before if before[name] != finetuned[name]}
+    assert "finetune" in changed
+    assert "evaluate" in changed
+    assert not changed & {"pretrain", "align@target", "download@identity"}
+
+
+def test_only_what_leads_to_the_goal_is_planned(stages: list[Declared]) -> None:
+    params = read_params(REPOSITORY / "params.yaml")
+    assert set(plan(stages, params, "pretrain", Path("runs"))) == {
+        "download@identity",
+        "validate@identity",
+        "align@identity",
+        "pretrain",
+    }
+    with pytest.raises(ValueError, match="no stage 'train'"):
+        plan(stages, params, "train", Path("runs"))
+
+
+def test_code_is_part_of_the_key(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(flows.pipeline.step_cache, "REPOSITORY", tmp_path)
+    stage = Declared(
+        name="a", command=("x",), params=("a",), code=("a.py",), inputs=(), outputs=("o",)
+    )
+    (tmp_path / "a.py").write_text("1")
+    before = plan([stage], {"a": 1}, "a", tmp_path)["a"].key
+    (tmp_path / "a.py").write_text("2")
+    assert plan([stage], {"a": 1}, "a", tmp_path)["a"].key != before
+
+
+def test_photos_that_came_are_part_of_the_key_of_who_reads_them(
+    stages: list[Declared], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    lay(
+        tmp_path,
+        {path: (REPOSITORY / path).read_bytes() for stage in stages for path in stage.code},
+    )
+    monkeypatch.setattr(flows.pipeline.step_cache, "REPOSITORY", tmp_path)
+    params = read_params(REPOSITORY / "params.yaml")
+    alone = {
+        **params,
+        "download": {
+            **params["download"],
+            "target": {**params["download"]["target"], "incoming": None},
+        },
+    }
+
+    def found(settings: dict[str, Any]) -> dict[str, str]:
+        return {
+            name: step.key
+            for name, step in plan(stages, settings, "align@target", tmp_path).items()
+        }
+
+    (tmp_path / "incoming/target/labelled").mkdir(parents=True)
+    before = [found(params), found(alone)]
+    table = tmp_path / "incoming/target/labelled/labels.csv"
+    for text in ("photo,label,person\na.jpg,31,anna\n", "photo,label,person\na.jpg,32,anna\n"):
+        table.write_text(text, encoding="utf-8")
+        after = [found(params), found(alone)]
+        assert after[1] == before[1], "who does not read them is not run again"
+        assert all(after[0][name] != before[0][name] for name in before[0])
+        before = after
+
+
+def test_what_was_added_to_dvc_is_no_stage(tmp_path: Path) -> None:
+    dvc = partial(subprocess.run, check=True, cwd=tmp_path, capture_output=True)
+    lay(tmp_path, {"in/labelled/a": b"a", "dvc.yaml": b"stages: {a: {cmd: ls in, deps: [in]}}\n"})
+    dvc([sys.executable, "-m", "dvc", "init", "--no-scm", "-q"])
+    dvc([sys.executable, "-m", "dvc", "add", "-q", "in/labelled"])
+    assert [(stage.name, stage.inputs) for stage in declared(tmp_path)] == [("a", ("in",))]
+
+
+def test_every_distinct_step_runs_once(tmp_path: Path) -> None:
+    steps = toy.steps(tmp_path, toy.params(3), toy.params(3, total=1), toy.params(4))
+    assert run(steps, 2, 1) == {}
+    totals = [step.output("total.txt").read_text() for step in steps if step.stage.name == "total"]
+    assert sorted(totals) == ["6!", "6!", "8!"]
+    assert len(steps) == 7
+    logs = [(step.folder / "log.txt") for step in steps if step.stage.name == "doubled"]
+    assert [log.read_text() for log in logs] == ["doubling\n"] * 2
+    assert all((step.done or {})["machine"]["words"] for step in steps)
+
+
+def test_what_is_done_stays_done(tmp_path: Path) -> None:
+    steps = toy.steps(tmp_path, toy.params(3))
+    run(steps, 1, 1)
+    steps[0].output("numbers.txt").write_text("9")
+    assert run(steps, 1, 1) == {}
+    assert steps[-1].output("total.txt").read_text() == "6!"
+
+
+def test_a_failure_stops_what_needs_it_and_nothing_else(tmp_path: Path) -> None:
+    steps = toy.steps(tmp_path, toy.params(3, wrong=True), toy.params(5))
+    failed = run(steps, 2, 1)
+    assert [name.split("-")[0] for name in failed] == ["doubled", "total"]
+    reasons = list(failed.values())
+    assert "told to fail" in reasons[0]
+    assert "exit status 1" in reasons[0]
+    assert "not run, for doubled-" in reasons[1]
+    assert sorted(step.stage.name for step in steps if step.done) == [
+        "doubled",
+        "numbers",
+        "numbers",
+        "total",
+    ]
+
+
+def test_a_failed_step_is_tried_again(tmp_path: Path) -> None:
+    steps = toy.steps(tmp_path, toy.params(3))
+    (steps[1].folder / "doubled").mkdir(parents=True)
+    (steps[1].folder / "doubled").rmdir()
+    (steps[1].folder / "doubled").write_text("in the way")
+    assert len(run(steps, 1, 1)) == 2
+    (steps[1].folder / "doubled").unlink()
+    assert run(steps, 1, 1) == {}
+
+
+def test_two_runs_at_once_do_not_do_a_step_twice(tmp_path: Path) -> None:
+    context = multiprocessing.get_context("spawn")
+    others = [context.Process(target=_run_slowly, args=(tmp_path,)) for _ in range(2)]
+    for other in others:
+        other.start()
+    for other in others:
+        other.join(30)
+        assert other.exitcode == 0
+    assert (tmp_path / "count.txt").read_text() == "."
+
+
+def _run_slowly(folder: Path) -> None:
+    program = f"import time; time.sleep(1); open({str(folder / 'count.txt')!r}, 'a').write('.')"
+    stage = Declared(
+        name="a",
+        command=("python", "-c", program),
+        params=("a",),
+        code=(),
+        inputs=(),
+        outputs=("o",),
+    )
+    assert run(plan([stage], {"a": 1}, "a", folder).values(), 1, 1) == {}
+
+
+def test_a_step_sees_its_own_settings_alone(tmp_path: Path) -> None:
+    steps = toy.steps(tmp_path, toy.params(3))
+    run(steps, 1, 1)
+    assert json.loads((steps[1].folder / "params.yaml").read_text()) == {
+        "doubled": {"wrong": False}
+    }
+
+
+def test_last_line_of_a_log(tmp_path: Path) -> None:
+    (tmp_path / "log").write_text("one\ntwo\n\n")
+    assert last_line(tmp_path / "log", 0) == "two"
+    assert last_line(tmp_path / "log", 8) == "(nothing was printed)"
+
+
+def test_a_disk_that_refuses_stops_one_step_alone(tmp_path: Path) -> None:
+    steps = toy.steps(tmp_path, toy.params(3), toy.params(4))
+    (steps[0].folder / "params.yaml").mkdir(parents=True)  # cannot be replaced by a file
+    failed = run(steps, 1, 1)
+    assert [name.split("-")[0] for name in failed] == ["numbers", "doubled", "total"]
+    assert "params.yaml" in failed[steps[0].name]

@@ -1,0 +1,405 @@
+"""The guard before MLflow's app, called in process: every odd request is worded, none gets through
+or leaks."""
+
+from __future__ import annotations
+
+import asyncio
+import gzip
+import io
+import json
+import math
+from collections.abc import AsyncIterator
+from typing import Any
+
+import httpx
+import mlflow
+import pytest
+from hypothesis import example, given
+from hypothesis import strategies as st
+from PIL import Image
+
+from model_registry.request_guard import DISCARDED, Guard, GuardSettings, Refusal, refuse_form
+from model_registry.serve import build_app
+from model_registry.served_model import ServedModel
+from tests.model_registry.served import SETTINGS, Store, base64_of, drawn_photos, package_folder
+from visage.evaluation.drift import Summary
+
+JSON = {"Content-Type": "application/json"}
+PHOTO = base64_of(drawn_photos(1)[0])
+LIMITS = GuardSettings(
+    max_request_bytes=1000, max_items=8, switches=["flip"], max_inside=2, arrival_seconds=0.2
+)
+
+
+@pytest.fixture(scope="module")
+def model(store: Store) -> mlflow.pyfunc.PyFuncModel:
+    return mlflow.pyfunc.load_model(str(package_folder(store)))
+
+
+@pytest.fixture(scope="module")
+def app(model: mlflow.pyfunc.PyFuncModel) -> Any:
+    return build_app(model, "small", num_at_once=2)
+
+
+def ask(
+    app: Any,
+    content: Any = None,
+    method: str = "POST",
+    path: str = "/invocations",
+    headers: dict[str, str] = JSON,
+) -> httpx.Response:
+    async def once() -> httpx.Response:
+        transport = httpx.ASGITransport(app)  # an exception of the app would come out here
+        async with httpx.AsyncClient(transport=transport, base_url="http://test") as client:
+            return await client.request(method, path, content=content, headers=headers)
+
+    return asyncio.run(once())
+
+
+def rows(*photos: Any, **params: Any) -> str:
+    return json.dumps(
+        {"dataframe_records": [{"photo": photo} for photo in photos], "params": params}
+    )
+
+
+def assert_refused(answer: httpx.Response, status: int | None = None) -> str:
+    """A 4xx whose document is one sentence that tells nothing of the server's inside."""
+    assert 400 <= answer.status_code < 500 if status is None else answer.status_code == status, (
+        answer.text
+    )
+    document = answer.json()
+    assert list(document) == ["error"]
+    sentence: str = document["error"]
+    assert 10 < len(sentence) < 400
+    for inside in ("Traceback", "/site-packages", ".py", "mlflow", "object at 0x", "\n"):
+        assert inside not in sentence
+    return sentence
+
+
+def test_a_photo_is_answered_in_each_of_mlflow_s_forms(app: Any) -> None:
+    forms: list[dict[str, Any]] = [
+        {"dataframe_records": [{"photo": PHOTO}]},
+        {"dataframe_split": {"columns": ["photo"], "data": [[PHOTO]]}},
+        {"inputs": {"photo": [PHOTO]}},
+        {"instances": [{"photo": PHOTO}]},
+    ]
+    answers = [ask(app, json.dumps(form)).json() for form in forms]
+    assert all(answer == answers[0] for answer in answers)
+    [document] = answers[0]["predictions"]
+    assert (
+        document["faces"][0]["low"] < document["faces"][0]["value"] < document["faces"][0]["high"]
+    )
+
+
+ODD: dict[str, Any] = {
+    "empty": "",
+    "no JSON": "photo",
+    "a list": "[]",
+    "a number": "3",
+    "null": "null",
+    "not UTF-8": b'{"dataframe_records": [{"photo": "\xff\xfe"}]}',
+    "UTF-16": '{"dataframe_records": []}'.encode("utf-16"),
+    "cut off": rows(PHOTO)[:100],
+    "deep": "[" * 100_000 + "]" * 100_000,
+    "deep inside": '{"dataframe_records": ' + "[" * 100 + "]" * 100 + "}",
+    "objects in objects": '{"dataframe_records": [{"photo": ' + '{"a": ' * 40 + "1" + "}" * 43,
+    "a digit too many": '{"dataframe_records": [{"photo": ' + "9" * 5000 + "}]}",
+    "infinite": '{"dataframe_records": [{"photo": 1e999}]}',
+    "NaN": '{"dataframe_records": [{"photo": NaN}]}',
+    "half a character": '{"dataframe_records": [{"photo": "\\ud800"}]}',
+    "half a column": '{"dataframe_records": [{"\\ud800": "a"}]}',
+    "no rows": rows(),
+    "no table": '{"params": {}}',
+    "two tables": '{"inputs": [], "instances": []}',
+    "a chat": '{"messages": [{"role": "user", "content": "hello"}]}',
+    "another column": '{"dataframe_records": [{"picture": "aaaa"}]}',
+    "a row that is a list": '{"dataframe_records": [["aaaa"]]}',
+    "rows of unlike length": '{"dataframe_split": {"columns": ["photo"], "data": [["a", "b"], '
+    '["c"]]}}',
+    "a table that is a number": '{"dataframe_split": 5}',
+    "a table that is text": '{"inputs": "aaaa"}',
+    "a column that is an object": '{"inputs": {"photo": {"photo": ["aaaa"]}}}',
+    "columns of unlike length": '{"inputs": {"photo": ["a", "b"], "face": ["c"]}}',
+    "a matrix": '{"instances": [[1, 2], [3, 4]]}',
+    "too many rows": rows(*["aaaa"] * (SETTINGS.max_photos + 1)),
+    "thousands of rows": rows(*["aaaa"] * 5000),
+    "a hundred thousand empty rows": '{"dataframe_records": [' + "{}," * 100_000 + "{}]}",
+    "an unknown switch": rows(PHOTO, rotate=True),
+    "a switch that is text": rows(PHOTO, flip="yes"),
+    "a switch that is a number": rows(PHOTO, flip=1),
+    "switches in a list": '{"dataframe_records": [{"photo": "aaaa"}], "params": [true]}',
+    "a path": rows("/etc/passwd"),
+    "a file's address": rows("file:///etc/passwd"),
+    "an address": rows("http://127.0.0.1:1/x.jpg"),
+}
+
+
+@pytest.mark.parametrize("name", ODD)
+def test_an_odd_body_is_a_400_and_the_next_is_answered(app: Any, name: str) -> None:
+    assert_refused(ask(app, ODD[name]), 400)
+    assert ask(app, rows(PHOTO)).status_code == 200
+
+
+@pytest.mark.parametrize(
+    ("headers", "sentence"),
+    [
+        ({}, "Content-Type"),
+        ({"Content-Type": "text/csv"}, "Content-Type"),
+        ({"Content-Type": "application/vnd.apache.parquet"}, "Content-Type"),
+        ({"Content-Type": "multipart/form-data; boundary=x"}, "Content-Type"),
+        ({"Content-Type": "application/json; charset=latin-1"}, "Content-Type"),
+        ({"Content-Type": "application/json; x=y"}, "Content-Type"),
+        ({**JSON, "Content-Encoding": "gzip"}, "uncompressed"),
+    ],
+)
+def test_another_type_is_a_415(app: Any, headers: dict[str, str], sentence: str) -> None:
+    assert sentence in assert_refused(ask(app, gzip.compress(bytes(10**7)), headers=headers), 415)
+
+
+def test_utf_8_may_be_said(app: Any) -> None:
+    for kind in ("application/json; charset=utf-8", "Application/JSON;charset=UTF-8"):
+        assert ask(app, rows(PHOTO), headers={"Content-Type": kind}).status_code == 200
+
+
+@pytest.mark.parametrize(
+    ("method", "path", "status", "allow"),
+    [
+        ("GET", "/invocations", 405, "POST"),
+        ("PUT", "/invocations", 405, "POST"),
+        ("OPTIONS", "/invocations", 405, "POST"),
+        ("POST", "/ready", 405, "GET, HEAD"),
+        ("DELETE", "/ping", 405, "GET, HEAD"),
+        ("GET", "/docs", 404, None),
+        ("GET", "/openapi.json", 404, None),
+        ("GET", "/invocations/../etc", 404, None),
+        ("GET", "/", 404, None),
+    ],
+)
+def test_only_what_is_offered_is_answered(
+    app: Any, method: str, path: str, status: int, allow: str | None
+) -> None:
+    answer = ask(app, None, method, path)
+    assert_refused(answer, status)
+    assert answer.headers.get("allow") == allow
+
+
+JSON_VALUES = st.recursive(
+    st.none()
+    | st.booleans()
+    | st.floats()
+    | st.integers()
+    | st.text(max_size=8)
+    | st.sampled_from([PHOTO, "aaaa"]),
+    lambda inner: (
+        st.lists(inner, max_size=3)
+        | st.dictionaries(st.sampled_from(["photo", "face", "data"]), inner)
+    ),
+    max_leaves=8,
+)
+TABLES = st.dictionaries(
+    st.sampled_from(
+        ["dataframe_records", "dataframe_split", "instances", "inputs", "params", "messages", "x"]
+    ),
+    JSON_VALUES,
+    max_size=3,
+)
+
+
+@given(document=TABLES)
+@example(document={"dataframe_records": [{"photo": math.nan, "face": PHOTO}]})
+@example(document={"dataframe_split": {"columns": [], "index": [], "data": []}})
+def test_any_json_is_answered_or_refused(app: Any, document: Any) -> None:
+    answer = ask(app, json.dumps(document))
+    if answer.status_code != 200:
+        assert_refused(answer, 400)
+
+
+@given(body=st.binary(max_size=200))
+def test_any_bytes_are_refused(app: Any, body: bytes) -> None:
+    assert_refused(ask(app, body), 400)
+
+
+async def never(*_: Any) -> None:
+    raise AssertionError("the app was asked")
+
+
+async def answer_nothing(send: Any) -> None:
+    await send({"type": "http.response.start", "status": 200, "headers": []})
+    await send({"type": "http.response.body", "body": b"{}"})
+
+
+def guarded(app: Any = never) -> Guard:
+    return Guard(app, LIMITS, {}, lambda *_: None)
+
+
+def test_a_request_without_a_length_is_measured_as_it_comes_and_given_up_in_time() -> None:
+    """An endless body in pieces: 413, after as much as is read and thrown away for the sender to
+    see it."""
+    taken = 0
+
+    async def endless() -> AsyncIterator[bytes]:
+        nonlocal taken
+        while True:
+            taken += 100
+            yield b"a" * 100
+
+    answer = ask(guarded(), endless())
+    assert "1000 bytes" in assert_refused(answer, 413)
+    assert taken <= (DISCARDED + 1) * LIMITS.max_request_bytes
+
+
+def test_as_many_bytes_as_allowed_pass_and_one_more_does_not() -> None:
+    filled = b'{"inputs": "' + b"a" * 986 + b'"}'
+    assert len(filled) == LIMITS.max_request_bytes
+    reached = []
+
+    async def app(_: Any, receive: Any, send: Any) -> None:
+        reached.append((await receive())["body"])
+        await answer_nothing(send)
+
+    assert ask(guarded(app), filled).status_code == 200
+    assert_refused(ask(guarded(app), filled + b" "), 413)
+    assert reached == [filled]
+
+
+@pytest.mark.parametrize("name", ["deep", "thousands of rows", "a hundred thousand empty rows"])
+def test_too_many_rows_are_seen_before_parsing(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A few bytes a row would otherwise become a hundred times as much memory."""
+    body = ODD[name].encode()
+    monkeypatch.setattr(
+        "model_registry.request_guard.json.loads", lambda *_: pytest.fail("the body was parsed")
+    )
+    with pytest.raises(Refusal, match="more than the 8 photos"):
+        refuse_form(body, LIMITS)
+
+
+def test_a_request_that_never_ends_is_a_408() -> None:
+    async def stalled() -> AsyncIterator[bytes]:
+        yield b"{"
+        await asyncio.sleep(60)
+
+    assert "0.2 s" in assert_refused(ask(guarded(), stalled()), 408)
+
+
+def test_beyond_the_queue_s_end_503_says_when_to_come_back() -> None:
+    async def crowd() -> list[httpx.Response]:
+        release = asyncio.Event()
+
+        async def slow(_: Any, __: Any, send: Any) -> None:
+            await release.wait()
+            await answer_nothing(send)
+
+        guard = guarded(slow)
+        async with httpx.AsyncClient(
+            transport=httpx.ASGITransport(guard), base_url="http://test"
+        ) as client:
+            waiting = [
+                asyncio.create_task(
+                    client.post("/invocations", content='{"inputs": 1}', headers=JSON)
+                )
+                for _ in "ab"
+            ]
+            while guard.inside < LIMITS.max_inside:
+                await asyncio.sleep(0.01)
+            turned_away = await asyncio.wait_for(
+                client.post("/invocations", content='{"inputs": 1}', headers=JSON), timeout=10
+            )
+            release.set()
+            await asyncio.gather(*waiting)
+            assert guard.inside == 0
+            return [turned_away, *(task.result() for task in waiting)]
+
+    turned_away, *answered = asyncio.run(crowd())
+    assert turned_away.status_code == 503
+    assert "try again" in turned_away.json()["error"]
+    assert turned_away.headers["retry-after"] == "1"
+    assert [answer.status_code for answer in answered] == [200, 200]
+
+
+def test_a_failure_of_the_model_is_a_500_without_its_inside(
+    app: Any,
+    model: mlflow.pyfunc.PyFuncModel,
+    monkeypatch: pytest.MonkeyPatch,
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    def broken(*_: Any, **__: Any) -> Any:
+        raise RuntimeError("weights at /secret/place")
+
+    monkeypatch.setattr(type(model.unwrap_python_model()), "answer", broken)
+    answer = ask(app, rows(PHOTO))
+    assert answer.status_code == 500
+    assert "secret" not in answer.text
+    assert "Traceback" not in answer.text
+    assert "/secret/place" in caplog.text
+    assert PHOTO[:40] not in caplog.text
+
+
+def metrics(app: Any) -> dict[str, float]:
+    lines = ask(app, None, "GET", "/metrics").text.splitlines()
+    return {
+        line.rsplit(" ", 1)[0]: float(line.rsplit(" ", 1)[1])
+        for line in lines
+        if not line.startswith("#")
+    }
+
+
+def test_metrics_count_requests_errors_seconds_faces_values_and_photos_without_a_face(
+    model: mlflow.pyfunc.PyFuncModel,
+) -> None:
+    app = build_app(model, "small", num_at_once=2)
+    blank = base64_of(blank_photo())
+    [document] = ask(app, rows(PHOTO)).json()["predictions"]
+    ask(app, rows(PHOTO, blank))
+    ask(app, "x")
+    ask(app, None, "GET")
+    found = metrics(app)
+    assert found['visage_requests_total{status="200"}'] == 2
+    assert (
+        found['visage_requests_total{status="400"}']
+        == found['visage_requests_total{status="405"}']
+        == 1
+    )
+    assert found["visage_errors_total"] == 2
+    assert found["visage_request_seconds_count"] == 4
+    assert found["visage_photos_total"] == 3
+    assert found["visage_photos_without_face_total"] == 1
+    assert found["visage_faces_total"] == found["visage_value_count"] == 2
+    value = document["faces"][0]["value"]
+    assert found["visage_value_sum"] == pytest.approx(2 * value)
+    edges = [float(name.split('"')[1]) for name in found if name.startswith("visage_value_bucket")]
+    assert [found[f'visage_value_bucket{{le="{edge}"}}'] for edge in edges[:-1]] == [
+        2.0 * (value <= edge) for edge in edges[:-1]
+    ]
+    assert found["visage_requests_inside"] == 0
+    assert any("visage_model_info" in name and 'name="small"' in name for name in found)
+
+
+def blank_photo() -> bytes:
+    stream = io.BytesIO()
+    Image.new("RGB", (90, 90), (200, 180, 160)).save(stream, "PNG")
+    return stream.getvalue()
+
+
+def test_statistics_sum_up_the_faces_answered(model: mlflow.pyfunc.PyFuncModel) -> None:
+    app = build_app(model, "small", num_at_once=2)
+    [document] = ask(app, rows(PHOTO)).json()["predictions"]
+    ask(app, rows(PHOTO, PHOTO))
+    answer = ask(app, None, "GET", "/statistics")
+    totals = Summary.from_document(answer.json(), "served").totals()
+    assert totals.num_faces == 3
+    assert totals.value_sum == pytest.approx(3 * document["faces"][0]["value"])
+    assert PHOTO[:40] not in answer.text
+
+
+def test_ready_says_which_model_and_version(
+    app: Any, model: mlflow.pyfunc.PyFuncModel, store: Store
+) -> None:
+    served: ServedModel = model.unwrap_python_model()
+    assert ask(app, None, "GET", "/ready").json() == {
+        "ready": True,
+        "name": "small",
+        "version": str(store.version),
+        "model": "small",
+        "sha256": served.predictor.config.weights.sha256,
+    }
+    assert ask(app, None, "GET", "/ping").status_code == 200

@@ -1,0 +1,275 @@
+"""Views against naive per-face, per-pixel versions that draw the same random numbers in the same
+order."""
+
+from __future__ import annotations
+
+import dataclasses
+import math
+from itertools import permutations
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from torch import Tensor
+from torch.nn import functional
+
+from tests.small_faces import EXTENDED, NOTHING, PAPER
+from visage.model_config import NormaliseConfig
+from visage.synthetic import draw_face, sample_person, sample_photo
+from visage.data.preprocess import GREY, PAPER_NORMALISE, evaluation_view
+from visage.data.augment import AugmentationSettings, training_view
+
+PLAIN = NormaliseConfig(mean=(0.0, 0.0, 0.0), std=(1.0, 1.0, 1.0))  # views in [0, 1]
+
+
+def only(**changes: Any) -> AugmentationSettings:
+    return dataclasses.replace(NOTHING, **changes)
+
+
+def crops(count: int = 5, side: int = 16, seed: int = 0) -> Tensor:
+    generator = torch.Generator().manual_seed(seed)
+    return torch.randint(256, (count, 3, side, side), dtype=torch.uint8, generator=generator)
+
+
+def view(crops_BCHW: Tensor, settings: AugmentationSettings, seed: int = 0, normalise: NormaliseConfig = PLAIN) -> Tensor:
+    return training_view(crops_BCHW, settings, normalise, torch.Generator().manual_seed(seed))
+
+
+@pytest.mark.parametrize(
+    ("name", "value"),
+    [
+        ("flip_probability", 1.1),
+        ("grey_probability", -0.1),
+        ("scale_probability", 2.0),
+        ("min_scale", 0.0),
+        ("rotation_degrees", -5.0),
+        ("zoom", 1.0),
+        ("translation", -0.1),
+        ("jitter", 1.5),
+        ("erase_probability", math.nan),
+    ],
+)
+def test_augmentation_out_of_bounds_is_refused_by_name(name: str, value: float) -> None:
+    with pytest.raises(ValueError, match=f"{name} is {value}: give "):
+        only(**{name: value})
+
+
+def test_evaluation_view_is_the_plain_formula() -> None:
+    crops_BCHW = crops(2, 4)
+    found = evaluation_view(crops_BCHW, PAPER_NORMALISE)
+    assert found.dtype == torch.float32
+    for b, c, h, w in np.ndindex(*crops_BCHW.shape):
+        expected = (crops_BCHW[b, c, h, w].item() / 255 - PAPER_NORMALISE.mean[c]) / PAPER_NORMALISE.std[c]
+        assert found[b, c, h, w].item() == pytest.approx(expected, abs=1e-5)
+
+
+def test_training_view_with_everything_off_is_the_evaluation_view() -> None:
+    crops_BCHW = crops(33)
+    found = view(crops_BCHW, NOTHING, normalise=PAPER_NORMALISE)
+    torch.testing.assert_close(found, evaluation_view(crops_BCHW, PAPER_NORMALISE), atol=1e-5, rtol=0)
+
+
+def test_flip_is_exact_and_as_frequent_as_said() -> None:
+    crops_BCHW = crops(200, 8)
+    plain, turned = view(crops_BCHW, NOTHING), view(crops_BCHW.flip(3), NOTHING)
+    assert torch.equal(view(crops_BCHW, only(flip_probability=1.0)), turned)
+    found = view(crops_BCHW, only(flip_probability=0.5))
+    is_plain, is_turned = ((found == other).flatten(1).all(dim=1) for other in (plain, turned))
+    assert (is_plain ^ is_turned).all()
+    assert 70 < is_turned.sum() < 130
+
+
+def naive_move(crop_CHW: np.ndarray, angle: float, zoom: float, shift: tuple[float, float], flip: bool) -> np.ndarray:
+    """Every pixel looks up, by bilinear interpolation between pixel centres, where it comes from;
+    outside is black."""
+    side = crop_CHW.shape[-1]
+    moved = np.zeros(crop_CHW.shape)
+    for row, column in np.ndindex(side, side):
+        x, y = column + 0.5 - side / 2, row + 0.5 - side / 2
+        from_x = (math.cos(angle) * x - math.sin(angle) * y) / zoom
+        from_y = (math.sin(angle) * x + math.cos(angle) * y) / zoom
+        from_x = (-from_x if flip else from_x) + shift[0] * side + side / 2 - 0.5
+        from_y += shift[1] * side + side / 2 - 0.5
+        left, top = math.floor(from_x), math.floor(from_y)
+        for near_y, near_x in ((top, left), (top, left + 1), (top + 1, left), (top + 1, left + 1)):
+            if 0 <= near_x < side and 0 <= near_y < side:
+                weight = (1 - abs(from_x - near_x)) * (1 - abs(from_y - near_y))
+                moved[:, row, column] += weight * crop_CHW[:, near_y, near_x]
+    return moved
+
+
+def test_geometry_equals_a_loop_over_pixels() -> None:
+    settings = only(flip_probability=0.5, rotation_degrees=25.0, zoom=0.3, translation=0.1)
+    crops_BCHW, generator = crops(6, 12), torch.Generator().manual_seed(7)
+    flip_B = (torch.rand(6, generator=generator) < 0.5).tolist()
+    angle_B = ((2 * torch.rand(6, generator=generator) - 1) * math.radians(25)).tolist()
+    zoom_B = (0.7 + 0.6 * torch.rand(6, generator=generator)).tolist()
+    shift_B2 = (0.1 * (2 * torch.rand(6, 2, generator=generator) - 1)).tolist()
+    found = view(crops_BCHW, settings, seed=7).numpy()
+    for b in range(6):
+        expected = naive_move(crops_BCHW[b].numpy() / 255, angle_B[b], zoom_B[b], tuple(shift_B2[b]), flip_B[b])
+        np.testing.assert_allclose(found[b], expected, atol=2e-5)
+    assert 0 < sum(flip_B) < 6
+
+
+def test_bicubic_moves_a_face_to_the_same_place_and_keeps_most_of_its_detail() -> None:
+    """Bilinear training views blur small crops, and what training never sees sharp, evaluation
+    misjudges."""
+    rng = np.random.default_rng(0)
+    faces = [draw_face(sample_photo(sample_person(rng), rng, clean=True), 64) for _ in range(24)]
+    crops_BCHW = torch.from_numpy(np.stack(faces)).permute(0, 3, 1, 2)
+    settings = only(rotation_degrees=7.0, zoom=0.08, translation=0.03)
+    plain = view(crops_BCHW, NOTHING)
+    bilinear, bicubic = (view(crops_BCHW, dataclasses.replace(settings, interpolation=name), seed=1)
+                         for name in ("bilinear", "bicubic"))
+
+    def detail(view_BCHW: Tensor) -> float:
+        """The energy of differences between neighbours, away from the black corners."""
+        inner = view_BCHW[:, :, 16:48, 16:48]
+        return float(inner.diff(dim=3).square().mean() + inner.diff(dim=2).square().mean())
+
+    assert detail(bilinear) < 0.65 * detail(plain)
+    assert 0.8 < detail(bicubic) / detail(plain) < 1
+    assert (bilinear - bicubic).abs().mean() < 0.01
+
+
+def test_rotation_turns_marked_pixels_about_the_centre() -> None:
+    """Two marks keep their distance from the centre and turn together, by at most the angle, to
+    both sides."""
+    crops_BCHW = torch.zeros(100, 3, 41, 41, dtype=torch.uint8)
+    crops_BCHW[:, 0, 19:22, 34:37] = 255  # red: 15 px to the right
+    crops_BCHW[:, 2, 7:10, 19:22] = 255  # blue: 12 px up
+    found = view(crops_BCHW, only(rotation_degrees=15.0)).double()
+    place = torch.arange(41).double() - 20
+    mass_BC = found.sum(dim=(2, 3))
+    right_BC, down_BC = (found.sum(dim=dim) @ place / mass_BC.clamp_min(1e-9) for dim in (2, 3))
+    for channel, radius, start in ((0, 15.0, 0.0), (2, 12.0, -90.0)):
+        torch.testing.assert_close(
+            torch.hypot(right_BC[:, channel], down_BC[:, channel]),
+            torch.full((100,), radius).double(),
+            atol=0.1,
+            rtol=0,
+        )
+        turned = torch.rad2deg(torch.atan2(down_BC[:, channel], right_BC[:, channel])) - start
+        assert 12 < turned.max() <= 15.5
+        assert -15.5 <= turned.min() < -12
+        if channel == 0:
+            red_turned = turned
+    torch.testing.assert_close(turned, red_turned, atol=0.6, rtol=0)
+
+
+def test_corners_that_a_rotation_uncovers_are_black() -> None:
+    white = torch.full((50, 3, 20, 20), 255, dtype=torch.uint8)
+    found = view(white, only(rotation_degrees=15.0), normalise=PAPER_NORMALISE)
+    black = evaluation_view(torch.zeros(1, 3, 20, 20, dtype=torch.uint8), PAPER_NORMALISE)
+    darkest = found.flatten(2).amin(dim=2).amin(dim=0)
+    torch.testing.assert_close(darkest, black[0, :, 0, 0], atol=1e-5, rtol=0)
+
+
+@pytest.mark.parametrize("side", [16, 21])
+def test_down_and_up_is_two_interpolations(side: int) -> None:
+    crops_BCHW, generator = crops(8, side), torch.Generator().manual_seed(3)
+    is_scaled_B = torch.rand(8, generator=generator) < 0.6
+    scale_B = torch.where(is_scaled_B, 0.5 + 0.5 * torch.rand(8, generator=generator), 1.0).tolist()
+    assert 0 < is_scaled_B.sum() < 8
+    found = view(crops_BCHW, only(scale_probability=0.6, min_scale=0.5), seed=3)
+    for b, scale in enumerate(scale_B):
+        smaller = round(side * scale)
+        face_1CHW = crops_BCHW[b : b + 1].float() / 255
+        small = functional.interpolate(face_1CHW, size=(smaller, smaller), mode="bilinear", antialias=True)
+        back = functional.interpolate(small, size=(side, side), mode="bilinear")
+        torch.testing.assert_close(found[b : b + 1], back, atol=1e-5, rtol=0)
+
+
+def naive_colours(
+    face_CHW: Tensor, is_grey: bool, factors: dict[str, float], order: tuple[str, ...], normalise: NormaliseConfig
+) -> Tensor:
+    """One step after another, as torch's and Torch7's colour jitter do, without clipping."""
+    red, green, blue = GREY
+
+    def luma(picture: Tensor) -> Tensor:
+        return red * picture[0] + green * picture[1] + blue * picture[2]
+
+    if is_grey:
+        face_CHW = luma(face_CHW).expand(3, -1, -1)
+    for name in order:
+        other = {
+            "brightness": torch.zeros(()),
+            "contrast": luma(face_CHW).mean(),
+            "saturation": luma(face_CHW),
+        }[name]
+        face_CHW = factors[name] * face_CHW + (1 - factors[name]) * other
+    return (face_CHW - torch.tensor(normalise.mean)[:, None, None]) / torch.tensor(normalise.std)[:, None, None]
+
+
+@pytest.mark.parametrize("order", list(permutations(("brightness", "contrast", "saturation"))))
+@pytest.mark.parametrize("normalise", [PLAIN, PAPER_NORMALISE])
+def test_colours_in_one_map_equal_colours_step_by_step_in_any_order(
+    order: tuple[str, ...], normalise: NormaliseConfig
+) -> None:
+    crops_BCHW, generator = crops(20), torch.Generator().manual_seed(5)
+    torch.rand(20, generator=generator)  # the flips
+    grey_B = torch.rand(20, generator=generator) < 0.5
+    factor_B = {
+        name: 0.6 + 0.8 * torch.rand(20, generator=generator) for name in ("brightness", "contrast", "saturation")
+    }
+    found = view(crops_BCHW, only(grey_probability=0.5, jitter=0.4), seed=5, normalise=normalise)
+    for b in range(20):
+        factors = {name: factor_B[name][b].item() for name in factor_B}
+        expected = naive_colours(crops_BCHW[b].float() / 255, bool(grey_B[b]), factors, order, normalise)
+        torch.testing.assert_close(found[b], expected, atol=2e-5, rtol=0)
+
+
+def test_brightness_lies_in_its_range_on_a_picture_that_nothing_else_changes() -> None:
+    """Contrast and saturation leave one uniform grey alone."""
+    grey = torch.full((400, 3, 4, 4), 100, dtype=torch.uint8)
+    factor_B = view(grey, only(jitter=0.4)).mean(dim=(1, 2, 3)) * 255 / 100
+    assert 0.6 <= factor_B.min() < 0.62
+    assert 1.38 < factor_B.max() <= 1.4
+    assert factor_B.mean().item() == pytest.approx(1, abs=0.05)
+
+
+def test_grey_faces_are_as_many_as_said_and_keep_their_luma() -> None:
+    crops_BCHW = crops(300, 4)
+    found = view(crops_BCHW, only(grey_probability=0.3))
+    is_grey = (found[:, 0] - found[:, 1]).abs().flatten(1).amax(dim=1) < 1e-6
+    assert 60 < is_grey.sum() < 120
+    weights = torch.tensor(GREY)[:, None, None]
+    torch.testing.assert_close(found[is_grey][:, 0], (weights * crops_BCHW[is_grey] / 255).sum(dim=1))
+
+
+def test_erased_rectangles_take_the_mean_colour_and_nothing_else_changes() -> None:
+    crops_BCHW = crops(300, 40)
+    whole = view(crops_BCHW, NOTHING, normalise=PAPER_NORMALISE)
+    found = view(crops_BCHW, only(erase_probability=0.5), normalise=PAPER_NORMALISE)
+    changed_BHW = (found != whole).any(dim=1)
+    assert (found.permute(0, 2, 3, 1)[changed_BHW] == 0).all()
+    shares = changed_BHW.flatten(1).float().mean(dim=1)
+    erased = shares > 0
+    assert 120 < erased.sum() < 180
+    assert shares.max() <= 0.22
+    for face in changed_BHW[erased][:20]:
+        rows, columns = face.any(dim=1), face.any(dim=0)
+        assert face.sum() == rows.sum() * columns.sum()
+
+
+@pytest.mark.parametrize("settings", [PAPER, EXTENDED])
+@pytest.mark.parametrize("count", [1, 17])
+def test_views_come_from_their_generator_alone(settings: AugmentationSettings, count: int) -> None:
+    crops_BCHW = crops(count)
+    before, state = crops_BCHW.clone(), torch.get_rng_state()
+    first, same, other = (view(crops_BCHW, settings, seed) for seed in (1, 1, 2))
+    assert first.shape == crops_BCHW.shape
+    assert first.dtype == torch.float32
+    assert first.isfinite().all()
+    assert torch.equal(first, same)
+    assert not torch.equal(first, other)
+    assert torch.equal(crops_BCHW, before)
+    assert torch.equal(torch.get_rng_state(), state)
+
+
+def test_a_second_batch_differs_from_the_first() -> None:
+    generator, crops_BCHW = torch.Generator().manual_seed(1), crops()
+    first, second = (training_view(crops_BCHW, PAPER, PLAIN, generator) for _ in range(2))
+    assert not torch.equal(first, second)

@@ -1,0 +1,85 @@
+"""The HTML page and its tables: escaped, self-contained, numbers as written in words."""
+
+from __future__ import annotations
+
+import base64
+import html.parser
+import math
+
+from visage.evaluation.bootstrap import Estimate, Group
+from visage.evaluation.html import (
+    Code,
+    Picture,
+    Section,
+    Table,
+    Words,
+    figures_table,
+    groups_table,
+    number,
+    page,
+    title_of,
+)
+
+MAE = Estimate(value=4.4651, low=4.3249, high=4.61)
+NONE = Estimate(value=math.nan, low=math.nan, high=math.nan)
+
+
+class Balance(html.parser.HTMLParser):
+    """Counts tags that are open."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.open: list[str] = []
+
+    def handle_starttag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
+        if tag not in ("meta", "img"):
+            self.open.append(tag)
+        assert attrs is not None
+
+    def handle_endtag(self, tag: str) -> None:
+        assert self.open.pop() == tag
+
+
+def test_every_text_is_escaped_and_every_tag_closed() -> None:
+    nasty = '<b>&"quoted"</b>'
+    table = Table(caption=nasty, header=[nasty, ""], rows=[[nasty, "1"]])
+    parts = [table, Words(text=nasty), Code(text=nasty), Picture(caption=nasty, png=b"png")]
+    text = page(nasty, [Section(title=nasty, parts=parts)])
+    assert "<b>" not in text
+    assert base64.b64encode(b"png").decode() in text
+    balance = Balance()
+    balance.feed(text)
+    assert balance.open == []
+
+
+def test_figures_are_written_with_interval_unit_and_digits() -> None:
+    share = Estimate(value=0.689, low=0.67, high=1.0)
+    columns = {
+        "test": {"mae": MAE, "cs_5": share, "epsilon_error": NONE},
+        "unseen": {"mae": NONE, "cs_5": share, "epsilon_error": NONE},
+    }
+    table = figures_table("x", columns, "years", 2)
+    assert table.rows == [
+        ["MAE (years)", "4.47 (4.32 to 4.61)", "undefined"],
+        ["CS@5 (within 5 years)", "68.9% (67.0% to 100.0%)", "68.9% (67.0% to 100.0%)"],
+    ]
+
+
+def test_titles_and_numbers_know_their_unit() -> None:
+    assert title_of("pearson", "years") == "Pearson correlation"
+    assert title_of("rmse", "points") == "RMSE (points)"
+    assert title_of("cs_0.5", "points") == "CS@0.5 (within 0.5 points)"
+    assert number("pearson", 0.93456, 2) == "0.935"
+    assert number("bias", -0.5, 2) == "-0.50"
+    assert number("coverage_80", 0.8, 2) == "80.0%"
+
+
+def test_a_table_for_the_terminal_is_aligned_and_for_markdown_is_piped() -> None:
+    groups = [Group(name="male|all", num_faces=12345, estimates={"mae": MAE})]
+    table = groups_table("sex", groups, ["mae"], "years", 1)
+    assert table.text().splitlines() == [
+        "By sex",
+        "sex        faces       MAE (years)",
+        "male|all  12,345  4.5 (4.3 to 4.6)",
+    ]
+    assert table.markdown().splitlines()[2] == "| male\\|all | 12,345 | 4.5 (4.3 to 4.6) |"

@@ -1,0 +1,123 @@
+"""One photo explained: crops and maps are those of the predictor's own path, and the command writes
+a PNG."""
+
+from __future__ import annotations
+
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+
+from tests.small_model import CROP_PX, small_config, small_model, small_network
+from visage.detection.mtcnn import Faces
+from visage.explain import photo as command
+from visage.explain.photo import explain_photo
+from visage.explain.score_map import score_map
+from visage.inference.photos import Predictor
+
+UPRIGHT = np.float32([[70, 90], [130, 90], [100, 125], [78, 160], [122, 160]])
+
+
+class DetectorOf:
+    """Finds the faces that it was given in every photo."""
+
+    def __init__(self, *offsets: int) -> None:
+        points = np.array([UPRIGHT + offset for offset in offsets], np.float32).reshape(-1, 5, 2)
+        boxes = np.concatenate([points.min(axis=1) - 30, points.max(axis=1) + 30], axis=1)
+        self.faces = Faces(
+            boxes_N4=boxes, landmarks_N52=points, probabilities_N=np.ones(len(points), np.float32)
+        )
+
+    def detect(self, photos: list[np.ndarray]) -> list[Faces]:
+        return [self.faces for _ in photos]
+
+
+@pytest.fixture
+def photo(tmp_path: Path) -> Path:
+    coarse = np.random.default_rng(0).integers(0, 256, (8, 8, 3), dtype=np.uint8)
+    Image.fromarray(coarse).resize((260, 240), Image.Resampling.BICUBIC).save(
+        tmp_path / "photo.png"
+    )
+    return tmp_path / "photo.png"
+
+
+def answering(*offsets: int) -> tuple[torch.nn.Module, Predictor]:
+    network, config = small_network(small_config()), small_config()
+    predictor = Predictor(network, config)
+    predictor._detector = DetectorOf(*offsets)
+    return network, predictor
+
+
+def test_crops_give_the_told_numbers_and_the_maps(photo: Path) -> None:
+    network, predictor = answering(0, 20)
+    faces = explain_photo(network, predictor, photo, True)
+    assert len(faces) == 2
+    crops = torch.from_numpy(np.stack([face.crop_HW3 for face in faces])).permute(0, 3, 1, 2)
+    assert crops.shape == (2, 3, CROP_PX, CROP_PX)
+    np.testing.assert_array_equal(
+        predictor.predict_crops(crops, True).value, [face.told.value for face in faces]
+    )
+    scores = score_map(network, predictor.config, crops, True).numpy()
+    np.testing.assert_array_equal(scores, np.stack([face.score_HW for face in faces]))
+    assert np.abs(scores[0] - scores[1]).max() > 1e-3
+
+
+def test_a_photo_without_a_face_explains_nothing_and_an_unreadable_one_is_refused(
+    photo: Path,
+) -> None:
+    network, predictor = answering()
+    assert explain_photo(network, predictor, photo, True) == []
+    photo.write_bytes(b"no photo")
+    with pytest.raises(ValueError, match=r"photo\.png"):
+        explain_photo(network, predictor, photo, True)
+
+
+def test_the_command_writes_a_picture_or_says_why_not(
+    photo: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    out, model = photo.with_name("out.png"), small_model(photo.with_name("model"))
+    monkeypatch.setattr(sys, "argv", ["explain_photo", str(photo), str(out), "--model", str(model)])
+    monkeypatch.setattr(
+        Predictor, "_find_faces", lambda _, photos: DetectorOf(0, 30).detect(photos)
+    )
+    command.main()
+    with Image.open(out) as image:
+        assert image.format == "PNG"
+    assert "shown" not in capsys.readouterr().err
+    monkeypatch.setattr(
+        Predictor, "_find_faces", lambda _, photos: DetectorOf(*range(10)).detect(photos)
+    )
+    command.main()
+    assert "10 faces, the largest 8 are shown" in capsys.readouterr().err
+    out.unlink()
+    monkeypatch.setattr(Predictor, "_find_faces", lambda _, photos: DetectorOf().detect(photos))
+    with pytest.raises(SystemExit):
+        command.main()
+    assert "no face found" in capsys.readouterr().err
+    assert not out.exists()
+
+
+def test_a_wrong_out_is_told_before_the_work(
+    photo: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    pixels = photo.read_bytes()
+    monkeypatch.setattr(command, "load_model", lambda _: pytest.fail("the work has begun"))
+    absent = photo.parent / "absent" / "out.png"
+    link = photo.with_name("link.png")
+    link.symlink_to(photo)
+    wrong = [
+        (absent, "a folder that is there"),
+        (photo.parent, "not a file"),
+        (photo, "itself"),
+        (link, "itself"),
+    ]
+    for out, said in wrong:
+        monkeypatch.setattr(sys, "argv", ["explain_photo", str(photo), str(out)])
+        with pytest.raises(SystemExit) as ended:
+            command.main()
+        assert ended.value.code == 2
+        assert said in capsys.readouterr().err
+    assert photo.read_bytes() == pixels

@@ -1,0 +1,52 @@
+"""Groups of faces against averages of their members, however many batches they come in."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from tests.small_faces import some_faces, write_faces
+from tests.small_model import small_config, small_network
+from visage.data.face_table import FaceTable
+from visage.evaluation.bootstrap import Bootstrap
+from visage.explain import study
+from visage.explain.score_map import score_map
+from visage.explain.study import Subject, group_views
+from visage.inference.photos import Predictor
+
+
+@pytest.mark.parametrize("batch", [3, 64])
+def test_groups_hold_the_averages_of_their_faces(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, batch: int
+) -> None:
+    monkeypatch.setattr(study, "BATCH_FACES", batch)
+    config, table = (
+        small_config(),
+        FaceTable.open(write_faces(tmp_path, some_faces(10, 0, 0)), ["train"]),
+    )
+    network = small_network(config)
+    subject = Subject(network=network, predictor=Predictor(network, config), table=table, flip=True)
+    rows = np.array([0, 2, 3, 4, 6, 7, 9])
+    whole, *groups = group_views(
+        subject, rows, 2, 25.0, Bootstrap(num_resamples=5, interval=0.9, seed=0)
+    )
+    assert whole.name == "all"
+    assert len(groups) > 1
+    crops = table.decode(rows)
+    faces, scores = (
+        crops.permute(0, 2, 3, 1).numpy() / 255,
+        score_map(network, config, crops, True).numpy(),
+    )
+    error = np.abs(subject.predictor.predict_crops(crops).value - table.label[rows])
+    lower = np.floor(table.label[rows] / 25) * 25
+    for group, value in zip([whole, *groups], [None, *np.unique(lower)], strict=True):
+        member = np.ones(len(rows), bool) if value is None else lower == value
+        assert group.num_faces == member.sum()
+        assert group.mae == pytest.approx(error[member].mean())
+        np.testing.assert_allclose(group.face_HW3, faces[member].mean(axis=0), atol=1e-9)
+        np.testing.assert_allclose(
+            group.score_HW, scores[member].mean(axis=0), rtol=1e-4, atol=1e-5
+        )
+        assert (len(group.squares), len(group.stripes)) == (4, 2)

@@ -1,0 +1,321 @@
+"""The exported files: the same answers from either, nothing of this machine in them, and no foreign
+file believed."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+import shutil
+import sys
+from pathlib import Path
+
+import numpy as np
+import onnx
+import onnxruntime
+import pytest
+import torch
+from safetensors.torch import load_file
+
+from tests.small_model import CROP_PX, small_config, small_network, some_crops
+from visage.export import onnx_file
+from visage.export.onnx_file import export_model, measure_parity, stamped
+from visage.export.release import copy_with_config, release
+from visage.inference.onnx_engine import CONFIG_KEY, ONNX_FILE, SEAL_KEY, load_onnx
+from visage.inference.photos import Predictor
+from visage.labels import DECODERS
+from visage.methods import METHODS
+from visage.model_config import INTERVAL_MASS, CalibrationConfig, ModelConfig, NetworkConfig
+from visage.weights import DTYPES, load_model
+
+CARD = small_config()
+TOLERANCE = (
+    5e-4  # years; the small model spreads each face over the whole grid, where float32 shows most
+)
+
+
+@pytest.fixture(scope="module")
+def both(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
+    """Storage type -> exported folder; exporting takes a second or two, so most tests share these."""
+    folders = {dtype: tmp_path_factory.mktemp(dtype) for dtype in DTYPES}
+    for dtype, folder in folders.items():
+        export_model(small_network(CARD), CARD, folder, dtype)  # type: ignore[arg-type]
+    return folders
+
+
+@pytest.fixture(params=sorted(DTYPES))
+def exported(request: pytest.FixtureRequest, both: dict[str, Path]) -> Path:
+    return both[request.param]
+
+
+@pytest.fixture
+def copied(both: dict[str, Path], tmp_path: Path) -> Path:
+    return Path(shutil.copytree(both["float16"], tmp_path / "copy"))
+
+
+def test_both_engines_answer_alike_at_any_batch_size(exported: Path) -> None:
+    in_torch, in_onnx = Predictor.load(exported), load_onnx(exported / ONNX_FILE)
+    assert in_onnx.config == in_torch.config
+    crops = some_crops(40)
+    for count in (1, 2, 3, 40):
+        ours, theirs = (engine.predict_crops(crops[:count]) for engine in (in_torch, in_onnx))
+        for name in ("value", "std", "low", "high"):
+            np.testing.assert_allclose(
+                getattr(theirs, name), getattr(ours, name), rtol=0, atol=10 * TOLERANCE
+            )
+        np.testing.assert_allclose(theirs.value, ours.value, rtol=0, atol=TOLERANCE)
+
+
+def test_a_calibrated_model_answers_alike_on_either_engine_and_its_graph_stays_raw(
+    both: dict[str, Path], tmp_path: Path
+) -> None:
+    """Another config inside and beside; the README's recipe on the graph's output gives the
+    predictor's numbers."""
+    folder, crops = both["float16"], some_crops(9)
+    known = CalibrationConfig(
+        temperature=0.7, mass=INTERVAL_MASS, offset=-3.0, num_faces=100, flip=True
+    )
+    copy_with_config(
+        folder, tmp_path, dataclasses.replace(load_model(folder)[1], calibration=known)
+    )
+    in_torch, in_onnx = (
+        one.predict_crops(crops)
+        for one in (Predictor.load(tmp_path), load_onnx(tmp_path / ONNX_FILE))
+    )
+    plain = Predictor.load(folder).predict_crops(crops)
+    for name in ("value", "std", "low", "high"):
+        np.testing.assert_allclose(
+            getattr(in_onnx, name), getattr(in_torch, name), rtol=0, atol=10 * TOLERANCE
+        )
+    np.testing.assert_allclose(in_onnx.probabilities, in_torch.probabilities, rtol=0, atol=1e-5)
+    np.testing.assert_array_equal(in_torch.value, plain.value)
+    assert np.abs(in_torch.std - plain.std).min() > 100 * TOLERANCE
+    engines = [onnx_file.OnnxEngine((each / ONNX_FILE).read_bytes()) for each in (folder, tmp_path)]
+    for raw, stamped_again in zip(*(engine.outputs(crops) for engine in engines), strict=True):
+        np.testing.assert_array_equal(raw, stamped_again)
+    p_BK = (engines[1](crops) + engines[1](crops.flip(3))).numpy() / 2
+    p_BK = p_BK ** (1 / 0.7)
+    p_BK /= p_BK.sum(axis=1, keepdims=True)
+    np.testing.assert_allclose(in_onnx.probabilities, p_BK, rtol=0, atol=1e-6)
+
+
+def test_a_reader_of_the_file_alone_gets_the_same_numbers(exported: Path) -> None:
+    """uint8 crops in, probabilities and values out: no normalisation, softmax or decoding left to
+    retype."""
+    session = onnxruntime.InferenceSession(
+        str(exported / ONNX_FILE), providers=["CPUExecutionProvider"]
+    )
+    assert [(i.name, i.type, i.shape) for i in session.get_inputs()] == [
+        ("crops", "tensor(uint8)", ["batch", 3, CROP_PX, CROP_PX])
+    ]
+    crops = some_crops(7)
+    probabilities, value = session.run(["probabilities", "value"], {"crops": crops.numpy()})
+    expected = Predictor.load(exported).predict_crops(crops, flip=False)
+    np.testing.assert_allclose(probabilities, expected.probabilities, rtol=0, atol=1e-5)
+    np.testing.assert_allclose(value, expected.value, rtol=0, atol=TOLERANCE)
+    assert (
+        json.loads(session.get_modelmeta().custom_metadata_map[CONFIG_KEY])["grid"]["maximum"]
+        == 100
+    )
+
+
+def test_the_file_is_valid_and_knows_nothing_of_this_machine(exported: Path) -> None:
+    model = onnx.load(exported / ONNX_FILE)
+    onnx.checker.check_model(model, full_check=True)
+    data = (exported / ONNX_FILE).read_bytes()
+    for trace in (
+        str(Path(onnx_file.__file__).parents[2]),
+        sys.prefix,
+        "site-packages",
+        '.py", line',
+    ):
+        assert trace.encode() not in data
+    assert {item.key for item in model.metadata_props} == {CONFIG_KEY, SEAL_KEY}
+
+
+def test_both_files_hold_the_same_weights_bit_for_bit(exported: Path) -> None:
+    stored = {
+        t.name: onnx.numpy_helper.to_array(t)
+        for t in onnx.load(exported / ONNX_FILE).graph.initializer
+    }
+    for name, tensor in load_file(exported / "model.safetensors").items():
+        if name.startswith("blocks") and tensor.ndim == 4:
+            mine = next(
+                v for key, v in stored.items() if key.removesuffix(".half") == f"network.{name}"
+            )
+            np.testing.assert_array_equal(mine.astype(np.float32), tensor.float().numpy())
+
+
+def test_half_the_precision_is_half_the_size(both: dict[str, Path]) -> None:
+    for name in ("model.safetensors", ONNX_FILE):
+        half, whole = ((both[dtype] / name).stat().st_size for dtype in ("float16", "float32"))
+        assert half < 0.53 * whole
+    assert [
+        ModelConfig.read(both[dtype] / "config.json").weights.dtype for dtype in DTYPES
+    ] == list(DTYPES)
+
+
+def test_the_same_model_gives_the_same_bytes(both: dict[str, Path], tmp_path: Path) -> None:
+    export_model(small_network(CARD), CARD, tmp_path, "float16")
+    for name in ("model.safetensors", "config.json", ONNX_FILE):
+        assert (tmp_path / name).read_bytes() == (both["float16"] / name).read_bytes()
+
+
+def test_every_decoding_rule_is_in_the_graph(tmp_path: Path) -> None:
+    crops = some_crops(12)
+    for decode in DECODERS:
+        config = small_config(decode=decode)
+        export_model(small_network(config), config, tmp_path / decode, "float32")
+        value = onnx_file.OnnxEngine((tmp_path / decode / ONNX_FILE).read_bytes()).outputs(crops)[1]
+        expected = Predictor.load(tmp_path / decode).predict_crops(crops, flip=False).value
+        np.testing.assert_allclose(value, expected, rtol=0, atol=TOLERANCE)
+
+
+@pytest.mark.parametrize("method", METHODS)
+def test_every_method_is_in_the_graph(tmp_path: Path, method: str) -> None:
+    width = METHODS[method].head_width(small_config().grid)
+    config = small_config(
+        method=method, network=NetworkConfig(name="tiny", pooling="hybrid", num_outputs=width)
+    )
+    export_model(small_network(config), config, tmp_path, "float32")
+    crops = some_crops(12)
+    p_BK, value_B = onnx_file.OnnxEngine((tmp_path / ONNX_FILE).read_bytes()).outputs(crops)
+    expected = Predictor.load(tmp_path).predict_crops(crops, flip=False)
+    np.testing.assert_allclose(p_BK, expected.probabilities, rtol=0, atol=2e-5)
+    np.testing.assert_allclose(value_B, expected.value, rtol=0, atol=TOLERANCE)
+    assert np.ptp(value_B) > 0
+
+
+def test_parity_is_measured(exported: Path) -> None:
+    network = small_network(CARD)
+    batches = [some_crops(9, seed) for seed in range(3)]
+    parity = measure_parity(exported, Predictor(network, CARD), batches)
+    assert parity.num_faces == 27
+    assert parity.max_abs_difference < TOLERANCE
+    is_half = load_model(exported)[1].weights.dtype == "float16"
+    assert (parity.max_abs_rounding > 10 * TOLERANCE) == is_half
+    if not is_half:
+        assert parity.max_abs_rounding == 0
+    shifted = Predictor(lambda crops: Predictor(network, CARD)._engine(crops).roll(1, dims=1), CARD)
+    assert measure_parity(exported, shifted, batches).max_abs_rounding > 1
+
+
+def test_parity_sees_an_onnx_file_of_other_weights(copied: Path) -> None:
+    """The config is forged to match, so that only the measurement can tell."""
+    network = small_network(CARD, seed=1)
+    onnx_file.write_onnx(network, load_model(copied)[1], copied / ONNX_FILE)
+    parity = measure_parity(copied, Predictor(small_network(CARD), CARD), [some_crops(9)])
+    assert parity.max_abs_difference > 1
+
+
+@pytest.mark.parametrize("where", [0, 1, 200, 5000, -1, -90])
+def test_an_edited_onnx_file_is_refused(copied: Path, where: int) -> None:
+    data = bytearray((copied / ONNX_FILE).read_bytes())
+    data[where] ^= 4
+    (copied / ONNX_FILE).write_bytes(data)
+    with pytest.raises(ValueError, match=r"model\.onnx.*(edited|seal)"):
+        load_onnx(copied / ONNX_FILE)
+
+
+@pytest.mark.parametrize("keep", [0, 1, 50, 10_000, -1, -83])
+def test_a_truncated_onnx_file_is_refused(copied: Path, keep: int) -> None:
+    data = (copied / ONNX_FILE).read_bytes()
+    (copied / ONNX_FILE).write_bytes(data[:keep])
+    with pytest.raises(ValueError, match=r"model\.onnx.*truncated"):
+        load_onnx(copied / ONNX_FILE)
+
+
+def test_an_onnx_file_without_a_card_is_refused(copied: Path) -> None:
+    """Sealed again after the edit, as only a deliberate hand would."""
+    model = onnx.load(copied / ONNX_FILE)
+    del model.metadata_props[:]
+    body = model.SerializeToString()
+    (copied / ONNX_FILE).write_bytes(body + onnx_file._seal(body))
+    with pytest.raises(ValueError, match="carries no config"):
+        load_onnx(copied / ONNX_FILE)
+
+
+def test_an_onnx_file_of_another_grid_or_crop_is_refused(copied: Path) -> None:
+    model = onnx.load(copied / ONNX_FILE)
+    config = load_model(copied)[1]
+    finer = dataclasses.replace(config.grid, step=5.0)
+    others = [
+        dataclasses.replace(
+            config, grid=finer, network=dataclasses.replace(config.network, num_outputs=21)
+        ),
+        dataclasses.replace(config, alignment=dataclasses.replace(config.alignment, crop_px=64)),
+    ]
+    for other in others:
+        (copied / ONNX_FILE).write_bytes(stamped(model, other))
+        with pytest.raises(ValueError, match=r"model\.onnx: the graph maps .* its config says"):
+            load_onnx(copied / ONNX_FILE)
+
+
+def test_an_onnx_file_beside_another_model_s_card_is_refused(copied: Path) -> None:
+    text = (copied / "config.json").read_text()
+    (copied / "config.json").write_text(
+        text.replace('"decode": "expectation"', '"decode": "median"')
+    )
+    with pytest.raises(ValueError, match="files of two exports"):
+        load_onnx(copied / ONNX_FILE)
+    (copied / "config.json").unlink()
+    assert (
+        load_onnx(copied / ONNX_FILE).config.decode == "expectation"
+    )  # one file alone is a model, too
+
+
+def test_no_file_is_refused(tmp_path: Path) -> None:
+    with pytest.raises(ValueError, match="no such file"):
+        load_onnx(tmp_path / ONNX_FILE)
+
+
+def test_weights_beyond_half_precision_are_refused(tmp_path: Path) -> None:
+    network = small_network(CARD)
+    with torch.no_grad():
+        network.blocks[0][1].running_var[0] = 1e6
+    with pytest.raises(ValueError, match=r"running_var.*dtype: float32"):
+        export_model(network, CARD, tmp_path / "half", "float16")
+    assert not (tmp_path / "half").exists()
+
+
+def test_a_release_says_its_terms_and_answers_alike(exported: Path, tmp_path: Path) -> None:
+    released = tmp_path / "released" / "age"
+    config = release(exported, released, name="age", terms="research only", metrics={"mae": 4.5})
+    assert (config.name, config.terms, config.metrics) == ("age", "research only", {"mae": 4.5})
+    assert load_model(released)[1] == load_onnx(released / ONNX_FILE).config == config
+    crops = some_crops(5)
+    values = [
+        one.predict_crops(crops).value
+        for one in (Predictor.load(exported), Predictor.load(released))
+    ]
+    np.testing.assert_array_equal(*values)
+    engines = [
+        load_onnx(folder / ONNX_FILE).predict_crops(crops).value for folder in (exported, released)
+    ]
+    np.testing.assert_array_equal(*engines)
+
+
+def test_release_from_the_command_line(
+    exported: Path,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    (tmp_path / "metrics.json").write_text('{"mae": 4.5}')
+    words = [
+        "export",
+        exported,
+        tmp_path / "age",
+        "--name",
+        "age",
+        "--terms",
+        "none",
+        "--metrics",
+        tmp_path / "metrics.json",
+    ]
+    monkeypatch.setattr(sys, "argv", list(map(str, words)))
+    onnx_file.main()
+    assert "model.onnx" in capsys.readouterr().out
+    (tmp_path / "metrics.json").unlink()
+    with pytest.raises(SystemExit) as ended:
+        onnx_file.main()
+    assert ended.value.code == 2

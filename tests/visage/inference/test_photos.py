@@ -1,0 +1,538 @@
+"""The inference path: reference, company, flip averaging, and a photo's numbers against
+evaluation's."""
+
+from __future__ import annotations
+
+import dataclasses
+import hashlib
+import io
+import json
+import sys
+from pathlib import Path
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
+import pytest
+import torch
+from PIL import Image
+
+from stages.align import AlignSettings
+from stages.align import align as align_photos
+from tests.small_model import CROP_PX, small_config, small_model, small_network, some_crops
+from visage.cli import default_model_folder
+from visage.data.face_table import FaceTable
+from visage.data.preprocess import evaluation_view
+from visage.data.schemas import MANIFEST_SCHEMA
+from visage.detection import align
+from visage.detection.mtcnn import DetectorSettings, Faces
+from visage.explain.score_map import pooled_features
+from visage.inference import photos
+from visage.inference.engine import TorchEngine
+from visage.inference.faces import Predictions
+from visage.inference.photos import Predictor, as_document
+from visage.labels import LabelGrid, central_interval
+from visage.model_config import INTERVAL_MASS, CalibrationConfig
+from visage.synthetic import encode_face, sample_person, sample_photo
+
+CARD = small_config()
+NETWORK = small_network(CARD)
+UPRIGHT = np.float32([[70, 90], [130, 90], [100, 125], [78, 160], [122, 160]])
+
+
+class DetectorOf:
+    """Finds, in every photo, the faces it was given: one upright face at each offset."""
+
+    def __init__(self, *offsets: tuple[int, int]) -> None:
+        self.offsets = offsets
+
+    def detect(self, photos: list[np.ndarray]) -> list[Faces]:
+        points = np.array([UPRIGHT + offset for offset in self.offsets], np.float32).reshape(
+            -1, 5, 2
+        )
+        boxes = np.concatenate([points.min(axis=1) - 30, points.max(axis=1) + 30], axis=1)
+        faces = Faces(
+            boxes_N4=boxes,
+            landmarks_N52=points,
+            probabilities_N=np.full(len(points), 0.99, np.float32),
+        )
+        return [faces for _ in photos]
+
+
+def a_photo(width: int = 260, height: int = 240, seed: int = 0) -> np.ndarray:
+    """A smooth random picture, uint8 (height,width,3)."""
+    coarse = np.random.default_rng(seed).integers(0, 256, (8, 8, 3), dtype=np.uint8)
+    return np.asarray(Image.fromarray(coarse).resize((width, height), Image.Resampling.BICUBIC))
+
+
+def encoded(photo: np.ndarray, kind: str = "PNG") -> bytes:
+    stream = io.BytesIO()
+    Image.fromarray(photo).save(stream, kind)
+    return stream.getvalue()
+
+
+def with_detector(*offsets: tuple[int, int]) -> Predictor:
+    answering = Predictor(NETWORK, CARD)
+    answering._detector = DetectorOf(*offsets)
+    return answering
+
+
+def same(left: Predictions, right: Predictions, tolerance: float = 0.0) -> None:
+    for field in dataclasses.fields(Predictions):
+        np.testing.assert_allclose(
+            getattr(left, field.name), getattr(right, field.name), rtol=0, atol=tolerance
+        )
+
+
+def test_crops_against_three_plain_lines() -> None:
+    crops = some_crops(5)
+    got = Predictor(NETWORK, CARD).predict_crops(crops, flip=False)
+    with torch.no_grad():
+        probabilities = torch.softmax(
+            NETWORK(evaluation_view(crops, CARD.normalise)).double(), dim=1
+        ).numpy()
+    value = probabilities @ CARD.grid.labels()
+    assert np.ptp(value) > 1  # else the test would not tell one face from another
+    np.testing.assert_allclose(got.probabilities, probabilities, atol=1e-5)
+    np.testing.assert_allclose(got.value, value, atol=1e-4)
+    spread = np.sqrt((probabilities * (CARD.grid.labels() - value[:, None]) ** 2).sum(axis=1))
+    np.testing.assert_allclose(got.std, spread, atol=1e-4)
+    assert ((got.low <= got.value) & (got.value <= got.high)).all()
+
+
+def test_numbers_do_not_depend_on_the_company() -> None:
+    crops = some_crops(67)
+    answering = Predictor(NETWORK, CARD)
+    for flip in (True, False):
+        whole = answering.predict_crops(crops, flip)
+        for size in (1, 2, 3, 20):
+            parts = [answering.predict_crops(part, flip) for part in crops.split(size)]
+            joined = {
+                f.name: np.concatenate([getattr(p, f.name) for p in parts])
+                for f in dataclasses.fields(Predictions)
+            }
+            same(Predictions(**joined), whole, tolerance=1e-9)
+        order = torch.randperm(67, generator=torch.Generator().manual_seed(0))
+        np.testing.assert_allclose(
+            answering.predict_crops(crops[order], flip).value, whole.value[order], atol=1e-9
+        )
+
+
+def test_flip_averages_values_and_distributions() -> None:
+    crops = some_crops(6)
+    for decode in ("expectation", "median", "argmax"):
+        answering = Predictor(NETWORK, small_config(decode=decode))
+        face, mirror = (
+            answering.predict_crops(part, flip=False) for part in (crops, crops.flip(3))
+        )
+        both = answering.predict_crops(crops)
+        np.testing.assert_allclose(both.value, (face.value + mirror.value) / 2, atol=1e-9)
+        np.testing.assert_allclose(
+            both.probabilities, (face.probabilities + mirror.probabilities) / 2, atol=1e-7
+        )
+        same(
+            both, answering.predict_crops(crops.flip(3)), tolerance=1e-6
+        )  # a mirror image is as old as its face
+        if decode == "expectation":
+            np.testing.assert_allclose(
+                both.value, both.probabilities @ CARD.grid.labels(), atol=1e-4
+            )
+
+
+@pytest.mark.parametrize("decode", ["expectation", "median", "argmax", "rank"])
+@pytest.mark.parametrize("flip", [True, False])
+def test_calibration_changes_the_doubt_and_never_the_value(decode: str, flip: bool) -> None:
+    known = CalibrationConfig(
+        temperature=1.6, mass=INTERVAL_MASS, offset=2.0, num_faces=100, flip=True
+    )
+    crops, plain = some_crops(20), small_config(decode=decode)
+    before, after = (
+        Predictor(NETWORK, config).predict_crops(crops, flip)
+        for config in (plain, dataclasses.replace(plain, calibration=known))
+    )
+    np.testing.assert_array_equal(after.value, before.value)
+    naive = before.probabilities.astype(np.float64) ** (1 / 1.6)
+    naive /= naive.sum(axis=1, keepdims=True)
+    np.testing.assert_allclose(after.probabilities, naive, atol=1e-6)
+    labels = CARD.grid.labels()
+    np.testing.assert_allclose(
+        after.std, np.sqrt(naive @ labels**2 - (naive @ labels) ** 2), atol=1e-3
+    )
+    low, high = (end.numpy() for end in central_interval(torch.from_numpy(naive), CARD.grid, 0.8))
+    np.testing.assert_allclose(
+        after.low, np.minimum(np.maximum(low - 2, 0), after.value), atol=1e-3
+    )
+    np.testing.assert_allclose(
+        after.high, np.maximum(np.minimum(high + 2, 100), after.value), atol=1e-3
+    )
+
+
+def test_the_caller_s_network_is_left_alone() -> None:
+    network = small_network(CARD).train()
+    before = {name: value.clone() for name, value in network.state_dict().items()}
+    got = Predictor(network, CARD).predict_crops(some_crops(4))
+    assert network.training
+    assert all(torch.equal(value, before[name]) for name, value in network.state_dict().items())
+    same(got, Predictor(NETWORK, CARD).predict_crops(some_crops(4)))
+
+
+def test_no_crops_give_no_predictions() -> None:
+    none = Predictor(NETWORK, CARD).predict_crops(some_crops(3)[:0])
+    assert len(none) == 0
+    assert none.probabilities.shape == (0, CARD.grid.num_labels)
+
+
+@pytest.mark.parametrize(
+    "crops", [some_crops(2).float(), some_crops(2)[..., :-1], some_crops(2)[0]]
+)
+def test_crops_of_another_kind_are_refused(crops: torch.Tensor) -> None:
+    with pytest.raises(ValueError, match=rf"uint8 \(B, 3, {CROP_PX}, {CROP_PX}\)"):
+        Predictor(NETWORK, CARD).predict_crops(crops)
+
+
+def test_any_engine_can_stand_in() -> None:
+    def certain(crops_BCHW: torch.Tensor) -> torch.Tensor:
+        return torch.nn.functional.one_hot(crops_BCHW[:, 0, 0, 0].long(), 11).double()
+
+    crops = (
+        torch.zeros(3, 3, CROP_PX, CROP_PX, dtype=torch.uint8)
+        + torch.tensor([2, 0, 10])[:, None, None, None]
+    )
+    got = Predictor(certain, CARD).predict_crops(crops.to(torch.uint8))
+    np.testing.assert_allclose(got.value, [20, 0, 100])
+    np.testing.assert_allclose(got.std, 0)
+
+
+@pytest.mark.parametrize("flip", [True, False])
+def test_an_observer_hears_values_and_features_and_changes_nothing(flip: bool) -> None:
+    crops, heard = some_crops(35), []
+    answering = Predictor(NETWORK, CARD)
+    unheard = [answering.predict_crops(part, flip) for part in (crops, crops[:1])]
+    answering.observe = lambda values_N, features_NC: heard.append((values_N, features_NC))
+    for part, before in zip((crops, crops[:1]), unheard, strict=True):
+        heard.clear()
+        same(answering.predict_crops(part, flip), before)  # bit for bit
+        values_N, features_NC = (np.concatenate(column) for column in zip(*heard, strict=True))
+        np.testing.assert_array_equal(values_N, before.value)
+        np.testing.assert_allclose(features_NC, pooled_features(NETWORK, CARD, part), atol=1e-4)
+        assert features_NC.dtype == np.float32
+        assert len(heard) == -(-len(part) // (16 if flip else 32))  # once a batch
+    answering.predict_crops(crops[:0], flip)
+    answering.observe = None
+    answering.predict_crops(crops, flip)
+    assert len(heard) == 1
+
+
+def test_faces_in_photos_are_observed_too() -> None:
+    answering, heard = with_detector((0, 0), (40, 20)), []
+    answering.observe = lambda values_N, features_NC: heard.append((values_N, features_NC))
+    [result] = answering.predict_photos([encoded(a_photo())])
+    [(values_N, features_NC)] = heard
+    assert values_N.tolist() == [face.value for face in result.faces]
+    assert features_NC.shape == (2, 128)
+
+
+def test_features_are_asked_of_nobody_who_has_none() -> None:
+    """The engine of an ONNX file, or any other function."""
+    answering = Predictor(
+        lambda crops_BCHW: torch.full((len(crops_BCHW), 11), 1 / 11, dtype=torch.float64), CARD
+    )
+    with pytest.raises(
+        ValueError, match=r"model 'small': this engine gives no pooled features .* safetensors"
+    ):
+        answering.observe = lambda _values_N, _features_NC: None
+    assert answering.observe is None
+    assert len(answering.predict_crops(some_crops(2))) == 2
+    answering.observe = None
+
+
+def test_a_photo_gets_the_numbers_of_evaluation() -> None:
+    """The crop as the face table would hold it goes through the first door: exactly equal."""
+    photo, answering = a_photo(), with_detector((0, 0), (40, 20))
+    [result] = answering.predict_photos([encoded(photo)])
+    how = CARD.alignment
+    template = align.template(how.template, how.crop_px, how.face_scale)
+    crops = []
+    for offset in ((0, 0), (40, 20)):
+        matrix = align.similarity(UPRIGHT + np.float32(offset), template)
+        crop = align.crop(photo, matrix, how.crop_px)
+        crops.append(align.decode(align.encode(crop, how.jpeg_quality)))
+    expected = answering.predict_crops(torch.from_numpy(np.stack(crops)).permute(0, 3, 1, 2))
+    for name in ("value", "std", "low", "high"):
+        np.testing.assert_array_equal(
+            [getattr(face, name) for face in result.faces], getattr(expected, name)
+        )
+    np.testing.assert_array_equal(
+        [face.probabilities for face in result.faces], expected.probabilities
+    )
+    assert (result.width, result.height, result.reason) == (260, 240, None)
+    assert sum(face.chosen for face in result.faces) == 1
+
+
+def test_photo_files_get_the_numbers_of_the_align_stage_s_faces(tmp_path: Path) -> None:
+    """Drawn photos, the real detector, the real stage: what evaluation reads from the shards,
+    exactly."""
+    rng = np.random.default_rng(11)
+    photos = {
+        f"{i}.jpg": encode_face(sample_photo(sample_person(rng), rng, clean=True), 96)
+        for i in range(3)
+    }
+    rows = []
+    for number, (name, data) in enumerate(photos.items()):
+        (tmp_path / name).write_bytes(data)
+        known = {
+            "photo_id": name,
+            "sha256": hashlib.sha256(data).hexdigest(),
+            "num_bytes": len(data),
+            "width": 96,
+            "height": 96,
+            "label": number + 0.5,
+        }
+        rows.append(dict.fromkeys(MANIFEST_SCHEMA.names) | known | {"split": "test"})
+    pq.write_table(
+        pa.Table.from_pylist(rows, schema=MANIFEST_SCHEMA), tmp_path / "manifest.parquet"
+    )
+    (tmp_path / "quarantine.csv").write_text("photo_id,check,reason\n")
+    (tmp_path / "gate.json").write_text("{}")
+    how = CARD.alignment
+    settings = AlignSettings(
+        template=how.template,
+        crop_px=how.crop_px,
+        face_scale=how.face_scale,
+        jpeg_quality=how.jpeg_quality,
+        choose="centre_largest",
+        detector=DetectorSettings(**dataclasses.asdict(CARD.detector)),
+        fallback="none",
+        min_detection_rate=0.5,
+        shard_rows=2,
+        num_workers=0,
+    )
+    files = {
+        name: tmp_path / f"{name}.{kind}"
+        for name, kind in (("manifest", "parquet"), ("quarantine", "csv"))
+    }
+    align_photos(
+        settings,
+        **files,
+        gate=tmp_path / "gate.json",
+        raw=tmp_path,
+        faces=tmp_path / "faces",
+        rejects=tmp_path / "rejects.csv",
+        summary=tmp_path / "align.json",
+        report=lambda *_: None,
+    )
+    answering = Predictor(NETWORK, CARD)
+    table = FaceTable.open(tmp_path / "faces", ["test"])
+    assert dataclasses.asdict(CARD.alignment) == table.alignment
+    evaluated = answering.predict_crops(table.decode(np.arange(len(table))))
+    results = answering.predict_photos([tmp_path / name for name in table.photo_id])
+    chosen = [next(face for face in result.faces if face.chosen) for result in results]
+    assert len(chosen) == 3
+    for name in ("value", "std", "low", "high"):
+        np.testing.assert_array_equal(
+            [getattr(face, name) for face in chosen], getattr(evaluated, name)
+        )
+
+
+def test_bad_photos_do_not_harm_their_neighbours(tmp_path: Path) -> None:
+    good = encoded(a_photo())
+    photos = [
+        b"",
+        good,
+        b"no picture",
+        tmp_path / "absent.jpg",
+        tmp_path,
+        good[: len(good) // 2],
+        good,
+    ]
+    answering = with_detector((0, 0))
+    results = answering.predict_photos(photos)
+    assert [result.readable for result in results] == [
+        False,
+        True,
+        False,
+        False,
+        False,
+        False,
+        True,
+    ]
+    assert all(result.reason and not result.faces for result in results if not result.readable)
+    [alone] = answering.predict_photos([good])
+    for result in (results[1], results[6]):
+        assert abs(result.faces[0].value - alone.faces[0].value) < 1e-9
+
+
+def test_no_face_is_an_empty_list_with_a_reason() -> None:
+    [result] = with_detector().predict_photos([encoded(a_photo())])
+    assert (result.faces, result.reason, result.readable) == ((), "no face found", True)
+
+
+def test_the_real_detector_finds_no_face_in_noise_and_dots() -> None:
+    answering = Predictor(NETWORK, CARD)
+    noise = np.random.default_rng(0).integers(0, 256, (60, 80, 3), dtype=np.uint8)
+    results = answering.predict_photos(
+        [encoded(noise), encoded(noise[:1, :1]), encoded(np.tile(noise[:1, :1], (1, 3000, 1)))]
+    )
+    assert [result.reason for result in results] == ["no face found"] * 3
+
+
+@pytest.mark.parametrize("mode", ["RGB", "L", "RGBA", "CMYK", "P", "1", "LA", "I;16", "F", "YCbCr"])
+def test_a_pillow_image_reads_like_its_file(mode: str) -> None:
+    image = Image.fromarray(a_photo()).convert("L" if mode in ("I;16", "F") else mode)
+    image = image.convert("I;16") if mode == "I;16" else image.convert(mode)
+    answering = with_detector((0, 0))
+    [result] = answering.predict_photos([image])
+    assert result.readable, result.reason
+    if mode == "RGB":
+        assert (
+            result.faces[0].value
+            == answering.predict_photos([encoded(a_photo())])[0].faces[0].value
+        )
+
+
+def test_a_pillow_image_is_turned_upright() -> None:
+    exif = Image.Exif()
+    exif[0x0112] = 6
+    stream = io.BytesIO()
+    Image.fromarray(a_photo()).save(stream, "JPEG", exif=exif)
+    with Image.open(io.BytesIO(stream.getvalue())) as image:
+        [opened, read] = with_detector().predict_photos([image, stream.getvalue()])
+    assert (opened.width, opened.height) == (read.width, read.height) == (240, 260)
+
+
+def test_results_stream_in_groups(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(photos, "GROUP_PHOTOS", 4)
+    taken = 0
+
+    def endless() -> object:
+        nonlocal taken
+        while True:
+            taken += 1
+            yield encoded(a_photo(seed=taken))
+
+    results = with_detector((0, 0)).stream_photos(endless())  # type: ignore[arg-type]
+    first = [next(results) for _ in range(6)]
+    assert taken == 8
+    assert len({result.faces[0].value for result in first}) == 6
+
+
+def test_groups_are_bounded_in_pixels(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(photos, "GROUP_PIXELS", 100)
+    group = [np.zeros((5, 10, 3), np.uint8)] * 5 + ["bad"]
+    assert [len(group) for group in photos._groups(iter(group))] == [2, 2, 2]
+
+
+def test_a_card_of_another_template_is_refused() -> None:
+    other = dataclasses.replace(CARD.alignment, template="eyes_only")
+    with pytest.raises(ValueError, match="'eyes_only'"):
+        Predictor(NETWORK, small_config(alignment=other)).predict_photos([encoded(a_photo())])
+
+
+def test_the_document_says_who_spoke_and_is_json() -> None:
+    results = with_detector((0, 0)).predict_photos([encoded(a_photo()), b"nothing"])
+    document = json.loads(json.dumps(as_document(results[0], CARD)))
+    assert next(iter(document)) == "model"
+    assert document["model"]["name"] == "small"
+    assert document["model"]["calibration"] is None
+    known = CalibrationConfig(
+        temperature=1.6, mass=INTERVAL_MASS, offset=2.0, num_faces=100, flip=True
+    )
+    calibrated = as_document(results[0], small_config(calibration=known))
+    assert calibrated["model"]["calibration"] == dataclasses.asdict(known)
+    assert (document["quantity"], document["unit"]) == ("age", "years")
+    [face] = document["faces"]
+    assert len(face["probabilities"]) == CARD.grid.num_labels
+    assert np.array(face["landmarks"]).shape == (5, 2)
+    assert as_document(results[1], CARD)["faces"] == []
+
+
+def test_half_precision_weights_are_widened(tmp_path: Path) -> None:
+    whole, half = (
+        Predictor.load(small_model(tmp_path / kind, kind)) for kind in ("float32", "float16")
+    )
+    crops = some_crops(8)
+    difference = np.abs(whole.predict_crops(crops).value - half.predict_crops(crops).value)
+    assert 0 < difference.max() < 0.5
+
+
+@pytest.mark.parametrize("cut", [1, 1000])
+def test_a_truncated_or_edited_model_is_refused(tmp_path: Path, cut: int) -> None:
+    weights = small_model(tmp_path / "model") / "model.safetensors"
+    data = weights.read_bytes()
+    for broken in (
+        data[:-cut],
+        data[:-cut] + bytes([data[-cut] ^ 1]) + data[len(data) - cut + 1 :],
+    ):
+        weights.write_bytes(broken)
+        with pytest.raises(ValueError, match=r"model\.safetensors.*sha256"):
+            Predictor.load(tmp_path / "model")
+
+
+def test_a_model_of_another_grid_or_network_is_refused(tmp_path: Path) -> None:
+    folder = small_model(tmp_path)
+    text = (folder / "config.json").read_text()
+    for old, new in (('"step": 10.0', '"step": 5.0'), ('"name": "tiny"', '"name": "thin"')):
+        assert old in text
+        (folder / "config.json").write_text(text.replace(old, new))
+        with pytest.raises(ValueError, match=r"grid|network"):
+            Predictor.load(folder)
+
+
+def test_which_model_answers_when_none_is_named(tmp_path: Path) -> None:
+    with pytest.raises(ValueError, match="no model"):
+        default_model_folder(tmp_path)
+    released = tmp_path / "model_registry" / "released"
+    released.mkdir(parents=True)
+    (released / "default.txt").write_text("small\n")
+    assert default_model_folder(tmp_path) == released / "small"
+    exported = tmp_path / "models" / "export"
+    exported.mkdir(parents=True)
+    assert default_model_folder(tmp_path) == released / "small"  # an empty folder is no model
+    (exported / "config.json").write_text("{}")
+    assert default_model_folder(tmp_path) == exported
+
+
+def run_main(monkeypatch: pytest.MonkeyPatch, *arguments: object) -> None:
+    monkeypatch.setattr(sys, "argv", ["predictor", *map(str, arguments)])
+    photos.main()
+
+
+def test_the_command_line_prints_one_document(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    folder = small_model(tmp_path / "model", "float16")
+    (tmp_path / "photo.jpg").write_bytes(encoded(a_photo(), "JPEG"))
+    run_main(monkeypatch, tmp_path / "photo.jpg", "--model", folder)
+    document = json.loads(capsys.readouterr().out)
+    assert document["model"]["name"] == "small"
+    assert document["reason"] == "no face found"
+
+
+@pytest.mark.parametrize("broken", ["photo", "model"])
+def test_the_command_line_ends_bad_input_with_one_line(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], broken: str
+) -> None:
+    folder = small_model(tmp_path / "model")
+    photo = tmp_path / "photo.jpg"
+    photo.write_bytes(encoded(a_photo(), "JPEG"))
+    {"photo": photo, "model": folder / "model.safetensors"}[broken].write_bytes(b"broken")
+    with pytest.raises(SystemExit) as ended:
+        run_main(monkeypatch, photo, "--model", folder)
+    assert ended.value.code == 2
+    output = capsys.readouterr()
+    assert output.out == ""
+    assert output.err.count("\n") == 1
+    assert broken in output.err
+
+
+def test_float64_head_keeps_a_grid_of_any_size_in_step() -> None:
+    """Same features, any batch: bit for bit, which a float32 head does not give."""
+    config = small_config(
+        grid=LabelGrid(minimum=0.0, step=1.0, maximum=100.0),
+        network=dataclasses.replace(CARD.network, num_outputs=101),
+    )
+    engine, crops = TorchEngine(small_network(config), config), some_crops(16)
+    whole = engine(crops)
+    for size in (1, 2, 5):
+        parts = torch.cat([engine(part) for part in crops.split(size)])
+        assert (parts - whole).abs().max() < 1e-12

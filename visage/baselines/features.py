@@ -1,0 +1,73 @@
+"""Crops -> features of length 1: what the estimators see of a face, by whichever extractor.
+
+The paper normalises by l2 and does nothing else: no standardisation, no reduction of dimensions. A
+constant 1 is put behind the features, whose weight is the estimator's bias and is regularised as
+the others are, as liblinear does it. Legend: B faces of a batch, N faces, C channels, D features
+with the constant.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+import torch
+from torch import Tensor
+from torch.nn import functional
+
+from visage.data.face_table import FaceTable, in_order
+from visage.data.preprocess import evaluation_view
+from visage.model_config import NormaliseConfig
+from visage.networks import Network
+
+Extractor = Callable[
+    [Tensor], Tensor
+]  # uint8 crops (B,3,H,W) -> features of any length (B,D-1), float32
+
+
+def trunk_extractor(network: Network, normalise: NormaliseConfig) -> Extractor:
+    """The pooled maps of a network's last block, (B,C): 256 of Thin, 128 of Tiny. Runs where the
+    network's weights lie.
+
+    Pooling is the network's own, hybrid in the paper.
+    """
+    network.eval()
+    device = next(network.parameters()).device
+
+    def extract(crops_BCHW: Tensor) -> Tensor:
+        pooled_BC = network.pool(
+            network.features(evaluation_view(crops_BCHW.to(device), normalise))
+        )
+        return pooled_BC.float().cpu()
+
+    return extract
+
+
+@torch.inference_mode()
+def described(crops_BCHW: Tensor, extract: Extractor, flip: bool) -> Tensor:
+    """Crops -> what the estimators see, (B,D); with `flip` the mean over a face and its mirror
+    image.
+
+    The mean is taken before the length becomes 1, since of unit vectors it would no longer be one.
+    Features that are all 0, as BIF's of a crop in one colour, stay so.
+    """
+    features = extract(crops_BCHW)
+    if flip:
+        features = (features + extract(crops_BCHW.flip(3))) / 2
+    return functional.pad(functional.normalize(features, dim=1), (0, 1), value=1.0)
+
+
+def features_of(
+    table: FaceTable,
+    extract: Extractor,
+    width: int,
+    *,
+    flip: bool,
+    batch_size: int,
+    num_workers: int,
+) -> Tensor:
+    """All faces of a table as the estimators see them, (N,D) with D = `width`, float32: 4 N D
+    bytes."""
+    features_ND = torch.empty(len(table), width)
+    for rows, crops_BCHW in in_order(table, batch_size, num_workers, "features"):
+        features_ND[rows] = described(crops_BCHW, extract, flip)
+    return features_ND

@@ -1,0 +1,62 @@
+"""What the three estimators have in common: examples in, one linear map out, fitted with strength
+C.
+
+C weighs the examples' losses against half the squared length of the weights, as in liblinear: the
+larger, the less regularised. Legend: N examples, B faces, D features with the constant 1 (see
+visage.baselines.features), O outputs.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from torch import Tensor
+
+
+@dataclass(frozen=True, kw_only=True)
+class FitSettings:
+    """A fit ends when its gradient has shrunk to `tolerance` of what it was at weights 0, or after
+    `max_iterations`.
+
+    `min_sigma`: floor of sigma in BFGS-LDL's targets, `tube`: errors up to it cost SVR nothing;
+    both in label units.
+    """
+
+    max_iterations: int
+    tolerance: float
+    min_sigma: float
+    tube: float
+
+    def __post_init__(self) -> None:
+        for name, low in (
+            ("max_iterations", 1),
+            ("tolerance", 1e-12),
+            ("min_sigma", 1e-6),
+            ("tube", 0),
+        ):
+            if getattr(self, name) < low:
+                raise ValueError(f"{name} is {getattr(self, name)}: give {low} or more")
+
+
+@dataclass(frozen=True, kw_only=True)
+class Examples:
+    """Features (N,D), labels and sigmas (N,) in label units; all of one floating type, in which a
+    fit computes."""
+
+    features_ND: Tensor
+    label_N: Tensor
+    sigma_N: Tensor
+
+
+@dataclass(frozen=True, kw_only=True)
+class LinearModel:
+    """Weights (O,D), after how many iterations, and whether the fit then had come to its end."""
+
+    weight_OD: Tensor
+    num_iterations: int
+    converged: bool
+
+    def __call__(self, features_BD: Tensor) -> Tensor:
+        """Outputs (B,O)."""
+        outputs_BO: Tensor = features_BD @ self.weight_OD.T
+        return outputs_BO

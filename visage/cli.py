@@ -1,0 +1,63 @@
+"""The command line: one photo -> one JSON document (make predict PHOTO=x.jpg).
+
+python -m visage.cli PHOTO [--model FOLDER] [--flip | --no-flip]
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import sys
+from pathlib import Path
+
+from visage.inference.photos import Predictor, as_document
+
+
+def default_model_folder(root: Path) -> Path:
+    """The model that answers when none is named: models/export, else the released model that
+    default.txt names."""
+    exported, released = root / "models" / "export", root / "model_registry" / "released"
+    if (exported / "config.json").is_file():
+        return exported
+    named = released / "default.txt"
+    if not named.is_file():
+        raise ValueError(
+            f"no model in {exported} and no {named}: train one (make repro) or name one with "
+            f"--model FOLDER"
+        )
+    return released / named.read_text(encoding="utf-8").strip()
+
+
+def main() -> None:
+    """The command line; an unreadable photo or an unfit model ends it with one line and exit status
+    2."""
+    parser = argparse.ArgumentParser(
+        prog="python -m visage.cli", description=__doc__.split("\n", 1)[0]
+    )
+    parser.add_argument("photo", type=Path)
+    parser.add_argument(
+        "--model",
+        type=Path,
+        help="a model's folder; default: models/export, else the released model",
+    )
+    parser.add_argument(
+        "--flip",
+        action=argparse.BooleanOptionalAction,
+        default=True,
+        help="average with the mirror image",
+    )
+    arguments = parser.parse_args()
+    try:
+        folder = arguments.model or default_model_folder(Path(__file__).resolve().parents[1])
+        predictor = Predictor.load(folder)
+        [result] = predictor.predict_photos([arguments.photo], arguments.flip)
+        if not result.readable:
+            raise ValueError(f"{arguments.photo}: {result.reason}")
+    except ValueError as error:
+        print(f"visage: {error}", file=sys.stderr)
+        raise SystemExit(2) from error
+    print(json.dumps(as_document(result, predictor.config), indent=1, ensure_ascii=False))
+
+
+if __name__ == "__main__":
+    main()

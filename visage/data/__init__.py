@@ -1,0 +1,1 @@
+"""Face tables to batches: schemas, streams, preprocessing, augmentation."""

@@ -1,0 +1,198 @@
+"""Face shards read as a stream, shuffled on the way: memory does not grow with the number of faces.
+
+A first pass over two small columns counts who is there. Afterwards every epoch puts the shards in
+another order, cuts the faces that are wanted, in that order, into as many equal parts as processes
+read them, and each process reads its part through a buffer: every batch is drawn at random from the
+buffer's faces, and new ones take their places. A buffer that holds the whole set shuffles ideally;
+how near a smaller one comes, `same_person_pairs` says. Legend: B faces of a batch, H height, W
+width, S batches of an epoch, R processes.
+"""
+
+from __future__ import annotations
+
+import itertools
+from collections import Counter
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.compute as pc
+import pyarrow.parquet as pq
+import torch
+from torch import Tensor
+
+from visage.data.face_table import FaceRow, ahead, decode_jpeg, face_shards
+
+Encoded = tuple[bytes, int]  # a crop as it was stored, and its person's class
+READ_BYTES, READ_ROWS, COUNT_ROWS = 1 << 20, 256, 1 << 16
+
+
+@dataclass(frozen=True, kw_only=True)
+class FaceSplit:
+    """One split of a folder of shards, nothing of it in memory; `alignment` is how its faces were
+    cut."""
+
+    shards: tuple[Path, ...]
+    split: str
+    alignment: Mapping[str, Any]
+
+    @classmethod
+    def open(cls, folder: Path, split: str) -> FaceSplit:
+        """Errors: no shards, shards of different alignment settings."""
+        shards, eye = face_shards(folder)
+        return cls(shards=tuple(shards), split=split, alignment=eye["alignment"])
+
+    def rows(self) -> Iterator[FaceRow]:
+        """What tells one face from another, face by face, as `FaceTable.rows` gives it."""
+        columns = ["sha256", "person", "jpeg", "label", "sigma"]
+        for shard in self.shards:
+            for rows in _batches(shard, self.split, columns, READ_ROWS):
+                for sha256, person, jpeg, *numbers in zip(*(rows[name].to_pylist() for name in columns), strict=True):
+                    label, sigma = (np.nan if number is None else number for number in numbers)
+                    yield str(sha256), person, jpeg, label, sigma
+
+    def people(self) -> Counter[str]:
+        """How many faces each person has; faces without a person are not counted."""
+        found: Counter[str] = Counter()
+        for shard in self.shards:
+            for rows in _batches(shard, self.split, ["person"], COUNT_ROWS):
+                for count in pc.value_counts(rows["person"].drop_null()).to_pylist():
+                    found[count["values"]] += count["counts"]
+        return found
+
+    def of(self, classes: Mapping[str, int]) -> FaceStream:
+        """The faces of some people, each with its person's class; one more pass counts them."""
+        names = pa.array(list(classes), pa.string())
+        counts = []
+        for shard in self.shards:
+            batches = _batches(shard, self.split, ["person"], COUNT_ROWS)
+            counts.append(sum(pc.sum(pc.is_in(rows["person"], names)).as_py() or 0 for rows in batches))
+        return FaceStream(shards=self.shards, counts=tuple(counts), split=self.split, classes=dict(classes))
+
+
+@dataclass(frozen=True, kw_only=True)
+class FaceStream:
+    """The faces of known people in one split: `counts` of them in each shard. Small enough to be
+    sent to a worker."""
+
+    shards: tuple[Path, ...]
+    counts: tuple[int, ...]
+    split: str
+    classes: Mapping[str, int]
+
+    def __len__(self) -> int:
+        return sum(self.counts)
+
+    def num_batches(self, batch_size: int, num_ranks: int) -> int:
+        """Batches of an epoch, of at most `batch_size` faces over all processes and of about the
+        same size.
+
+        Each process brings 2 faces or more, for BatchNorm cannot train on one. Errors: too few
+        faces, or too small a batch, for so many processes.
+        """
+        if batch_size < 2 * num_ranks or len(self) < 2 * num_ranks:
+            raise ValueError(
+                f"{num_ranks} processes want batches of {2 * num_ranks} faces or more, 2 each: "
+                f"batch_size is "
+                f"{batch_size}, and there are {len(self)} faces; take fewer processes, or larger "
+                f"batches"
+            )
+        return min(-(-len(self) // batch_size), len(self) // (2 * num_ranks))
+
+    def shuffled(
+        self, batch_size: int, window_faces: int, generator: torch.Generator, *, num_workers: int, rank: int,
+        num_ranks: int,
+    ) -> Iterator[tuple[Tensor, Tensor]]:
+        """One epoch of this process: (crops uint8 (B,3,H,W), classes (B,)), decoded by
+        `num_workers` threads.
+
+        Each face comes once, in one of the processes. `generator` stands alike in all processes; it
+        draws the order of the shards and is then set apart, so that the caller may go on drawing
+        from it. At most `window_faces` encoded crops are in memory, and two batches a thread.
+        """
+        order = torch.randperm(len(self.shards), generator=generator).tolist()
+        drawn = int(torch.randint(1 << 62, (1,), generator=generator))
+        generator.manual_seed(drawn + 2 * rank)
+        shares_SR = self._shares(batch_size, num_ranks)
+        first, last = int(shares_SR[:, :rank].sum()), int(shares_SR[:, : rank + 1].sum())
+        faces, sizes = self._faces(order, first, last), shares_SR[:, rank].tolist()
+        batches = drawn_batches(faces, sizes, window_faces, np.random.default_rng(drawn + 2 * rank + 1))
+        yield from ahead(_decoded, batches, num_workers)
+
+    def in_order(
+        self, batch_size: int, *, num_workers: int, rank: int, num_ranks: int
+    ) -> Iterator[tuple[Tensor, Tensor]]:
+        """This process's part of the faces in the shards' order; as `shuffled` gives them."""
+        first, last = (len(self) * number // num_ranks for number in (rank, rank + 1))
+        faces = self._faces(range(len(self.shards)), first, last)
+        yield from ahead(_decoded, iter(lambda: list(itertools.islice(faces, batch_size)), []), num_workers)
+
+    def _shares(self, batch_size: int, num_ranks: int) -> np.ndarray:
+        """Faces of each batch S in each process R, as even as whole numbers are."""
+        num_batches = self.num_batches(batch_size, num_ranks)
+        sizes_S1 = np.diff(len(self) * np.arange(num_batches + 1) // num_batches)[:, None]
+        return np.diff(sizes_S1 * np.arange(num_ranks + 1) // num_ranks, axis=1)
+
+    def _faces(self, order: Iterable[int], first: int, last: int) -> Iterator[Encoded]:
+        """Faces `first` to `last` - 1 of the shards put one after the other in this order."""
+        start = 0
+        for index in order:
+            end = start + self.counts[index]
+            if start < last and first < end:
+                yield from itertools.islice(self._shard(index), max(0, first - start), last - start)
+            start = end
+
+    def _shard(self, index: int) -> Iterator[Encoded]:
+        """Errors: a shard that has changed since its faces were counted."""
+        found = 0
+        for rows in _batches(self.shards[index], self.split, ["person", "jpeg"], READ_ROWS):
+            for person, jpeg in zip(rows["person"].to_pylist(), rows["jpeg"], strict=True):
+                if person in self.classes:
+                    found += 1
+                    yield jpeg.as_py(), self.classes[person]
+        if found != self.counts[index]:
+            raise ValueError(
+                f"{self.shards[index]}: {found} faces, {self.counts[index]} when they were "
+                f"counted; it was written "
+                "again meanwhile: run the same command again"
+            )
+
+
+def _batches(shard: Path, split: str, columns: Sequence[str], num_rows: int) -> Iterator[pa.RecordBatch]:
+    """A shard's rows of a split, `num_rows` at a time, read through a small buffer: else it lies
+    whole in memory."""
+    with pq.ParquetFile(shard, buffer_size=READ_BYTES, pre_buffer=False) as file:
+        for rows in file.iter_batches(num_rows, columns=[*columns, "split"], use_threads=False):
+            yield rows.filter(pc.equal(rows["split"], split))
+
+
+def drawn_batches(
+    faces: Iterator[Any], sizes: Iterable[int], window_faces: int, rng: np.random.Generator
+) -> Iterator[list[Any]]:
+    """Batches of the given sizes drawn from a buffer of `window_faces`, which is filled up again
+    after each."""
+    buffer: list[Any] = []
+    for size in sizes:
+        buffer.extend(itertools.islice(faces, max(window_faces, size) - len(buffer)))
+        batch = []
+        for place in (rng.random(size) * np.arange(len(buffer), len(buffer) - size, -1)).astype(int):
+            buffer[place], buffer[-1] = buffer[-1], buffer[place]
+            batch.append(buffer.pop())  # it changed places with the last one
+        yield batch
+
+
+def _decoded(batch: Sequence[Encoded]) -> tuple[Tensor, Tensor]:
+    """Encoded crops and classes -> uint8 (B,3,H,W), (B,)."""
+    crops_BHWC = np.stack([decode_jpeg(jpeg) for jpeg, _ in batch])
+    return torch.from_numpy(crops_BHWC.transpose(0, 3, 1, 2).copy()), torch.tensor([number for _, number in batch])
+
+
+def same_person_pairs(people: Sequence[Any]) -> float:
+    """The share of a batch's pairs of faces that show one person; an ideal shuffle's is that of the
+    whole set."""
+    count = len(people)
+    same = sum(number * (number - 1) for number in Counter(people).values())
+    return same / (count * (count - 1))

@@ -1,0 +1,245 @@
+"""The face table: parquet shards of aligned faces become batches of crops and labels.
+
+One row a face (`FACE_SCHEMA`). The encoded crops lie memory-mapped on disk, and as many decoded
+ones as a stated number of megabytes holds are kept; the other columns are in memory (0.7 kB a
+face). Legend: N faces, B batch, H height, W width.
+"""
+
+from __future__ import annotations
+
+import copy
+import io
+import itertools
+import json
+import mmap
+import tempfile
+from collections import deque
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
+from pathlib import Path
+from typing import Any, TypeVar
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.compute as pc
+import pyarrow.parquet as pq
+import torch
+from PIL import Image
+from tqdm import tqdm
+
+from visage.data.schemas import FACE_SCHEMA, METADATA_KEY
+
+COLUMNS = ("photo_id", "sha256", "found", "label", "sigma", "person", "sex", "ethnicity", "split")
+FACE_COLUMNS = pa.schema([FACE_SCHEMA.field(name) for name in COLUMNS])
+
+
+# Sha256 of the photo, person, encoded crop, label, sigma
+FaceRow = tuple[str, str | None, bytes, float, float]
+Item = TypeVar("Item")
+Made = TypeVar("Made")
+
+
+def decode_jpeg(data: bytes) -> np.ndarray:
+    """An encoded crop -> uint8 (H,W,3)."""
+    with Image.open(io.BytesIO(data)) as image:
+        return np.asarray(image.convert("RGB"))
+
+
+class EncodedCrops:
+    """Encoded crops by number, in an unnamed file of the temporary folder ($TMPDIR) that is gone
+    with the process.
+
+    Parquet gives no access to one row, and read whole it lies in memory; here the operating system
+    keeps what it has room for.
+    """
+
+    def __init__(self, columns: Iterable[pa.Array]) -> None:
+        sizes = [np.zeros(1, np.int64)]
+        with tempfile.TemporaryFile() as file:
+            for crops in columns:
+                file.write(b"".join(crops.to_pylist()))
+                sizes.append(pc.binary_length(crops).to_numpy(zero_copy_only=False).astype(np.int64))
+            file.flush()
+            self._ends = np.cumsum(np.concatenate(sizes))
+            self._bytes: Any = mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ) if self._ends[-1] else b""
+
+    def __getitem__(self, index: int) -> bytes:
+        return bytes(self._bytes[self._ends[index] : self._ends[index + 1]])
+
+    def in_memory(self) -> EncodedCrops:
+        """The same crops as arrays, which other processes can be given."""
+        other = copy.copy(self)
+        other._bytes = np.frombuffer(self._bytes, np.uint8).copy()
+        return other
+
+
+class FaceTable:
+    """The faces of some splits: columns as arrays of length N, crops on demand."""
+
+    def __init__(self, crops: EncodedCrops, columns: dict[str, np.ndarray], eye: dict[str, Any], cache_mb: int) -> None:
+        self._crops = crops
+        self.photo_id, self.sha256, self.found = (columns[name] for name in COLUMNS[:3])
+        self.label, self.sigma = (columns[name].astype(np.float64) for name in COLUMNS[3:5])
+        self.person, self.sex, self.ethnicity, self.split = (columns[name] for name in COLUMNS[5:])
+        self.alignment: dict[str, Any] = eye["alignment"]
+        self.detector: dict[str, Any] = eye["detector"]
+        px = int(self.alignment["crop_px"])
+        num_kept = min(len(self), cache_mb * (1 << 20) // (3 * px * px))
+        self._kept = np.empty((num_kept, 3, px, px), np.uint8)
+        self._is_kept = np.zeros(num_kept, bool)
+
+    @classmethod
+    def open(cls, folder: Path, splits: Sequence[str], cache_mb: int = 0) -> FaceTable:
+        """The faces of `splits` (empty: of all) in a folder of shards, in the shards' order."""
+        paths, eye = face_shards(folder)
+        rest: list[pa.RecordBatch] = []
+
+        def crops() -> Iterator[pa.Array]:
+            for path in tqdm(paths, "faces", delay=2.0, leave=False):
+                for rows in _rows(path, splits):
+                    rest.append(rows.select(COLUMNS))
+                    yield rows["jpeg"]
+
+        encoded = EncodedCrops(crops())
+        whole = pa.Table.from_batches(rest, FACE_COLUMNS)
+        columns = {name: np.array(whole[name].to_pylist(), object) for name in COLUMNS}
+        return cls(encoded, columns, eye, cache_mb)
+
+    def __len__(self) -> int:
+        return len(self.photo_id)
+
+    def decode(self, indices: np.ndarray) -> torch.Tensor:
+        """Crops of the faces `indices`, uint8 (B,3,H,W)."""
+        return torch.from_numpy(np.stack([self._crop(int(index)) for index in indices]))
+
+    def encoded(self, index: int) -> bytes:
+        """The crop of face `index` as it was stored (JPEG)."""
+        return self._crops[index]
+
+    def rows(self) -> Iterator[FaceRow]:
+        """What tells one face from another, face by face, in the table's order."""
+        for index in range(len(self)):
+            yield (str(self.sha256[index]), self.person[index], self.encoded(index), float(self.label[index]),
+                   float(self.sigma[index]))
+
+    def _crop(self, index: int) -> np.ndarray:
+        if index < len(self._kept) and self._is_kept[index]:
+            return self._kept[index]  # type: ignore[no-any-return]
+        crop = decode_jpeg(self.encoded(index)).transpose(2, 0, 1)
+        if index < len(self._kept):
+            self._kept[index], self._is_kept[index] = crop, True
+        return crop
+
+    @property
+    def num_bytes(self) -> int:
+        """Of all crops, decoded ones and encoded ones."""
+        return self._kept.nbytes + len(self._crops._bytes)
+
+    def shareable(self) -> FaceTable:
+        """The same faces for many processes: as many crops as are kept are decoded now, all lie in
+        arrays.
+
+        Pickled with protocol 5, the arrays of crops are buffers that every process of a machine can
+        map, read-only; of the other columns each has a copy.
+        """
+        for index in np.flatnonzero(~self._is_kept):
+            self._crop(int(index))
+        other = copy.copy(self)
+        other._crops = self._crops.in_memory()
+        return other
+
+    def with_sigma(self, fixed_sigma: float) -> np.ndarray:
+        """Each face's sigma in label units, `fixed_sigma` where the set gives none, shape (N,)."""
+        return np.where(np.isnan(self.sigma), fixed_sigma, self.sigma)
+
+
+def face_shards(folder: Path) -> tuple[list[Path], dict[str, Any]]:
+    """A folder's shards in order, and how their faces were cut; ValueError where there is none, or
+    ways differ."""
+    paths = sorted(folder.glob("part-*.parquet"))
+    if not paths:
+        raise ValueError(f"{folder}: no face shards (part-*.parquet) here; run the align stage "
+                         f"first")
+    eyes = {json.dumps(_eye(path), sort_keys=True) for path in paths}
+    if len(eyes) > 1:
+        raise ValueError(f"{folder}: shards of different alignment settings; remove the folder, "
+                         f"run align again")
+    return paths, json.loads(eyes.pop())
+
+
+def _rows(path: Path, splits: Sequence[str]) -> Iterator[pa.RecordBatch]:
+    """A shard's rows of some splits, a thousand at a time."""
+    for rows in pq.ParquetFile(path).iter_batches(1024, columns=["jpeg", *COLUMNS]):
+        yield rows.filter(pc.is_in(rows["split"], pa.array(splits, pa.string()))) if splits else rows
+
+
+def _eye(path: Path) -> dict[str, Any]:
+    metadata = (pq.read_schema(path).metadata or {}).get(METADATA_KEY)
+    if metadata is None:
+        raise ValueError(f"{path}: not a face shard (no '{METADATA_KEY.decode()}' metadata); run "
+                         f"the align stage again")
+    eye: dict[str, Any] = json.loads(metadata)
+    return {"alignment": eye["alignment"], "detector": eye["detector"]}
+
+
+def evenly_spread(num_faces: int, wanted: int) -> np.ndarray:
+    """At most `wanted` of the faces 0 to `num_faces` - 1, evenly spread over them."""
+    return np.unique(np.linspace(0, num_faces - 1, min(wanted, num_faces)).round().astype(np.int64))
+
+
+def shuffled_batches(num_faces: int, batch_size: int, generator: torch.Generator) -> list[np.ndarray]:
+    """One epoch's index batches: every face once, in random order; a last batch of one face joins
+    the one before.
+
+    BatchNorm cannot train on a single face.
+    """
+    order = torch.randperm(num_faces, generator=generator).numpy()
+    batches = [order[start : start + batch_size] for start in range(0, num_faces, batch_size)]
+    if len(batches) > 1 and len(batches[-1]) == 1:
+        batches[-2:] = [np.concatenate(batches[-2:])]
+    return batches
+
+
+def ahead(make: Callable[[Item], Made], items: Iterable[Item], num_workers: int) -> Iterator[Made]:
+    """`make` of each item in order, the next ones made by `num_workers` threads while one is used.
+
+    Pillow decodes outside of Python's lock, so threads are enough. The items come from a thread of
+    their own; at most `2 * num_workers` are under way.
+    """
+    if num_workers == 0:
+        yield from map(make, items)
+        return
+    source = iter(items)
+    with ThreadPoolExecutor(1) as reader, ThreadPoolExecutor(num_workers) as pool:
+        waiting: deque[Future[tuple[Made, ...]]] = deque()
+
+        def made(read: Future[tuple[Item, ...]]) -> tuple[Made, ...]:
+            return tuple(make(item) for item in read.result())
+
+        def ask() -> None:
+            waiting.append(pool.submit(made, reader.submit(lambda: tuple(itertools.islice(source, 1)))))
+
+        for _ in range(2 * num_workers):
+            ask()
+        while result := waiting.popleft().result():
+            ask()
+            yield result[0]
+
+
+def prefetched(
+    table: FaceTable, batches: Sequence[np.ndarray], num_workers: int
+) -> Iterator[tuple[np.ndarray, torch.Tensor]]:
+    """(indices, crops) of each batch in order, decoded `ahead`."""
+    return zip(batches, ahead(table.decode, batches, num_workers), strict=True)
+
+
+def in_order(
+    table: FaceTable, batch_size: int, num_workers: int, task: str
+) -> Iterator[tuple[np.ndarray, torch.Tensor]]:
+    """`prefetched` batches of every face once, in the table's order; `task` names the progress bar.
+    """
+    order = [np.arange(start, min(start + batch_size, len(table))) for start in range(0, len(table), batch_size)]
+    with tqdm(total=len(table), unit="face", desc=task) as bar:
+        for indices, crops_BCHW in prefetched(table, order, num_workers):
+            yield indices, crops_BCHW
+            bar.update(len(indices))

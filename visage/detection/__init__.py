@@ -1,0 +1,1 @@
+"""Photos to faces: MTCNN, five landmarks, alignment, image files."""

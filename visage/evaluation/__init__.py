@@ -1,0 +1,1 @@
+"""Predictions and labels to figures: metrics, intervals, tables, plots, pages."""

@@ -1,0 +1,250 @@
+"""An evaluation -> its pictures, and the sections of its HTML page. No photo is shown, real or
+drawn.
+
+Shapes: F faces shown one by one, K labels of the grid.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import replace
+from typing import Any
+
+import numpy as np
+from matplotlib.figure import Figure
+
+from visage.evaluation import plots
+from visage.evaluation.evaluate import Evaluation, Unanswered, band_name
+from visage.evaluation.html import (
+    Code,
+    Part,
+    Picture,
+    Section,
+    Table,
+    Words,
+    figures_table,
+    groups_table,
+    settings_table,
+)
+from visage.evaluation.metrics import FloatArray, bands
+from visage.model_config import ModelConfig
+
+MAX_LISTED = 200  # rejected photos named on the page
+NUM_CASES = 8  # best and worst answers shown
+GROUP_METRICS = ("mae", "bias", "coverage_80", "pearson")
+History = Mapping[str, FloatArray]  # column name -> number per epoch
+
+
+def digits_of(config: ModelConfig) -> int:
+    """Decimals that figures in the model's unit are written with: hundredths of years, thousandths
+    of points."""
+    return 2 if config.grid.step >= 1 else 3
+
+
+def cases(evaluation: Evaluation) -> dict[str, np.ndarray]:
+    """Rows of the best and the worst answers by CRPS: sharp and right, sure and wrong."""
+    order = np.argsort(evaluation.answers.scored.crps_N, kind="stable")
+    return {"best": order[:NUM_CASES], "worst": order[::-1][:NUM_CASES]}
+
+
+def case_figure(evaluation: Evaluation, which: str, config: ModelConfig) -> Figure:
+    """Label distributions of the best or worst answers."""
+    rows = cases(evaluation)[which]
+    answers = evaluation.answers
+    scored = replace(answers.scored.take(rows), sigma_N=answers.sigma_N[rows])
+    errors = np.abs(scored.error_N)
+    title = (
+        f"The {len(rows)} worst answers miss by {errors.min():.3g} to {errors.max():.3g} "
+        f"{config.unit}"
+        if which == "worst"
+        else f"The {len(rows)} best answers miss by at most {errors.max():.2g} {config.unit}"
+    )
+    return plots.label_distributions(
+        title, config.grid.labels(), answers.probability_NK[rows], scored, config.unit
+    )
+
+
+def pictures(
+    evaluation: Evaluation,
+    config: ModelConfig,
+    cs_thresholds: Sequence[float],
+    band_width: float,
+    histories: Mapping[str, History],
+) -> dict[str, Picture]:
+    """Every picture by file name (without suffix), in the order of the page."""
+    scored, unit = evaluation.answers.scored, config.unit
+    both = np.concatenate(
+        [bands(scored.label_N, band_width), bands(scored.prediction_N, band_width)]
+    )
+    names = {
+        lower: band_name(lower, band_width, config.grid.step) for lower in np.unique(both).tolist()
+    }
+    mae, curve, reliable = evaluation.figures["mae"], evaluation.cs_curve, evaluation.reliability
+    served, before = evaluation.figures["coverage_80"], list(evaluation.uncalibrated.values())
+    drawn = {
+        "predicted_vs_true": plots.predicted_vs_true(scored, mae, unit),
+        "error_by_band": plots.error_by_band(
+            evaluation.groups[config.quantity], config.quantity, unit
+        ),
+        "cs_curve": plots.cs_curve(list(curve), list(curve.values()), cs_thresholds, unit),
+        "group_errors": plots.group_errors(evaluation.groups, mae, unit),
+        "confusion": plots.confusion(scored, band_width, names, unit),
+        "reliability": plots.reliability(list(reliable), list(reliable.values()), served, before),
+        "pit": plots.pit(evaluation.pit_N),
+        "best_cases": case_figure(evaluation, "best", config),
+        "worst_cases": case_figure(evaluation, "worst", config),
+        **{
+            f"learning_{stage}": plots.learning_curves(stage, rows, unit)
+            for stage, rows in histories.items()
+            if rows
+        },
+    }
+    return {
+        name: Picture(caption=str(figure.get_suptitle()), png=plots.png(figure))
+        for name, figure in drawn.items()
+    }
+
+
+def headline(evaluations: Sequence[Evaluation], config: ModelConfig) -> Table:
+    """Every metric with its interval, one column a list of faces."""
+    columns = {
+        f"{e.answers.name} ({len(e.answers.scored):,} faces)": e.figures for e in evaluations
+    }
+    return figures_table(
+        f"{config.name}: {config.quantity} in {config.unit}",
+        columns,
+        config.unit,
+        digits_of(config),
+    )
+
+
+def case_table(evaluation: Evaluation, config: ModelConfig) -> Table:
+    """The worst answers by photo, so that whoever holds the photos can look."""
+    answers, rows = evaluation.answers, cases(evaluation)["worst"]
+    numbers = np.stack(
+        [
+            answers.scored.label_N,
+            answers.scored.prediction_N,
+            answers.scored.std_N,
+            answers.scored.crps_N,
+        ],
+        axis=1,
+    )
+    cells = [
+        [
+            str(answers.photo_id_N[row]),
+            *(f"{value:.{digits_of(config)}f}" for value in numbers[row]),
+        ]
+        for row in rows
+    ]
+    header = ["photo", "label", "prediction", "standard deviation", "CRPS"]
+    return Table(caption="Worst answers", header=header, rows=cells)
+
+
+def left_out(losses: Mapping[str, Unanswered]) -> list[Part]:
+    """What is said of photos that got no answer: a missing face must not flatter silently."""
+    parts: list[Part] = []
+    for split, loss in losses.items():
+        answered = loss.num_photos - loss.num_quarantined - len(loss.rejects)
+        text = (
+            f"{split}: {loss.num_photos:,} photos, of which {loss.num_quarantined:,} were "
+            f"quarantined by validate, "
+            f"{len(loss.rejects):,} rejected by align, {answered:,} answered "
+            f"({loss.num_found_frame:,} of them on the "
+            "whole frame, because no face was found)."
+        )
+        parts.append(Words(text=text))
+        if loss.rejects:
+            shown = loss.rejects[:MAX_LISTED]
+            caption = f"Rejected ({len(shown)} of {len(loss.rejects)} shown)"
+            parts.append(Table(caption=caption, header=["photo", "reason"], rows=shown))
+    return parts
+
+
+def quality(document: Mapping[str, Any] | None) -> list[Part]:
+    """What the validation report says of the data: its checks, and its facts one a row."""
+    if document is None:
+        return [Words(text="No validation report was given.")]
+    columns = {
+        "check": "check",
+        "result": "result",
+        "found": "found",
+        "quarantined": "quarantined",
+        "claim": "asked",
+    }
+    checks = [[str(check.get(name, "")) for name in columns] for check in document["checks"]]
+    told = f"{document['photos']:,} photos were checked, {document['quarantined']:,} of them quarantined."
+    facts = Table(
+        caption="Facts",
+        header=["", ""],
+        rows=[[name, str(value)] for name, value in flat(document["facts"])],
+    )
+    return [
+        Words(text=told),
+        Table(caption="Checks", header=list(columns.values()), rows=checks),
+        facts,
+    ]
+
+
+def flat(values: Mapping[str, Any], prefix: str = "") -> list[tuple[str, Any]]:
+    """{a: {b: 1}} -> [("a, b", 1)]"""
+    rows: list[tuple[str, Any]] = []
+    for name, value in values.items():
+        rows += (
+            flat(value, f"{prefix}{name}, ")
+            if isinstance(value, Mapping)
+            else [(prefix + name, value)]
+        )
+    return rows
+
+
+def trust_in_words(config: ModelConfig) -> str:
+    """What was done so that intervals hold what they claim."""
+    found = config.calibration
+    if found is None:
+        return "Not calibrated: distributions and intervals are the method's own."
+    return (
+        f"Calibrated on {found.num_faces:,} validation "
+        f"faces{', flip averaged' if found.flip else ''}: temperature "
+        f"{found.temperature:.3f}, both ends of the {found.mass:.0%} interval moved out by "
+        f"{found.offset:.{digits_of(config)}f} {config.unit}. No value was changed."
+    )
+
+
+def sections(
+    evaluations: Sequence[Evaluation],
+    config: ModelConfig,
+    drawn: Mapping[str, Picture],
+    losses: Mapping[str, Unanswered],
+    validation: Mapping[str, Any] | None,
+    settings: Mapping[str, object],
+) -> list[Section]:
+    """The page's chapters; pictures and groups are those of the first list of faces."""
+    first, digits = evaluations[0], digits_of(config)
+    views = "flip averaged" if settings["flip"] else "one view"
+    how = f"Prediction: {settings['decode']} of the distribution, {views}. "
+    intervals = f"Brackets: {settings['interval']:.0%} percentile bootstrap, {settings['num_resamples']:,} resamples."
+    trust = Words(text=trust_in_words(config))
+    tables = [
+        groups_table(name, groups, GROUP_METRICS, config.unit, digits)
+        for name, groups in first.groups.items()
+    ]
+    learning = [picture for name, picture in drawn.items() if name.startswith("learning_")]
+    overview = ("predicted_vs_true", "cs_curve", "reliability", "pit", "confusion")
+    return [
+        Section(
+            title="Figures",
+            parts=[headline(evaluations, config), Words(text=how + intervals), trust],
+        ),
+        Section(title="Photos without an answer", parts=left_out(losses)),
+        Section(title=f"Answers on {first.answers.name}", parts=[drawn[name] for name in overview]),
+        Section(title="Groups", parts=[drawn["error_by_band"], drawn["group_errors"], *tables]),
+        Section(
+            title="Best and worst answers",
+            parts=[drawn["best_cases"], drawn["worst_cases"], case_table(first, config)],
+        ),
+        Section(title="Training", parts=learning or [Words(text="No learning curves were given.")]),
+        Section(title="Data quality", parts=quality(validation)),
+        Section(title="Settings", parts=[settings_table("evaluate", settings)]),
+        Section(title="Model card", parts=[Code(text=config.to_json())]),
+    ]

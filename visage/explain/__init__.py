@@ -1,0 +1,1 @@
+"""What a model looks at: score maps, occlusion, and their pages."""

@@ -1,0 +1,98 @@
+"""How much worse a model answers when a place of the face is hidden: DLDL-v2 section 5.2, Fig. 8.
+
+The crop is covered with squares of a seventh of its side, one after the other, and with stripes of
+that height (32 x 32 and 32 x 224 of 224 px in the paper). Where the side does not divide,
+neighbouring places differ by one pixel; together they always tile the crop. What is hidden becomes
+the training mean, rounded to whole colours on the crop itself: so the covered crop passes through
+the one predictor, whatever engine, flip averaging and decoding it has, and the mirror image is
+covered at the mirrored place (the released code covers image and mirror image at the same pixels,
+which mixes two places of the face). The rounding is at most 1/510 of the colour range. Shapes: B
+faces of a call, N faces, P places, R resamples, H and W crop side in pixels.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from itertools import pairwise
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from visage.evaluation.bootstrap import Bootstrap, Estimate
+from visage.evaluation.metrics import FloatArray, IntArray
+from visage.inference.photos import Predictor
+from visage.model_config import NormaliseConfig
+
+Place = tuple[slice, slice]  # rows and columns of the crop
+
+
+def edges(px: int, count: int) -> list[int]:
+    """`count` + 1 borders that cut `px` pixels into pieces as equal as whole pixels allow.
+    ValueError for too many."""
+    if not 1 <= count <= px:
+        raise ValueError(f"places_per_side is {count}, a crop has {px} px: give 1 to {px}")
+    return [round(place * px / count) for place in range(count + 1)]
+
+
+def stripes(px: int, count: int) -> list[Place]:
+    """Horizontal stripes over the whole width, from top to bottom."""
+    borders = edges(px, count)
+    return [(slice(top, bottom), slice(0, px)) for top, bottom in pairwise(borders)]
+
+
+def squares(px: int, count: int) -> list[Place]:
+    """`count` x `count` squares, row by row."""
+    rows = [row for row, _ in stripes(px, count)]
+    return [(row, column) for row in rows for column in rows]
+
+
+def mean_colour(normalise: NormaliseConfig) -> Tensor:
+    """The training mean as the nearest colour of a crop, uint8 (3,)."""
+    return (torch.tensor(normalise.mean) * 255).round().to(torch.uint8)
+
+
+def covered(crops_BCHW: Tensor, place: Place, colour_C: Tensor) -> Tensor:
+    """A copy of the crops with one place in one colour."""
+    crops_BCHW = crops_BCHW.clone()
+    crops_BCHW[:, :, place[0], place[1]] = colour_C[:, None, None]
+    return crops_BCHW
+
+
+def occlusion_errors(
+    predictor: Predictor,
+    crops_BCHW: Tensor,
+    label_B: FloatArray,
+    places: Sequence[Place],
+    flip: bool,
+    on_answer: Callable[[int], object],
+) -> FloatArray:
+    """Absolute errors in label units (B, 1 + P): with nothing covered, then with each place.
+
+    `on_answer` is told the number of crops after each pass over them.
+    """
+    colour_C = mean_colour(predictor.config.normalise)
+    columns = []
+    for crops in [crops_BCHW, *(covered(crops_BCHW, place, colour_C) for place in places)]:
+        columns.append(np.abs(predictor.predict_crops(crops, flip).value - label_B))
+        on_answer(len(crops))
+    return np.stack(columns, axis=1)
+
+
+def relative_losses(
+    error_NP: FloatArray, cluster_N: IntArray, bootstrap: Bootstrap
+) -> list[Estimate]:
+    """(MAE with a place covered - MAE) / MAE of each place with its interval; `error_NP` as
+    `occlusion_errors` has it.
+
+    nan where the MAE itself is 0. All places share the same resamples.
+    """
+    mean_P, mean_RP = error_NP.mean(axis=0), bootstrap.averages(error_NP, cluster_N)
+    with np.errstate(divide="ignore", invalid="ignore"):
+        loss_P, loss_RP = mean_P[1:] / mean_P[0] - 1, mean_RP[:, 1:] / mean_RP[:, :1] - 1
+    values = [float(loss) if np.isfinite(loss) else float("nan") for loss in loss_P]
+    ends = [bootstrap.ends(draw_R) for draw_R in loss_RP.T]
+    return [
+        Estimate(value=value, low=low, high=high)
+        for value, (low, high) in zip(values, ends, strict=True)
+    ]

@@ -1,0 +1,128 @@
+"""One photo -> a picture with each of its faces, where the model looked, and the distribution it
+answered.
+
+    python -m visage.explain.photo PHOTO OUT.png [--model FOLDER] [--flip | --no-flip]
+
+The picture shows the photo's faces, the largest 8 of many. Shapes: F faces of the photo, H and W
+crop side in pixels.
+"""
+
+from __future__ import annotations
+
+import argparse
+import sys
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import numpy.typing as npt
+import torch
+from torch import nn
+
+from visage.atomic import atomic_write_bytes
+from visage.cli import default_model_folder
+from visage.detection.image_io import PhotoError, read_photo
+from visage.evaluation.plots import png
+from visage.explain.plots import Pixels, face_sheet
+from visage.explain.score_map import score_map
+from visage.inference.photos import MAX_PHOTO_PIXELS, FacePrediction, Predictor
+from visage.weights import load_model
+
+MAX_SHOWN = 8  # faces of a photo, the largest first
+
+
+@dataclass(frozen=True, kw_only=True)
+class ExplainedFace:
+    """A face as the predictor told it, its crop (H,W,3), its score map (H,W)."""
+
+    told: FacePrediction
+    crop_HW3: Pixels
+    score_HW: npt.NDArray[np.float32]
+
+
+def explain_photo(
+    network: nn.Module, predictor: Predictor, photo: Path, flip: bool
+) -> list[ExplainedFace]:
+    """The faces of a photo, largest first; `network` is the one that the predictor answers with.
+
+    Raises ValueError for a photo that cannot be read.
+    """
+    try:
+        photo_HW3 = read_photo(photo, MAX_PHOTO_PIXELS)
+    except PhotoError as error:
+        raise ValueError(f"{photo}: {error}") from error
+    [result] = predictor.predict_photos([photo], flip)
+    crops = [
+        predictor.crop(photo_HW3, np.array(face.landmarks, np.float32)) for face in result.faces
+    ]
+    if not crops:
+        return []
+    crops_FCHW = torch.from_numpy(np.stack(crops)).permute(0, 3, 1, 2)
+    scores = score_map(network, predictor.config, crops_FCHW, flip).numpy()
+    return [
+        ExplainedFace(told=told, crop_HW3=crop, score_HW=score)
+        for told, crop, score in zip(result.faces, crops, scores, strict=True)
+    ]
+
+
+def check_out(photo: Path, out: Path) -> None:
+    """ValueError where the picture cannot be written, before the work, or would take the photo's
+    place."""
+    if not out.parent.is_dir() or out.is_dir():
+        raise ValueError(f"{out}: not a file in a folder that is there; name one, as explained.png")
+    if out.resolve() == photo.resolve():
+        raise ValueError(f"{out}: this is the photo itself; give the picture another name")
+
+
+def main() -> None:
+    """The command line; a photo without a face, an unfit model or a wrong OUT ends it with a line
+    and exit status 2."""
+    parser = argparse.ArgumentParser(
+        prog="python -m visage.explain.photo", description=__doc__.split("\n", 1)[0]
+    )
+    parser.add_argument("photo", type=Path)
+    parser.add_argument("out", type=Path)
+    parser.add_argument(
+        "--model",
+        type=Path,
+        help="a model's folder; default: models/export, else the released model",
+    )
+    parser.add_argument(
+        "--flip",
+        action=argparse.BooleanOptionalAction,
+        default=True,
+        help="average with the mirror image",
+    )
+    arguments = parser.parse_args()
+    try:
+        check_out(arguments.photo, arguments.out)
+        network, config = load_model(
+            arguments.model or default_model_folder(Path(__file__).resolve().parents[2])
+        )
+        faces = explain_photo(network, Predictor(network, config), arguments.photo, arguments.flip)
+        if not faces:
+            raise ValueError(f"{arguments.photo}: no face found, nothing to explain")
+    except ValueError as error:
+        print(f"visage.explain.photo: {error}", file=sys.stderr)
+        raise SystemExit(2) from error
+    if len(faces) > MAX_SHOWN:
+        print(
+            f"{arguments.photo}: {len(faces)} faces, the largest {MAX_SHOWN} are shown",
+            file=sys.stderr,
+        )
+    faces = faces[:MAX_SHOWN]
+    figure = face_sheet(
+        f"{arguments.photo.name}: {config.quantity} by {config.name}",
+        np.stack([face.crop_HW3 for face in faces]),
+        np.stack([face.score_HW for face in faces]),
+        config.grid.labels(),
+        np.stack([face.told.probabilities for face in faces]),
+        None,
+        np.array([face.told.value for face in faces]),
+        config.unit,
+    )
+    atomic_write_bytes(arguments.out, png(figure))
+
+
+if __name__ == "__main__":
+    main()

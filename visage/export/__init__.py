@@ -1,0 +1,1 @@
+"""A model to files that others run: safetensors, ONNX, int8."""

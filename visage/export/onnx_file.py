@@ -1,0 +1,181 @@
+"""A model becomes files that others can run: safetensors with its config, and one ONNX file with
+the config inside.
+
+The ONNX graph takes uint8 RGB crops `crops` (B,3,crop_px,crop_px), any B, and gives float32
+`probabilities` (B,K) and `value` (B,): normalisation, softmax and decoding are inside, so nobody
+retypes them. Two things are the caller's, and `visage.inference.photos` does both on either engine:
+flip averaging, the mean over a crop and its mirror image; and then the config's calibration, since
+the graph's probabilities are the method's own (`visage.inference.calibration`: the mean to the
+power of 1 / temperature, renormalised; both ends of its central interval moved out by the offset).
+
+Its weights are those of the safetensors file, rounding included; what float16 holds exactly is
+stored so and widened on loading, which halves the file and changes no number. The file ends in a
+seal, the sha256 of all before it, as a metadata entry of its own (protobuf messages may be
+appended), so that readers who do not know it are not disturbed.
+
+    python -m visage.export.onnx_file MODEL_FOLDER RELEASED_FOLDER --name NAME --terms TEXT --metrics FILE.json
+
+copies an exported model to a released one, under its own name, with terms and measured figures in
+both configs.
+"""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Iterable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Literal
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+
+from visage.atomic import atomic_write_bytes
+from visage.inference.engine import Inference
+from visage.inference.onnx_engine import (
+    CONFIG_KEY,
+    ONNX_FILE,
+    OnnxEngine,
+    checked_bytes,
+    load_onnx,
+    seal,
+)
+from visage.inference.photos import Predictor
+from visage.model_config import ModelConfig
+from visage.weights import load_model, save_model
+
+OPSET = 18
+HALVED_ELEMENTS = 1000  # tensors below are not worth a Cast node
+
+
+@dataclass(frozen=True, kw_only=True)
+class Parity:
+    """Greatest absolute differences of predicted values over `num_faces` faces, in label units.
+
+    `max_abs_difference`: the ONNX file in ONNX Runtime against the safetensors file in torch, the
+    same weights. `max_abs_rounding`: the safetensors file against the model it was made from: what
+    storing as float16 costs.
+    """
+
+    num_faces: int
+    max_abs_difference: float
+    max_abs_rounding: float
+
+
+def export_model(
+    network: nn.Module, config: ModelConfig, folder: Path, dtype: Literal["float32", "float16"]
+) -> ModelConfig:
+    """Writes safetensors, config and ONNX into `folder`; returns the config as written."""
+    limit = torch.finfo(getattr(torch, dtype)).max
+    for name, tensor in network.state_dict().items():
+        if tensor.is_floating_point() and not bool((tensor.abs() <= limit).all()):
+            raise ValueError(
+                f"{config.name}: {name} holds values beyond {dtype} (or nan); export with dtype: "
+                f"float32"
+            )
+    written = save_model(folder, network, config, dtype)
+    write_onnx(load_model(folder)[0], written, folder / ONNX_FILE)
+    return written
+
+
+def write_onnx(network: nn.Module, config: ModelConfig, path: Path) -> None:
+    """A network and its config as one sealed ONNX file, which appears whole or not at all."""
+    model = onnx_graph(network, config)
+    _halve(model)
+    atomic_write_bytes(path, stamped(model, config))
+
+
+def onnx_graph(network: nn.Module, config: ModelConfig) -> Any:
+    """All of a prediction as an ONNX model, float32, without config and seal."""
+    from onnxscript import optimizer
+
+    own: Any = copy.deepcopy(network).cpu().float().eval()
+    px = config.alignment.crop_px
+    program = torch.onnx.export(
+        Inference(own, config, torch.float32).eval().requires_grad_(False),
+        (torch.zeros(2, 3, px, px, dtype=torch.uint8),),
+        dynamo=True,
+        dynamic_shapes=({0: torch.export.Dim("batch", min=1)},),
+        input_names=["crops"],
+        output_names=["probabilities", "value"],
+        opset_version=OPSET,
+        external_data=False,
+        # It would fold BatchNorm into weights that float16 then no longer holds exactly
+        optimize=False,
+        verbose=False,
+    )
+    assert program is not None
+    optimizer.fold_constants(program.model)
+    optimizer.remove_unused_nodes(program.model)
+    model = program.model_proto
+    forget_the_machine(model)
+    return model
+
+
+def forget_the_machine(model: Any) -> None:
+    """Drops the exporter's notes on every node: stack traces with the paths of the machine that
+    exported."""
+    for item in (
+        model,
+        model.graph,
+        *model.graph.node,
+        *model.graph.value_info,
+        *model.graph.initializer,
+    ):
+        item.doc_string = ""
+    for item in (model.graph, *model.graph.node, *model.graph.value_info, *model.graph.initializer):
+        del item.metadata_props[:]
+
+
+def _halve(model: Any) -> None:
+    """Stores large float32 tensors that float16 holds exactly as float16, each followed by a Cast
+    back."""
+    from onnx import TensorProto, helper, numpy_helper
+
+    casts = []
+    for tensor in model.graph.initializer:
+        values = numpy_helper.to_array(tensor)
+        if values.dtype != np.float32 or values.size < HALVED_ELEMENTS:
+            continue
+        with np.errstate(over="ignore"):
+            halves = values.astype(np.float16)
+        if (halves.astype(np.float32) == values).all():
+            casts.append(
+                helper.make_node(
+                    "Cast", [f"{tensor.name}.half"], [tensor.name], to=TensorProto.FLOAT
+                )
+            )
+            tensor.CopyFrom(numpy_helper.from_array(halves, f"{tensor.name}.half"))
+    nodes = list(model.graph.node)
+    del model.graph.node[:]
+    model.graph.node.extend(casts + nodes)
+
+
+def stamped(model: Any, config: ModelConfig) -> bytes:
+    """An ONNX model as file contents that carry the config (in place of any other) and end in their
+    seal."""
+    from onnx import helper
+
+    helper.set_model_props(model, {CONFIG_KEY: config.to_json()})
+    body: bytes = model.SerializeToString(deterministic=True)
+    return body + seal(body)
+
+
+def measure_parity(folder: Path, original: Predictor, batches: Iterable[Tensor]) -> Parity:
+    """Compares an exported folder's two files, and both with the model they were made from, on
+    batches of crops."""
+    in_torch, in_onnx = Predictor.load(folder), load_onnx(folder / ONNX_FILE)
+    raw = OnnxEngine(checked_bytes(folder / ONNX_FILE))
+    num_faces, difference, rounding = 0, [0.0], [0.0]
+    for crops_BCHW in batches:
+        value_B = in_torch.predict_crops(crops_BCHW, flip=False).value
+        theirs = (in_onnx.predict_crops(crops_BCHW, flip=False).value, raw.outputs(crops_BCHW)[1])
+        difference += [float(np.abs(value_B - other_B).max()) for other_B in theirs]
+        rounding.append(
+            float(np.abs(value_B - original.predict_crops(crops_BCHW, flip=False).value).max())
+        )
+        num_faces += len(value_B)
+    return Parity(
+        num_faces=num_faces, max_abs_difference=max(difference), max_abs_rounding=max(rounding)
+    )

@@ -1,0 +1,78 @@
+"""An exported model becomes a released one, with its own name, terms and measured figures."""
+
+from __future__ import annotations
+
+import argparse
+import dataclasses
+import json
+import sys
+from pathlib import Path
+from typing import Any
+
+from visage.atomic import atomic_write_bytes
+from visage.export.onnx_file import stamped
+from visage.inference.onnx_engine import ONNX_FILE, checked_bytes, load_onnx
+from visage.model_config import CONFIG_FILE, WEIGHTS_FILE, ModelConfig
+from visage.weights import load_model
+
+
+def release(
+    exported: Path, released: Path, *, name: str, terms: str, metrics: dict[str, Any]
+) -> ModelConfig:
+    """Copies an exported model, all checks made, under its own name with terms and figures in both
+    of its configs."""
+    config = dataclasses.replace(load_model(exported)[1], name=name, terms=terms, metrics=metrics)
+    load_onnx(exported / ONNX_FILE)
+    copy_with_config(exported, released, config)
+    return config
+
+
+def copy_with_config(exported: Path, released: Path, config: ModelConfig) -> None:
+    """An exported model's files, weights and graph as they are, with another config beside and
+    inside."""
+    import onnx
+
+    released.mkdir(parents=True, exist_ok=True)
+    atomic_write_bytes(released / WEIGHTS_FILE, (exported / WEIGHTS_FILE).read_bytes())
+    for path in sorted(exported.glob("model*.onnx")):
+        atomic_write_bytes(
+            released / path.name, stamped(onnx.load_from_string(checked_bytes(path)), config)
+        )
+    config.write(released / CONFIG_FILE)
+
+
+def main() -> None:
+    """The command line of `release`."""
+    parser = argparse.ArgumentParser(
+        prog="python -m visage.export.release", description="an exported model -> a released one"
+    )
+    parser.add_argument("exported", type=Path)
+    parser.add_argument("released", type=Path)
+    parser.add_argument("--name", required=True)
+    parser.add_argument(
+        "--terms", required=True, help="what the terms of the training data mean for these weights"
+    )
+    parser.add_argument(
+        "--metrics", type=Path, required=True, help="JSON with the measured figures"
+    )
+    arguments = parser.parse_args()
+    try:
+        metrics = json.loads(arguments.metrics.read_text(encoding="utf-8"))
+        release(
+            arguments.exported,
+            arguments.released,
+            name=arguments.name,
+            terms=arguments.terms,
+            metrics=metrics,
+        )
+    except (OSError, ValueError) as error:
+        print(f"visage.export.release: {error}", file=sys.stderr)
+        raise SystemExit(2) from error
+    print(
+        f"{arguments.released}: "
+        + ", ".join(f"{p.name} {p.stat().st_size} bytes" for p in arguments.released.iterdir())
+    )
+
+
+if __name__ == "__main__":
+    main()

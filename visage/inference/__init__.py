@@ -1,0 +1,1 @@
+"""Crops or photos to predictions: engines, decoding, calibration, fusion."""

@@ -1,0 +1,261 @@
+"""The model brings its eye: weights as safetensors, and beside them config.json, all that a
+prediction depends on.
+
+The config is the one place that knows network, label grid, normalisation, alignment, detector and
+decoding rule of a model (architecture rule 8); training, evaluation, export and serving read it,
+none retypes it. Loading refuses a weights file that is truncated, edited or of another network, and
+a config edited since: the weights carry a note of what they were trained to mean, the label grid
+above all. Calibration is no part of that meaning: it is fitted to finished weights, and fitted
+again without touching them.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+import math
+import types
+import typing
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Literal
+
+from visage.atomic import atomic_write_bytes
+from visage.labels import DECODERS, LabelGrid
+from visage.methods import METHODS
+from visage.networks import Network, Pooling, build
+from visage.networks import check as check_network
+
+CONFIG_FORMAT = 2
+WEIGHTS_FILE, CONFIG_FILE = "model.safetensors", "config.json"
+MEANING = (
+    "quantity",
+    "unit",
+    "network",
+    "grid",
+    "method",
+    "decode",
+    "alignment",
+    "detector",
+    "normalise",
+)
+INTERVAL_MASS = 0.8  # of the interval that is served, and of all that is called by it (coverage_80)
+
+
+@dataclass(frozen=True, kw_only=True)
+class NetworkConfig:
+    """Arguments of `visage.networks.build`."""
+
+    name: str
+    pooling: Pooling
+    num_outputs: int
+
+    def __post_init__(self) -> None:
+        check_network(self.name, self.pooling)
+
+
+@dataclass(frozen=True, kw_only=True)
+class AlignmentConfig:
+    """How a crop is cut (five-point `template`, side in pixels, scale of the face in it) and kept
+    (JPEG quality)."""
+
+    template: str
+    crop_px: int
+    face_scale: float
+    jpeg_quality: int
+
+
+@dataclass(frozen=True, kw_only=True)
+class DetectorConfig:
+    """MTCNN's settings: least face side in pixels, thresholds of its three nets, pyramid factor,
+    longest photo side, and how often the landmarks are looked at again."""
+
+    min_face_px: int
+    thresholds: tuple[float, float, float]
+    factor: float
+    max_side_px: int
+    landmark_passes: int
+
+
+@dataclass(frozen=True, kw_only=True)
+class NormaliseConfig:
+    """Per-channel mean and standard deviation of RGB in [0, 1]."""
+
+    mean: tuple[float, float, float]
+    std: tuple[float, float, float]
+
+
+@dataclass(frozen=True, kw_only=True)
+class WeightsConfig:
+    """The file beside the config, its checksum and storage type."""
+
+    file: str
+    sha256: str
+    dtype: Literal["float32", "float16"]
+    num_parameters: int
+
+
+@dataclass(frozen=True, kw_only=True)
+class CalibrationConfig:
+    """How far the answers are to be believed, fitted on `num_faces` validation faces
+    (visage.inference.calibration).
+
+    `temperature` of the distribution; `offset`, label units: what both ends of its central interval
+    of `mass` move out by, below 0 where it was too wide. `flip`: fitted on the mean of face and
+    mirror image.
+    """
+
+    temperature: float
+    mass: float
+    offset: float
+    num_faces: int
+    flip: bool
+
+    def __post_init__(self) -> None:
+        if not (
+            math.isfinite(self.temperature) and self.temperature > 0 and math.isfinite(self.offset)
+        ):
+            raise ValueError(
+                f"temperature {self.temperature}, offset {self.offset}: the first must be above 0 "
+                f"and both finite; "
+                "calibrate the model again"
+            )
+        if self.mass != INTERVAL_MASS:
+            raise ValueError(
+                f"mass {self.mass} is not {INTERVAL_MASS}, what is served; calibrate the model "
+                f"again"
+            )
+
+
+@dataclass(frozen=True, kw_only=True)
+class ModelConfig:
+    """Everything a prediction depends on (first block) and where the model comes from (second
+    block)."""
+
+    format: int
+    name: str
+    quantity: str
+    unit: str
+    network: NetworkConfig
+    grid: LabelGrid
+    method: str
+    decode: str
+    alignment: AlignmentConfig
+    detector: DetectorConfig
+    normalise: NormaliseConfig
+    weights: WeightsConfig
+    calibration: CalibrationConfig | None
+
+    training: dict[str, Any]
+    data: dict[str, Any]
+    metrics: dict[str, Any]
+    terms: str
+    code: dict[str, Any]
+
+    def to_json(self) -> str:
+        """The config as indented JSON text with a closing newline."""
+        return (
+            json.dumps(dataclasses.asdict(self), indent=1, sort_keys=False, ensure_ascii=False)
+            + "\n"
+        )
+
+    def meaning(self) -> str:
+        """The fields that say what the weights compute, as JSON: the note inside the weights file."""
+        fields = dataclasses.asdict(self)
+        return json.dumps({name: fields[name] for name in MEANING}, ensure_ascii=False)
+
+    @classmethod
+    def from_json(cls, text: str | bytes, source: str) -> ModelConfig:
+        """The config in a JSON text; `source` names it in errors."""
+        try:
+            document = json.loads(text)
+        except ValueError as error:
+            raise ValueError(
+                f"{source}: not valid JSON ({error}); take the config that came with the weights"
+            ) from error
+        if isinstance(document, dict) and document.get("format") == 1:
+            raise ValueError(
+                f"{source}: a config of format 1, from before calibration; this version reads "
+                f"{CONFIG_FORMAT}. "
+                'Export the model again, or (in config.json, not in ONNX) set "format": 2 and add '
+                '"calibration": null'
+            )
+        if not isinstance(document, dict) or document.get("format") != CONFIG_FORMAT:
+            raise ValueError(
+                f"{source}: not a config of format {CONFIG_FORMAT}; export the model again"
+            )
+        config: ModelConfig = _build(cls, document, source)
+        config.check(source)
+        return config
+
+    @classmethod
+    def read(cls, path: Path) -> ModelConfig:
+        """The config in a file."""
+        if not path.is_file():
+            raise ValueError(
+                f"{path}: no config here; a model is a folder with {WEIGHTS_FILE} and {CONFIG_FILE}"
+            )
+        return cls.from_json(path.read_bytes(), str(path))
+
+    def write(self, path: Path) -> None:
+        """Writes the config; the file appears whole or not at all."""
+        atomic_write_bytes(path, self.to_json().encode())
+
+    def build_network(self) -> Network:
+        """The config's network, without its weights."""
+        shape = self.network
+        return build(shape.name, shape.pooling, shape.num_outputs, METHODS[self.method].shared_head)
+
+    def check(self, source: str) -> None:
+        """Refuses a config of unknown parts, or whose grid and network do not belong together."""
+        for name, value, known in (
+            ("method", self.method, METHODS),
+            ("decode", self.decode, DECODERS),
+        ):
+            if value not in known:
+                raise ValueError(
+                    f"{source}: {name} {value!r} is unknown; known: {', '.join(known)}"
+                )
+        if Path(self.weights.file).name != self.weights.file:
+            raise ValueError(
+                f"{source}: weights.file {self.weights.file!r} must be a name beside the config"
+            )
+        wanted = METHODS[self.method].head_width(self.grid)
+        if self.network.num_outputs != wanted:
+            raise ValueError(
+                f"{source}: the network has {self.network.num_outputs} outputs, the label grid "
+                f"{self.grid.minimum}:"
+                f"{self.grid.step}:{self.grid.maximum} needs {wanted}; config and model do not "
+                f"belong together"
+            )
+
+
+def _build(wanted: Any, value: Any, where: str) -> Any:
+    """A JSON value as the type `wanted` (dataclass or None, Literal, tuple or plain), strict about
+    keys and types."""
+    if dataclasses.is_dataclass(wanted):
+        kinds = typing.get_type_hints(wanted)
+        odd = sorted(set(value) ^ set(kinds)) if isinstance(value, dict) else list(kinds)
+        if odd:
+            raise ValueError(
+                f"{where}: fields missing or unknown: {', '.join(odd)}; export the model again"
+            )
+        fields = {
+            name: _build(kind, value[name], f"{where}: {name}") for name, kind in kinds.items()
+        }
+        try:
+            return typing.cast(type, wanted)(**fields)
+        except ValueError as error:  # a dataclass's own check: say where the value stands
+            raise ValueError(f"{where}: {error}") from error
+    origin, arguments = typing.get_origin(wanted) or wanted, typing.get_args(wanted)
+    if origin is types.UnionType:  # a part or None
+        return None if value is None else _build(arguments[0], value, where)
+    if origin is Literal and value in arguments:
+        return value
+    if origin is tuple and isinstance(value, list) and len(value) == len(arguments):
+        return tuple(_build(kind, item, where) for kind, item in zip(arguments, value, strict=True))
+    if origin is float and type(value) is int:
+        return float(value)
+    if isinstance(origin, type) and type(value) is origin:
+        return value
+    raise ValueError(f"{where}: {value!r} is not {wanted}; export the model again")

@@ -1,0 +1,120 @@
+"""A model's weights as safetensors, and a model folder written and read whole.
+
+Loading refuses a weights file that is truncated, edited or of another network, and a config edited
+since: the weights carry a note of what they were trained to mean, the label grid above all.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import hashlib
+import json
+from pathlib import Path
+from typing import Literal
+
+import torch
+from safetensors import SafetensorError, safe_open
+from safetensors.torch import load_file, save_file
+
+from visage.atomic import atomic_write
+from visage.model_config import CONFIG_FILE, WEIGHTS_FILE, ModelConfig, WeightsConfig
+from visage.networks import Network
+
+MEANING_KEY = "visage"  # the note inside the weights file
+
+
+DTYPES = {"float32": torch.float32, "float16": torch.float16}
+
+
+def sha256_of(path: Path) -> str:
+    """Hex digest of a file, read in pieces."""
+    digest = hashlib.sha256()
+    with path.open("rb") as file:
+        while piece := file.read(1 << 20):
+            digest.update(piece)
+    return digest.hexdigest()
+
+
+def write_weights(
+    network: torch.nn.Module, path: Path, dtype: Literal["float32", "float16"], meaning: str = "{}"
+) -> WeightsConfig:
+    """A network's state as safetensors at `path` (whole or not at all), floating tensors stored as
+    `dtype`.
+
+    `meaning` travels inside the file; alone, since safetensors writes several notes in random
+    order.
+    """
+    kind = DTYPES[dtype]
+    state = {
+        name: (value.to(kind) if value.is_floating_point() else value).contiguous().cpu()
+        for name, value in network.state_dict().items()
+    }
+    with atomic_write(path) as part:
+        save_file(state, part, metadata={MEANING_KEY: meaning})
+        part.chmod(0o644)  # safetensors makes it readable by its owner alone
+    count = sum(parameter.numel() for parameter in network.parameters())
+    return WeightsConfig(file=path.name, sha256=sha256_of(path), dtype=dtype, num_parameters=count)
+
+
+def save_model(
+    folder: Path,
+    network: torch.nn.Module,
+    config: ModelConfig,
+    dtype: Literal["float32", "float16"],
+) -> ModelConfig:
+    """Writes weights and config into `folder` and returns the config as written (its `weights`
+    filled in)."""
+    folder.mkdir(parents=True, exist_ok=True)
+    weights = write_weights(network, folder / WEIGHTS_FILE, dtype, config.meaning())
+    written = dataclasses.replace(config, weights=weights)
+    written.write(folder / CONFIG_FILE)
+    return written
+
+
+def load_model(folder: Path) -> tuple[Network, ModelConfig]:
+    """The network (float32, evaluation mode) and its config; refuses what does not belong together
+    with a ValueError."""
+    config = ModelConfig.read(folder / CONFIG_FILE)
+    path = folder / config.weights.file
+    if not path.is_file():
+        raise ValueError(
+            f"{path}: the weights that {folder / CONFIG_FILE} names are missing; copy both files "
+            f"together"
+        )
+    found = sha256_of(path)
+    if found != config.weights.sha256:
+        raise ValueError(
+            f"{path}: sha256 {found[:12]}… is not the config's {config.weights.sha256[:12]}…: the "
+            f"file is truncated or was "
+            "edited; fetch or export the model again"
+        )
+    _refuse_another_meaning(path, config)
+    network = config.build_network()
+    try:
+        state = load_file(path)
+        network.load_state_dict(
+            {k: v.float() if v.is_floating_point() else v for k, v in state.items()}
+        )
+    except (SafetensorError, RuntimeError) as error:
+        raise ValueError(
+            f"{path}: not the weights of the config's network {config.network}: {error}"
+        ) from error
+    return network.eval(), config
+
+
+def _refuse_another_meaning(path: Path, config: ModelConfig) -> None:
+    """The weights' own note against the config; a file without one (another tool's) is held to its
+    checksum alone."""
+    try:
+        with safe_open(path, "pt") as file:
+            noted = json.loads((file.metadata() or {}).get(MEANING_KEY, "{}"))
+    except SafetensorError as error:
+        raise ValueError(f"{path}: not a safetensors file: {error}") from error
+    said = json.loads(config.meaning())
+    for name, value in noted.items():
+        if said.get(name) != value:
+            raise ValueError(
+                f"{path}: these weights were trained with {name} {value}, the config says "
+                f"{said.get(name)}; take the "
+                "config that came with them"
+            )
