@@ -1,8 +1,8 @@
 """What every network takes and gives: the seam between networks and everything else.
 
-Training, evaluation, export, score maps, drift and serving know a network only by this page. `forward_features`,
-`forward_head` and `num_features` are timm's words.
-Legend: B batch, C channels, H and W crop side in pixels, h and w side of the maps, K outputs of the head.
+Training, evaluation, export, score maps, drift and serving know a network only by this page.
+`forward_features`, `forward_head` and `num_features` are timm's words. Legend: B batch, C channels,
+H and W crop side in pixels, h and w side of the maps, K outputs of the head.
 """
 
 from __future__ import annotations
@@ -17,10 +17,10 @@ from torch import Tensor, nn
 class FaceBatch(NamedTuple):
     """Normalised crops, and where their five landmarks lie.
 
-    `view_BCHW` is float32 (B,3,H,W). `landmarks_B52` holds x and y of left eye, right eye, nose tip,
-    left and right mouth corner (left and right in the picture), in pixels of the crop, where pixel
-    i covers [i, i + 1); augmentation moves and mirrors them with the view. None where the network
-    needs no landmarks.
+    `view_BCHW` is float32 (B,3,H,W). `landmarks_B52` holds x and y of left eye, right eye, nose
+    tip, left and right mouth corner (left and right in the picture), in pixels of the crop, where
+    pixel i covers [i, i + 1); augmentation moves and mirrors them with the view. None where the
+    network needs no landmarks.
     """
 
     view_BCHW: Tensor
@@ -28,8 +28,8 @@ class FaceBatch(NamedTuple):
 
 
 class Outputs(NamedTuple):
-    """Logits (B,K), the features (B,C) that they were computed from, and the logits of each head that
-    only trains: they take part in the loss, never in an answer."""
+    """Logits (B,K), the features (B,C) that they were computed from, and the logits of each head
+    that only trains: they take part in the loss, never in an answer."""
 
     logits_BK: Tensor
     features_BC: Tensor
@@ -37,11 +37,11 @@ class Outputs(NamedTuple):
 
 
 class Network(nn.Module, ABC):
-    """A network of faces. `classifier` is the last linear layer, from `num_features` to K outputs."""
+    """A network of faces. `head` is the last linear layer, from `num_features` to K outputs."""
 
     needs_landmarks: ClassVar[bool] = False
     num_features: int
-    classifier: nn.Module
+    head: nn.Module
 
     @abstractmethod
     def forward_features(self, faces: FaceBatch) -> Tensor:
@@ -49,7 +49,7 @@ class Network(nn.Module, ABC):
 
     @abstractmethod
     def forward_head(self, maps_BChw: Tensor, landmarks_B52: Tensor | None) -> Tensor:
-        """The maps -> what the classifier sees, (B,num_features)."""
+        """The maps -> what the head sees, (B,num_features)."""
 
     @abstractmethod
     def quantised_modules(self) -> Sequence[str]:
@@ -59,6 +59,4 @@ class Network(nn.Module, ABC):
         """Normalised faces -> outputs; networks with several heads override it."""
         maps_BChw = self.forward_features(faces)
         features_BC = self.forward_head(maps_BChw, faces.landmarks_B52)
-        return Outputs(
-            logits_BK=self.classifier(features_BC), features_BC=features_BC, auxiliary=()
-        )
+        return Outputs(logits_BK=self.head(features_BC), features_BC=features_BC, auxiliary=())
