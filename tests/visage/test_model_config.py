@@ -319,7 +319,7 @@ def test_half_written_files_never_take_the_place_of_whole_ones(
         path.write_bytes(b"half")
         raise OSError("disk full")
 
-    monkeypatch.setattr("visage.model_config.save_file", die_halfway)
+    monkeypatch.setattr("visage.weights.save_file", die_halfway)
     with pytest.raises(OSError, match="disk full"):
         write_weights(small_network(small_config(), seed=1), model / WEIGHTS_FILE, "float32")
     assert {name: (model / name).read_bytes() for name in before} == before

@@ -14,7 +14,7 @@ from tests.imports import REPOSITORY
 HOLD = """
 import sys
 from pathlib import Path
-from flows.workspace import only_one
+from flows.pipeline.workspace import only_one
 with only_one(Path(sys.argv[1])):
     print("held", flush=True)
     sys.stdin.read()

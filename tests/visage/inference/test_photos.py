@@ -20,6 +20,7 @@ from PIL import Image
 from stages.align import AlignSettings
 from stages.align import align as align_photos
 from tests.small_model import CROP_PX, small_config, small_model, small_network, some_crops
+from visage import cli
 from visage.cli import default_model_folder
 from visage.data.face_table import FaceTable
 from visage.data.preprocess import evaluation_view
@@ -494,7 +495,7 @@ def test_which_model_answers_when_none_is_named(tmp_path: Path) -> None:
 
 def run_main(monkeypatch: pytest.MonkeyPatch, *arguments: object) -> None:
     monkeypatch.setattr(sys, "argv", ["predictor", *map(str, arguments)])
-    photos.main()
+    cli.main()
 
 
 def test_the_command_line_prints_one_document(
