@@ -10,27 +10,21 @@ outputs of the head.
 
 from __future__ import annotations
 
-from dataclasses import dataclass
 from typing import cast
 
 from torch import Tensor, nn
 
-from visage.networks.vgg import SharedLinear, VGGBody
+from visage.networks.head import build_head
+from visage.networks.vgg import VGGBody
 
 POOLED_PX, WIDE = 7, 4096
 DROPOUT = 0.5
 
 
-@dataclass(frozen=True, kw_only=True)
-class VGG16Config:
-    num_outputs: int
-    shared_head: bool
-
-
 class VGG16(VGGBody):
-    """The blocks whole, and two wide layers."""
+    """The blocks at full width, and two wide layers."""
 
-    def __init__(self, config: VGG16Config) -> None:
+    def __init__(self, *, num_outputs: int, shared_head: bool) -> None:
         super().__init__(1, normalised=False)
         self.wide = nn.Sequential(
             nn.Flatten(),
@@ -42,11 +36,11 @@ class VGG16(VGGBody):
             nn.Dropout(DROPOUT),
         )
         self.num_features = WIDE
-        self.head = (SharedLinear if config.shared_head else nn.Linear)(WIDE, config.num_outputs)
+        self.head = build_head(WIDE, num_outputs, shared_head)
 
-    def pool(self, maps_BCHW: Tensor) -> Tensor:
+    def forward_head(self, maps_BChw: Tensor, _landmarks_B52: Tensor | None) -> Tensor:
         """Fifth max-pool, 7x7 maps, both wide layers, (B,4096)."""
-        maps_BCHW = nn.functional.max_pool2d(maps_BCHW, 2)
-        if maps_BCHW.shape[-2:] != (POOLED_PX, POOLED_PX):
-            maps_BCHW = nn.functional.adaptive_avg_pool2d(maps_BCHW, POOLED_PX)
-        return cast(Tensor, self.wide(maps_BCHW))
+        maps_BChw = nn.functional.max_pool2d(maps_BChw, 2)
+        if maps_BChw.shape[-2:] != (POOLED_PX, POOLED_PX):
+            maps_BChw = nn.functional.adaptive_avg_pool2d(maps_BChw, POOLED_PX)
+        return cast(Tensor, self.wide(maps_BChw))
