@@ -23,8 +23,9 @@ from typing import Any, Literal
 from visage.atomic import atomic_write_bytes
 from visage.labels import DECODERS, LabelGrid
 from visage.methods import METHODS
-from visage.networks import Network, Pooling, build
+from visage.networks import build
 from visage.networks import check as check_network
+from visage.networks.protocol import Network
 
 CONFIG_FORMAT = 2
 WEIGHTS_FILE, CONFIG_FILE = "model.safetensors", "config.json"
@@ -44,14 +45,14 @@ INTERVAL_MASS = 0.8  # of the interval that is served, and of all that is called
 
 @dataclass(frozen=True, kw_only=True)
 class NetworkConfig:
-    """Arguments of `visage.networks.build`."""
+    """Arguments of `visage.networks.build`; `options` are the network's own, plain JSON values."""
 
     name: str
-    pooling: Pooling
+    options: dict[str, Any]
     num_outputs: int
 
     def __post_init__(self) -> None:
-        check_network(self.name, self.pooling)
+        check_network(self.name, self.options)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -204,7 +205,9 @@ class ModelConfig:
     def build_network(self) -> Network:
         """The config's network, without its weights."""
         shape = self.network
-        return build(shape.name, shape.pooling, shape.num_outputs, METHODS[self.method].shared_head)
+        return build(
+            shape.name, shape.options, shape.num_outputs, METHODS[self.method].shared_head
+        )
 
     def check(self, source: str) -> None:
         """Refuses a config of unknown parts, or whose grid and network do not belong together."""

@@ -18,7 +18,7 @@ from safetensors.torch import load_file, save_file
 
 from visage.atomic import atomic_write
 from visage.model_config import CONFIG_FILE, WEIGHTS_FILE, ModelConfig, WeightsConfig
-from visage.networks import Network
+from visage.networks.protocol import Network
 
 MEANING_KEY = "visage"  # the note inside the weights file
 

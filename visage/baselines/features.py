@@ -17,7 +17,7 @@ from torch.nn import functional
 from visage.data.face_table import FaceTable, in_order
 from visage.data.preprocess import evaluation_view
 from visage.model_config import NormaliseConfig
-from visage.networks import Network
+from visage.networks.protocol import FaceBatch, Network
 
 Extractor = Callable[
     [Tensor], Tensor
@@ -30,13 +30,17 @@ def trunk_extractor(network: Network, normalise: NormaliseConfig) -> Extractor:
 
     Pooling is the network's own, hybrid in the paper.
     """
+    if network.needs_landmarks:
+        raise ValueError(
+            "the backbone's network needs landmarks, which the two-stage baselines do not hand on; "
+            "pre-train another for them"
+        )
     network.eval()
     device = next(network.parameters()).device
 
     def extract(crops_BCHW: Tensor) -> Tensor:
-        pooled_BC = network.pool(
-            network.features(evaluation_view(crops_BCHW.to(device), normalise))
-        )
+        faces = FaceBatch(evaluation_view(crops_BCHW.to(device), normalise), None)
+        pooled_BC = network.forward_head(network.forward_features(faces), None)
         return pooled_BC.float().cpu()
 
     return extract
