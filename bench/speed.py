@@ -29,9 +29,9 @@ import onnxruntime
 import torch
 from torch import Tensor, nn
 from torch.nn import functional
-from torch.utils.flop_counter import FlopCounterMode
 from tqdm import tqdm
 
+from bench.operations import count_macs
 from visage.data.face_table import FaceTable, evenly_spread, in_order
 from visage.export.int8 import write_int8
 from visage.export.onnx_file import write_onnx
@@ -39,7 +39,7 @@ from visage.inference.engine import Inference
 from visage.inference.onnx_engine import INT8_FILE, ONNX_FILE
 from visage.inference.predict_table import DECODING_THREADS, check_preprocessing
 from visage.model_config import CONFIG_FILE, ModelConfig
-from visage.networks import FaceBatch, Network, build, initialise
+from visage.networks import Network, build, initialise
 from visage.weights import load_model
 
 RELEASED = Path(__file__).resolve().parent.parent / "model_registry" / "released"
@@ -120,15 +120,6 @@ def random_network(name: str, px: int) -> tuple[Network, ModelConfig]:
     return network.eval(), dataclasses.replace(
         config, network=shape, alignment=dataclasses.replace(config.alignment, crop_px=px)
     )
-
-
-def count_macs(network: Network, px: int) -> int:
-    """Multiply-accumulates of convolutions and linear layers for one face of `px` x `px`: half of
-    the operations that torch counts."""
-    face = FaceBatch(torch.zeros(1, 3, px, px), None)
-    with torch.no_grad(), FlopCounterMode(display=False) as counter:
-        network(face)
-    return counter.get_total_flops() // 2
 
 
 def timed(run: Run, crops_BCHW: Tensor) -> Seconds:

@@ -206,7 +206,8 @@ def landmarks_in_crops(photo_landmarks_N52: np.ndarray, alignment: Mapping[str, 
     )
     crop_N52 = np.empty(photo_landmarks_N52.shape, np.float32)
     for index, photo_52 in enumerate(photo_landmarks_N52):
-        crop_N52[index] = align.transform(photo_52, align.similarity(photo_52, template_52))
+        matrix_23 = align.similarity(photo_52, template_52)
+        crop_N52[index] = align.landmarks_in_crop(photo_52, matrix_23)
     return crop_N52
 
 
