@@ -31,6 +31,7 @@ from torch import Tensor, nn
 from torch.nn import functional
 from tqdm import tqdm
 
+from bench.operations import count_macs
 from visage.data.face_table import FaceTable, evenly_spread, in_order
 from visage.export.int8 import write_int8
 from visage.export.onnx_file import write_onnx
@@ -39,7 +40,6 @@ from visage.inference.onnx_engine import INT8_FILE, ONNX_FILE
 from visage.inference.predict_table import DECODING_THREADS, check_preprocessing
 from visage.model_config import CONFIG_FILE, ModelConfig
 from visage.networks import Network, build, initialise
-from visage.networks.macs import count_macs
 from visage.weights import load_model
 
 RELEASED = Path(__file__).resolve().parent.parent / "model_registry" / "released"

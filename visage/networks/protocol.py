@@ -13,6 +13,8 @@ from typing import ClassVar, NamedTuple
 
 from torch import Tensor, nn
 
+from visage.networks.head import Head
+
 
 class FaceBatch(NamedTuple):
     """Normalised crops, and where their five landmarks lie.
@@ -37,23 +39,28 @@ class Outputs(NamedTuple):
 
 
 class Network(nn.Module, ABC):
-    """A network of faces. `head` is the last linear layer, from `num_features` to K outputs."""
+    """A network of faces. `head` is the last linear layer, from `num_features` to K outputs;
+    `auxiliary_heads` names the modules of the heads that only train."""
 
     needs_landmarks: ClassVar[bool] = False
+    auxiliary_heads: ClassVar[tuple[str, ...]] = ()
     num_features: int
-    head: nn.Module
+    head: Head
 
     @abstractmethod
     def forward_features(self, faces: FaceBatch) -> Tensor:
         """The activation maps (B,C',h,w) that score maps are drawn of."""
 
     @abstractmethod
-    def forward_head(self, maps_BChw: Tensor, landmarks_B52: Tensor | None) -> Tensor:
+    def forward_head(self, maps_BChw: Tensor, landmarks_B52: Tensor | None, /) -> Tensor:
         """The maps -> what the head sees, (B,num_features)."""
 
-    @abstractmethod
     def quantised_modules(self) -> Sequence[str]:
         """Names of the convolutions that an int8 export computes in 8 bits: all but the first."""
+        convolutions = [
+            name for name, module in self.named_modules() if isinstance(module, nn.Conv2d)
+        ]
+        return convolutions[1:]
 
     def forward(self, faces: FaceBatch) -> Outputs:
         """Normalised faces -> outputs; networks with several heads override it."""

@@ -10,27 +10,40 @@ outputs of the head.
 
 from __future__ import annotations
 
-from dataclasses import dataclass
 from typing import cast
 
 from torch import Tensor, nn
 
-from visage.networks.vgg import SharedLinear, VGGBody
+from visage.networks.head import build_head
+from visage.networks.vgg import VGGBody
 
 POOLED_PX, WIDE = 7, 4096
 DROPOUT = 0.5
 
-
-@dataclass(frozen=True, kw_only=True)
-class VGG16Config:
-    num_outputs: int
-    shared_head: bool
+# Layers of torchvision's vgg16 by name, and where their weights belong here; the rest is its head.
+TORCHVISION_NAMES = {
+    "features.0": "blocks.0.0",
+    "features.2": "blocks.0.2",
+    "features.5": "blocks.1.0",
+    "features.7": "blocks.1.2",
+    "features.10": "blocks.2.0",
+    "features.12": "blocks.2.2",
+    "features.14": "blocks.2.4",
+    "features.17": "blocks.3.0",
+    "features.19": "blocks.3.2",
+    "features.21": "blocks.3.4",
+    "features.24": "blocks.4.0",
+    "features.26": "blocks.4.2",
+    "features.28": "blocks.4.4",
+    "classifier.0": "wide.1",
+    "classifier.3": "wide.4",
+}
 
 
 class VGG16(VGGBody):
-    """The blocks whole, and two wide layers."""
+    """The blocks at full width, and two wide layers."""
 
-    def __init__(self, config: VGG16Config) -> None:
+    def __init__(self, *, num_outputs: int, shared_head: bool) -> None:
         super().__init__(1, normalised=False)
         self.wide = nn.Sequential(
             nn.Flatten(),
@@ -42,11 +55,11 @@ class VGG16(VGGBody):
             nn.Dropout(DROPOUT),
         )
         self.num_features = WIDE
-        self.head = (SharedLinear if config.shared_head else nn.Linear)(WIDE, config.num_outputs)
+        self.head = build_head(WIDE, num_outputs, shared_head)
 
-    def pool(self, maps_BCHW: Tensor) -> Tensor:
+    def forward_head(self, maps_BChw: Tensor, _landmarks_B52: Tensor | None) -> Tensor:
         """Fifth max-pool, 7x7 maps, both wide layers, (B,4096)."""
-        maps_BCHW = nn.functional.max_pool2d(maps_BCHW, 2)
-        if maps_BCHW.shape[-2:] != (POOLED_PX, POOLED_PX):
-            maps_BCHW = nn.functional.adaptive_avg_pool2d(maps_BCHW, POOLED_PX)
-        return cast(Tensor, self.wide(maps_BCHW))
+        maps_BChw = nn.functional.max_pool2d(maps_BChw, 2)
+        if maps_BChw.shape[-2:] != (POOLED_PX, POOLED_PX):
+            maps_BChw = nn.functional.adaptive_avg_pool2d(maps_BChw, POOLED_PX)
+        return cast(Tensor, self.wide(maps_BChw))
