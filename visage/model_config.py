@@ -23,11 +23,12 @@ from typing import Any, Literal
 from visage.atomic import atomic_write_bytes
 from visage.labels import DECODERS, LabelGrid
 from visage.methods import METHODS
-from visage.networks import Network, Pooling, build
+from visage.networks import build
 from visage.networks import check as check_network
+from visage.networks.protocol import Network
 
-CONFIG_FORMAT = 2
-WEIGHTS_FILE, CONFIG_FILE = "model.safetensors", "config.json"
+CONFIG_FORMAT, OLDER_FORMAT = 3, 2
+WEIGHTS_FILE, CONFIG_FILE, OLDER_CONFIG_FILE = "model.safetensors", "config.json", "card.json"
 MEANING = (
     "quantity",
     "unit",
@@ -44,14 +45,14 @@ INTERVAL_MASS = 0.8  # of the interval that is served, and of all that is called
 
 @dataclass(frozen=True, kw_only=True)
 class NetworkConfig:
-    """Arguments of `visage.networks.build`."""
+    """Arguments of `visage.networks.build`; `options` are the network's own, plain JSON values."""
 
     name: str
-    pooling: Pooling
+    options: dict[str, Any]
     num_outputs: int
 
     def __post_init__(self) -> None:
-        check_network(self.name, self.pooling)
+        check_network(self.name, self.options)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -166,7 +167,7 @@ class ModelConfig:
 
     @classmethod
     def from_json(cls, text: str | bytes, source: str) -> ModelConfig:
-        """The config in a JSON text; `source` names it in errors."""
+        """The config in a JSON text, also of the format before; `source` names it in errors."""
         try:
             document = json.loads(text)
         except ValueError as error:
@@ -176,10 +177,13 @@ class ModelConfig:
         if isinstance(document, dict) and document.get("format") == 1:
             raise ValueError(
                 f"{source}: a config of format 1, from before calibration; this version reads "
-                f"{CONFIG_FORMAT}. "
-                'Export the model again, or (in config.json, not in ONNX) set "format": 2 and add '
+                f"{OLDER_FORMAT} and {CONFIG_FORMAT}. "
+                'Export the model again, or (in card.json, not in ONNX) set "format": 2 and add '
                 '"calibration": null'
             )
+        if isinstance(document, dict) and document.get("format") == OLDER_FORMAT:
+            network = current_network(document.get("network"))
+            document |= {"format": CONFIG_FORMAT, "network": network}
         if not isinstance(document, dict) or document.get("format") != CONFIG_FORMAT:
             raise ValueError(
                 f"{source}: not a config of format {CONFIG_FORMAT}; export the model again"
@@ -204,7 +208,7 @@ class ModelConfig:
     def build_network(self) -> Network:
         """The config's network, without its weights."""
         shape = self.network
-        return build(shape.name, shape.pooling, shape.num_outputs, METHODS[self.method].shared_head)
+        return build(shape.name, shape.options, shape.num_outputs, METHODS[self.method].shared_head)
 
     def check(self, source: str) -> None:
         """Refuses a config of unknown parts, or whose grid and network do not belong together."""
@@ -228,6 +232,28 @@ class ModelConfig:
                 f"{self.grid.step}:{self.grid.maximum} needs {wanted}; config and model do not "
                 f"belong together"
             )
+
+
+def find_config(folder: Path) -> Path | None:
+    """The file in a model's folder that holds its config, in format 2 `card.json`; None where there
+    is none."""
+    for name in (CONFIG_FILE, OLDER_CONFIG_FILE):
+        if (folder / name).is_file():
+            return folder / name
+    return None
+
+
+def current_network(network: Any) -> Any:
+    """A network as format 2 has it, {name, pooling, num_outputs} -> as format 3 has it, {name,
+    options, num_outputs}.
+
+    VGG-16's pooling was always `flatten`, and is no option. Anything else stays as it is.
+    """
+    if not isinstance(network, dict) or "pooling" not in network:
+        return network
+    rest = dict(network)
+    pooling = rest.pop("pooling")
+    return rest | {"options": {} if pooling == "flatten" else {"pooling": pooling}}
 
 
 def _build(wanted: Any, value: Any, where: str) -> Any:

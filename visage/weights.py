@@ -17,8 +17,15 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import load_file, save_file
 
 from visage.atomic import atomic_write
-from visage.model_config import CONFIG_FILE, WEIGHTS_FILE, ModelConfig, WeightsConfig
-from visage.networks import Network
+from visage.model_config import (
+    CONFIG_FILE,
+    WEIGHTS_FILE,
+    ModelConfig,
+    WeightsConfig,
+    current_network,
+    find_config,
+)
+from visage.networks.protocol import Network
 
 MEANING_KEY = "visage"  # the note inside the weights file
 
@@ -74,12 +81,12 @@ def save_model(
 def load_model(folder: Path) -> tuple[Network, ModelConfig]:
     """The network (float32, evaluation mode) and its config; refuses what does not belong together
     with a ValueError."""
-    config = ModelConfig.read(folder / CONFIG_FILE)
+    source = find_config(folder) or folder / CONFIG_FILE
+    config = ModelConfig.read(source)
     path = folder / config.weights.file
     if not path.is_file():
         raise ValueError(
-            f"{path}: the weights that {folder / CONFIG_FILE} names are missing; copy both files "
-            f"together"
+            f"{path}: the weights that {source} names are missing; copy both files together"
         )
     found = sha256_of(path)
     if found != config.weights.sha256:
@@ -110,6 +117,8 @@ def _refuse_another_meaning(path: Path, config: ModelConfig) -> None:
             noted = json.loads((file.metadata() or {}).get(MEANING_KEY, "{}"))
     except SafetensorError as error:
         raise ValueError(f"{path}: not a safetensors file: {error}") from error
+    if "network" in noted:
+        noted["network"] = current_network(noted["network"])
     said = json.loads(config.meaning())
     for name, value in noted.items():
         if said.get(name) != value:
