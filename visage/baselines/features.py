@@ -17,7 +17,7 @@ from torch.nn import functional
 from visage.data.face_table import FaceTable, in_order
 from visage.data.preprocess import evaluation_view
 from visage.model_config import NormaliseConfig
-from visage.networks import Network
+from visage.networks.protocol import FaceBatch, Network
 
 Extractor = Callable[
     [Tensor], Tensor
@@ -25,19 +25,23 @@ Extractor = Callable[
 
 
 def trunk_extractor(network: Network, normalise: NormaliseConfig) -> Extractor:
-    """The pooled maps of a network's last block, (B,C): 256 of Thin, 128 of Tiny. Runs where the
-    network's weights lie.
+    """What the head of a network sees, (B,C): 256 features of Thin, 128 of Tiny. Runs on the device
+    of the network's weights.
 
-    Pooling is the network's own, hybrid in the paper.
+    Pooling is the network's own, hybrid in the paper. ValueError for a network that needs
+    landmarks.
     """
+    if network.needs_landmarks:
+        raise ValueError(
+            "the two-stage baselines see crops alone: give them a backbone that needs no landmarks"
+        )
     network.eval()
     device = next(network.parameters()).device
 
     def extract(crops_BCHW: Tensor) -> Tensor:
-        pooled_BC = network.pool(
-            network.features(evaluation_view(crops_BCHW.to(device), normalise))
-        )
-        return pooled_BC.float().cpu()
+        view_BCHW = evaluation_view(crops_BCHW.to(device), normalise)
+        maps_BChw = network.forward_features(FaceBatch(view_BCHW, None))
+        return network.forward_head(maps_BChw, None).float().cpu()
 
     return extract
 

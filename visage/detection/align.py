@@ -73,8 +73,8 @@ def similarity(landmarks_52: Floats, template_52: Floats) -> Reals:
     arithmetic depend on what else is in its batch, and a photo must give the same crop in any
     company.
     """
-    steps_52 = np.round(landmarks_52.astype(np.float64) * LANDMARK_STEPS) / LANDMARK_STEPS
-    source, target = (points_52 @ np.array([1, 1j]) for points_52 in (steps_52, template_52))
+    points = (in_steps(landmarks_52), template_52)
+    source, target = (points_52 @ np.array([1, 1j]) for points_52 in points)
     centred = source - source.mean()
     energy = float((np.abs(centred) ** 2).sum())
     if not math.isfinite(energy) or energy < 1e-12:
@@ -96,6 +96,17 @@ def invert(matrix_23: Reals) -> Reals:
 def transform(points_N2: Floats, matrix_23: Reals) -> Reals:
     """Points (N, 2) through a matrix."""
     return points_N2 @ matrix_23[:, :2].T + matrix_23[:, 2]
+
+
+def landmarks_in_crop(landmarks_52: Floats, matrix_23: Reals) -> npt.NDArray[np.float32]:
+    """The photo's landmarks (5, 2) in pixels of the crop, in the same steps as `similarity` takes
+    them, so that a photo gives the same landmarks in a batch of any size."""
+    return transform(in_steps(landmarks_52), matrix_23).astype(np.float32)
+
+
+def in_steps(landmarks_52: Floats) -> Reals:
+    """Landmarks in steps of 1/8 px."""
+    return np.round(landmarks_52.astype(np.float64) * LANDMARK_STEPS) / LANDMARK_STEPS
 
 
 def crop(photo_HWC: Photo, matrix_23: Reals, crop_px: int) -> Photo:
