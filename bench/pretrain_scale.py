@@ -34,7 +34,6 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import torch
 from PIL import Image
-from torch import Tensor
 from torch import distributed as torch_distributed
 from torch.nn import functional
 
@@ -42,12 +41,12 @@ from stages.pretrain import PretrainSettings, Training
 from stages.settings import load_section
 from visage.data.augment import training_view
 from visage.data.face_stream import FaceSplit, drawn_batches, same_person_pairs
-from visage.data.preprocess import evaluation_view
+from visage.data.preprocess import evaluation_faces
 from visage.data.schemas import FACE_SCHEMA, METADATA_KEY
 from visage.device import available_device
-from visage.networks import build
+from visage.networks import NetworkSettings, build
 from visage.training import distributed
-from visage.training.loop import Task, fit
+from visage.training.loop import Batch, Task, fit
 
 PARAMS = Path(__file__).resolve().parent.parent / "params.yaml"
 FORKS = get_context("forkserver")
@@ -134,10 +133,10 @@ def write_random(folder: Path, num_faces: int, px: int, num_shards: int) -> Path
 def training_of(settings: PretrainSettings, faces: Path, checkpoint: Path) -> Training:
     split = FaceSplit.open(faces, "train")
     people = {name: index for index, name in enumerate(sorted(split.people()))}
-    nobody = FaceSplit.open(faces, "val").of(people)
+    nobody = FaceSplit.open(faces, "val").of(people, with_landmarks=False)
     return Training(
         settings=settings,
-        faces=split.of(people),
+        faces=split.of(people, with_landmarks=False),
         validation=nobody,
         checkpoint=checkpoint,
         fingerprint="",
@@ -170,16 +169,18 @@ def train_resident(training: Training, num_faces: int) -> None:
     settings, recipe, device = training.settings, training.recipe, available_device()
     faces = training.faces
     crops, target = next(faces.in_order(num_faces, num_workers=0, rank=0, num_ranks=1))
-    batch = (evaluation_view(crops.to(device), settings.normalise), target.to(device))
+    crops = crops._replace(view_BCHW=crops.view_BCHW.to(device))
+    batch = Batch(evaluation_faces(crops, settings.normalise), (target.to(device),))
     count = faces.num_batches(recipe.batch_size, 1)
 
-    def batches(_generator: torch.Generator) -> Iterator[tuple[Tensor, ...]]:
+    def batches(_generator: torch.Generator) -> Iterator[Batch]:
         return iter([batch] * count)
 
     task = Task(
         batches=batches,
         num_batches=count,
         loss=functional.cross_entropy,
+        auxiliary_weight=settings.auxiliary_weight,
         validate=lambda _network: {},
     )
     clocks: list[Seconds] = []
@@ -234,7 +235,9 @@ def in_processes(functions: list[Callable[[], None]], store: Path | None) -> Non
 def peak_mb(faces: Path, window_faces: int, told: Path) -> None:
     """Writes this process's peak memory after an epoch of reading, and the faces read a second."""
     split = FaceSplit.open(faces, "train")
-    stream = split.of({name: index for index, name in enumerate(sorted(split.people()))})
+    stream = split.of(
+        {name: index for index, name in enumerate(sorted(split.people()))}, with_landmarks=False
+    )
     started = time.perf_counter()
     encoded = stream._faces(range(len(stream.shards)), 0, len(stream))
     count = sum(
@@ -257,7 +260,7 @@ def feed_seconds(training: Training, num_faces: int) -> float:
         num_faces, 1 << 16, generator, num_workers=0, rank=0, num_ranks=1
     ):
         training_view(crops, augmentation, settings.normalise, generator)
-        count += len(crops)
+        count += len(crops.view_BCHW)
     return (time.process_time() - started) / count
 
 
@@ -269,7 +272,7 @@ def measure(
     recipe = dataclasses.replace(base.recipes["modern"], batch_size=batch_size)
     settings = dataclasses.replace(
         base,
-        network=network,
+        network=NetworkSettings(name=network, options={"pooling": "hybrid"}),
         epochs=2,
         recipe="modern",
         recipes={"modern": recipe},
@@ -386,7 +389,7 @@ GPUS_PER_MACHINE, FEED_CORES = 8, 12
 def plan_row(num_gpus: int, share: int, window_faces: int) -> str:
     """One line of the plan: so many GPUs, each with `share` faces of every batch."""
     operations, inside, between, storage, feed, price = ASSUMED.values()
-    head = build("thin", "hybrid", NUM_PEOPLE)
+    head = build("thin", {"pooling": "hybrid"}, NUM_PEOPLE)
     num_bytes = 4 * sum(value.numel() for value in head.parameters())
     link = inside if num_gpus <= GPUS_PER_MACHINE else between
     costs = Costs(

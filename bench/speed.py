@@ -30,6 +30,7 @@ from torch import Tensor
 from torch.nn import functional
 from tqdm import tqdm
 
+from bench.operations import count_macs
 from visage.data.face_table import FaceTable, evenly_spread, in_order
 from visage.detection.align import template
 from visage.export.int8 import write_int8
@@ -44,7 +45,6 @@ from visage.inference.predict_table import (
 )
 from visage.model_config import CONFIG_FILE, ModelConfig
 from visage.networks import NETWORKS, FaceBatch, Network, build, initialise
-from visage.networks.macs import count_macs
 from visage.weights import load_model
 
 RELEASED = Path(__file__).resolve().parent.parent / "model_registry" / "released"

@@ -34,19 +34,21 @@ from stages.finetune import FinetuneSettings
 from stages.settings import load_section
 from visage.data.augment import AugmentationSettings, training_view
 from visage.data.face_table import FaceTable, prefetched, shuffled_batches
-from visage.data.preprocess import PAPER_NORMALISE, evaluation_view
+from visage.data.preprocess import PAPER_NORMALISE, evaluation_faces
 from visage.data.schemas import FACE_SCHEMA, METADATA_KEY
 from visage.device import available_device
 from visage.labels import LabelGrid
-from visage.methods import METHODS, LossSettings
-from visage.networks import build, initialise
-from visage.training.loop import Task, fit
+from visage.methods import METHODS, DLDLv2Settings
+from visage.networks import FaceBatch, build, initialise
+from visage.training.loop import Batch, Task, fit
 from visage.training.optim import RecipeSettings
 
 PARAMS = Path(__file__).resolve().parent.parent / "params.yaml"  # the augmentation presets
 BLOCK, SETTLE = 12, 4  # steps that take their turn together; the first ones of each are not counted
 RECIPE = RecipeSettings(
     optimiser="adamw",
+    momentum=0.0,
+    nesterov=False,
     learning_rate=1e-3,
     weight_decay=0.05,
     batch_size=64,
@@ -59,7 +61,7 @@ RECIPE = RecipeSettings(
     channels_last=True,
 )
 GRID = LabelGrid(minimum=0.0, step=1.0, maximum=100.0)
-LOSS = LossSettings(lambda_=1.0, kl_reduction="sum", min_sigma=0.5)
+LOSS = DLDLv2Settings(lambda_=1.0, kl_reduction="sum", min_sigma=0.5)
 
 Seconds = tuple[float, float]  # wall, CPU over all threads
 
@@ -97,9 +99,7 @@ class Clock:
 
     steps: dict[str, list[Seconds]] = dataclasses.field(default_factory=dict)
 
-    def taking_turns(
-        self, feeds: dict[str, Iterator[tuple[Tensor, ...]]], num_turns: int
-    ) -> Iterator[tuple[Tensor, ...]]:
+    def taking_turns(self, feeds: dict[str, Iterator[Batch]], num_turns: int) -> Iterator[Batch]:
         """Batches of each feed in blocks, timed."""
         for _ in range(num_turns):
             for name, feed in feeds.items():
@@ -126,16 +126,17 @@ def train(
     network: str,
     recipe: RecipeSettings,
     clock: Clock,
-    feeds: dict[str, Iterator[tuple[Tensor, ...]]],
+    feeds: dict[str, Iterator[Batch]],
     turns: int,
 ) -> None:
     """One epoch of the real loop on feeds that take turns."""
-    model = build(network, "hybrid", GRID.num_labels)
+    model = build(network, {"pooling": "hybrid"}, GRID.num_labels)
     initialise(model, torch.Generator().manual_seed(0))
     task = Task(
         batches=lambda _generator: clock.taking_turns(feeds, turns),
         num_batches=turns * BLOCK * len(feeds),
         loss=loss,
+        auxiliary_weight=1.0,
         validate=lambda _network: {},
     )
     with tempfile.TemporaryDirectory() as folder:
@@ -151,28 +152,27 @@ def train(
         )
 
 
-def fixed_batch(table: FaceTable, batch_size: int) -> Iterator[tuple[Tensor, ...]]:
+def fixed_batch(table: FaceTable, batch_size: int) -> Iterator[Batch]:
     """The same prepared batch for ever."""
     device, places = available_device(), np.arange(batch_size)
-    faces_BCHW = evaluation_view(table.decode(places).to(device), PAPER_NORMALISE)
+    crops = FaceBatch(table.decode(places).to(device), None)
+    faces = evaluation_faces(crops, PAPER_NORMALISE)
     label_B = torch.tensor(table.label[places], dtype=torch.float32, device=device)
     while True:
-        yield faces_BCHW, label_B, torch.full_like(label_B, 2.0)
+        yield Batch(faces, (label_B, torch.full_like(label_B, 2.0)))
 
 
-def fed(
-    table: FaceTable, batch_size: int, augmentation: AugmentationSettings
-) -> Iterator[tuple[Tensor, ...]]:
+def fed(table: FaceTable, batch_size: int, augmentation: AugmentationSettings) -> Iterator[Batch]:
     """Batches as the stages make them, epoch after epoch, with one prefetching thread."""
     device, generator = available_device(), torch.Generator().manual_seed(0)
     label_N = torch.tensor(table.label, dtype=torch.float32, device=device)
     while True:
         order = shuffled_batches(len(table), batch_size, generator)
         for indices, crops_BCHW in prefetched(table, order, 1):
-            view_BCHW = training_view(
-                crops_BCHW.to(device), augmentation, PAPER_NORMALISE, generator
-            )
-            yield view_BCHW, label_N[indices], torch.full((len(indices),), 2.0, device=device)
+            crops = FaceBatch(crops_BCHW.to(device), None)
+            faces = training_view(crops, augmentation, PAPER_NORMALISE, generator)
+            sigma_B = torch.full((len(indices),), 2.0, device=device)
+            yield Batch(faces, (label_N[indices], sigma_B))
 
 
 def line(name: str, clock: Clock, feed: str, against: str) -> str:

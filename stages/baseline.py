@@ -132,7 +132,7 @@ def _cnn_extractor(
     lineage, state = read_backbone(
         backbone, {"alignment": train.alignment}, "the target's faces", remedy
     )
-    network = build(lineage["network"], lineage["pooling"], lineage["num_people"])
+    network = build(**lineage["network"], num_outputs=lineage["num_people"])
     network.load_state_dict(state)
     normalise = NormaliseConfig(
         **{name: tuple(values) for name, values in lineage["normalise"].items()}

@@ -1,8 +1,10 @@
 """Aligned faces of the `target` role and the pre-trained backbone become the model.
 
-data/target/faces/ + models/backbone/ -> models/model/{model.safetensors, config.json},
-reports/history/finetune.csv DLDL-v2: KL divergence to the label distribution plus lambda times the
-l1 error of its expectation (paper, Eq. 12). About 2 minutes for the embedded set; 45 minutes for
+data/target/faces/ + models/backbone/ (or models/start/) -> models/model/{model.safetensors,
+config.json}, reports/history/finetune.csv
+
+DLDL-v2: KL divergence to the label distribution plus lambda times the l1 error of its expectation
+(paper, Eq. 12). About 2 minutes for the embedded set; 45 minutes for
 UTKFace's CORAL split (TinyAgeNet, 96 px, 36 epochs, one thread with bfloat16). Weights are saved
 after every epoch; a killed run goes on from there.
 """
@@ -11,7 +13,7 @@ from __future__ import annotations
 
 import platform
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from dataclasses import asdict, dataclass, replace
+from dataclasses import asdict, dataclass, fields, replace
 from pathlib import Path
 from typing import Any, Literal
 
@@ -21,15 +23,22 @@ import torch
 from torch import Tensor, nn
 
 from stages.exit_status import micro_batches
-from stages.settings import Report, print_report, stage_main
-from stages.warm_start import read_backbone, refuse_off_grid
+from stages.imported_weights import (
+    SCRATCH,
+    ImportSettings,
+    Start,
+    imported_start,
+    plain,
+)
+from stages.settings import Report, convert, print_report, stage_main
+from stages.warm_start import backbone_start, model_start, refuse_off_grid
 from visage.atomic import atomic_write
 from visage.data.augment import AugmentationSettings, training_view
 from visage.data.face_table import FaceTable, prefetched, shuffled_batches
-from visage.data.preprocess import evaluation_view
+from visage.data.preprocess import evaluation_faces
 from visage.device import available_device
 from visage.labels import DECODERS, LabelGrid
-from visage.methods import METHODS, LossSettings
+from visage.methods import METHODS
 from visage.model_config import (
     CONFIG_FORMAT,
     AlignmentConfig,
@@ -39,39 +48,43 @@ from visage.model_config import (
     NormaliseConfig,
     WeightsConfig,
 )
-from visage.networks import Network, Pooling, build, initialise
-from visage.training.loop import Task, fit
+from visage.networks import FaceBatch, Network, NetworkSettings, build, initialise
+from visage.training.loop import Batch, Task, fit
 from visage.training.optim import RecipeSettings, computing_dtype
 from visage.training.provenance import fingerprint_of, git_commit, table_digest
-from visage.weights import save_model, sha256_of
+from visage.weights import save_model
 
 OpenFaces = Callable[[Path, Sequence[str], int], FaceTable]
 
 
 @dataclass(frozen=True, kw_only=True)
 class FinetuneSettings:
-    """`init`: `backbone` (the pretrain stage's trunk) or `scratch`. `fixed_sigma`: where the set
-    gives none.
+    """`init`: `backbone` (the pretrain stage's trunk), `scratch`, `model` (another fine-tuned
+    model, in models/start/; `start_head`: whether its head is kept) or `import` (`imported`: a file
+    under torchvision's names). `fixed_sigma`: where the set gives none.
 
-    `method`: an entry of visage.methods.METHODS; `loss` is DLDL-v2's, the others take what they
-    have of it. `decode`: an entry of visage.labels.DECODERS (Ranking's and CORAL's own rule is
-    `rank`). `schedule`: `joint`, or `two_stage` as released (all epochs with KL alone, the head's
-    bias zeroed, then all epochs jointly). The last epoch is kept, or its running average. `terms`:
-    the terms of the data, kept in the config. `recipe` and `augmentation` name entries of `recipes`
-    and `augmentations`.
+    `method`: an entry of visage.methods.METHODS; `loss` holds the settings of all methods by name,
+    and each takes its own. `auxiliary_weight`: of the loss of each head that only trains, in
+    networks that have some. `decode`: an entry of visage.labels.DECODERS (Ranking's and CORAL's own
+    rule is `rank`). `schedule`: `joint`, or `two_stage` as released (all epochs with KL alone, the
+    head's bias zeroed, then all epochs jointly). The last epoch is kept, or its running average.
+    `terms`: the terms of the data, kept in the config. `recipe` and `augmentation` name entries of
+    `recipes` and `augmentations`.
     """
 
     name: str
     quantity: str
     unit: str
-    network: str
-    pooling: Pooling
+    network: NetworkSettings
     normalise: NormaliseConfig
-    init: Literal["backbone", "scratch"]
+    init: Literal["backbone", "scratch", "model", "import"]
+    start_head: Literal["keep", "fresh"]
+    imported: ImportSettings | None
     grid: LabelGrid
     method: str
     decode: str
-    loss: LossSettings
+    loss: dict[str, Any]
+    auxiliary_weight: float
     fixed_sigma: float
     schedule: Literal["joint", "two_stage"]
     epochs: int
@@ -90,6 +103,7 @@ def finetune(
     *,
     faces: Path,
     backbone: Path,
+    start: Path,
     checkpoints: Path,
     model: Path,
     history: Path,
@@ -101,14 +115,13 @@ def finetune(
     train = open_faces(faces, ["train"], settings.cache_mb)
     validation = open_faces(faces, ["val"], 0)
     _check(settings, train)
-    network = _start(settings, train, backbone).to(available_device())
-    start = (
-        sha256_of(backbone / "backbone.safetensors") if settings.init == "backbone" else "scratch"
-    )
-    stamp = fingerprint_of(settings, train, Path(__file__), start)
+    earlier = _start(settings, train, backbone, start)
+    network = _network(settings, earlier).to(available_device())
+    landmarks = [train.landmarks_sha256()] if network.needs_landmarks else []
+    stamp = fingerprint_of(settings, train, Path(__file__), earlier.digest, *landmarks)
     rows: list[dict[str, float]] = []
     for number, phase in enumerate(_phases(settings)):
-        task = _task(phase, train, validation)
+        task = _task(phase, train, validation, network.needs_landmarks)
         if number > 0:
             nn.init.zeros_(network.head.bias)
         trained, phase_rows = fit(
@@ -126,7 +139,7 @@ def finetune(
         rows += [_later(row, number * settings.epochs) for row in phase_rows]
     with atomic_write(history) as part:
         pd.DataFrame(rows).to_csv(part, index=False)
-    save_model(model, network, _config(settings, train, validation, rows), "float32")
+    save_model(model, network, _config(settings, train, validation, rows, earlier), "float32")
 
 
 def _later(row: Mapping[str, float], epochs: int) -> dict[str, float]:
@@ -142,7 +155,20 @@ def _phases(settings: FinetuneSettings) -> list[FinetuneSettings]:
     """The released code's two stages, or the paper's joint one."""
     if settings.schedule == "joint":
         return [settings]
-    return [replace(settings, loss=replace(settings.loss, lambda_=0.0)), settings]
+    return [replace(settings, loss=settings.loss | {"lambda_": 0.0}), settings]
+
+
+def loss_settings(settings: FinetuneSettings) -> Any:
+    """The method's own settings, taken by name from `settings.loss`."""
+    known = {field.name for method in METHODS.values() for field in fields(method.settings)}
+    if unknown := sorted(set(settings.loss) - known):
+        raise ValueError(
+            f"finetune.loss: unknown key {unknown[0]!r}; known keys: {', '.join(sorted(known))}"
+        )
+    kind = METHODS[settings.method].settings
+    own = {field.name for field in fields(kind)}
+    values = {name: value for name, value in settings.loss.items() if name in own}
+    return convert(values, kind, "finetune.loss")
 
 
 def _check(settings: FinetuneSettings, train: FaceTable) -> None:
@@ -164,6 +190,7 @@ def _check(settings: FinetuneSettings, train: FaceTable) -> None:
             f"finetune.schedule: two_stage is DLDL-v2's (first KL alone), {settings.method} knows "
             f"no stages; say joint"
         )
+    loss_settings(settings)
     refuse_off_grid(train, settings.grid, "finetune")
     if len(train) < 2:
         raise ValueError(
@@ -171,69 +198,88 @@ def _check(settings: FinetuneSettings, train: FaceTable) -> None:
         )
 
 
-def _start(settings: FinetuneSettings, train: FaceTable, backbone: Path) -> Network:
-    """A fresh network, its trunk from the backbone where the settings say so."""
+def _start(settings: FinetuneSettings, train: FaceTable, backbone: Path, start: Path) -> Start:
+    """The weights that the settings say to start from."""
+    wanted = {
+        "network": asdict(settings.network),
+        "alignment": train.alignment,
+        "normalise": plain(settings.normalise),
+    }
+    match settings.init:
+        case "backbone":
+            return backbone_start(backbone, wanted)
+        case "model":
+            return model_start(start, wanted, settings.grid, settings.start_head)
+        case "import":
+            return imported_start(settings.imported, settings.network, settings.normalise)
+        case "scratch":
+            return SCRATCH
+
+
+def _network(settings: FinetuneSettings, start: Start) -> Network:
+    """A new network, with the weights of its start."""
     method = METHODS[settings.method]
     network = build(
-        settings.network, settings.pooling, method.head_width(settings.grid), method.shared_head
+        settings.network.name,
+        settings.network.options,
+        method.head_width(settings.grid),
+        method.shared_head,
     )
     initialise(network, torch.Generator().manual_seed(settings.seed))
-    if settings.init == "scratch":
-        return network
-    mine = {
-        "network": settings.network,
-        "alignment": train.alignment,
-        "normalise": _plain(settings.normalise),
-    }
-    remedy = "run the pretrain stage with the same settings, or set finetune.init: scratch"
-    _, state = read_backbone(backbone, mine, "fine-tuning", remedy)
-    trunk = {name: value for name, value in state.items() if not name.startswith("head.")}
-    network.load_state_dict(
-        trunk | {f"head.{name}": value for name, value in network.head.state_dict().items()}
-    )
+    start.load_into(network, f"finetune.init {settings.init}")
     return network
 
 
-def _plain(normalise: NormaliseConfig) -> dict[str, list[float]]:
-    return {name: list(values) for name, values in asdict(normalise).items()}
-
-
-def _task(settings: FinetuneSettings, train: FaceTable, validation: FaceTable) -> Task:
+def _task(
+    settings: FinetuneSettings, train: FaceTable, validation: FaceTable, needs_landmarks: bool
+) -> Task:
     """Batches, loss and validation of one phase."""
-    device, method = available_device(), METHODS[settings.method]
-    recipe, augmentation = (
-        settings.recipes[settings.recipe],
-        settings.augmentations[settings.augmentation],
-    )
+    device = available_device()
+    method, own_settings = METHODS[settings.method], loss_settings(settings)
+    recipe = settings.recipes[settings.recipe]
+    augmentation = settings.augmentations[settings.augmentation]
+    landmarks = torch.from_numpy(train.landmarks).to(device) if needs_landmarks else None
     label = torch.tensor(train.label, dtype=torch.float32, device=device)
     sigma = torch.tensor(train.with_sigma(settings.fixed_sigma), dtype=torch.float32, device=device)
 
-    def batches(generator: torch.Generator) -> Iterable[tuple[Tensor, ...]]:
+    def batches(generator: torch.Generator) -> Iterable[Batch]:
         order = shuffled_batches(len(train), recipe.batch_size, generator)
         for indices, crops in prefetched(train, order, settings.num_workers):
-            view = training_view(crops.to(device), augmentation, settings.normalise, generator)
-            yield view, label[indices], sigma[indices]
+            points = None if landmarks is None else landmarks[indices]
+            faces = training_view(
+                FaceBatch(crops.to(device), points), augmentation, settings.normalise, generator
+            )
+            yield Batch(faces, (label[indices], sigma[indices]))
 
     def loss(logits_BK: Tensor, label_B: Tensor, sigma_B: Tensor) -> Tensor:
-        return method.loss(logits_BK, label_B, sigma_B, settings.grid, settings.loss)
+        return method.loss(logits_BK, label_B, sigma_B, settings.grid, own_settings)
 
-    def validate(network: nn.Module) -> dict[str, float]:
+    def validate(network: Network) -> dict[str, float]:
         return {"val_mae": _mae(network, validation, settings)} if len(validation) else {}
 
     num_batches = len(shuffled_batches(len(train), recipe.batch_size, torch.Generator()))
-    return Task(batches=batches, num_batches=num_batches, loss=loss, validate=validate)
+    return Task(
+        batches=batches,
+        num_batches=num_batches,
+        loss=loss,
+        auxiliary_weight=settings.auxiliary_weight,
+        validate=validate,
+    )
 
 
 @torch.inference_mode()
-def _mae(network: nn.Module, table: FaceTable, settings: FinetuneSettings) -> float:
+def _mae(network: Network, table: FaceTable, settings: FinetuneSettings) -> float:
     """Mean absolute error on a table, without flip averaging."""
     network.eval()
     device, method, errors = available_device(), METHODS[settings.method], []
     for places in np.array_split(np.arange(len(table)), max(1, len(table) // 128)):
-        logits = network(evaluation_view(table.decode(places).to(device), settings.normalise))
-        value = DECODERS[settings.decode](
-            method.probabilities(logits, settings.grid), settings.grid
-        )
+        points = None
+        if network.needs_landmarks:
+            points = torch.from_numpy(table.landmarks[places]).to(device)
+        crops = FaceBatch(table.decode(places).to(device), points)
+        logits_BK = network(evaluation_faces(crops, settings.normalise)).logits_BK
+        p_BK = method.probabilities(logits_BK, settings.grid)
+        value = DECODERS[settings.decode](p_BK, settings.grid)
         errors.append(np.abs(value.cpu().numpy() - table.label[places]))
     return float(np.concatenate(errors).mean())
 
@@ -243,12 +289,14 @@ def _config(
     train: FaceTable,
     validation: FaceTable,
     rows: list[dict[str, float]],
+    start: Start,
 ) -> ModelConfig:
     """The model's config; `save_model` fills in the weights."""
     recipe = settings.recipes[settings.recipe]
     training: dict[str, Any] = {
         "init": settings.init,
-        "loss": asdict(settings.loss),
+        "start": start.ancestor,
+        "loss": asdict(loss_settings(settings)),
         "fixed_sigma": settings.fixed_sigma,
     }
     training |= {"schedule": settings.schedule, "epochs": settings.epochs, "seed": settings.seed}
@@ -260,8 +308,8 @@ def _config(
     training |= {"micro_batches": int(max(row.get("micro_batches", 1) for row in rows))}
     training |= {"seconds": round(sum(row["seconds"] for row in rows))}
     network = NetworkConfig(
-        name=settings.network,
-        pooling=settings.pooling,
+        name=settings.network.name,
+        options=settings.network.options,
         num_outputs=METHODS[settings.method].head_width(settings.grid),
     )
     return ModelConfig(
@@ -301,5 +349,5 @@ if __name__ == "__main__":
         "finetune",
         FinetuneSettings,
         finetune,
-        ["faces", "backbone", "checkpoints", "model", "history"],
+        ["faces", "backbone", "start", "checkpoints", "model", "history"],
     )

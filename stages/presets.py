@@ -13,7 +13,13 @@ from stages.settings import read_params
 from visage.atomic import atomic_write
 
 # What a preset gives, it gives whole
-REPLACED = ("download.identity", "download.target", "sweep.space")
+REPLACED = (
+    "download.identity",
+    "download.target",
+    "sweep.space",
+    "pretrain.network.options",
+    "finetune.network.options",
+)
 
 
 def merged(base: Any, changes: Any, path: str = "") -> Any:

@@ -15,25 +15,31 @@ from collections import Counter
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import pandas as pd
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 from torch.nn import functional
 
 from stages.exit_status import micro_batches
+from stages.imported_weights import (
+    SCRATCH,
+    ImportSettings,
+    Start,
+    imported_start,
+)
 from stages.settings import Report, print_report, stage_main
 from visage.atomic import atomic_write
 from visage.data.augment import AugmentationSettings, training_view
 from visage.data.face_stream import FaceSplit, FaceStream
-from visage.data.preprocess import evaluation_view
+from visage.data.preprocess import evaluation_faces
 from visage.device import available_device
 from visage.model_config import NormaliseConfig
-from visage.networks import Network, Pooling, build, initialise
+from visage.networks import FaceBatch, Network, NetworkSettings, build, initialise
 from visage.training import distributed
 from visage.training.checkpoint import read_finished
-from visage.training.loop import Task, fit
+from visage.training.loop import Batch, Task, fit
 from visage.training.optim import RecipeSettings
 from visage.training.provenance import fingerprint_by, table_digest
 from visage.weights import write_weights
@@ -43,16 +49,20 @@ VALIDATION_BATCH = 128
 
 @dataclass(frozen=True, kw_only=True)
 class PretrainSettings:
-    """`recipe` and `augmentation` name entries of `recipes` and `augmentations`.
+    """`init`: `scratch`, or `import` (`imported`: a file under torchvision's names).
+    `auxiliary_weight`: of the loss of each head that only trains, in networks that have some.
+    `recipe` and `augmentation` name entries of `recipes` and `augmentations`.
 
     `window_faces`: encoded crops that a process holds in memory and draws its batches from
     (visage/data/face_stream.py); one of 96 px takes about 5 kB, one of 224 px 20 kB. `num_workers`:
     decoding threads of a process.
     """
 
-    network: str
-    pooling: Pooling
+    network: NetworkSettings
     normalise: NormaliseConfig
+    init: Literal["scratch", "import"]
+    imported: ImportSettings | None
+    auxiliary_weight: float
     min_images_per_person: int
     epochs: int
     seed: int
@@ -85,8 +95,10 @@ class Training:
     micro_batches: int
 
     def __call__(self, report: Report) -> None:
+        network = self.network()
+        start_of(self.settings).load_into(network, "pretrain.init import")
         fit(
-            self.network().to(available_device()),
+            network.to(available_device()),
             self._task(),
             self.recipe,
             epochs=self.settings.epochs,
@@ -102,8 +114,9 @@ class Training:
         return self.settings.recipes[self.settings.recipe]
 
     def network(self) -> Network:
-        """As it starts."""
-        network = build(self.settings.network, self.settings.pooling, len(self.faces.classes))
+        """As it starts from scratch."""
+        settings = self.settings.network
+        network = build(settings.name, settings.options, len(self.faces.classes))
         initialise(network, torch.Generator().manual_seed(self.settings.seed))
         return network
 
@@ -116,16 +129,16 @@ class Training:
             "num_ranks": distributed.num_ranks(),
         }
 
-        def batches(generator: torch.Generator) -> Iterable[tuple[Tensor, ...]]:
-            for crops, target in self.faces.shuffled(
+        def batches(generator: torch.Generator) -> Iterable[Batch]:
+            for (crops, landmarks), target in self.faces.shuffled(
                 batch_size, settings.window_faces, generator, **place
             ):
-                view_BCHW = training_view(
-                    crops.to(device), augmentation, settings.normalise, generator
+                faces = training_view(
+                    _on(device, crops, landmarks), augmentation, settings.normalise, generator
                 )
-                yield view_BCHW, target.to(device)
+                yield Batch(faces, (target.to(device),))
 
-        def validate(network: nn.Module) -> dict[str, float]:
+        def validate(network: Network) -> dict[str, float]:
             if len(self.validation) == 0:
                 return {}
             right = _num_right(
@@ -140,8 +153,22 @@ class Training:
             batches=batches,
             num_batches=self.faces.num_batches(batch_size, distributed.num_ranks()),
             loss=functional.cross_entropy,
+            auxiliary_weight=settings.auxiliary_weight,
             validate=validate,
         )
+
+
+def start_of(settings: PretrainSettings) -> Start:
+    """The weights that the settings say to start from."""
+    if settings.init == "scratch":
+        return SCRATCH
+    return imported_start(settings.imported, settings.network, settings.normalise)
+
+
+def _on(device: torch.device, crops_BCHW: Tensor, landmarks_B52: Tensor | None) -> FaceBatch:
+    if landmarks_B52 is not None:
+        landmarks_B52 = landmarks_B52.to(device)
+    return FaceBatch(crops_BCHW.to(device), landmarks_B52)
 
 
 Runner = Callable[[Training, Report], None]
@@ -171,26 +198,37 @@ def pretrain(
     digest = table_digest(train)
     people = _kept(train.people(), settings.min_images_per_person, digest["num_faces"])
     threads = str(torch.get_num_threads()) if runner is run_here else "any"
+    needs_landmarks = _needs_landmarks(settings.network)
+    start = start_of(settings)
+    marks = [train.landmarks_sha256()] if needs_landmarks else []
     training = Training(
         settings=settings,
-        faces=train.of(people),
-        validation=validation.of(people),
+        faces=train.of(people, needs_landmarks),
+        validation=validation.of(people, needs_landmarks),
         checkpoint=checkpoints / "last.pt",
         micro_batches=micro_batches(),
-        fingerprint=fingerprint_by(settings, train.alignment, digest, Path(__file__), threads),
+        fingerprint=fingerprint_by(
+            settings, train.alignment, digest, Path(__file__), threads, start.digest, *marks
+        ),
     )
     runner(training, report)
     trained = training.network()
     rows = read_finished(training.checkpoint, training.fingerprint, trained, settings.epochs)
     with atomic_write(history) as part:
         pd.DataFrame(rows).to_csv(part, index=False)
-    document = {"network": settings.network, "pooling": settings.pooling, "num_people": len(people)}
+    document = {"network": asdict(settings.network), "num_people": len(people)}
     document |= {
+        "start": start.ancestor,
         "alignment": train.alignment,
         "normalise": asdict(settings.normalise),
         "data": digest,
     }
     _save(backbone, trained, document, rows)
+
+
+def _needs_landmarks(settings: NetworkSettings) -> bool:
+    with torch.device("meta"):
+        return build(settings.name, settings.options, 2).needs_landmarks
 
 
 def _kept(counts: Counter[str], minimum: int, num_faces: int) -> dict[str, int]:
@@ -208,22 +246,23 @@ def _kept(counts: Counter[str], minimum: int, num_faces: int) -> dict[str, int]:
 
 @torch.inference_mode()
 def _num_right(
-    network: nn.Module,
-    batches: Iterable[tuple[Tensor, Tensor]],
+    network: Network,
+    batches: Iterable[tuple[FaceBatch, Tensor]],
     normalise: NormaliseConfig,
     device: torch.device,
 ) -> int:
     """How many faces' most probable identity is the right one."""
     network.eval()
     right = 0
-    for crops_BCHW, target_B in batches:
-        logits_BK = network(evaluation_view(crops_BCHW.to(device), normalise))
+    for crops, target_B in batches:
+        faces = evaluation_faces(_on(device, *crops), normalise)
+        logits_BK = network(faces).logits_BK
         right += int((logits_BK.argmax(1).cpu() == target_B).sum())
     return right
 
 
 def _save(
-    folder: Path, network: nn.Module, document: Mapping[str, Any], rows: list[dict[str, float]]
+    folder: Path, network: Network, document: Mapping[str, Any], rows: list[dict[str, float]]
 ) -> None:
     folder.mkdir(parents=True, exist_ok=True)
     weights = write_weights(network, folder / "backbone.safetensors", "float32")

@@ -1,20 +1,25 @@
-"""What a training on labelled faces starts from: labels that lie on the grid, and the pre-trained
-trunk."""
+"""What a training starts from: labels that lie on the grid, and the weights of an earlier one.
+
+A start is a backbone (the pretrain stage's), a fine-tuned model, or a file under torchvision's
+names (stages/imported_weights.py).
+"""
 
 from __future__ import annotations
 
 from collections.abc import Mapping
+from dataclasses import asdict
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
 from safetensors.torch import load_file
 from torch import Tensor
 
+from stages.imported_weights import Start, plain
 from stages.settings import read_json
 from visage.data.face_table import FaceTable
 from visage.labels import LabelGrid
-from visage.weights import sha256_of
+from visage.weights import load_model, sha256_of
 
 
 def refuse_off_grid(table: FaceTable, grid: LabelGrid, section: str) -> None:
@@ -47,3 +52,61 @@ def read_backbone(
             f"{folder / 'backbone.safetensors'}: truncated or edited; run the pretrain stage again"
         )
     return lineage, load_file(folder / "backbone.safetensors")
+
+
+def backbone_start(folder: Path, wanted: Mapping[str, Any]) -> Start:
+    """The trunk of the pretrain stage's network; ValueError where fine-tuning wants it
+    otherwise."""
+    remedy = "run the pretrain stage with the same settings, or set finetune.init: scratch"
+    lineage, state = read_backbone(folder, wanted, "fine-tuning", remedy)
+    ancestor = {
+        "name": "backbone",
+        "sha256": lineage["weights"]["sha256"],
+        "data": {"train": lineage["data"]},
+        "start": lineage["start"],
+    }
+    return Start(state=state, ancestor=ancestor, with_heads=False)
+
+
+def model_start(
+    folder: Path, wanted: Mapping[str, Any], grid: LabelGrid, head: Literal["keep", "fresh"]
+) -> Start:
+    """The weights of another fine-tuned model, its head with them on `keep`.
+
+    Errors: ValueError for a model of another network, alignment or normalisation, and for a head of
+    another grid that is to be kept.
+    """
+    if not folder.is_dir() or not any(folder.glob("*.safetensors")):
+        raise ValueError(
+            f"{folder}: no model to start from; copy a model's folder here, or set finetune.init: "
+            f"backbone"
+        )
+    network, config = load_model(folder)
+    has = {
+        "network": {"name": config.network.name, "options": config.network.options},
+        "alignment": asdict(config.alignment),
+        "normalise": plain(config.normalise),
+    }
+    for key, value in wanted.items():
+        if has[key] != value:
+            raise ValueError(
+                f"{folder}: the model's {key} is {has[key]}, fine-tuning has {value}; take a model "
+                f"with the same {key}, or set finetune's to the model's"
+            )
+    if head == "keep" and config.grid != grid:
+        raise ValueError(
+            f"{folder}: the model's grid is {_words(config.grid)}, fine-tuning has {_words(grid)}; "
+            f"set finetune.start_head: fresh, or finetune.grid to the model's"
+        )
+
+    ancestor = {
+        "name": config.name,
+        "sha256": config.weights.sha256,
+        "data": config.data,
+        "start": config.training.get("start"),
+    }
+    return Start(state=network.state_dict(), ancestor=ancestor, with_heads=head == "keep")
+
+
+def _words(grid: LabelGrid) -> str:
+    return f"{grid.minimum}:{grid.step}:{grid.maximum}"

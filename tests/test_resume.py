@@ -46,6 +46,12 @@ KINDS = {
             "small": dataclasses.replace(RECIPE, optimiser="adam", ema_decay=0.0, schedule="step")
         },
     ),
+    "finetune sgd": finetune_settings(
+        epochs=EPOCHS,
+        recipes={
+            "small": dataclasses.replace(RECIPE, optimiser="sgd", momentum=0.9, nesterov=True)
+        },
+    ),
     "pretrain": pretrain_settings(epochs=EPOCHS),
 }
 ALL_KINDS = [
@@ -103,8 +109,13 @@ def train(
         pretrain(KINDS[kind], **paths, backbone=folder / "made", report=report)  # type: ignore[arg-type]
     else:
         finetune(
-            KINDS[kind], **paths, backbone=folder / "none", model=folder / "made", report=report
-        )  # type: ignore[arg-type]
+            KINDS[kind],  # type: ignore[arg-type]
+            **paths,
+            backbone=folder / "none",
+            start=folder / "none",
+            model=folder / "made",
+            report=report,
+        )
 
 
 def kill_after_epoch(_number: int) -> None:

@@ -1,7 +1,8 @@
 """Methods by name: what a head's logits are trained towards, and how they become a label
 distribution.
 
-One frozen record a method, no if-chain; every method shares trunk, schedule and decoding. Legend: B
+One frozen record a method, no if-chain, with a dataclass of the settings that its loss takes; every
+method shares trunk, schedule and decoding. Legend: B
 batch, K labels of the grid, R = K - 1 ranks. The formulas use the paper's letters: p, p-hat, x, y,
 lambda.
 """
@@ -10,7 +11,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass, replace
-from typing import Literal
+from typing import Any, Literal
 
 import torch
 from torch import Tensor
@@ -22,34 +23,64 @@ KLReduction = Literal["sum", "mean"]
 
 
 @dataclass(frozen=True, kw_only=True)
-class LossSettings:
-    """`lambda_` weighs the expectation loss (Eq. 12); `kl_reduction` sums over the K labels (paper)
-    or averages over them (released code, whose lambda = 1 is the paper's lambda = K); `min_sigma`
-    is the floor of sigma in targets."""
+class NoSettings:
+    """Of a loss that has nothing to set."""
 
-    lambda_: float
+
+@dataclass(frozen=True, kw_only=True)
+class DLDLSettings:
+    """`kl_reduction` sums over the K labels (paper) or averages over them (released code);
+    `min_sigma` is the floor of sigma in targets."""
+
     kl_reduction: KLReduction
     min_sigma: float
 
     def __post_init__(self) -> None:
-        if not (self.lambda_ >= 0 and self.min_sigma > 0):
+        if not self.min_sigma > 0:
+            raise ValueError(f"min_sigma is {self.min_sigma}: give more than 0")
+
+
+@dataclass(frozen=True, kw_only=True)
+class DLDLv2Settings(DLDLSettings):
+    """DLDL's, and `lambda_`, which weighs the expectation loss (Eq. 12): the released code's
+    lambda = 1, with the mean over labels, is the paper's lambda = K."""
+
+    lambda_: float
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        if not self.lambda_ >= 0:
+            raise ValueError(f"lambda_ is {self.lambda_}: give 0 or more")
+
+
+@dataclass(frozen=True, kw_only=True)
+class MeanVarianceSettings:
+    """Weights of the squared error of the mean (Pan et al. 2018: 0.2) and of the variance (0.05)
+    beside the cross-entropy."""
+
+    mean_weight: float
+    variance_weight: float
+
+    def __post_init__(self) -> None:
+        if not (self.mean_weight >= 0 and self.variance_weight >= 0):
             raise ValueError(
-                f"lambda_ is {self.lambda_}, min_sigma {self.min_sigma}: give 0 or more, and more "
-                f"than 0"
+                f"mean_weight is {self.mean_weight}, variance_weight {self.variance_weight}: give "
+                f"0 or more"
             )
 
 
 @dataclass(frozen=True, kw_only=True)
 class Method:
-    """`head_width(grid)` outputs; `loss(logits, label, sigma, grid, settings)`;
-    `probabilities(logits, grid)`.
+    """`head_width(grid)` outputs; `loss(logits, label, sigma, grid, settings)` with an instance of
+    the dataclass `settings`; `probabilities(logits, grid)`.
 
     `shared_head`: all outputs have one weight vector, and a bias each.
     """
 
     head_width: Callable[[LabelGrid], int]
-    loss: Callable[[Tensor, Tensor, Tensor, LabelGrid, LossSettings], Tensor]
+    loss: Callable[[Tensor, Tensor, Tensor, LabelGrid, Any], Tensor]
     probabilities: Callable[[Tensor, LabelGrid], Tensor]
+    settings: type = NoSettings
     shared_head: bool = False
 
 
@@ -70,35 +101,39 @@ def softmax_probabilities(logits_BK: Tensor, _grid: LabelGrid) -> Tensor:
     return torch.softmax(_at_least_float32(logits_BK), dim=1)
 
 
-def expectation_loss(
-    logits_BK: Tensor, label_B: Tensor, _sigma_B: Tensor, grid: LabelGrid, _settings: LossSettings
-) -> Tensor:
-    """ER, |y-hat - y| alone, mean over the batch (paper, Eq. 11); sigma and lambda play no part;
-    scalar."""
+def expectation_error(logits_BK: Tensor, label_B: Tensor, grid: LabelGrid) -> Tensor:
+    """|y-hat - y|, mean over the batch (paper, Eq. 11); scalar."""
     value_B = expectation(softmax_probabilities(logits_BK, grid).to(label_B.dtype), grid)
     return (value_B - label_B).abs().mean()
 
 
+def expectation_loss(
+    logits_BK: Tensor, label_B: Tensor, _sigma_B: Tensor, grid: LabelGrid, _settings: NoSettings
+) -> Tensor:
+    """ER: the expectation's error alone; sigma plays no part; scalar."""
+    return expectation_error(logits_BK, label_B, grid)
+
+
+def dldl_loss(
+    logits_BK: Tensor, label_B: Tensor, sigma_B: Tensor, grid: LabelGrid, settings: DLDLSettings
+) -> Tensor:
+    """DLDL (Gao et al. 2017): the KL divergence alone; scalar."""
+    p_BK = gaussian(label_B, sigma_B.clamp_min(settings.min_sigma), grid)
+    return kl_divergence(p_BK, logits_BK, settings.kl_reduction)
+
+
 def dldl_v2_loss(
-    logits_BK: Tensor, label_B: Tensor, sigma_B: Tensor, grid: LabelGrid, settings: LossSettings
+    logits_BK: Tensor, label_B: Tensor, sigma_B: Tensor, grid: LabelGrid, settings: DLDLv2Settings
 ) -> Tensor:
     """L = KL(p || p-hat) + lambda |y-hat - y|, mean over the batch (paper, Eq. 12-13); scalar.
 
     Its gradient with respect to one face's logits is p-hat - p + lambda sign(y-hat - y) p-hat o (l
     - y-hat) (Eq. 17).
     """
-    p_BK = gaussian(label_B, sigma_B.clamp_min(settings.min_sigma), grid)
-    loss = kl_divergence(p_BK, logits_BK, settings.kl_reduction)
+    loss = dldl_loss(logits_BK, label_B, sigma_B, grid, settings)
     if settings.lambda_ == 0:
         return loss
-    return loss + settings.lambda_ * expectation_loss(logits_BK, label_B, sigma_B, grid, settings)
-
-
-def dldl_loss(
-    logits_BK: Tensor, label_B: Tensor, sigma_B: Tensor, grid: LabelGrid, settings: LossSettings
-) -> Tensor:
-    """DLDL (Gao et al. 2017): the KL divergence alone, whatever lambda is; scalar."""
-    return dldl_v2_loss(logits_BK, label_B, sigma_B, grid, replace(settings, lambda_=0.0))
+    return loss + settings.lambda_ * expectation_error(logits_BK, label_B, grid)
 
 
 def nearest(label_B: Tensor, grid: LabelGrid) -> Tensor:
@@ -109,38 +144,46 @@ def nearest(label_B: Tensor, grid: LabelGrid) -> Tensor:
     return places_B
 
 
-def dex_loss(
-    logits_BK: Tensor, label_B: Tensor, _sigma_B: Tensor, grid: LabelGrid, _settings: LossSettings
-) -> Tensor:
-    """DEX (Rothe et al. 2015): cross-entropy on the nearest label, mean over the batch; scalar."""
+def nearest_label_error(logits_BK: Tensor, label_B: Tensor, grid: LabelGrid) -> Tensor:
+    """Cross-entropy on the nearest label, mean over the batch; scalar."""
     return functional.cross_entropy(_at_least_float32(logits_BK), nearest(label_B, grid))
 
 
+def dex_loss(
+    logits_BK: Tensor, label_B: Tensor, _sigma_B: Tensor, grid: LabelGrid, _settings: NoSettings
+) -> Tensor:
+    """DEX (Rothe et al. 2015): cross-entropy on the nearest label, mean over the batch; scalar."""
+    return nearest_label_error(logits_BK, label_B, grid)
+
+
 def dex_released_loss(
-    logits_BK: Tensor, label_B: Tensor, _sigma_B: Tensor, grid: LabelGrid, _settings: LossSettings
+    logits_BK: Tensor, label_B: Tensor, _sigma_B: Tensor, grid: LabelGrid, _settings: NoSettings
 ) -> Tensor:
     """What DLDL-v2's released code minimises under DEX's name: minus the nearest label's
     probability; scalar."""
     return functional.nll_loss(softmax_probabilities(logits_BK, grid), nearest(label_B, grid))
 
 
-MEAN_WEIGHT, VARIANCE_WEIGHT = 0.2, 0.05  # Pan et al. 2018, section 4.3
-
-
 def mean_variance_loss(
-    logits_BK: Tensor, label_B: Tensor, sigma_B: Tensor, grid: LabelGrid, settings: LossSettings
+    logits_BK: Tensor,
+    label_B: Tensor,
+    _sigma_B: Tensor,
+    grid: LabelGrid,
+    settings: MeanVarianceSettings,
 ) -> Tensor:
-    """Pan, Han, Shan, Chen 2018: cross-entropy + 0.2 (m - y)^2 / 2 + 0.05 v, with mean m and
-    variance v of p-hat in label units, mean over the batch; scalar."""
+    """Pan, Han, Shan, Chen 2018: cross-entropy + mean_weight (m - y)^2 / 2 + variance_weight v,
+    with mean m and variance v of p-hat in label units, mean over the batch; scalar."""
     p_BK = softmax_probabilities(logits_BK, grid).to(label_B.dtype)
     mean_B = expectation(p_BK, grid)
     variance_B = (p_BK * (grid.tensor(p_BK) - mean_B[:, None]) ** 2).sum(dim=1)
-    penalty_B = MEAN_WEIGHT * (mean_B - label_B) ** 2 / 2 + VARIANCE_WEIGHT * variance_B
-    return dex_loss(logits_BK, label_B, sigma_B, grid, settings) + penalty_B.mean()
+
+    penalty_B = settings.mean_weight * (mean_B - label_B) ** 2 / 2
+    penalty_B = penalty_B + settings.variance_weight * variance_B
+    return nearest_label_error(logits_BK, label_B, grid) + penalty_B.mean()
 
 
 def ranking_loss(
-    logits_BR: Tensor, label_B: Tensor, _sigma_B: Tensor, grid: LabelGrid, _settings: LossSettings
+    logits_BR: Tensor, label_B: Tensor, _sigma_B: Tensor, grid: LabelGrid, _settings: NoSettings
 ) -> Tensor:
     """Ranking (Niu et al. 2016; DLDL-v2 section 3.2): R = K - 1 questions y > l_k, k = 1 .. K - 1,
     binary cross-entropy averaged over questions and batch; scalar."""
@@ -150,7 +193,7 @@ def ranking_loss(
 
 
 def coral_loss(
-    logits_BR: Tensor, label_B: Tensor, sigma_B: Tensor, grid: LabelGrid, settings: LossSettings
+    logits_BR: Tensor, label_B: Tensor, sigma_B: Tensor, grid: LabelGrid, settings: NoSettings
 ) -> Tensor:
     """CORAL (Cao, Mirjalili, Raschka 2020, Eq. 4): as Ranking, summed over the questions, on a
     shared head; scalar."""
@@ -179,14 +222,14 @@ def scaled(label_B: Tensor, grid: LabelGrid) -> Tensor:
 
 
 def mr_l1_loss(
-    logits_B1: Tensor, label_B: Tensor, _sigma_B: Tensor, grid: LabelGrid, _settings: LossSettings
+    logits_B1: Tensor, label_B: Tensor, _sigma_B: Tensor, grid: LabelGrid, _settings: NoSettings
 ) -> Tensor:
     """Metric regression, l1 on the scale [-1, 1], mean over the batch; scalar."""
     return (regression_value(logits_B1) - scaled(label_B, grid)).abs().mean()
 
 
 def mr_l2_loss(
-    logits_B1: Tensor, label_B: Tensor, _sigma_B: Tensor, grid: LabelGrid, _settings: LossSettings
+    logits_B1: Tensor, label_B: Tensor, _sigma_B: Tensor, grid: LabelGrid, _settings: NoSettings
 ) -> Tensor:
     """Metric regression, squared error on the scale [-1, 1], mean over the batch; scalar."""
     return ((regression_value(logits_B1) - scaled(label_B, grid)) ** 2).mean()
@@ -219,20 +262,18 @@ def one_output_a_question(grid: LabelGrid) -> int:
     return grid.num_labels - 1
 
 
-_SOFTMAX = Method(
-    head_width=one_output_a_label, loss=dldl_v2_loss, probabilities=softmax_probabilities
-)
+_SOFTMAX = Method(head_width=one_output_a_label, loss=dex_loss, probabilities=softmax_probabilities)
 _RANKING = Method(
     head_width=one_output_a_question, loss=ranking_loss, probabilities=ranking_probabilities
 )
 _REGRESSION = Method(head_width=one_output, loss=mr_l1_loss, probabilities=regression_probabilities)
 METHODS: dict[str, Method] = {
-    "dldl_v2": _SOFTMAX,
-    "dldl": replace(_SOFTMAX, loss=dldl_loss),
+    "dldl_v2": replace(_SOFTMAX, loss=dldl_v2_loss, settings=DLDLv2Settings),
+    "dldl": replace(_SOFTMAX, loss=dldl_loss, settings=DLDLSettings),
     "er": replace(_SOFTMAX, loss=expectation_loss),
-    "dex": replace(_SOFTMAX, loss=dex_loss),
+    "dex": _SOFTMAX,
     "dex_released": replace(_SOFTMAX, loss=dex_released_loss),
-    "mean_variance": replace(_SOFTMAX, loss=mean_variance_loss),
+    "mean_variance": replace(_SOFTMAX, loss=mean_variance_loss, settings=MeanVarianceSettings),
     "ranking": _RANKING,
     "coral": replace(_RANKING, loss=coral_loss, shared_head=True),
     "mr_l1": _REGRESSION,

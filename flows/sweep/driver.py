@@ -1,6 +1,6 @@
 """The driver of a sweep, a process of its own (flows/sweep/flow.py starts it):
 
-    python -m flows.sweep.driver --faces F --backbone B --results R
+    python -m flows.sweep.driver --faces F --backbone B --start S --results R
 
 Opens the training and validation faces once and lays them into Ray's shared memory, has Tune run
 the trials, and writes the results. What the trials write lies in a folder named by a digest of
@@ -67,6 +67,7 @@ from stages.exit_status import ExitStatus, exit_status_of
 from stages.settings import load_section, read_params
 from visage.atomic import atomic_write
 from visage.data.face_table import FaceTable
+from visage.model_config import CONFIG_FILE, WEIGHTS_FILE
 from visage.training.provenance import code_digest, table_digest
 from visage.weights import sha256_of
 
@@ -76,11 +77,12 @@ SPARE_BYTES = 200_000_000  # of the object store, beside the faces
 
 @dataclass(frozen=True, kw_only=True)
 class Inputs:
-    """Where finetune's faces and backbone lie, and where the results go."""
+    """Where finetune's faces and what it starts from lie, and where the results go."""
 
     params: Path
     faces: Path
     backbone: Path
+    start: Path
     results: Path
 
 
@@ -118,10 +120,14 @@ def sweep(inputs: Inputs) -> None:
 
 
 def _folder(plan: Plan, inputs: Inputs, tables: Mapping[str, FaceTable]) -> Path:
-    """The sweep's own folder, with a copy of the backbone: what happens in the working copy does
-    not touch it."""
+    """The sweep's own folder, with a copy of what the trials start from: what happens in the
+    working copy does not touch it."""
     base = plan.trial_settings({})
-    files = [inputs.backbone / name for name in BACKBONE] if base.init == "backbone" else []
+    files: list[Path] = []
+    if base.init == "backbone":
+        files = [inputs.backbone / name for name in BACKBONE]
+    if base.init == "model":
+        files = [inputs.start / name for name in (WEIGHTS_FILE, CONFIG_FILE)]
     parts = [
         json.dumps(
             [dataclasses.asdict(one) for one in (plan.settings, base)] + [sorted(plan.space)]
@@ -136,7 +142,8 @@ def _folder(plan: Plan, inputs: Inputs, tables: Mapping[str, FaceTable]) -> Path
     folder = (Path(plan.settings.folder) / f"{base.name}-{digest}").absolute()
     folder.mkdir(parents=True, exist_ok=True)
     for file in files:
-        with atomic_write(folder / "backbone" / file.name) as part:
+        copies = "backbone" if base.init == "backbone" else "start"
+        with atomic_write(folder / copies / file.name) as part:
             shutil.copyfile(file, part)
     return folder
 
@@ -232,7 +239,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(
         prog="python -m flows.sweep.driver", description=__doc__.split("\n", 1)[0]
     )
-    for name in ("params", "faces", "backbone", "results"):
+    for name in ("params", "faces", "backbone", "start", "results"):
         parser.add_argument(f"--{name}", type=Path, required=True)
     for logger in (
         "ray.tune.analysis.experiment_analysis",

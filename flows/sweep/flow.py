@@ -37,7 +37,7 @@ def sweep(root: Path = ROOT) -> str:
         stages = runner.stages(logger.info)
         for name in before(stages, GOAL):
             task_of(name)(runner, name)
-        faces, backbone = _inputs(stages)
+        faces, backbone, start = _inputs(stages)
     words = [
         "--params",
         "params.yaml",
@@ -45,6 +45,8 @@ def sweep(root: Path = ROOT) -> str:
         faces,
         "--backbone",
         backbone,
+        "--start",
+        start,
         "--results",
         RESULTS,
     ]
@@ -54,11 +56,13 @@ def sweep(root: Path = ROOT) -> str:
     return page
 
 
-def _inputs(stages: list[Declared]) -> tuple[str, str]:
-    """Where finetune's command says that its faces and its backbone lie."""
+def _inputs(stages: list[Declared]) -> tuple[str, str, str]:
+    """Where finetune's command says that its faces and what it starts from lie."""
     [command] = [stage.command for stage in stages if stage.name == GOAL]
-    faces, backbone = (command[command.index(f"--{name}") + 1] for name in ("faces", "backbone"))
-    return faces, backbone
+    faces, backbone, start = (
+        command[command.index(f"--{name}") + 1] for name in ("faces", "backbone", "start")
+    )
+    return faces, backbone, start
 
 
 def main() -> None:

@@ -39,11 +39,12 @@ Tell = Callable[[Mapping[str, Any]], None]
 
 @dataclass(frozen=True, kw_only=True)
 class TrialPaths:
-    """The trial's own folder, the sweep's copy of the backbone, and where the faces lie (for
-    messages alone)."""
+    """The trial's own folder, the sweep's copies of what it starts from, and where the faces lie
+    (for messages alone)."""
 
     folder: Path
     backbone: Path
+    start: Path
     faces: Path
 
 
@@ -61,7 +62,9 @@ def trial(
     pin(plan.settings.cpus_per_trial)
     torch.set_num_threads(max(1, int(plan.settings.cpus_per_trial)))
     own = folder / tune.get_context().get_trial_id()
-    paths = TrialPaths(folder=own, backbone=folder / "backbone", faces=faces)
+    paths = TrialPaths(
+        folder=own, backbone=folder / "backbone", start=folder / "start", faces=faces
+    )
     try:
         with (
             Path(os.devnull).open("w") as nowhere,
@@ -114,6 +117,7 @@ def run_trial(
             settings,
             faces=paths.faces,
             backbone=paths.backbone,
+            start=paths.start,
             checkpoints=paths.folder / CHECKPOINTS,
             model=paths.folder / MODEL,
             history=paths.folder / HISTORY,

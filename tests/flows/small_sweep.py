@@ -32,6 +32,8 @@ WORDS = [
     "faces",
     "--backbone",
     "none",
+    "--start",
+    "none",
     "--results",
     "reports/sweep",
 ]

@@ -22,19 +22,23 @@ from tests.small_faces import (
     ALIGNMENT,
     DETECTOR,
     GRID,
+    LOSS,
     RECIPE,
+    TINY,
     finetune_settings,
     some_faces,
     write_faces,
 )
 from visage.data.face_table import FaceTable
-from visage.data.preprocess import evaluation_view
+from visage.data.preprocess import evaluation_faces
 from visage.inference.photos import Predictor
 from visage.labels import LabelGrid
-from visage.methods import METHODS, LossSettings
+from visage.methods import METHODS
 from visage.model_config import NormaliseConfig
+from visage.networks import FaceBatch, NetworkSettings
 from visage.weights import load_model
 
+THIN = NetworkSettings(name="thin", options={"pooling": "hybrid"})
 OTHER_NORMALISE = NormaliseConfig(mean=(0.5, 0.5, 0.5), std=(1.0, 1.0, 1.0))
 
 
@@ -44,24 +48,24 @@ def faces(tmp_path: Path) -> Path:
 
 
 def run(
-    folder: Path, faces: Path, settings: FinetuneSettings, backbone: Path | None = None
+    folder: Path,
+    faces: Path,
+    settings: FinetuneSettings,
+    backbone: Path | None = None,
+    start: Path | None = None,
 ) -> pd.DataFrame:
     """The history after a run in `folder`."""
     finetune(
         settings,
         faces=faces,
         backbone=backbone or folder / "none",
+        start=start or folder / "none",
         checkpoints=folder / "checkpoints",
         model=folder / "model",
         history=folder / "finetune.csv",
         report=lambda *_: None,
     )
     return pd.read_csv(folder / "finetune.csv")
-
-
-def loss_settings(**changes: Any) -> LossSettings:
-    values: dict[str, Any] = {"lambda_": 1.0, "kl_reduction": "sum", "min_sigma": 0.5}
-    return LossSettings(**(values | changes))
 
 
 # -------------------------------------------------------------------------------
@@ -88,7 +92,9 @@ def test_model_carries_what_it_needs(tmp_path: Path, faces: Path) -> None:
     assert (
         config.training["schedule"] == settings.schedule
     )  # of the stage, not of the recipe, which has one too
-    assert config.training["loss"] == dataclasses.asdict(settings.loss)
+    assert config.training["loss"] == {"lambda_": 1.0, "kl_reduction": "sum", "min_sigma": 0.5}
+    assert (config.network.name, config.network.options) == ("tiny", {"pooling": "hybrid"})
+    assert (config.training["init"], config.training["start"]) == ("scratch", None)
     assert set(history) == {"epoch", "train_loss", "learning_rate", "val_mae", "seconds"}
     assert config.metrics == {"val": {"val_mae": history["val_mae"].iloc[-1]}}
     assert network.head.out_features == GRID.num_labels
@@ -112,7 +118,8 @@ def test_validation_figure_is_the_saved_models_error(tmp_path: Path, faces: Path
     network, config = load_model(tmp_path / "model")
     table = FaceTable.open(faces, ["val"])
     with torch.inference_mode():
-        p_BK = network(evaluation_view(table.decode(np.arange(6)), config.normalise)).softmax(1)
+        crops = FaceBatch(table.decode(np.arange(6)), None)
+        p_BK = network(evaluation_faces(crops, config.normalise)).logits_BK.softmax(1)
     value_B = (p_BK @ torch.from_numpy(GRID.labels()).float()).numpy()
     assert history["val_mae"].iloc[-1] == pytest.approx(
         np.abs(value_B - table.label).mean(), abs=1e-4
@@ -132,18 +139,20 @@ def test_every_method_trains_and_answers(tmp_path: Path, faces: Path, method: st
 
 
 @pytest.mark.parametrize(
-    ("network", "pooling"),
+    ("name", "options"),
     [
-        ("vgg-0.125", "gap"),
-        pytest.param("vgg16", "flatten", marks=pytest.mark.slow),
-    ],  # 134 million parameters
+        ("vgg-0.125", {"pooling": "gap"}),
+        ("resnet18-0.25", {}),
+        pytest.param("vgg16", {}, marks=pytest.mark.slow),  # 134 million parameters
+    ],
 )
 def test_every_network_trains_and_comes_back(
-    tmp_path: Path, faces: Path, network: str, pooling: str
+    tmp_path: Path, faces: Path, name: str, options: dict[str, str]
 ) -> None:
-    history = run(tmp_path, faces, finetune_settings(network=network, pooling=pooling, epochs=1))
+    network = NetworkSettings(name=name, options=options)
+    history = run(tmp_path, faces, finetune_settings(network=network, epochs=1))
     predictor, table = Predictor.load(tmp_path / "model"), FaceTable.open(faces, ["val"])
-    assert (predictor.config.network.name, predictor.config.network.pooling) == (network, pooling)
+    assert (predictor.config.network.name, predictor.config.network.options) == (name, options)
     value_N = predictor.predict_crops(table.decode(np.arange(6)), flip=False).value
     assert history["val_mae"].iloc[-1] == pytest.approx(
         np.abs(value_N - table.label).mean(), abs=1e-3
@@ -195,6 +204,7 @@ def test_faces_may_come_from_somewhere_else(tmp_path: Path, faces: Path) -> None
         settings,
         faces=tmp_path / "nowhere",
         backbone=folder,
+        start=folder,
         checkpoints=folder / "checkpoints",
         model=folder / "model",
         history=folder / "history.csv",
@@ -217,6 +227,7 @@ def test_the_epochs_of_a_second_stage_are_reported_after_those_of_the_first(
         settings,
         faces=faces,
         backbone=tmp_path,
+        start=tmp_path,
         checkpoints=tmp_path / "checkpoints",
         model=tmp_path / "model",
         history=tmp_path / "history.csv",
@@ -239,10 +250,9 @@ def test_labels_are_learnt(tmp_path: Path) -> None:
     greys_BCHW = torch.tensor([80, 110, 140, 170, 200], dtype=torch.uint8)[
         :, None, None, None
     ].expand(5, 3, 32, 32)
-    value_B = (
-        network(evaluation_view(greys_BCHW, config.normalise)).softmax(1)
-        @ torch.from_numpy(GRID.labels()).float()
-    )
+    greys = evaluation_faces(FaceBatch(greys_BCHW, None), config.normalise)
+    p_BK = network(greys).logits_BK.softmax(1)
+    value_B = p_BK @ torch.from_numpy(GRID.labels()).float()
     assert value_B.tolist() == sorted(value_B.tolist())
 
 
@@ -254,9 +264,11 @@ def test_labels_are_learnt(tmp_path: Path) -> None:
 def start_of(
     folder: Path, faces: Path, settings: FinetuneSettings, backbone: Path
 ) -> dict[str, torch.Tensor]:
-    """The state before the first step: `_start` alone."""
+    """The state before the first step."""
     folder.mkdir(exist_ok=True)
-    return stages.finetune._start(settings, FaceTable.open(faces, ["train"]), backbone).state_dict()
+    table = FaceTable.open(faces, ["train"])
+    start = stages.finetune._start(settings, table, backbone, folder / "none")
+    return stages.finetune._network(settings, start).state_dict()
 
 
 @pytest.mark.parametrize("method", METHODS)
@@ -279,7 +291,7 @@ def test_trunk_comes_from_the_backbone_and_the_head_does_not(
 @pytest.mark.parametrize(
     ("key", "settings", "alignment"),
     [
-        ("network", finetune_settings(init="backbone", network="thin"), ALIGNMENT),
+        ("network", finetune_settings(init="backbone", network=THIN), ALIGNMENT),
         ("normalise", finetune_settings(init="backbone", normalise=OTHER_NORMALISE), ALIGNMENT),
         ("alignment", finetune_settings(init="backbone"), ALIGNMENT | {"face_scale": 1.4}),
     ],
@@ -329,7 +341,7 @@ def test_two_stages_are_kl_alone_then_a_zeroed_bias_then_all(
     monkeypatch.setitem(METHODS, "dldl_v2", dataclasses.replace(method, loss=watched_loss))
     monkeypatch.setattr("stages.finetune.fit", watched_fit)
     history = run(
-        tmp_path, faces, finetune_settings(schedule="two_stage", loss=loss_settings(lambda_=3.0))
+        tmp_path, faces, finetune_settings(schedule="two_stage", loss=LOSS | {"lambda_": 3.0})
     )
     assert lambdas == [0.0] * 6 + [3.0] * 6  # 20 faces by 8 are 3 steps, 2 epochs a phase
     assert biases == [0.0, 0.0]
@@ -341,14 +353,14 @@ def test_two_stages_are_kl_alone_then_a_zeroed_bias_then_all(
 def test_second_phase_goes_on_from_the_model_of_the_first(tmp_path: Path, faces: Path) -> None:
     """Each phase by itself, the second from the first one's average with its bias zeroed, gives the
     same weights."""
-    loss = loss_settings(lambda_=3.0)
+    loss = LOSS | {"lambda_": 3.0}
     run(tmp_path / "both", faces, finetune_settings(schedule="two_stage", loss=loss))
-    run(tmp_path / "first", faces, finetune_settings(loss=dataclasses.replace(loss, lambda_=0.0)))
+    run(tmp_path / "first", faces, finetune_settings(loss=loss | {"lambda_": 0.0}))
     first = load_model(tmp_path / "first" / "model")[0]
     torch.nn.init.zeros_(first.head.bias)
     settings = finetune_settings(seed=1, loss=loss)
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr("stages.finetune._start", lambda *_: first)
+        patch.setattr("stages.finetune._network", lambda *_: first)
         run(tmp_path / "second", faces, settings)
     both, second = (
         load_file(tmp_path / name / "model" / "model.safetensors") for name in ("both", "second")
@@ -358,7 +370,12 @@ def test_second_phase_goes_on_from_the_model_of_the_first(tmp_path: Path, faces:
 
 @pytest.mark.parametrize(
     "changes",
-    [{"method": "er"}, {"pooling": "gap"}, {"decode": "median"}, {"augmentation": "extended"}],
+    [
+        {"method": "er"},
+        {"network": dataclasses.replace(TINY, options={"pooling": "gap"})},
+        {"decode": "median"},
+        {"augmentation": "extended"},
+    ],
 )
 def test_every_choice_trains(tmp_path: Path, faces: Path, changes: dict[str, Any]) -> None:
     history = run(tmp_path, faces, finetune_settings(epochs=1, **changes))
@@ -405,6 +422,33 @@ def test_grid_too_narrow_for_the_faces_is_refused(tmp_path: Path, faces: Path) -
         run(tmp_path, faces, finetune_settings(grid=grid))
 
 
+@pytest.mark.parametrize(
+    ("loss", "said"),
+    [
+        (LOSS | {"lamda": 1.0}, r"finetune\.loss: unknown key 'lamda'; known keys: kl_reduction, "),
+        ({"kl_reduction": "sum", "min_sigma": 0.5}, r"finetune\.loss: missing key 'lambda_'"),
+        (LOSS | {"kl_reduction": "max"}, r"finetune\.loss\.kl_reduction: 'max' is not one of"),
+        (LOSS | {"lambda_": -1.0}, r"finetune\.loss: lambda_ is -1\.0: give 0 or more"),
+    ],
+)
+def test_loss_settings_that_the_method_cannot_take_are_refused(
+    tmp_path: Path, faces: Path, loss: dict[str, Any], said: str
+) -> None:
+    with pytest.raises(ValueError, match=said):
+        run(tmp_path, faces, finetune_settings(loss=loss))
+
+
+def test_settings_of_other_methods_change_nothing(tmp_path: Path, faces: Path) -> None:
+    """They stay in params.yaml, so that a sweep over methods need not take them out."""
+    for name, loss in (("all", LOSS), ("none", {})):
+        run(tmp_path / name, faces, finetune_settings(method="dex", loss=loss, epochs=1))
+    first, second = (
+        load_file(tmp_path / name / "model" / "model.safetensors") for name in ("all", "none")
+    )
+    assert all(torch.equal(first[name], second[name]) for name in first)
+    assert load_model(tmp_path / "all" / "model")[1].training["loss"] == {}
+
+
 @pytest.mark.parametrize("name", ["method", "decode", "recipe", "augmentation"])
 def test_unknown_name_is_refused_with_those_known(tmp_path: Path, faces: Path, name: str) -> None:
     with pytest.raises(ValueError, match=rf"finetune\.{name}: 'unheard of' is unknown; known: "):
@@ -419,8 +463,8 @@ def test_too_few_faces_are_refused(tmp_path: Path) -> None:
 
 def test_checkpoints_of_other_settings_are_not_taken(tmp_path: Path, faces: Path) -> None:
     run(tmp_path, faces, finetune_settings(epochs=1))
-    run(tmp_path, faces, finetune_settings(epochs=1, loss=loss_settings(lambda_=0.0)))
-    run(tmp_path / "fresh", faces, finetune_settings(epochs=1, loss=loss_settings(lambda_=0.0)))
+    run(tmp_path, faces, finetune_settings(epochs=1, loss=LOSS | {"lambda_": 0.0}))
+    run(tmp_path / "fresh", faces, finetune_settings(epochs=1, loss=LOSS | {"lambda_": 0.0}))
     first, second = (
         load_file(folder / "model" / "model.safetensors")
         for folder in (tmp_path, tmp_path / "fresh")

@@ -3,6 +3,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import math
 from typing import Any
 
@@ -13,7 +14,13 @@ from hypothesis import strategies as st
 from torch import Tensor
 
 from visage.labels import DECODERS, LabelGrid, gaussian
-from visage.methods import METHODS, LossSettings, kl_divergence
+from visage.methods import (
+    METHODS,
+    DLDLSettings,
+    DLDLv2Settings,
+    MeanVarianceSettings,
+    kl_divergence,
+)
 
 GRIDS = [
     LabelGrid(minimum=0.0, step=1.0, maximum=100.0),
@@ -22,9 +29,20 @@ GRIDS = [
 ]
 
 
-def settings(**changes: Any) -> LossSettings:
-    values: dict[str, Any] = {"lambda_": 1.0, "kl_reduction": "sum", "min_sigma": 0.05}
-    return LossSettings(**(values | changes))
+VALUES: dict[str, Any] = {
+    "lambda_": 1.0,
+    "kl_reduction": "sum",
+    "min_sigma": 0.05,
+    "mean_weight": 0.2,
+    "variance_weight": 0.05,
+}
+
+
+def settings(name: str = "dldl_v2", **changes: Any) -> Any:
+    """The method's own settings, with those of `changes` that it has."""
+    kind = METHODS[name].settings
+    values = VALUES | changes
+    return kind(**{field.name: values[field.name] for field in dataclasses.fields(kind)})
 
 
 def batch(
@@ -48,7 +66,7 @@ def gradient(
     label_B: Tensor,
     sigma_B: Tensor,
     grid: LabelGrid,
-    how: LossSettings,
+    how: Any,
 ) -> Tensor:
     logits_BK = logits_BK.clone().requires_grad_()
     METHODS[name].loss(logits_BK, label_B, sigma_B, grid, how).backward()
@@ -79,7 +97,7 @@ def test_gradient_agrees_with_differences_in_float64(
     name: str, grid: LabelGrid, kl_reduction: str
 ) -> None:
     logits_BK, label_B, sigma_B = batch(grid, seed=3, size=2, name=name)
-    how = settings(kl_reduction=kl_reduction, lambda_=0.7)
+    how = settings(name, kl_reduction=kl_reduction, lambda_=0.7)
     assert torch.autograd.gradcheck(
         lambda logits: METHODS[name].loss(logits, label_B, sigma_B, grid, how),
         logits_BK.requires_grad_(),
@@ -132,7 +150,7 @@ def test_every_loss_is_the_mean_of_what_a_loop_gives(name: str, grid: LabelGrid)
     expected = sum(
         naive_loss(name, logits, label, sigma, grid) for logits, label, sigma in rows
     ) / len(label_B)
-    loss = METHODS[name].loss(logits_BK, label_B, sigma_B, grid, settings())
+    loss = METHODS[name].loss(logits_BK, label_B, sigma_B, grid, settings(name))
     assert loss.item() == pytest.approx(expected, rel=1e-9)
 
 
@@ -168,7 +186,7 @@ def test_losses_are_finite_at_the_ends_of_the_range(name: str) -> None:
             torch.ones(2).double(),
         )
         logits_BK = batch(grid, seed=0, size=2, name=name)[0]
-        assert METHODS[name].loss(logits_BK, ends_B, sigma_B, grid, settings()).isfinite()
+        assert METHODS[name].loss(logits_BK, ends_B, sigma_B, grid, settings(name)).isfinite()
 
 
 @pytest.mark.parametrize("grid", GRIDS)
@@ -246,11 +264,44 @@ def test_sigma_below_the_floor_trains_towards_the_floor() -> None:
 
 
 @pytest.mark.parametrize(
-    "changes", [{"lambda_": -1.0}, {"min_sigma": 0.0}, {"min_sigma": math.nan}]
+    ("method", "name", "value"),
+    [
+        ("dldl_v2", "lambda_", -1.0),
+        ("dldl_v2", "min_sigma", 0.0),
+        ("dldl_v2", "min_sigma", math.nan),
+        ("dldl", "min_sigma", 0.0),
+        ("mean_variance", "mean_weight", -0.1),
+        ("mean_variance", "variance_weight", math.nan),
+    ],
 )
-def test_loss_settings_out_of_bounds_are_refused(changes: dict[str, float]) -> None:
-    with pytest.raises(ValueError, match=r"lambda_ is .*, min_sigma .*: give "):
-        settings(**changes)
+def test_loss_settings_out_of_bounds_are_refused(method: str, name: str, value: float) -> None:
+    with pytest.raises(ValueError, match=rf"{name} (is )?{value}.*: give "):
+        settings(method, **{name: value})
+
+
+def test_a_method_brings_its_own_settings() -> None:
+    kinds = {name: method.settings for name, method in METHODS.items()}
+    assert (kinds["dldl_v2"], kinds["dldl"]) == (DLDLv2Settings, DLDLSettings)
+    assert kinds["mean_variance"] is MeanVarianceSettings
+    assert not dataclasses.fields(kinds["dex"])
+
+
+@pytest.mark.parametrize(("name", "weight"), [("mean_weight", 3.0), ("variance_weight", 2.0)])
+def test_the_weights_of_mean_and_variance_weigh_them(name: str, weight: float) -> None:
+    """The loss is linear in each weight, with the term itself as slope."""
+    grid = GRIDS[0]
+    logits_BK, label_B, sigma_B = batch(grid, seed=6)
+    loss = METHODS["mean_variance"].loss
+    losses = [
+        loss(logits_BK, label_B, sigma_B, grid, settings("mean_variance", **{name: value})).item()
+        for value in (0.0, weight)
+    ]
+    p_BK = logits_BK.softmax(dim=1)
+    labels_K = torch.from_numpy(grid.labels())
+    mean_B = p_BK @ labels_K
+    variance_B = p_BK @ labels_K**2 - mean_B**2
+    term_B = (mean_B - label_B) ** 2 / 2 if name == "mean_weight" else variance_B
+    assert losses[1] - losses[0] == pytest.approx(weight * term_B.mean().item(), rel=1e-9)
 
 
 @pytest.mark.parametrize("name", list(METHODS))

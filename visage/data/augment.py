@@ -1,7 +1,8 @@
 """Crops become network input: the ONE evaluation view, and the training augmentations, on a whole
 batch at a time.
 
-Crops are uint8 RGB (B,3,H,W); views are float32, normalised. Every random number is drawn on the
+Crops are uint8 RGB (B,3,H,W); views are float32, normalised; landmarks move with the view. Every
+random number is drawn on the
 CPU from the generator that is passed in, so the same seed gives the same augmentations on CPU and
 GPU. Legend: B batch, S the scaled ones of it, C colour channels, H height, W width.
 """
@@ -17,8 +18,9 @@ import torch
 from torch import Tensor
 from torch.nn import functional
 
-from visage.data.preprocess import GREY
+from visage.data.preprocess import GREY, MIRRORED
 from visage.model_config import NormaliseConfig
+from visage.networks.protocol import FaceBatch
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -48,37 +50,58 @@ class AugmentationSettings:
     erase_probability: float
 
     def __post_init__(self) -> None:
-        for name, low, high in (("flip_probability", 0, 1), ("grey_probability", 0, 1), ("scale_probability", 0, 1),
-                                ("min_scale", 0.01, 1), ("rotation_degrees", 0, 180), ("zoom", 0, 0.9),
-                                ("translation", 0, 1), ("jitter", 0, 1), ("erase_probability", 0, 1)):
+        for name, low, high in (
+            ("flip_probability", 0, 1),
+            ("grey_probability", 0, 1),
+            ("scale_probability", 0, 1),
+            ("min_scale", 0.01, 1),
+            ("rotation_degrees", 0, 180),
+            ("zoom", 0, 0.9),
+            ("translation", 0, 1),
+            ("jitter", 0, 1),
+            ("erase_probability", 0, 1),
+        ):
             if not low <= getattr(self, name) <= high:
                 raise ValueError(f"{name} is {getattr(self, name)}: give {low} to {high}")
 
 
 def training_view(
-    crops_BCHW: Tensor, settings: AugmentationSettings, normalise: NormaliseConfig, generator: torch.Generator
-) -> Tensor:
-    """uint8 crops (B,3,H,W) -> augmented, normalised float32 of the same shape.
+    crops: FaceBatch,
+    settings: AugmentationSettings,
+    normalise: NormaliseConfig,
+    generator: torch.Generator,
+) -> FaceBatch:
+    """uint8 crops (B,3,H,W) and their landmarks -> augmented, normalised float32 of the same shape,
+    and the landmarks where they then lie, if they were given.
 
     Geometry is one resampling, and grey, jitter and normalisation together are one affine map of
     the colours of each face.
     """
-    view_BCHW = crops_BCHW.to(torch.float32)
+    view_BCHW = crops.view_BCHW.to(torch.float32)
     if settings.scale_probability > 0:
         view_BCHW = _down_and_up(view_BCHW, settings, generator)
-    view_BCHW = _move(view_BCHW, settings, generator)
-    matrix_BCC, offset_BC = _colour_maps(view_BCHW.mean(dim=(2, 3)).cpu() / 255.0, settings, normalise, generator)
+    view_BCHW, landmarks_B52 = _move(view_BCHW, crops.landmarks_B52, settings, generator)
+    matrix_BCC, offset_BC = _colour_maps(
+        view_BCHW.mean(dim=(2, 3)).cpu() / 255.0, settings, normalise, generator
+    )
     flat_BCN = view_BCHW.flatten(2)
-    matrix_BCC, offset_BC1 = matrix_BCC.to(flat_BCN.device) / 255.0, offset_BC[:, :, None].to(flat_BCN.device)
+    matrix_BCC, offset_BC1 = (
+        matrix_BCC.to(flat_BCN.device) / 255.0,
+        offset_BC[:, :, None].to(flat_BCN.device),
+    )
     view_BCHW = torch.baddbmm(offset_BC1, matrix_BCC, flat_BCN).view_as(view_BCHW)
-    return _erase(view_BCHW, settings, generator) if settings.erase_probability > 0 else view_BCHW
+    if settings.erase_probability > 0:
+        view_BCHW = _erase(view_BCHW, settings, generator)
+    return FaceBatch(view_BCHW, landmarks_B52)
 
 
 def _uniform(low: float, high: float, count: int, generator: torch.Generator) -> Tensor:
     return low + (high - low) * torch.rand(count, generator=generator)
 
 
-def _down_and_up(view_BCHW: Tensor, settings: AugmentationSettings, generator: torch.Generator) -> Tensor:
+def _down_and_up(
+    view_BCHW: Tensor, settings: AugmentationSettings, generator: torch.Generator
+) -> Tensor:
     """Loses detail as a smaller photo would have: bilinear (antialiased) down to a random size and
     back.
 
@@ -91,8 +114,12 @@ def _down_and_up(view_BCHW: Tensor, settings: AugmentationSettings, generator: t
     if not scale_S:
         return view_BCHW
     (height, width), device = view_BCHW.shape[-2:], view_BCHW.device
-    rows_SHH = torch.stack([_down_and_up_matrix(height, round(height * scale)) for scale in scale_S])
-    columns_SWW = torch.stack([_down_and_up_matrix(width, round(width * scale)) for scale in scale_S])
+    rows_SHH = torch.stack(
+        [_down_and_up_matrix(height, round(height * scale)) for scale in scale_S]
+    )
+    columns_SWW = torch.stack(
+        [_down_and_up_matrix(width, round(width * scale)) for scale in scale_S]
+    )
     chosen_S = is_scaled_B.nonzero()[:, 0].to(device)
     view_SCHW = view_BCHW[chosen_S]
     across_SCHW = (view_SCHW.flatten(1, 2) @ columns_SWW.to(device).mT).view_as(view_SCHW)
@@ -104,22 +131,34 @@ def _down_and_up_matrix(side: int, smaller: int) -> Tensor:
     """The (side, side) matrix that shrinks a row of pixels to `smaller` of them and stretches it
     back."""
     pixels = torch.eye(side)[None, None]
-    small = functional.interpolate(pixels, size=(max(1, smaller), side), mode="bilinear", antialias=True)
+    small = functional.interpolate(
+        pixels, size=(max(1, smaller), side), mode="bilinear", antialias=True
+    )
     return functional.interpolate(small, size=(side, side), mode="bilinear")[0, 0]
 
 
-def _move(view_BCHW: Tensor, settings: AugmentationSettings, generator: torch.Generator) -> Tensor:
-    """Flip, rotation, zoom and translation as one resampling with black fill; a mere flip stays
-    exact."""
+def _move(
+    view_BCHW: Tensor,
+    landmarks_B52: Tensor | None,
+    settings: AugmentationSettings,
+    generator: torch.Generator,
+) -> tuple[Tensor, Tensor | None]:
+    """Flip, rotation, zoom and translation as one resampling with black fill, of the view and of
+    the landmarks; a mere flip stays exact."""
     count = len(view_BCHW)
     flip_B = torch.rand(count, generator=generator) < settings.flip_probability
+    mirror_B = torch.where(flip_B, -1.0, 1.0)
     if not (settings.rotation_degrees or settings.zoom or settings.translation):
         turned = flip_B.nonzero()[:, 0].to(view_BCHW.device)
-        return view_BCHW.index_copy(0, turned, view_BCHW[turned].flip(3)) if len(turned) else view_BCHW
+        if len(turned):
+            view_BCHW = view_BCHW.index_copy(0, turned, view_BCHW[turned].flip(3))
+        flips_B23 = torch.eye(2, 3).repeat(count, 1, 1)
+        flips_B23[:, 0, 0] = mirror_B
+        return view_BCHW, _move_landmarks(landmarks_B52, flips_B23, flip_B, view_BCHW)
+
     angle_B = _uniform(-1, 1, count, generator) * math.radians(settings.rotation_degrees)
     zoom_B = 1 / _uniform(1 - settings.zoom, 1 + settings.zoom, count, generator)
     shift_B2 = 2 * settings.translation * (2 * torch.rand(count, 2, generator=generator) - 1)
-    mirror_B = torch.where(flip_B, -1.0, 1.0)
     cosine_B, sine_B = torch.cos(angle_B) * zoom_B, torch.sin(angle_B) * zoom_B
     rows = [
         torch.stack([mirror_B * cosine_B, -mirror_B * sine_B, shift_B2[:, 0]], dim=1),
@@ -127,13 +166,39 @@ def _move(view_BCHW: Tensor, settings: AugmentationSettings, generator: torch.Ge
     ]
     matrix_B23 = torch.stack(rows, dim=1).to(view_BCHW.device)
     places = functional.affine_grid(matrix_B23, list(view_BCHW.shape), align_corners=False)
-    return functional.grid_sample(
+    moved_BCHW = functional.grid_sample(
         view_BCHW, places, mode=settings.interpolation, padding_mode="zeros", align_corners=False
     )
+    return moved_BCHW, _move_landmarks(landmarks_B52, matrix_B23, flip_B, view_BCHW)
+
+
+def _move_landmarks(
+    landmarks_B52: Tensor | None, matrix_B23: Tensor, flip_B: Tensor, view_BCHW: Tensor
+) -> Tensor | None:
+    """Landmarks of the view before -> of the view after.
+
+    `matrix_B23` is affine_grid's: it gives the place before of each place after, both from -1 to 1
+    across the crop, so landmarks take the way back. In a mirror image left and right change places.
+    """
+    if landmarks_B52 is None:
+        return None
+    height_px, width_px = view_BCHW.shape[-2:]
+    sides_2 = landmarks_B52.new_tensor([width_px, height_px])
+    matrix_B23, flip_B = matrix_B23.to(landmarks_B52), flip_B.to(landmarks_B52.device)
+
+    before_B52 = 2 * landmarks_B52 / sides_2 - 1
+    turn_B22, shift_B12 = matrix_B23[:, :, :2], matrix_B23[:, None, :, 2]
+    after_B52 = torch.linalg.solve(turn_B22, (before_B52 - shift_B12).mT).mT
+    moved_B52 = (after_B52 + 1) / 2 * sides_2
+
+    return torch.where(flip_B[:, None, None], moved_B52[:, MIRRORED], moved_B52)
 
 
 def _colour_maps(
-    mean_BC: Tensor, settings: AugmentationSettings, normalise: NormaliseConfig, generator: torch.Generator
+    mean_BC: Tensor,
+    settings: AugmentationSettings,
+    normalise: NormaliseConfig,
+    generator: torch.Generator,
 ) -> tuple[Tensor, Tensor]:
     """Per face, the matrix (B,3,3) and offset (B,3) that grey, jitter and normalisation amount to.
 
@@ -143,9 +208,12 @@ def _colour_maps(
     scale commutes with the rest, and neither of the pulls changes what the other pulls to.
     """
     count, grey_C = len(mean_BC), torch.tensor(GREY)
-    is_grey_B11 = (torch.rand(count, generator=generator) < settings.grey_probability)[:, None, None]
+    is_grey_B11 = (torch.rand(count, generator=generator) < settings.grey_probability)[
+        :, None, None
+    ]
     brightness_B11, contrast_B11, saturation_B11 = (
-        _uniform(1 - settings.jitter, 1 + settings.jitter, count, generator)[:, None, None] for _ in range(3)
+        _uniform(1 - settings.jitter, 1 + settings.jitter, count, generator)[:, None, None]
+        for _ in range(3)
     )
     saturation_B11 = saturation_B11.masked_fill(is_grey_B11, 0.0)
     mix_BCC = saturation_B11 * torch.eye(3) + (1 - saturation_B11) * grey_C.expand(3, 3)

@@ -10,6 +10,7 @@ width, S batches of an epoch, R processes.
 
 from __future__ import annotations
 
+import hashlib
 import itertools
 from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping, Sequence
@@ -24,9 +25,18 @@ import pyarrow.parquet as pq
 import torch
 from torch import Tensor
 
-from visage.data.face_table import FaceRow, ahead, decode_jpeg, face_shards
+from visage.data.face_table import (
+    LANDMARKS,
+    FaceRow,
+    ahead,
+    decode_jpeg,
+    face_shards,
+    landmarks_in_crops,
+)
+from visage.networks.protocol import FaceBatch
 
-Encoded = tuple[bytes, int]  # a crop as it was stored, and its person's class
+# A crop as it was stored, its person's class, and its landmarks in the photo where they are wanted
+Encoded = tuple[bytes, int, list[float] | None]
 READ_BYTES, READ_ROWS, COUNT_ROWS = 1 << 20, 256, 1 << 16
 
 
@@ -50,9 +60,19 @@ class FaceSplit:
         columns = ["sha256", "person", "jpeg", "label", "sigma"]
         for shard in self.shards:
             for rows in _batches(shard, self.split, columns, READ_ROWS):
-                for sha256, person, jpeg, *numbers in zip(*(rows[name].to_pylist() for name in columns), strict=True):
+                for sha256, person, jpeg, *numbers in zip(
+                    *(rows[name].to_pylist() for name in columns), strict=True
+                ):
                     label, sigma = (np.nan if number is None else number for number in numbers)
                     yield str(sha256), person, jpeg, label, sigma
+
+    def landmarks_sha256(self) -> str:
+        """Digest of all landmarks, as `FaceTable.landmarks_sha256` gives it."""
+        digest = hashlib.sha256()
+        for shard in self.shards:
+            for rows in _batches(shard, self.split, [LANDMARKS], COUNT_ROWS):
+                digest.update(np.array(rows[LANDMARKS].to_pylist(), np.float32).tobytes())
+        return digest.hexdigest()
 
     def people(self) -> Counter[str]:
         """How many faces each person has; faces without a person are not counted."""
@@ -63,14 +83,24 @@ class FaceSplit:
                     found[count["values"]] += count["counts"]
         return found
 
-    def of(self, classes: Mapping[str, int]) -> FaceStream:
-        """The faces of some people, each with its person's class; one more pass counts them."""
+    def of(self, classes: Mapping[str, int], with_landmarks: bool) -> FaceStream:
+        """The faces of some people, each with its person's class, and with its landmarks if the
+        network needs them; one more pass counts the faces."""
         names = pa.array(list(classes), pa.string())
         counts = []
         for shard in self.shards:
             batches = _batches(shard, self.split, ["person"], COUNT_ROWS)
-            counts.append(sum(pc.sum(pc.is_in(rows["person"], names)).as_py() or 0 for rows in batches))
-        return FaceStream(shards=self.shards, counts=tuple(counts), split=self.split, classes=dict(classes))
+            counts.append(
+                sum(pc.sum(pc.is_in(rows["person"], names)).as_py() or 0 for rows in batches)
+            )
+        return FaceStream(
+            shards=self.shards,
+            counts=tuple(counts),
+            split=self.split,
+            classes=dict(classes),
+            alignment=self.alignment,
+            with_landmarks=with_landmarks,
+        )
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -82,6 +112,8 @@ class FaceStream:
     counts: tuple[int, ...]
     split: str
     classes: Mapping[str, int]
+    alignment: Mapping[str, Any]
+    with_landmarks: bool
 
     def __len__(self) -> int:
         return sum(self.counts)
@@ -103,11 +135,17 @@ class FaceStream:
         return min(-(-len(self) // batch_size), len(self) // (2 * num_ranks))
 
     def shuffled(
-        self, batch_size: int, window_faces: int, generator: torch.Generator, *, num_workers: int, rank: int,
+        self,
+        batch_size: int,
+        window_faces: int,
+        generator: torch.Generator,
+        *,
+        num_workers: int,
+        rank: int,
         num_ranks: int,
-    ) -> Iterator[tuple[Tensor, Tensor]]:
-        """One epoch of this process: (crops uint8 (B,3,H,W), classes (B,)), decoded by
-        `num_workers` threads.
+    ) -> Iterator[tuple[FaceBatch, Tensor]]:
+        """One epoch of this process: uint8 crops, with their landmarks where the network needs
+        them, and classes (B,); decoded by `num_workers` threads.
 
         Each face comes once, in one of the processes. `generator` stands alike in all processes; it
         draws the order of the shards and is then set apart, so that the caller may go on drawing
@@ -119,16 +157,19 @@ class FaceStream:
         shares_SR = self._shares(batch_size, num_ranks)
         first, last = int(shares_SR[:, :rank].sum()), int(shares_SR[:, : rank + 1].sum())
         faces, sizes = self._faces(order, first, last), shares_SR[:, rank].tolist()
-        batches = drawn_batches(faces, sizes, window_faces, np.random.default_rng(drawn + 2 * rank + 1))
-        yield from ahead(_decoded, batches, num_workers)
+        batches = drawn_batches(
+            faces, sizes, window_faces, np.random.default_rng(drawn + 2 * rank + 1)
+        )
+        yield from ahead(self._decoded, batches, num_workers)
 
     def in_order(
         self, batch_size: int, *, num_workers: int, rank: int, num_ranks: int
-    ) -> Iterator[tuple[Tensor, Tensor]]:
+    ) -> Iterator[tuple[FaceBatch, Tensor]]:
         """This process's part of the faces in the shards' order; as `shuffled` gives them."""
         first, last = (len(self) * number // num_ranks for number in (rank, rank + 1))
         faces = self._faces(range(len(self.shards)), first, last)
-        yield from ahead(_decoded, iter(lambda: list(itertools.islice(faces, batch_size)), []), num_workers)
+        batches = iter(lambda: list(itertools.islice(faces, batch_size)), [])
+        yield from ahead(self._decoded, batches, num_workers)
 
     def _shares(self, batch_size: int, num_ranks: int) -> np.ndarray:
         """Faces of each batch S in each process R, as even as whole numbers are."""
@@ -148,11 +189,13 @@ class FaceStream:
     def _shard(self, index: int) -> Iterator[Encoded]:
         """Errors: a shard that has changed since its faces were counted."""
         found = 0
-        for rows in _batches(self.shards[index], self.split, ["person", "jpeg"], READ_ROWS):
-            for person, jpeg in zip(rows["person"].to_pylist(), rows["jpeg"], strict=True):
+        columns = ["person", "jpeg"] + ([LANDMARKS] if self.with_landmarks else [])
+        for rows in _batches(self.shards[index], self.split, columns, READ_ROWS):
+            for place, person in enumerate(rows["person"].to_pylist()):
                 if person in self.classes:
                     found += 1
-                    yield jpeg.as_py(), self.classes[person]
+                    points = rows[LANDMARKS][place].as_py() if self.with_landmarks else None
+                    yield rows["jpeg"][place].as_py(), self.classes[person], points
         if found != self.counts[index]:
             raise ValueError(
                 f"{self.shards[index]}: {found} faces, {self.counts[index]} when they were "
@@ -160,8 +203,23 @@ class FaceStream:
                 "again meanwhile: run the same command again"
             )
 
+    def _decoded(self, batch: Sequence[Encoded]) -> tuple[FaceBatch, Tensor]:
+        """Encoded crops and classes -> uint8 crops with their landmarks, and classes (B,)."""
+        crops_BHWC = np.stack([decode_jpeg(jpeg) for jpeg, _, _ in batch])
+        crops_BCHW = torch.from_numpy(crops_BHWC.transpose(0, 3, 1, 2).copy())
+        landmarks_B52 = None
+        if self.with_landmarks:
+            photo_B10 = np.array([points for _, _, points in batch], np.float32)
+            in_crops_B52 = landmarks_in_crops(photo_B10.reshape(-1, 5, 2), self.alignment)
+            landmarks_B52 = torch.from_numpy(in_crops_B52)
+        return FaceBatch(crops_BCHW, landmarks_B52), torch.tensor(
+            [number for _, number, _ in batch]
+        )
 
-def _batches(shard: Path, split: str, columns: Sequence[str], num_rows: int) -> Iterator[pa.RecordBatch]:
+
+def _batches(
+    shard: Path, split: str, columns: Sequence[str], num_rows: int
+) -> Iterator[pa.RecordBatch]:
     """A shard's rows of a split, `num_rows` at a time, read through a small buffer: else it lies
     whole in memory."""
     with pq.ParquetFile(shard, buffer_size=READ_BYTES, pre_buffer=False) as file:
@@ -178,16 +236,12 @@ def drawn_batches(
     for size in sizes:
         buffer.extend(itertools.islice(faces, max(window_faces, size) - len(buffer)))
         batch = []
-        for place in (rng.random(size) * np.arange(len(buffer), len(buffer) - size, -1)).astype(int):
+        for place in (rng.random(size) * np.arange(len(buffer), len(buffer) - size, -1)).astype(
+            int
+        ):
             buffer[place], buffer[-1] = buffer[-1], buffer[place]
             batch.append(buffer.pop())  # it changed places with the last one
         yield batch
-
-
-def _decoded(batch: Sequence[Encoded]) -> tuple[Tensor, Tensor]:
-    """Encoded crops and classes -> uint8 (B,3,H,W), (B,)."""
-    crops_BHWC = np.stack([decode_jpeg(jpeg) for jpeg, _ in batch])
-    return torch.from_numpy(crops_BHWC.transpose(0, 3, 1, 2).copy()), torch.tensor([number for _, number in batch])
 
 
 def same_person_pairs(people: Sequence[Any]) -> float:

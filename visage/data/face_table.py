@@ -8,14 +8,16 @@ face). Legend: N faces, B batch, H height, W width.
 from __future__ import annotations
 
 import copy
+import hashlib
 import io
 import itertools
 import json
 import mmap
 import tempfile
 from collections import deque
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
+from functools import cached_property
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -28,9 +30,11 @@ from PIL import Image
 from tqdm import tqdm
 
 from visage.data.schemas import FACE_SCHEMA, METADATA_KEY
+from visage.detection import align
 
 COLUMNS = ("photo_id", "sha256", "found", "label", "sigma", "person", "sex", "ethnicity", "split")
-FACE_COLUMNS = pa.schema([FACE_SCHEMA.field(name) for name in COLUMNS])
+LANDMARKS = "landmarks"
+FACE_COLUMNS = pa.schema([FACE_SCHEMA.field(name) for name in (*COLUMNS, LANDMARKS)])
 
 
 # Sha256 of the photo, person, encoded crop, label, sigma
@@ -58,10 +62,14 @@ class EncodedCrops:
         with tempfile.TemporaryFile() as file:
             for crops in columns:
                 file.write(b"".join(crops.to_pylist()))
-                sizes.append(pc.binary_length(crops).to_numpy(zero_copy_only=False).astype(np.int64))
+                sizes.append(
+                    pc.binary_length(crops).to_numpy(zero_copy_only=False).astype(np.int64)
+                )
             file.flush()
             self._ends = np.cumsum(np.concatenate(sizes))
-            self._bytes: Any = mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ) if self._ends[-1] else b""
+            self._bytes: Any = (
+                mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ) if self._ends[-1] else b""
+            )
 
     def __getitem__(self, index: int) -> bytes:
         return bytes(self._bytes[self._ends[index] : self._ends[index + 1]])
@@ -76,8 +84,15 @@ class EncodedCrops:
 class FaceTable:
     """The faces of some splits: columns as arrays of length N, crops on demand."""
 
-    def __init__(self, crops: EncodedCrops, columns: dict[str, np.ndarray], eye: dict[str, Any], cache_mb: int) -> None:
+    def __init__(
+        self,
+        crops: EncodedCrops,
+        columns: dict[str, np.ndarray],
+        eye: dict[str, Any],
+        cache_mb: int,
+    ) -> None:
         self._crops = crops
+        self._photo_landmarks_N52 = columns[LANDMARKS]  # ten numbers a face in the shards
         self.photo_id, self.sha256, self.found = (columns[name] for name in COLUMNS[:3])
         self.label, self.sigma = (columns[name].astype(np.float64) for name in COLUMNS[3:5])
         self.person, self.sex, self.ethnicity, self.split = (columns[name] for name in COLUMNS[5:])
@@ -97,12 +112,13 @@ class FaceTable:
         def crops() -> Iterator[pa.Array]:
             for path in tqdm(paths, "faces", delay=2.0, leave=False):
                 for rows in _rows(path, splits):
-                    rest.append(rows.select(COLUMNS))
+                    rest.append(rows.select(FACE_COLUMNS.names))
                     yield rows["jpeg"]
 
         encoded = EncodedCrops(crops())
         whole = pa.Table.from_batches(rest, FACE_COLUMNS)
         columns = {name: np.array(whole[name].to_pylist(), object) for name in COLUMNS}
+        columns[LANDMARKS] = np.array(whole[LANDMARKS].to_pylist(), np.float32).reshape(-1, 5, 2)
         return cls(encoded, columns, eye, cache_mb)
 
     def __len__(self) -> int:
@@ -112,6 +128,15 @@ class FaceTable:
         """Crops of the faces `indices`, uint8 (B,3,H,W)."""
         return torch.from_numpy(np.stack([self._crop(int(index)) for index in indices]))
 
+    @cached_property
+    def landmarks(self) -> np.ndarray:
+        """Where the landmarks of all faces lie in their crops, in pixels, float32 (N,5,2)."""
+        return landmarks_in_crops(self._photo_landmarks_N52, self.alignment)
+
+    def landmarks_sha256(self) -> str:
+        """Digest of all landmarks, in the table's order."""
+        return hashlib.sha256(self._photo_landmarks_N52.tobytes()).hexdigest()
+
     def encoded(self, index: int) -> bytes:
         """The crop of face `index` as it was stored (JPEG)."""
         return self._crops[index]
@@ -119,8 +144,13 @@ class FaceTable:
     def rows(self) -> Iterator[FaceRow]:
         """What tells one face from another, face by face, in the table's order."""
         for index in range(len(self)):
-            yield (str(self.sha256[index]), self.person[index], self.encoded(index), float(self.label[index]),
-                   float(self.sigma[index]))
+            yield (
+                str(self.sha256[index]),
+                self.person[index],
+                self.encoded(index),
+                float(self.label[index]),
+                float(self.sigma[index]),
+            )
 
     def _crop(self, index: int) -> np.ndarray:
         if index < len(self._kept) and self._is_kept[index]:
@@ -158,26 +188,44 @@ def face_shards(folder: Path) -> tuple[list[Path], dict[str, Any]]:
     ways differ."""
     paths = sorted(folder.glob("part-*.parquet"))
     if not paths:
-        raise ValueError(f"{folder}: no face shards (part-*.parquet) here; run the align stage "
-                         f"first")
+        raise ValueError(
+            f"{folder}: no face shards (part-*.parquet) here; run the align stage first"
+        )
     eyes = {json.dumps(_eye(path), sort_keys=True) for path in paths}
     if len(eyes) > 1:
-        raise ValueError(f"{folder}: shards of different alignment settings; remove the folder, "
-                         f"run align again")
+        raise ValueError(
+            f"{folder}: shards of different alignment settings; remove the folder, run align again"
+        )
     return paths, json.loads(eyes.pop())
+
+
+def landmarks_in_crops(photo_landmarks_N52: np.ndarray, alignment: Mapping[str, Any]) -> np.ndarray:
+    """Landmarks in pixels of the photos -> of the crops that `alignment` cuts, float32 (N,5,2)."""
+    template_52 = align.template(
+        alignment["template"], alignment["crop_px"], alignment["face_scale"]
+    )
+    crop_N52 = np.empty(photo_landmarks_N52.shape, np.float32)
+    for index, photo_52 in enumerate(photo_landmarks_N52):
+        matrix_23 = align.similarity(photo_52, template_52)
+        crop_N52[index] = align.landmarks_in_crop(photo_52, matrix_23)
+    return crop_N52
 
 
 def _rows(path: Path, splits: Sequence[str]) -> Iterator[pa.RecordBatch]:
     """A shard's rows of some splits, a thousand at a time."""
-    for rows in pq.ParquetFile(path).iter_batches(1024, columns=["jpeg", *COLUMNS]):
-        yield rows.filter(pc.is_in(rows["split"], pa.array(splits, pa.string()))) if splits else rows
+    for rows in pq.ParquetFile(path).iter_batches(1024, columns=["jpeg", *FACE_COLUMNS.names]):
+        yield (
+            rows.filter(pc.is_in(rows["split"], pa.array(splits, pa.string()))) if splits else rows
+        )
 
 
 def _eye(path: Path) -> dict[str, Any]:
     metadata = (pq.read_schema(path).metadata or {}).get(METADATA_KEY)
     if metadata is None:
-        raise ValueError(f"{path}: not a face shard (no '{METADATA_KEY.decode()}' metadata); run "
-                         f"the align stage again")
+        raise ValueError(
+            f"{path}: not a face shard (no '{METADATA_KEY.decode()}' metadata); run "
+            f"the align stage again"
+        )
     eye: dict[str, Any] = json.loads(metadata)
     return {"alignment": eye["alignment"], "detector": eye["detector"]}
 
@@ -187,7 +235,9 @@ def evenly_spread(num_faces: int, wanted: int) -> np.ndarray:
     return np.unique(np.linspace(0, num_faces - 1, min(wanted, num_faces)).round().astype(np.int64))
 
 
-def shuffled_batches(num_faces: int, batch_size: int, generator: torch.Generator) -> list[np.ndarray]:
+def shuffled_batches(
+    num_faces: int, batch_size: int, generator: torch.Generator
+) -> list[np.ndarray]:
     """One epoch's index batches: every face once, in random order; a last batch of one face joins
     the one before.
 
@@ -217,7 +267,9 @@ def ahead(make: Callable[[Item], Made], items: Iterable[Item], num_workers: int)
             return tuple(make(item) for item in read.result())
 
         def ask() -> None:
-            waiting.append(pool.submit(made, reader.submit(lambda: tuple(itertools.islice(source, 1)))))
+            waiting.append(
+                pool.submit(made, reader.submit(lambda: tuple(itertools.islice(source, 1))))
+            )
 
         for _ in range(2 * num_workers):
             ask()
@@ -236,9 +288,12 @@ def prefetched(
 def in_order(
     table: FaceTable, batch_size: int, num_workers: int, task: str
 ) -> Iterator[tuple[np.ndarray, torch.Tensor]]:
-    """`prefetched` batches of every face once, in the table's order; `task` names the progress bar.
-    """
-    order = [np.arange(start, min(start + batch_size, len(table))) for start in range(0, len(table), batch_size)]
+    """`prefetched` batches of every face once, in the table's order; `task` names the progress
+    bar."""
+    order = [
+        np.arange(start, min(start + batch_size, len(table)))
+        for start in range(0, len(table), batch_size)
+    ]
     with tqdm(total=len(table), unit="face", desc=task) as bar:
         for indices, crops_BCHW in prefetched(table, order, num_workers):
             yield indices, crops_BCHW

@@ -6,20 +6,14 @@ Legend: B batch, C colour channels, H height, W width.
 
 from __future__ import annotations
 
-import math
-from dataclasses import dataclass
-from functools import cache
-from typing import Literal
-
 import torch
 from torch import Tensor
-from torch.nn import functional
 
 from visage.model_config import NormaliseConfig
-
+from visage.networks.protocol import FaceBatch
 
 GREY = (0.299, 0.587, 0.114)  # ITU-R BT.601, the weights of Torch7's and Pillow's grey
-
+MIRRORED = (1, 0, 2, 4, 3)  # landmarks by number in the mirror image: left and right change places
 
 # Released code
 PAPER_NORMALISE = NormaliseConfig(mean=(0.5958, 0.4637, 0.4065), std=(0.2693, 0.2409, 0.2352))
@@ -31,3 +25,19 @@ def evaluation_view(crops_BCHW: Tensor, normalise: NormaliseConfig) -> Tensor:
     view_BCHW = crops_BCHW.to(torch.float32) / 255.0
     mean_C, std_C = (view_BCHW.new_tensor(values) for values in (normalise.mean, normalise.std))
     return (view_BCHW - mean_C[:, None, None]) / std_C[:, None, None]
+
+
+def evaluation_faces(crops: FaceBatch, normalise: NormaliseConfig) -> FaceBatch:
+    """uint8 crops and their landmarks -> the network's input; no landmark moves."""
+    return crops._replace(view_BCHW=evaluation_view(crops.view_BCHW, normalise))
+
+
+def mirrored(faces: FaceBatch) -> FaceBatch:
+    """Crops or views, and their landmarks -> those of the mirror images. The left landmark is again
+    the left one in the picture."""
+    view_BCHW, landmarks_B52 = faces
+    if landmarks_B52 is not None:
+        turned_B52 = landmarks_B52[:, MIRRORED]
+        width_px = view_BCHW.shape[-1]
+        landmarks_B52 = torch.stack([width_px - turned_B52[..., 0], turned_B52[..., 1]], dim=-1)
+    return FaceBatch(view_BCHW.flip(-1), landmarks_B52)

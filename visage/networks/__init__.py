@@ -13,6 +13,7 @@ from dataclasses import dataclass
 from functools import partial
 from typing import Any
 
+from visage.networks import resnet, vgg16
 from visage.networks.head import initialise
 from visage.networks.protocol import FaceBatch, Network, Outputs
 from visage.networks.resnet import ResNet18
@@ -29,13 +30,15 @@ class Family:
     `build(num_outputs=, shared_head=, **options)` gives the network, with `share=` too where
     `least_share` is not None. `options`: each option with its legal values, all to be given.
     `least_share`: NAME-SHARE keeps that share of the channels, between this and 1. `full_width`:
-    whether NAME alone is the share 1.
+    whether NAME alone is the share 1. `torchvision_names`: parts of torchvision's network of this
+    definition, and their names here; None where weights cannot be imported.
     """
 
     build: Callable[..., Network]
     options: Mapping[str, tuple[object, ...]]
     least_share: float | None = None
     full_width: bool = True
+    torchvision_names: Mapping[str, str] | None = None
 
 
 VGG_OPTIONS: Mapping[str, tuple[object, ...]] = {"pooling": ("hybrid", "gap")}
@@ -45,8 +48,13 @@ NETWORKS: dict[str, Family] = {
     "thin": Family(build=partial(ThinVGG, share=0.5), options=VGG_OPTIONS),
     "tiny": Family(build=partial(ThinVGG, share=0.25), options=VGG_OPTIONS),
     "vgg": Family(build=ThinVGG, options=VGG_OPTIONS, least_share=LEAST_SHARE, full_width=False),
-    "vgg16": Family(build=VGG16, options={}),
-    "resnet18": Family(build=ResNet18, options={}, least_share=LEAST_SHARE),
+    "vgg16": Family(build=VGG16, options={}, torchvision_names=vgg16.TORCHVISION_NAMES),
+    "resnet18": Family(
+        build=ResNet18,
+        options={},
+        least_share=LEAST_SHARE,
+        torchvision_names=resnet.TORCHVISION_NAMES,
+    ),
 }
 
 
@@ -97,6 +105,19 @@ def build(name: str, options: Options, num_outputs: int, shared_head: bool = Fal
     return family.build(num_outputs=num_outputs, shared_head=shared_head, **width, **options)
 
 
+def torchvision_names(name: str) -> Mapping[str, str]:
+    """Parts of torchvision's network, and their names in the network `name`; ValueError where
+    torchvision has no weights of it."""
+    family, _ = _family_and_share(name)
+    if family.torchvision_names is None:
+        known = [each for each, one in NETWORKS.items() if one.torchvision_names is not None]
+        raise ValueError(
+            f"network {name!r} has no weights under torchvision's names; those of "
+            f"{' and '.join(known)} can be imported"
+        )
+    return family.torchvision_names
+
+
 def _family_and_share(name: str) -> tuple[Family, float | None]:
     """The entry of NETWORKS that `name` belongs to, and the share of the channels where it takes
     one. A share has one spelling, since configs compare."""
@@ -142,4 +163,5 @@ __all__ = [
     "check",
     "initialise",
     "known_networks",
+    "torchvision_names",
 ]

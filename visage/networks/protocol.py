@@ -39,9 +39,11 @@ class Outputs(NamedTuple):
 
 
 class Network(nn.Module, ABC):
-    """A network of faces. `head` is the last linear layer, from `num_features` to K outputs."""
+    """A network of faces. `head` is the last linear layer, from `num_features` to K outputs;
+    `auxiliary_heads` names the modules of the heads that only train."""
 
     needs_landmarks: ClassVar[bool] = False
+    auxiliary_heads: ClassVar[tuple[str, ...]] = ()
     num_features: int
     head: Head
 

@@ -17,6 +17,11 @@ from visage.networks.protocol import FaceBatch, Network
 STAGES = ((64, 1), (128, 2), (256, 2), (512, 2))  # (channels, stride) of layer1 to layer4
 UNITS = 2  # residual units of a stage
 
+# Parts of torchvision's resnet18 by name, which are those here; the rest is its head.
+TORCHVISION_NAMES = {
+    name: name for name in ("conv1", "bn1", "layer1", "layer2", "layer3", "layer4")
+}
+
 
 class ResidualUnit(nn.Module):
     """Two 3x3 convolutions beside a shortcut, which is a 1x1 convolution where shapes differ."""

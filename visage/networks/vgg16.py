@@ -20,6 +20,25 @@ from visage.networks.vgg import VGGBody
 POOLED_PX, WIDE = 7, 4096
 DROPOUT = 0.5
 
+# Layers of torchvision's vgg16 by name, and where their weights belong here; the rest is its head.
+TORCHVISION_NAMES = {
+    "features.0": "blocks.0.0",
+    "features.2": "blocks.0.2",
+    "features.5": "blocks.1.0",
+    "features.7": "blocks.1.2",
+    "features.10": "blocks.2.0",
+    "features.12": "blocks.2.2",
+    "features.14": "blocks.2.4",
+    "features.17": "blocks.3.0",
+    "features.19": "blocks.3.2",
+    "features.21": "blocks.3.4",
+    "features.24": "blocks.4.0",
+    "features.26": "blocks.4.2",
+    "features.28": "blocks.4.4",
+    "classifier.0": "wide.1",
+    "classifier.3": "wide.4",
+}
+
 
 class VGG16(VGGBody):
     """The blocks at full width, and two wide layers."""

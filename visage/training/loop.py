@@ -14,29 +14,37 @@ batch, C channels, H height, W width, K outputs.
 
 from __future__ import annotations
 
-import copy
 import math
 import time
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import NamedTuple, cast
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 from tqdm import tqdm
 
+from visage.networks.protocol import FaceBatch, Network, Outputs
 from visage.training import distributed
 from visage.training.checkpoint import put_in_place, read_checkpoint, write_checkpoint
 from visage.training.optim import (
     RecipeSettings,
     build_optimiser,
     computing_dtype,
+    count_updates,
     learning_rate,
-    update_average,
+    moving_average,
 )
 
-Batch = tuple[Tensor, ...]  # network input (B,3,H,W), then the targets that the loss takes
 Report = Callable[[int, Mapping[str, float]], None]
+
+
+class Batch(NamedTuple):
+    """The network's input, and the targets that the loss takes, a row a face each."""
+
+    faces: FaceBatch
+    targets: tuple[Tensor, ...]
 
 
 class Diverged(ValueError):
@@ -48,7 +56,8 @@ class Task:
     """What is trained: an epoch's batches from its generator, their number, the loss, and a look at
     validation.
 
-    `loss(logits, *targets)` is a scalar, the mean over the faces; `validate(network)` gives named
+    `loss(logits, *targets)` is a scalar, the mean over the faces; that of each head that only
+    trains is added `auxiliary_weight` times. `validate(network)` gives named
     figures, the empty dict where there is no validation split. Among several processes, `batches`
     are this one's shares of the batches (`num_batches` in each process, from the same generator),
     and `validate` gives the same figures in all of them.
@@ -57,11 +66,12 @@ class Task:
     batches: Callable[[torch.Generator], Iterable[Batch]]
     num_batches: int
     loss: Callable[..., Tensor]
-    validate: Callable[[nn.Module], dict[str, float]]
+    auxiliary_weight: float
+    validate: Callable[[Network], dict[str, float]]
 
 
 def fit(
-    network: nn.Module,
+    network: Network,
     task: Task,
     recipe: RecipeSettings,
     *,
@@ -71,7 +81,7 @@ def fit(
     fingerprint: str,
     report: Report,
     micro_batches: int = 1,
-) -> tuple[nn.Module, list[dict[str, float]]]:
+) -> tuple[Network, list[dict[str, float]]]:
     """Trains `network` in place for `epochs`; returns the model to keep (its average where the
     recipe has one) and one row of figures an epoch.
 
@@ -89,15 +99,18 @@ def fit(
     dtype = computing_dtype(recipe.precision, device)
     layout = torch.channels_last if recipe.channels_last else torch.contiguous_format
     network.to(memory_format=layout)
-    average = copy.deepcopy(network).eval() if recipe.ema_decay > 0 else network
+    average = moving_average(network, recipe.ema_decay) if recipe.ema_decay > 0 else None
+    kept = cast(Network, average.module).eval() if average is not None else network
     optimiser = build_optimiser(network, recipe)
     history: list[dict[str, float]] = []
     found, state = read_checkpoint(checkpoint, fingerprint)
     if state is not None:
         network.load_state_dict(state["network"])
-        average.load_state_dict(state["average"])
+        kept.load_state_dict(state["average"])
         optimiser.load_state_dict(state["optimiser"])
         history = state["history"]
+        if average is not None:
+            count_updates(average, len(history) * task.num_batches)
     _refuse_different_starts(checkpoint, len(history), device)
     put_in_place(found, checkpoint)  # now that all have read it
     stepping = distributed.joined(network)
@@ -111,50 +124,78 @@ def fit(
         )  # each process has dropout of its own
         network.train()
         total_loss, num_faces = torch.zeros((), device=device), 0
-        for index, (faces_BCHW, *targets) in enumerate(_with_bar(task, generator, epoch, epochs)):
+        for index, batch in enumerate(_with_bar(task, generator, epoch, epochs)):
             step = epoch * task.num_batches + index
             rate = learning_rate(recipe, step / num_steps)
             for group in optimiser.param_groups:
                 group["lr"] = rate
-            faces_BCHW = faces_BCHW.contiguous(memory_format=layout)
             optimiser.zero_grad(set_to_none=True)
-            parts = _parts((faces_BCHW, *targets), micro_batches)
-            mean_size = distributed.mean_count(len(faces_BCHW), device)
-            for number, (part_BCHW, *part_targets) in enumerate(parts, 1):
+            parts = _parts(batch, micro_batches, layout)
+            batch_size = len(batch.faces.view_BCHW)
+            mean_size = distributed.mean_count(batch_size, device)
+            for number, (faces, targets) in enumerate(parts, 1):
+                part_size = len(faces.view_BCHW)
                 with distributed.apart(stepping, last=number == len(parts)):
                     with torch.autocast(device.type, dtype, enabled=dtype != torch.float32):
-                        logits_BK = stepping(part_BCHW)
-                    loss = task.loss(logits_BK.float(), *part_targets)
-                    (loss * (len(part_BCHW) / mean_size)).backward()  # type: ignore[no-untyped-call]
-                total_loss += loss.detach() * len(part_BCHW)
+                        outputs: Outputs = stepping(faces)
+                    loss = _loss(task, outputs, targets)
+                    (loss * (part_size / mean_size)).backward()  # type: ignore[no-untyped-call]
+                total_loss += loss.detach() * part_size
             optimiser.step()
-            if average is not network:
-                update_average(average, network, recipe.ema_decay, step)
-            num_faces += len(faces_BCHW)
+            if average is not None:
+                average.update_parameters(network)
+            num_faces += batch_size
         loss_sum, face_count = distributed.totals([total_loss.item(), num_faces], device)
         train_loss = loss_sum / face_count
-        if not math.isfinite(train_loss):
-            raise Diverged(
-                f"epoch {epoch + 1}: the training loss is {train_loss}; lower learning_rate, or "
-                f"set precision: float32"
-            )
+        _refuse_diverged(epoch + 1, train_loss)
         row = {"epoch": epoch + 1.0, "train_loss": train_loss, "learning_rate": rate}
-        row |= {"micro_batches": float(micro_batches)} if micro_batches > 1 else {}
-        row |= {"processes": float(distributed.num_ranks())} if distributed.in_group() else {}
-        distributed.take_first(average)
-        row |= task.validate(average) | {"seconds": time.perf_counter() - started}
+        row |= _circumstances(micro_batches)
+        distributed.take_first(kept)
+        row |= task.validate(kept) | {"seconds": time.perf_counter() - started}
         history.append(row)
         if distributed.rank() == 0:
-            write_checkpoint(checkpoint, fingerprint, network, average, optimiser, history)
+            write_checkpoint(checkpoint, fingerprint, network, kept, optimiser, history)
         report(epoch + 1, row)
-    return average.eval(), history
+    return kept.eval(), history
 
 
-def _parts(batch: Batch, number: int) -> list[Batch]:
+def _loss(task: Task, outputs: Outputs, targets: Sequence[Tensor]) -> Tensor:
+    """The loss of the head that predicts, and of those that only train; scalar, in float32."""
+    loss = task.loss(outputs.logits_BK.float(), *targets)
+    for logits_BK in outputs.auxiliary:
+        loss = loss + task.auxiliary_weight * task.loss(logits_BK.float(), *targets)
+    return loss
+
+
+def _refuse_diverged(epoch: int, train_loss: float) -> None:
+    if not math.isfinite(train_loss):
+        raise Diverged(
+            f"epoch {epoch}: the training loss is {train_loss}; lower learning_rate, or set "
+            f"precision: float32"
+        )
+
+
+def _circumstances(micro_batches: int) -> dict[str, float]:
+    """What an epoch's row says of how it was computed, where that is not the usual way."""
+    row = {"micro_batches": float(micro_batches)} if micro_batches > 1 else {}
+    row |= {"processes": float(distributed.num_ranks())} if distributed.in_group() else {}
+    return row
+
+
+def _parts(batch: Batch, number: int, layout: torch.memory_format) -> list[Batch]:
     """A batch in `number` parts of about one size, of 2 faces at least: BatchNorm cannot train on
-    one."""
-    parts = max(1, min(number, len(batch[0]) // 2))
-    return list(zip(*(tensor.tensor_split(parts) for tensor in batch), strict=True))
+    one. Views lie in `layout`."""
+    view_BCHW = batch.faces.view_BCHW.contiguous(memory_format=layout)
+    landmarks_B52 = batch.faces.landmarks_B52
+    num_parts = max(1, min(number, len(view_BCHW) // 2))
+
+    views = view_BCHW.tensor_split(num_parts)
+    landmarks: Sequence[Tensor | None] = [None] * num_parts
+    if landmarks_B52 is not None:
+        landmarks = landmarks_B52.tensor_split(num_parts)
+    faces = [FaceBatch(*part) for part in zip(views, landmarks, strict=True)]
+    targets = zip(*(target.tensor_split(num_parts) for target in batch.targets), strict=True)
+    return [Batch(*part) for part in zip(faces, targets, strict=True)]
 
 
 def _with_bar(task: Task, generator: torch.Generator, epoch: int, epochs: int) -> Iterable[Batch]:

@@ -4,17 +4,25 @@ build."""
 from __future__ import annotations
 
 import math
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Literal
 
 import torch
-from torch import nn
+from torch import Tensor, nn
+from torch.optim.swa_utils import AveragedModel
+
+Tensors = tuple[Tensor, ...] | list[Tensor]
+ParameterGroups = list[dict[str, object]]
+BETAS, EPSILON = (0.9, 0.999), 1e-8  # Adam's, as in the paper
 
 
 @dataclass(frozen=True, kw_only=True)
 class RecipeSettings:
     """How a network is trained; epochs and data belong to the stage.
 
+    `optimiser`: an entry of OPTIMISERS. `momentum` and `nesterov` are SGD's; Adam and AdamW have
+    betas in their place, and take 0 and false.
     `schedule`: `step` multiplies the rate by `decay_factor` after every `decay_fraction` of the run
     (the paper: x0.1 every 30 of 60 epochs = 0.5); `cosine` falls to `decay_factor` of the rate.
     Both start with a linear warm-up over `warmup_fraction` of the run. `ema_decay` > 0 averages the
@@ -22,7 +30,9 @@ class RecipeSettings:
     otherwise; losses are always float32.
     """
 
-    optimiser: Literal["adam", "adamw"]
+    optimiser: str
+    momentum: float
+    nesterov: bool
     learning_rate: float
     weight_decay: float
     batch_size: int
@@ -35,7 +45,18 @@ class RecipeSettings:
     channels_last: bool
 
     def __post_init__(self) -> None:
+        if self.optimiser not in OPTIMISERS:
+            known = ", ".join(OPTIMISERS)
+            raise ValueError(f"optimiser {self.optimiser!r} is unknown; known: {known}")
+        if self.optimiser != "sgd" and (self.momentum or self.nesterov):
+            raise ValueError(
+                f"{self.optimiser} has no momentum; give momentum: 0.0 and nesterov: false, or "
+                f"optimiser: sgd"
+            )
+        if self.nesterov and not self.momentum:
+            raise ValueError("nesterov is true and momentum 0: give a momentum, 0.9 as usual")
         for name, low, high in (
+            ("momentum", 0, 0.9999),
             ("learning_rate", 1e-12, 1e3),
             ("weight_decay", 0, 1e3),
             ("batch_size", 2, 1 << 20),
@@ -48,7 +69,7 @@ class RecipeSettings:
                 raise ValueError(f"{name} is {getattr(self, name)}: give {low} to {high}")
 
 
-def parameter_groups(network: nn.Module, weight_decay: float) -> list[dict[str, object]]:
+def parameter_groups(network: nn.Module, weight_decay: float) -> ParameterGroups:
     """Weight matrices and kernels decay; biases and BatchNorm's scales (one-dimensional) do not."""
     decayed = [parameter for parameter in network.parameters() if parameter.ndim > 1]
     kept = [parameter for parameter in network.parameters() if parameter.ndim <= 1]
@@ -58,18 +79,30 @@ def parameter_groups(network: nn.Module, weight_decay: float) -> list[dict[str, 
     ]
 
 
-def build_optimiser(network: nn.Module, recipe: RecipeSettings) -> torch.optim.Optimizer:
-    """Adam or AdamW with the paper's betas (0.9, 0.999) and epsilon 1e-8."""
-    kinds: dict[str, type[torch.optim.Adam]] = {
-        "adam": torch.optim.Adam,
-        "adamw": torch.optim.AdamW,
-    }
-    return kinds[recipe.optimiser](
-        parameter_groups(network, recipe.weight_decay),
-        lr=recipe.learning_rate,
-        betas=(0.9, 0.999),
-        eps=1e-8,
+def _adam(groups: ParameterGroups, recipe: RecipeSettings) -> torch.optim.Optimizer:
+    return torch.optim.Adam(groups, lr=recipe.learning_rate, betas=BETAS, eps=EPSILON)
+
+
+def _adamw(groups: ParameterGroups, recipe: RecipeSettings) -> torch.optim.Optimizer:
+    return torch.optim.AdamW(groups, lr=recipe.learning_rate, betas=BETAS, eps=EPSILON)
+
+
+def _sgd(groups: ParameterGroups, recipe: RecipeSettings) -> torch.optim.Optimizer:
+    return torch.optim.SGD(
+        groups, lr=recipe.learning_rate, momentum=recipe.momentum, nesterov=recipe.nesterov
     )
+
+
+OPTIMISERS: dict[str, Callable[[ParameterGroups, RecipeSettings], torch.optim.Optimizer]] = {
+    "adam": _adam,
+    "adamw": _adamw,
+    "sgd": _sgd,
+}
+
+
+def build_optimiser(network: nn.Module, recipe: RecipeSettings) -> torch.optim.Optimizer:
+    """The recipe's optimiser of the network's parameters."""
+    return OPTIMISERS[recipe.optimiser](parameter_groups(network, recipe.weight_decay), recipe)
 
 
 def learning_rate(recipe: RecipeSettings, progress: float) -> float:
@@ -99,14 +132,26 @@ def computing_dtype(precision: str, device: torch.device) -> torch.dtype:
     return torch.bfloat16 if torch.cpu._is_avx512_bf16_supported() else torch.float32
 
 
-@torch.no_grad()
-def update_average(average: nn.Module, network: nn.Module, decay: float, num_updates: int) -> None:
-    """Moves `average` (weights and BatchNorm statistics) towards `network`; the decay warms up over
-    the first steps."""
-    decay = min(decay, (1 + num_updates) / (10 + num_updates))
-    pairs = list(zip(average.state_dict().values(), network.state_dict().values(), strict=True))
-    floats = [(mine, its) for mine, its in pairs if mine.is_floating_point()]
-    torch._foreach_lerp_([mine for mine, _ in floats], [its for _, its in floats], 1 - decay)
-    for mine, its in pairs:
-        if not mine.is_floating_point():
-            mine.copy_(its)
+def moving_average(network: nn.Module, decay: float) -> AveragedModel:
+    """A copy of `network` whose weights and BatchNorm statistics each `update_parameters` moves
+    towards it; the decay warms up over the first steps."""
+
+    @torch.no_grad()
+    def move(average: Tensors, current: Tensors, num_averaged: Tensor | int) -> None:
+        count = int(num_averaged)
+        warm_decay = min(decay, count / (9 + count))
+        if average[0].is_floating_point():
+            torch._foreach_lerp_(average, current, 1 - warm_decay)
+        else:
+            for mine, its in zip(average, current, strict=True):
+                mine.copy_(its)
+
+    average = AveragedModel(network, multi_avg_fn=move, use_buffers=True)
+    count_updates(average, 0)
+    return average
+
+
+def count_updates(average: AveragedModel, num_updates: int) -> None:
+    """Says how often the average was moved. The start counts as one of the averaged: of 0, torch
+    would take the first step's weights as they are."""
+    average.n_averaged.fill_(1 + num_updates)

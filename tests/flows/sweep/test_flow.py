@@ -25,7 +25,7 @@ STAGES: dict[str, Any] = {
     },
     "baseline": {"cmd": "false", "deps": ["data/faces"], "outs": ["baseline"]},
     "finetune": {
-        "cmd": "false --faces data/faces --backbone backbone --model model",
+        "cmd": "false --faces data/faces --backbone backbone --start start --model model",
         "outs": ["model"],
         "deps": ["data/faces", "backbone"],
     },
@@ -67,7 +67,8 @@ def test_what_finetune_reads_is_made_and_nothing_else(
     assert sweep(root) == "| lambda |"
     [words] = driven
     assert " ".join(words) == (
-        "flows.sweep.driver --params params.yaml --faces data/faces --backbone backbone --results "
+        "flows.sweep.driver --params params.yaml --faces data/faces --backbone backbone "
+        "--start start --results "
         "reports/sweep"
     )
     assert (root / "backbone").is_dir()

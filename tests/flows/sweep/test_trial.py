@@ -23,9 +23,8 @@ from safetensors.torch import load_file
 from flows.sweep.trial import EPOCHS, HISTORY, Cores, TrialPaths, for_a_person, run_trial
 from stages.finetune import FinetuneSettings, finetune
 from tests.imports import REPOSITORY
-from tests.small_faces import finetune_settings, some_faces, write_faces
+from tests.small_faces import LOSS, finetune_settings, some_faces, write_faces
 from visage.data.face_table import FaceTable
-from visage.methods import LossSettings
 
 NUM_EPOCHS = 4
 
@@ -59,7 +58,8 @@ def run(
             raise Stopped
 
     folder.mkdir(exist_ok=True)
-    paths = TrialPaths(folder=folder, backbone=folder / "none", faces=folder / "none")
+    none = folder / "none"
+    paths = TrialPaths(folder=folder, backbone=none, start=none, faces=none)
     with suppress(Stopped):
         run_trial(settings or settings_of(), NUM_EPOCHS, paths, tables, tell)
     return told
@@ -79,6 +79,7 @@ def test_a_trial_is_finetune_itself(tmp_path: Path, tables: dict[str, FaceTable]
         settings_of(),
         faces=tmp_path / "faces",
         backbone=stage,
+        start=stage,
         checkpoints=stage / "checkpoints",
         model=stage / "model",
         history=stage / "history.csv",
@@ -152,7 +153,7 @@ def test_a_loss_that_is_no_number_is_told_and_is_no_error(
     told = run(
         tmp_path / "trial",
         tables,
-        settings_of(loss=LossSettings(lambda_=1e300, kl_reduction="sum", min_sigma=0.5)),
+        settings_of(loss=LOSS | {"lambda_": 1e300}),
     )
     assert math.isnan(told[-1]["val_mae"])
     assert "training loss is" in told[-1]["diverged"]

@@ -15,10 +15,17 @@ from torch import Tensor
 from torch.nn import functional
 
 from tests.small_faces import EXTENDED, NOTHING, PAPER
-from visage.model_config import NormaliseConfig
-from visage.synthetic import draw_face, sample_person, sample_photo
-from visage.data.preprocess import GREY, PAPER_NORMALISE, evaluation_view
 from visage.data.augment import AugmentationSettings, training_view
+from visage.data.preprocess import (
+    GREY,
+    PAPER_NORMALISE,
+    evaluation_faces,
+    evaluation_view,
+    mirrored,
+)
+from visage.model_config import NormaliseConfig
+from visage.networks import FaceBatch
+from visage.synthetic import draw_face, sample_person, sample_photo
 
 PLAIN = NormaliseConfig(mean=(0.0, 0.0, 0.0), std=(1.0, 1.0, 1.0))  # views in [0, 1]
 
@@ -32,8 +39,14 @@ def crops(count: int = 5, side: int = 16, seed: int = 0) -> Tensor:
     return torch.randint(256, (count, 3, side, side), dtype=torch.uint8, generator=generator)
 
 
-def view(crops_BCHW: Tensor, settings: AugmentationSettings, seed: int = 0, normalise: NormaliseConfig = PLAIN) -> Tensor:
-    return training_view(crops_BCHW, settings, normalise, torch.Generator().manual_seed(seed))
+def view(
+    crops_BCHW: Tensor,
+    settings: AugmentationSettings,
+    seed: int = 0,
+    normalise: NormaliseConfig = PLAIN,
+) -> Tensor:
+    generator = torch.Generator().manual_seed(seed)
+    return training_view(FaceBatch(crops_BCHW, None), settings, normalise, generator).view_BCHW
 
 
 @pytest.mark.parametrize(
@@ -60,14 +73,18 @@ def test_evaluation_view_is_the_plain_formula() -> None:
     found = evaluation_view(crops_BCHW, PAPER_NORMALISE)
     assert found.dtype == torch.float32
     for b, c, h, w in np.ndindex(*crops_BCHW.shape):
-        expected = (crops_BCHW[b, c, h, w].item() / 255 - PAPER_NORMALISE.mean[c]) / PAPER_NORMALISE.std[c]
+        expected = (
+            crops_BCHW[b, c, h, w].item() / 255 - PAPER_NORMALISE.mean[c]
+        ) / PAPER_NORMALISE.std[c]
         assert found[b, c, h, w].item() == pytest.approx(expected, abs=1e-5)
 
 
 def test_training_view_with_everything_off_is_the_evaluation_view() -> None:
     crops_BCHW = crops(33)
     found = view(crops_BCHW, NOTHING, normalise=PAPER_NORMALISE)
-    torch.testing.assert_close(found, evaluation_view(crops_BCHW, PAPER_NORMALISE), atol=1e-5, rtol=0)
+    torch.testing.assert_close(
+        found, evaluation_view(crops_BCHW, PAPER_NORMALISE), atol=1e-5, rtol=0
+    )
 
 
 def test_flip_is_exact_and_as_frequent_as_said() -> None:
@@ -80,7 +97,9 @@ def test_flip_is_exact_and_as_frequent_as_said() -> None:
     assert 70 < is_turned.sum() < 130
 
 
-def naive_move(crop_CHW: np.ndarray, angle: float, zoom: float, shift: tuple[float, float], flip: bool) -> np.ndarray:
+def naive_move(
+    crop_CHW: np.ndarray, angle: float, zoom: float, shift: tuple[float, float], flip: bool
+) -> np.ndarray:
     """Every pixel looks up, by bilinear interpolation between pixel centres, where it comes from;
     outside is black."""
     side = crop_CHW.shape[-1]
@@ -108,7 +127,9 @@ def test_geometry_equals_a_loop_over_pixels() -> None:
     shift_B2 = (0.1 * (2 * torch.rand(6, 2, generator=generator) - 1)).tolist()
     found = view(crops_BCHW, settings, seed=7).numpy()
     for b in range(6):
-        expected = naive_move(crops_BCHW[b].numpy() / 255, angle_B[b], zoom_B[b], tuple(shift_B2[b]), flip_B[b])
+        expected = naive_move(
+            crops_BCHW[b].numpy() / 255, angle_B[b], zoom_B[b], tuple(shift_B2[b]), flip_B[b]
+        )
         np.testing.assert_allclose(found[b], expected, atol=2e-5)
     assert 0 < sum(flip_B) < 6
 
@@ -121,8 +142,10 @@ def test_bicubic_moves_a_face_to_the_same_place_and_keeps_most_of_its_detail() -
     crops_BCHW = torch.from_numpy(np.stack(faces)).permute(0, 3, 1, 2)
     settings = only(rotation_degrees=7.0, zoom=0.08, translation=0.03)
     plain = view(crops_BCHW, NOTHING)
-    bilinear, bicubic = (view(crops_BCHW, dataclasses.replace(settings, interpolation=name), seed=1)
-                         for name in ("bilinear", "bicubic"))
+    bilinear, bicubic = (
+        view(crops_BCHW, dataclasses.replace(settings, interpolation=name), seed=1)
+        for name in ("bilinear", "bicubic")
+    )
 
     def detail(view_BCHW: Tensor) -> float:
         """The energy of differences between neighbours, away from the black corners."""
@@ -177,13 +200,19 @@ def test_down_and_up_is_two_interpolations(side: int) -> None:
     for b, scale in enumerate(scale_B):
         smaller = round(side * scale)
         face_1CHW = crops_BCHW[b : b + 1].float() / 255
-        small = functional.interpolate(face_1CHW, size=(smaller, smaller), mode="bilinear", antialias=True)
+        small = functional.interpolate(
+            face_1CHW, size=(smaller, smaller), mode="bilinear", antialias=True
+        )
         back = functional.interpolate(small, size=(side, side), mode="bilinear")
         torch.testing.assert_close(found[b : b + 1], back, atol=1e-5, rtol=0)
 
 
 def naive_colours(
-    face_CHW: Tensor, is_grey: bool, factors: dict[str, float], order: tuple[str, ...], normalise: NormaliseConfig
+    face_CHW: Tensor,
+    is_grey: bool,
+    factors: dict[str, float],
+    order: tuple[str, ...],
+    normalise: NormaliseConfig,
 ) -> Tensor:
     """One step after another, as torch's and Torch7's colour jitter do, without clipping."""
     red, green, blue = GREY
@@ -200,7 +229,9 @@ def naive_colours(
             "saturation": luma(face_CHW),
         }[name]
         face_CHW = factors[name] * face_CHW + (1 - factors[name]) * other
-    return (face_CHW - torch.tensor(normalise.mean)[:, None, None]) / torch.tensor(normalise.std)[:, None, None]
+    return (face_CHW - torch.tensor(normalise.mean)[:, None, None]) / torch.tensor(normalise.std)[
+        :, None, None
+    ]
 
 
 @pytest.mark.parametrize("order", list(permutations(("brightness", "contrast", "saturation"))))
@@ -212,12 +243,15 @@ def test_colours_in_one_map_equal_colours_step_by_step_in_any_order(
     torch.rand(20, generator=generator)  # the flips
     grey_B = torch.rand(20, generator=generator) < 0.5
     factor_B = {
-        name: 0.6 + 0.8 * torch.rand(20, generator=generator) for name in ("brightness", "contrast", "saturation")
+        name: 0.6 + 0.8 * torch.rand(20, generator=generator)
+        for name in ("brightness", "contrast", "saturation")
     }
     found = view(crops_BCHW, only(grey_probability=0.5, jitter=0.4), seed=5, normalise=normalise)
     for b in range(20):
         factors = {name: factor_B[name][b].item() for name in factor_B}
-        expected = naive_colours(crops_BCHW[b].float() / 255, bool(grey_B[b]), factors, order, normalise)
+        expected = naive_colours(
+            crops_BCHW[b].float() / 255, bool(grey_B[b]), factors, order, normalise
+        )
         torch.testing.assert_close(found[b], expected, atol=2e-5, rtol=0)
 
 
@@ -236,7 +270,9 @@ def test_grey_faces_are_as_many_as_said_and_keep_their_luma() -> None:
     is_grey = (found[:, 0] - found[:, 1]).abs().flatten(1).amax(dim=1) < 1e-6
     assert 60 < is_grey.sum() < 120
     weights = torch.tensor(GREY)[:, None, None]
-    torch.testing.assert_close(found[is_grey][:, 0], (weights * crops_BCHW[is_grey] / 255).sum(dim=1))
+    torch.testing.assert_close(
+        found[is_grey][:, 0], (weights * crops_BCHW[is_grey] / 255).sum(dim=1)
+    )
 
 
 def test_erased_rectangles_take_the_mean_colour_and_nothing_else_changes() -> None:
@@ -271,5 +307,109 @@ def test_views_come_from_their_generator_alone(settings: AugmentationSettings, c
 
 def test_a_second_batch_differs_from_the_first() -> None:
     generator, crops_BCHW = torch.Generator().manual_seed(1), crops()
-    first, second = (training_view(crops_BCHW, PAPER, PLAIN, generator) for _ in range(2))
-    assert not torch.equal(first, second)
+    faces = FaceBatch(crops_BCHW, None)
+    first, second = (training_view(faces, PAPER, PLAIN, generator) for _ in range(2))
+    assert not torch.equal(first.view_BCHW, second.view_BCHW)
+
+
+# -------------------------------------------------------------------------------
+# Landmarks
+# -------------------------------------------------------------------------------
+
+DOTS = ((20.0, 22.5), (41.0, 25.0), (33.5, 34.0), (24.0, 43.0), (38.0, 45.5))
+
+
+def dotted(count: int, side: int = 64) -> tuple[FaceBatch, Tensor]:
+    """Dark crops with a bright dot at each landmark, the five of them in five shades of red and
+    blue; and the colours (5,3), which no mirror image changes."""
+    colours_53 = torch.tensor([[1.0, 0, 0], [0, 0, 1], [0, 1, 0], [1, 0, 1], [1, 1, 0]])
+    centres = torch.arange(side) + 0.5
+    crop_CHW = torch.zeros(3, side, side)
+    for (x, y), colour_C in zip(DOTS, colours_53, strict=True):
+        dot_HW = torch.exp(-((centres[:, None] - y) ** 2 + (centres - x) ** 2) / (2 * 1.5**2))
+        crop_CHW += 255 * colour_C[:, None, None] * dot_HW
+    crops_BCHW = crop_CHW.clamp(0, 255).round().to(torch.uint8).repeat(count, 1, 1, 1)
+    return FaceBatch(crops_BCHW, torch.tensor(DOTS).repeat(count, 1, 1)), colours_53
+
+
+def dot_near(view_CHW: Tensor, place_2: Tensor, radius: int = 4) -> tuple[Tensor, Tensor]:
+    """Centre of mass (2,) of what is bright around a place, and its colour (3,), largest 1."""
+    side = view_CHW.shape[-1]
+    centres = torch.arange(side) + 0.5
+    is_near_HW = (centres[:, None] - place_2[1]) ** 2 + (centres - place_2[0]) ** 2 < radius**2
+    near_CHW = view_CHW.clamp_min(0) * is_near_HW
+    mass_HW = near_CHW.sum(dim=0)
+    x, y = (mass_HW.sum(dim=dim) @ centres / mass_HW.sum() for dim in (0, 1))
+    colour_C = near_CHW.sum(dim=(1, 2))
+    return torch.stack([x, y]), colour_C / colour_C.max()
+
+
+@pytest.mark.parametrize(
+    "changes",
+    [
+        {},
+        {"flip_probability": 1.0},
+        {"rotation_degrees": 25.0},
+        {"zoom": 0.2},
+        {"translation": 0.1},
+        {"flip_probability": 0.5, "rotation_degrees": 20.0, "zoom": 0.15, "translation": 0.08},
+        {"flip_probability": 0.5, "scale_probability": 1.0, "min_scale": 0.7},
+    ],
+)
+def test_landmarks_follow_the_dots_that_they_mark(changes: dict[str, Any]) -> None:
+    """Each lies on a dot, and the left one is the left one in the picture: in a mirror image it
+    lies on the dot that was the right one's."""
+    faces, colours_53 = dotted(12)
+    settings = only(**changes)
+    moved = training_view(faces, settings, PLAIN, torch.Generator().manual_seed(3))
+    assert moved.landmarks_B52 is not None
+    mirrored_colours_53 = colours_53[[1, 0, 2, 4, 3]]
+    num_mirrored = 0
+    for view_CHW, landmarks_52 in zip(moved.view_BCHW, moved.landmarks_B52, strict=True):
+        found = [dot_near(view_CHW, landmark_2) for landmark_2 in landmarks_52]
+        places_52 = torch.stack([place_2 for place_2, _ in found])
+        torch.testing.assert_close(places_52, landmarks_52, atol=0.35, rtol=0)
+        shown_53 = torch.stack([colour_C for _, colour_C in found])
+        turn_2 = landmarks_52[1] - landmarks_52[0]
+        down_2 = landmarks_52[3:].mean(dim=0) - landmarks_52[:2].mean(dim=0)
+        assert turn_2[0] * down_2[1] - turn_2[1] * down_2[0] > 0  # no mirrored order
+        is_mirrored = bool((shown_53[0] - colours_53[0]).abs().max() > 0.5)
+        expected_53 = mirrored_colours_53 if is_mirrored else colours_53
+        torch.testing.assert_close(shown_53, expected_53, atol=0.15, rtol=0)
+        num_mirrored += is_mirrored
+    share = settings.flip_probability
+    assert num_mirrored == 12 * share if share in (0, 1) else 0 < num_mirrored < 12
+
+
+def test_landmarks_change_nothing_of_the_view() -> None:
+    faces, _ = dotted(9)
+    views = [
+        training_view(given, EXTENDED, PLAIN, torch.Generator().manual_seed(1)).view_BCHW
+        for given in (faces, faces._replace(landmarks_B52=None))
+    ]
+    assert torch.equal(*views)
+
+
+def test_a_mirror_image_of_a_mirror_image_is_the_face() -> None:
+    faces, _ = dotted(3)
+    once, twice = mirrored(faces), mirrored(mirrored(faces))
+    assert torch.equal(twice.view_BCHW, faces.view_BCHW)
+    torch.testing.assert_close(twice.landmarks_B52, faces.landmarks_B52)
+    assert torch.equal(once.view_BCHW, faces.view_BCHW.flip(3))
+    assert once.landmarks_B52 is not None
+    assert once.landmarks_B52[0, 0].tolist() == [64 - 41.0, 25.0]
+    assert mirrored(FaceBatch(faces.view_BCHW, None)).landmarks_B52 is None
+
+
+def test_mirrored_landmarks_are_those_of_a_flipped_training_view() -> None:
+    faces, _ = dotted(3)
+    generator = torch.Generator().manual_seed(0)
+    flipped = training_view(faces, only(flip_probability=1.0), PLAIN, generator)
+    torch.testing.assert_close(flipped.landmarks_B52, mirrored(faces).landmarks_B52)
+
+
+def test_evaluation_moves_no_landmark() -> None:
+    faces, _ = dotted(2)
+    seen = evaluation_faces(faces, PAPER_NORMALISE)
+    assert seen.landmarks_B52 is faces.landmarks_B52
+    assert torch.equal(seen.view_BCHW, evaluation_view(faces.view_BCHW, PAPER_NORMALISE))

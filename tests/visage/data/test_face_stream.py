@@ -20,11 +20,12 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from tests.small_faces import ALIGNMENT, some_faces, write_faces
+from tests.small_faces import ALIGNMENT, marked, some_faces, write_faces
 from visage.data.face_stream import FaceSplit, FaceStream, drawn_batches, same_person_pairs
 from visage.data.face_table import FaceTable, decode_jpeg
-from visage.training.provenance import table_digest
 from visage.data.schemas import FACE_SCHEMA, METADATA_KEY
+from visage.networks import FaceBatch
+from visage.training.provenance import table_digest
 
 ROWS = some_faces(40, 9, 3)
 CLASSES = {"person 0": 0, "person 2": 1, "person 3": 2}  # one of the four is cut
@@ -39,21 +40,29 @@ def faces(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def wanted(split: str = "train") -> list[tuple[bytes, int]]:
     """Crop and class of the rows that the stream should give, in the shards' order."""
     rows = [row for row in ROWS if row["split"] == split and row["person"] in CLASSES]
-    return [(decode_jpeg(row["jpeg"]).transpose(2, 0, 1).tobytes(), CLASSES[row["person"]]) for row in rows]
+    return [
+        (decode_jpeg(row["jpeg"]).transpose(2, 0, 1).tobytes(), CLASSES[row["person"]])
+        for row in rows
+    ]
 
 
 def stream_of(faces: Path, split: str = "train") -> FaceStream:
-    return FaceSplit.open(faces, split).of(CLASSES)
+    return FaceSplit.open(faces, split).of(CLASSES, with_landmarks=False)
 
 
-def told(batches: Iterator[tuple[torch.Tensor, torch.Tensor]]) -> list[list[tuple[bytes, int]]]:
+def told(batches: Iterator[tuple[FaceBatch, torch.Tensor]]) -> list[list[tuple[bytes, int]]]:
     return [
-        [(crop.numpy().tobytes(), int(number)) for crop, number in zip(crops, classes, strict=True)]
+        [
+            (crop.numpy().tobytes(), int(number))
+            for crop, number in zip(crops.view_BCHW, classes, strict=True)
+        ]
         for crops, classes in batches
     ]
 
 
-def epoch(stream: FaceStream, seed: int, window: int, rank: int = 0, num_ranks: int = 1, workers: int = 1) -> Any:
+def epoch(
+    stream: FaceStream, seed: int, window: int, rank: int = 0, num_ranks: int = 1, workers: int = 1
+) -> Any:
     generator = torch.Generator().manual_seed(seed)
     place = {"num_workers": workers, "rank": rank, "num_ranks": num_ranks}
     return told(stream.shuffled(8, window, generator, **place))
@@ -82,7 +91,7 @@ def test_nobody_is_no_person(tmp_path: Path) -> None:
     part = FaceSplit.open(write_faces(tmp_path, rows), "train")
     assert None not in part.people()
     assert part.people().total() == 4
-    assert len(part.of(dict.fromkeys(part.people(), 0))) == 4
+    assert len(part.of(dict.fromkeys(part.people(), 0), with_landmarks=False)) == 4
 
 
 @pytest.mark.parametrize("split", ["train", "val"])
@@ -97,7 +106,7 @@ def test_in_order_gives_the_wanted_faces_in_the_shards_order(faces: Path, split:
 
 
 def test_a_split_without_known_faces_gives_nothing(faces: Path) -> None:
-    nobody = FaceSplit.open(faces, "train").of({"a stranger": 0})
+    nobody = FaceSplit.open(faces, "train").of({"a stranger": 0}, with_landmarks=False)
     assert (len(nobody), list(nobody.in_order(4, **ALONE))) == (0, [])
 
 
@@ -108,7 +117,9 @@ def test_a_split_without_known_faces_gives_nothing(faces: Path) -> None:
 
 @pytest.mark.parametrize("window", [1, 7, 1000])
 @pytest.mark.parametrize("num_ranks", [1, 2, 3])
-def test_every_face_comes_once_in_one_of_the_processes(faces: Path, window: int, num_ranks: int) -> None:
+def test_every_face_comes_once_in_one_of_the_processes(
+    faces: Path, window: int, num_ranks: int
+) -> None:
     stream = stream_of(faces)
     parts = [epoch(stream, 3, window, rank, num_ranks) for rank in range(num_ranks)]
     assert sorted(face for part in parts for batch in part for face in batch) == sorted(wanted())
@@ -138,11 +149,23 @@ def test_processes_draw_augmentations_of_their_own_from_the_same_generator(faces
 
 
 @given(st.integers(2, 200), st.integers(2, 64), st.integers(1, 8))
-def test_batches_are_even_and_never_of_a_single_face(num_faces: int, batch_size: int, num_ranks: int) -> None:
-    stream = FaceStream(shards=(Path("x"),), counts=(num_faces,), split="train", classes={})
+def test_batches_are_even_and_never_of_a_single_face(
+    num_faces: int, batch_size: int, num_ranks: int
+) -> None:
+    stream = FaceStream(
+        shards=(Path("x"),),
+        counts=(num_faces,),
+        split="train",
+        classes={},
+        alignment=ALIGNMENT,
+        with_landmarks=False,
+    )
     if batch_size < 2 * num_ranks or num_faces < 2 * num_ranks:
-        with pytest.raises(ValueError, match=rf"{num_ranks} processes want batches of "
-                                             rf"{2 * num_ranks} faces"):
+        with pytest.raises(
+            ValueError,
+            match=rf"{num_ranks} processes want batches of "
+            rf"{2 * num_ranks} faces",
+        ):
             stream.num_batches(batch_size, num_ranks)
         return
     number = stream.num_batches(batch_size, num_ranks)
@@ -156,11 +179,36 @@ def test_batches_are_even_and_never_of_a_single_face(num_faces: int, batch_size:
 
 
 def test_a_shard_written_again_after_the_count_is_noticed(tmp_path: Path) -> None:
-    stream = FaceSplit.open(write_faces(tmp_path, ROWS), "train").of(CLASSES)
+    stream = FaceSplit.open(write_faces(tmp_path, ROWS), "train").of(CLASSES, with_landmarks=False)
     write_faces(tmp_path, [row for row in ROWS if row["person"] != "person 2"])
-    with pytest.raises(ValueError, match=r"part-0000\d\.parquet: \d+ faces, \d+ when they were "
-                                         r"counted"):
+    with pytest.raises(
+        ValueError,
+        match=r"part-0000\d\.parquet: \d+ faces, \d+ when they were "
+        r"counted",
+    ):
         list(stream.in_order(8, **ALONE))
+
+
+def test_landmarks_come_with_their_faces_where_they_are_wanted(tmp_path: Path) -> None:
+    """Those of the table, face by face, in order and shuffled."""
+    folder = write_faces(tmp_path, marked(ROWS))
+    table = FaceTable.open(folder, ["train"])
+    split = FaceSplit.open(folder, "train")
+    stream = split.of(CLASSES, with_landmarks=True)
+    assert split.landmarks_sha256() == table.landmarks_sha256()
+    wanted = {
+        table.decode(np.array([index])).numpy().tobytes(): table.landmarks[index]
+        for index in range(len(table))
+    }
+    generator = torch.Generator().manual_seed(0)
+    for batches in (stream.in_order(4, **ALONE), stream.shuffled(8, 12, generator, **ALONE)):
+        num_faces = 0
+        for faces, _ in batches:
+            assert faces.landmarks_B52 is not None
+            for crop, landmarks_52 in zip(faces.view_BCHW, faces.landmarks_B52, strict=True):
+                np.testing.assert_array_equal(landmarks_52, wanted[crop.numpy().tobytes()])
+                num_faces += 1
+        assert num_faces == len(stream)
 
 
 # -------------------------------------------------------------------------------
@@ -173,7 +221,9 @@ def pairs(window: int, *, num_people: int = 100, photos: int = 20, batch: int = 
     faces = iter([person for person in range(num_people) for _ in range(photos)])
     sizes = [batch] * (num_people * photos // batch)
     drawn = list(drawn_batches(faces, sizes, window, np.random.default_rng(0)))
-    assert Counter(person for people in drawn for person in people) == dict.fromkeys(range(num_people), photos)
+    assert Counter(person for people in drawn for person in people) == dict.fromkeys(
+        range(num_people), photos
+    )
     return float(np.mean([same_person_pairs(people) for people in drawn]))
 
 
@@ -195,12 +245,12 @@ MEASURE = """
 import resource, sys
 import torch
 from pathlib import Path
-from visage import face_stream
-from visage.lineage import table_digest
+from visage.data import face_stream
+from visage.training.provenance import table_digest
 torch.set_num_threads(1)
-face_stream._decoded = len
+face_stream.FaceStream._decoded = lambda self, batch: len(batch)
 split = face_stream.FaceSplit.open(Path(sys.argv[1]), "train")
-stream = split.of({name: index for index, name in enumerate(sorted(split.people()))})
+stream = split.of({name: index for index, name in enumerate(sorted(split.people()))}, with_landmarks=False)
 table_digest(split)
 sizes = list(stream.shuffled(64, 500, torch.Generator().manual_seed(0), num_workers=1, rank=0, num_ranks=1))
 assert sum(sizes) == len(stream)
@@ -209,17 +259,25 @@ print(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024)
 
 
 def peak_mb(folder: Path) -> float:
-    run = subprocess.run([sys.executable, "-c", MEASURE, str(folder)], capture_output=True, text=True, check=True)
+    run = subprocess.run(
+        [sys.executable, "-c", MEASURE, str(folder)], capture_output=True, text=True, check=True
+    )
     return float(run.stdout)
 
 
 def test_memory_does_not_grow_with_the_set(tmp_path: Path) -> None:
     """50 and 300 MB of crops, through a window of 10 MB; every shard is 25 MB, and is never whole
     in memory either."""
-    rng, metadata = np.random.default_rng(0), {METADATA_KEY: json.dumps({"alignment": ALIGNMENT, "detector": {}})}
+    rng, metadata = (
+        np.random.default_rng(0),
+        {METADATA_KEY: json.dumps({"alignment": ALIGNMENT, "detector": {}})},
+    )
     names, count = FACE_SCHEMA.names, 1250
     columns: dict[str, Any] = dict.fromkeys(names, pa.nulls(count))
-    columns |= {"jpeg": pa.array([rng.bytes(20_000) for _ in range(count)]), "split": pa.array(["train"] * count)}
+    columns |= {
+        "jpeg": pa.array([rng.bytes(20_000) for _ in range(count)]),
+        "split": pa.array(["train"] * count),
+    }
     columns |= {"person": pa.array([f"person {index // 50}" for index in range(count)])}
     columns |= {"sha256": pa.array([f"{index:064x}" for index in range(count)])}
     arrays = [columns[name].cast(FACE_SCHEMA.field(name).type) for name in names]

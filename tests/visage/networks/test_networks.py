@@ -9,8 +9,8 @@ import pytest
 import torch
 import torchvision
 from torch import nn
-from torch.utils.flop_counter import FlopCounterMode
 
+from bench.operations import count_macs
 from visage.networks import FaceBatch, Network, build, check, initialise
 from visage.networks.vgg import ThinVGG
 from visage.training.optim import parameter_groups
@@ -29,14 +29,6 @@ def count(network: nn.Module) -> int:
 def some_faces(count: int, px: int) -> FaceBatch:
     generator = torch.Generator().manual_seed(0)
     return FaceBatch(torch.randn(count, 3, px, px, generator=generator), None)
-
-
-def macs(network: nn.Module, px: int) -> int:
-    """Multiply-accumulates for one face: half of the operations that torch counts."""
-    faces = FaceBatch(torch.zeros(1, 3, px, px, device=next(network.parameters()).device), None)
-    with torch.no_grad(), FlopCounterMode(display=False) as counter:
-        network.eval()(faces)
-    return counter.get_total_flops() // 2
 
 
 def convolutions(network: nn.Module) -> list[nn.Conv2d]:
@@ -222,7 +214,7 @@ def test_multiply_accumulates_are_as_many_as_published(
     name: str, options: dict[str, object], published: float
 ) -> None:
     with torch.device("meta"):
-        assert macs(build(name, options, 101), 224) == pytest.approx(published, rel=3e-3)
+        assert count_macs(build(name, options, 101), 224) == pytest.approx(published, rel=3e-3)
 
 
 def test_multiply_accumulates_against_a_naive_count() -> None:
@@ -233,7 +225,7 @@ def test_multiply_accumulates_against_a_naive_count() -> None:
     naive = 64 * 101
     for side, num_in, num_out in zip(sides, widths[:-1], widths[1:], strict=True):
         naive += side**2 * num_in * num_out * 9
-    assert macs(network, 48) == naive
+    assert count_macs(network, 48) == naive
 
 
 def test_vgg_16_is_the_published_one() -> None:

@@ -15,21 +15,27 @@ import numpy as np
 import pandas as pd
 import pytest
 import torch
-from torch import Tensor, nn
+from torch import nn
 
 from stages.pretrain import Training, pretrain
 from tests.in_processes import in_processes
 from tests.small_faces import RECIPE, pretrain_settings, some_faces, write_faces
-from tests.visage.training.test_loop import silent, small_network, task, without_batch_norm
+from tests.visage.training.test_loop import (
+    bright,
+    silent,
+    small_network,
+    task,
+    without_batch_norm,
+)
 from visage.training import distributed
 from visage.training.checkpoint import read_finished
-from visage.training.loop import fit
+from visage.training.loop import Batch, fit
 
 HOW = dataclasses.replace(RECIPE, ema_decay=0.5, channels_last=False)
 SIZES = (7, 6, 4)
 
 
-def shares(generator: torch.Generator) -> Iterator[tuple[Tensor, ...]]:
+def shares(generator: torch.Generator) -> Iterator[Batch]:
     """Each process's share of the same batches, of unequal sizes; alone, all of them."""
     for size in SIZES:
         faces_BCHW = torch.randn(size, 3, 8, 8, generator=generator)
@@ -37,7 +43,7 @@ def shares(generator: torch.Generator) -> Iterator[tuple[Tensor, ...]]:
             size * number // distributed.num_ranks()
             for number in (distributed.rank(), distributed.rank() + 1)
         )
-        yield faces_BCHW[first:last], faces_BCHW.mean(dim=(1, 2, 3))[first:last]
+        yield bright(faces_BCHW[first:last])
 
 
 def train(

@@ -14,8 +14,9 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from tests.small_faces import RECIPE
+from visage.networks import FaceBatch, Outputs
 from visage.training import loop
-from visage.training.loop import Task, fit
+from visage.training.loop import Batch, Task, fit
 from visage.training.optim import RecipeSettings, learning_rate
 
 NUM_BATCHES = 3
@@ -32,18 +33,30 @@ class Killed(Exception):
     """Stands for a kill between two steps."""
 
 
-def small_network(seed: int = 0) -> nn.Sequential:
+class Layers(nn.Sequential):
+    """Layers one after the other that take and give what a network does."""
+
+    def forward(self, faces: FaceBatch) -> Outputs:  # type: ignore[override]
+        logits_BK = super().forward(faces.view_BCHW)
+        return Outputs(logits_BK=logits_BK, features_BC=logits_BK, auxiliary=())
+
+
+def small_network(seed: int = 0) -> Layers:
     torch.manual_seed(seed)
-    return nn.Sequential(
+    return Layers(
         nn.Conv2d(3, 4, 3), nn.BatchNorm2d(4), nn.ReLU(), nn.Flatten(), nn.Linear(4 * 36, 1)
     )
 
 
-def batches(generator: torch.Generator) -> Iterator[tuple[Tensor, ...]]:
-    """Faces whose target is their mean; the last batch is smaller."""
+def bright(faces_BCHW: Tensor) -> Batch:
+    """Faces whose target is their mean."""
+    return Batch(FaceBatch(faces_BCHW, None), (faces_BCHW.mean(dim=(1, 2, 3)),))
+
+
+def batches(generator: torch.Generator) -> Iterator[Batch]:
+    """The last one is smaller."""
     for size in (6, 6, 3):
-        faces_BCHW = torch.randn(size, 3, 8, 8, generator=generator)
-        yield faces_BCHW, faces_BCHW.mean(dim=(1, 2, 3))
+        yield bright(torch.randn(size, 3, 8, 8, generator=generator))
 
 
 def squared_error(logits_B1: Tensor, target_B: Tensor) -> Tensor:
@@ -51,7 +64,12 @@ def squared_error(logits_B1: Tensor, target_B: Tensor) -> Tensor:
 
 
 def task(**changes: Any) -> Task:
-    fields: dict[str, Any] = {"batches": batches, "num_batches": NUM_BATCHES, "loss": squared_error}
+    fields: dict[str, Any] = {
+        "batches": batches,
+        "num_batches": NUM_BATCHES,
+        "loss": squared_error,
+        "auxiliary_weight": 1.0,
+    }
     return Task(**(fields | {"validate": lambda _network: {}} | changes))
 
 
@@ -98,15 +116,15 @@ def test_loop_equals_a_naive_one(tmp_path: Path) -> None:
     optimiser = torch.optim.Adam(network.parameters())
     for epoch in range(2):
         total = 0.0
-        for index, (faces_BCHW, target_B) in enumerate(
+        for index, (faces, (target_B,)) in enumerate(
             batches(torch.Generator().manual_seed(4 * 1_000_003 + epoch))
         ):
             optimiser.param_groups[0]["lr"] = learning_rate(how, (3 * epoch + index) / 6)
-            loss = squared_error(network(faces_BCHW), target_B)
+            loss = squared_error(network(faces).logits_BK, target_B)
             optimiser.zero_grad()
             loss.backward()  # type: ignore[no-untyped-call]
             optimiser.step()
-            total += loss.item() * len(faces_BCHW)
+            total += loss.item() * len(target_B)
         losses.append(total / 15)
     for name, value in network.state_dict().items():
         torch.testing.assert_close(found[name], value)
@@ -179,9 +197,9 @@ def test_bfloat16_rounds_the_convolutions_and_keeps_weights_and_loss_in_float32(
     torch.testing.assert_close(low["0.weight"], high["0.weight"], atol=0.02, rtol=0)
 
 
-def without_batch_norm() -> nn.Sequential:
+def without_batch_norm() -> Layers:
     torch.manual_seed(0)
-    return nn.Sequential(nn.Conv2d(3, 4, 3), nn.ReLU(), nn.Flatten(), nn.Linear(4 * 36, 1))
+    return Layers(nn.Conv2d(3, 4, 3), nn.ReLU(), nn.Flatten(), nn.Linear(4 * 36, 1))
 
 
 def trained(
@@ -204,9 +222,8 @@ def trained(
 def test_gradient_in_parts_is_that_of_the_whole_batch(tmp_path: Path) -> None:
     """Of unequal parts too: 7 faces are 4 and 3, or 3, 2 and 2; in more parts no batch is split."""
 
-    def seven(generator: torch.Generator) -> Iterator[tuple[Tensor, ...]]:
-        faces_BCHW = torch.randn(7, 3, 8, 8, generator=generator)
-        yield faces_BCHW, faces_BCHW.mean(dim=(1, 2, 3))
+    def seven(generator: torch.Generator) -> Iterator[Batch]:
+        yield bright(torch.randn(7, 3, 8, 8, generator=generator))
 
     gradients: dict[int, list[Tensor]] = {}
     for number in (1, 2, 3, 4):
@@ -221,10 +238,58 @@ def test_gradient_in_parts_is_that_of_the_whole_batch(tmp_path: Path) -> None:
             torch.testing.assert_close(mine, whole, rtol=1e-4, atol=1e-6)
 
 
+class TwoHeads(Layers):
+    """A second head that only trains looks at the landmarks."""
+
+    def __init__(self, *layers: nn.Module) -> None:
+        super().__init__(*layers)
+        self.second = nn.Linear(10, 1)
+
+    def forward(self, faces: FaceBatch) -> Outputs:  # type: ignore[override]
+        logits_BK = nn.Sequential(*list(self)[:-1])(faces.view_BCHW)
+        assert faces.landmarks_B52 is not None
+        second_BK = self.second(faces.landmarks_B52.flatten(1))
+        return Outputs(logits_BK=logits_BK, features_BC=logits_BK, auxiliary=(second_BK, second_BK))
+
+
+def two_heads() -> TwoHeads:
+    torch.manual_seed(0)
+    return TwoHeads(nn.Conv2d(3, 4, 3), nn.ReLU(), nn.Flatten(), nn.Linear(4 * 36, 1))
+
+
+def with_landmarks(generator: torch.Generator) -> Iterator[Batch]:
+    faces, targets = bright(torch.randn(7, 3, 8, 8, generator=generator))
+    landmarks_B52 = torch.rand(7, 5, 2, generator=generator)
+    yield Batch(faces._replace(landmarks_B52=landmarks_B52), targets)
+
+
+@pytest.mark.parametrize("weight", [0.0, 0.25])
+@pytest.mark.parametrize("micro_batches", [1, 2])
+def test_loss_of_heads_that_only_train_is_added_with_its_weight(
+    tmp_path: Path, weight: float, micro_batches: int
+) -> None:
+    """Two of them here; their landmarks are split with the faces."""
+    network = two_heads()
+    what = task(batches=with_landmarks, num_batches=1, auxiliary_weight=weight)
+    _, history = trained(tmp_path, network, micro_batches, what, epochs=1)
+    plain = two_heads()
+    (batch,) = with_landmarks(torch.Generator().manual_seed(0))
+    outputs = plain(batch.faces)
+    loss = squared_error(outputs.logits_BK, *batch.targets)
+    loss = loss + 2 * weight * squared_error(outputs.auxiliary[0], *batch.targets)
+    loss.backward()  # type: ignore[no-untyped-call]
+    assert history[0]["train_loss"] == pytest.approx(loss.item(), rel=1e-5)
+    for mine, whole in zip(network.parameters(), plain.parameters(), strict=True):
+        torch.testing.assert_close(mine.grad, whole.grad, rtol=1e-4, atol=1e-6)
+    assert (plain.second.weight.grad.abs().max() > 0) == (weight > 0)  # type: ignore[union-attr]
+
+
 def test_parts_are_smaller_and_take_as_many_steps(tmp_path: Path) -> None:
     sizes: list[int] = []
     network = small_network()
-    network.register_forward_hook(lambda _module, inputs, _outputs: sizes.append(len(inputs[0])))
+    network.register_forward_hook(
+        lambda _module, inputs, _outputs: sizes.append(len(inputs[0].view_BCHW))
+    )
     _, history = trained(tmp_path, network, 2, epochs=1)
     assert sizes == [3, 3, 3, 3, 3]  # batches of 6, 6 and 3, which is too small for two
     assert (
@@ -259,10 +324,10 @@ def test_same_seed_same_weights_other_seed_others(tmp_path: Path, precision: Any
 def test_epochs_do_not_repeat_each_others_batches(tmp_path: Path) -> None:
     first_faces: list[float] = []
 
-    def watched(generator: torch.Generator) -> Iterator[tuple[Tensor, ...]]:
+    def watched(generator: torch.Generator) -> Iterator[Batch]:
         for index, batch in enumerate(batches(generator)):
             if index == 0:
-                first_faces.append(batch[0].sum().item())
+                first_faces.append(batch.faces.view_BCHW.sum().item())
             yield batch
 
     for seed in (0, 1):

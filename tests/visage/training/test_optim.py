@@ -19,12 +19,15 @@ from visage.training.optim import (
     RecipeSettings,
     build_optimiser,
     computing_dtype,
+    count_updates,
     learning_rate,
-    update_average,
+    moving_average,
 )
 
 PAPER_RECIPE = RecipeSettings(
     optimiser="adam",
+    momentum=0.0,
+    nesterov=False,
     learning_rate=1e-3,
     weight_decay=0.0,
     batch_size=128,
@@ -62,11 +65,28 @@ def small_network() -> nn.Sequential:
         ("warmup_fraction", 1.0),
         ("ema_decay", 1.0),
         ("learning_rate", math.nan),
+        ("momentum", 1.0),
     ],
 )
 def test_recipe_out_of_bounds_is_refused_by_name(name: str, value: float) -> None:
     with pytest.raises(ValueError, match=f"{name} is {value}: give "):
-        recipe(**{name: value})
+        recipe(optimiser="sgd", **{name: value})
+
+
+@pytest.mark.parametrize(
+    ("changes", "said"),
+    [
+        ({"optimiser": "lion"}, "optimiser 'lion' is unknown; known: adam, adamw, sgd"),
+        ({"optimiser": "adam", "momentum": 0.9}, "adam has no momentum; .*or optimiser: sgd"),
+        ({"optimiser": "adamw", "nesterov": True}, "adamw has no momentum"),
+        ({"optimiser": "sgd", "nesterov": True}, "nesterov is true and momentum 0"),
+    ],
+)
+def test_recipe_of_settings_that_do_not_belong_together_is_refused(
+    changes: dict[str, Any], said: str
+) -> None:
+    with pytest.raises(ValueError, match=said):
+        recipe(**changes)
 
 
 # -------------------------------------------------------------------------------
@@ -157,6 +177,37 @@ def test_first_steps_equal_the_published_formulas(name: str) -> None:
         torch.testing.assert_close(parameter.detach(), theta, atol=1e-12, rtol=0)
 
 
+@pytest.mark.parametrize("nesterov", [False, True])
+@pytest.mark.parametrize("momentum", [0.5, 0.9])
+def test_first_steps_of_sgd_equal_the_published_formulas(momentum: float, nesterov: bool) -> None:
+    """Momentum, and Nesterov's (Sutskever et al. 2013, as torch writes it): v = m v + g, and a step
+    along v, or along g + m v."""
+    network, rate, decay = small_network().double(), 0.01, 0.1
+    how = recipe(
+        optimiser="sgd",
+        momentum=momentum,
+        nesterov=nesterov,
+        learning_rate=rate,
+        weight_decay=decay,
+    )
+    optimiser = build_optimiser(network, how)
+    generator = torch.Generator().manual_seed(1)
+    parameters = list(network.parameters())
+    expected = [parameter.detach().clone() for parameter in parameters]
+    speeds = [torch.zeros_like(value) for value in expected]
+    for _ in range(3):
+        for index, parameter in enumerate(parameters):
+            parameter.grad = torch.randn(parameter.shape, generator=generator, dtype=torch.float64)
+            theta = expected[index]
+            gradient = parameter.grad + (decay if theta.ndim > 1 else 0.0) * theta
+            speeds[index] = momentum * speeds[index] + gradient
+            along = gradient + momentum * speeds[index] if nesterov else speeds[index]
+            expected[index] = theta - rate * along
+        optimiser.step()
+    for parameter, theta in zip(parameters, expected, strict=True):
+        torch.testing.assert_close(parameter.detach(), theta, atol=1e-12, rtol=0)
+
+
 def test_every_parameter_is_trained_once() -> None:
     network = small_network()
     groups = build_optimiser(network, RECIPE).param_groups
@@ -170,35 +221,42 @@ def test_every_parameter_is_trained_once() -> None:
 
 
 def test_average_follows_its_formula_and_warms_up() -> None:
-    average, network = small_network().double(), small_network().double()
+    network = small_network().double()
+    average = moving_average(network, 0.9)
     generator = torch.Generator().manual_seed(2)
-    expected = {name: value.clone() for name, value in average.state_dict().items()}
+    expected = {name: value.clone() for name, value in network.state_dict().items()}
     for num_updates in range(120):
         for value in network.state_dict().values():
             if value.is_floating_point():
                 value.normal_(generator=generator)
             else:
                 value += 3
-        update_average(average, network, 0.9, num_updates)
+        if num_updates == 60:  # as if it went on from a checkpoint
+            resumed = moving_average(network, 0.9)
+            resumed.module.load_state_dict(average.module.state_dict())
+            average = resumed
+            count_updates(average, num_updates)
+        average.update_parameters(network)
         decay = min(0.9, (1 + num_updates) / (10 + num_updates))
         for name, value in network.state_dict().items():
             mixed = decay * expected[name] + (1 - decay) * value
             expected[name] = mixed if value.is_floating_point() else value.clone()
     assert {"1.running_mean", "1.num_batches_tracked"} <= set(expected)
-    for name, value in average.state_dict().items():
+    for name, value in average.module.state_dict().items():
         torch.testing.assert_close(value, expected[name], atol=1e-12, rtol=0)
-    assert average.state_dict()["1.num_batches_tracked"] == 360
+    assert average.module.state_dict()["1.num_batches_tracked"] == 360
 
 
 def test_average_is_the_network_after_a_first_update_without_memory() -> None:
-    average, network = small_network(), small_network()
+    network = small_network()
+    average = moving_average(network, 0.0)
     with torch.no_grad():
         network[3].weight += 1
-    update_average(average, network, 0.0, 0)
+    average.update_parameters(network)
     assert all(
         torch.equal(mine, its)
         for mine, its in zip(
-            average.state_dict().values(), network.state_dict().values(), strict=True
+            average.module.state_dict().values(), network.state_dict().values(), strict=True
         )
     )
 
