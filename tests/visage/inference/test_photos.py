@@ -249,6 +249,53 @@ def test_an_engine_without_features_cannot_be_observed() -> None:
     assert len(Predictor(Certain(), CARD).predict_crops(some_crops(2) % 11)) == 2
 
 
+class NeedsLandmarks:
+    """An engine that keeps what landmarks it was given; the first point's x is the label."""
+
+    needs_landmarks, gives_features = True, False
+
+    def __init__(self) -> None:
+        self.asked: list[torch.Tensor] = []
+
+    def answer(
+        self, _crops_BCHW: torch.Tensor, landmarks_B52: torch.Tensor | None
+    ) -> tuple[torch.Tensor, None]:
+        assert landmarks_B52 is not None
+        self.asked.append(landmarks_B52)
+        place_B = (landmarks_B52[:, 0, 0] / CROP_PX * 10).round().long().clamp(0, 10)
+        return torch.nn.functional.one_hot(place_B, 11).double(), None
+
+
+def test_the_detector_s_landmarks_go_along_and_are_mirrored() -> None:
+    engine = NeedsLandmarks()
+    answering = Predictor(engine, CARD)
+    answering._detector = DetectorOf((0, 0), (40, 20))
+    answering.predict_photos([encoded(a_photo())])
+
+    how = CARD.alignment
+    template = align.template(how.template, how.crop_px, how.face_scale)
+    expected = []
+    for offset in ((0, 0), (40, 20)):
+        points = UPRIGHT + np.float32(offset)
+        expected.append(align.transform(points, align.similarity(points, template)))
+    face_B52, mirror_B52 = engine.asked[0].chunk(2)
+    np.testing.assert_allclose(face_B52, np.stack(expected), atol=1e-4)
+    assert np.abs(face_B52.numpy() - template).max() < how.crop_px / 10
+    for left, right in ((0, 1), (1, 0), (2, 2), (3, 4), (4, 3)):
+        np.testing.assert_allclose(mirror_B52[:, left, 0], CROP_PX - face_B52[:, right, 0])
+        np.testing.assert_allclose(mirror_B52[:, left, 1], face_B52[:, right, 1])
+
+
+def test_landmarks_keep_to_their_crops_in_every_batch() -> None:
+    engine, crops = NeedsLandmarks(), some_crops(40)
+    landmarks = torch.rand(40, 5, 2, generator=torch.Generator().manual_seed(0)) * CROP_PX
+    got = Predictor(engine, CARD).predict_crops(crops, landmarks, flip=False)
+    np.testing.assert_array_equal(torch.cat(engine.asked), landmarks)
+    np.testing.assert_array_equal(
+        got.value, (landmarks[:, 0, 0] / CROP_PX * 10).round().clamp(0, 10) * 10
+    )
+
+
 def test_a_photo_gets_the_numbers_of_evaluation() -> None:
     """The crop as the face table would hold it goes through the first door: exactly equal."""
     photo, answering = a_photo(), with_detector((0, 0), (40, 20))
@@ -335,6 +382,11 @@ def test_photo_files_get_the_numbers_of_the_align_stage_s_faces(tmp_path: Path) 
         np.testing.assert_array_equal(
             [getattr(face, name) for face in chosen], getattr(evaluated, name)
         )
+
+    engine = NeedsLandmarks()
+    Predictor(engine, CARD).predict_photos([tmp_path / name for name in table.photo_id], flip=False)
+    is_chosen = [face.chosen for result in results for face in result.faces]
+    np.testing.assert_array_equal(torch.cat(engine.asked)[is_chosen], table.landmarks)
 
 
 def test_bad_photos_do_not_harm_their_neighbours(tmp_path: Path) -> None:
