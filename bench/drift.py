@@ -22,9 +22,10 @@ import torch
 
 from visage.data.face_table import FaceTable
 from visage.evaluation.drift import Drift, Summary, drift
-from visage.inference.photos import Predictor
-from visage.inference.predict_table import check_preprocessing
-from visage.model_config import ModelConfig
+from visage.inference.faces import CropPredictor
+from visage.inference.predict_table import check_preprocessing, faces_of
+from visage.model_config import CONFIG_FILE, ModelConfig
+from visage.weights import load_model
 
 REFERENCE_FACES, DRAWN_FACES, NUM_DRAWS, BATCH = 2000, 200, 200, 256
 OLDER_YEARS, BRIGHTER = 4.0, 1.3
@@ -32,14 +33,21 @@ Answers = tuple[npt.NDArray[np.float64], npt.NDArray[np.float32]]  # values (N,)
 
 
 def answers_of(
-    predictor: Predictor, table: FaceTable, rows: npt.NDArray[np.int64], gain: float = 1.0
+    folder: Path, table: FaceTable, rows: npt.NDArray[np.int64], gain: float = 1.0
 ) -> Answers:
     """What the model makes of some faces, their pixels times `gain`."""
     heard: list[Answers] = []
-    predictor.observe = lambda values_N, features_NC: heard.append((values_N, features_NC))
+    network, config = load_model(folder)
+    predictor = CropPredictor(
+        network,
+        config,
+        observe=lambda values_N, features_NC: heard.append((values_N, features_NC)),
+    )
     for start in range(0, len(rows), BATCH):
-        crops_BCHW = table.decode(rows[start : start + BATCH])
-        predictor.predict_crops((crops_BCHW.float() * gain).clamp(0, 255).to(torch.uint8))
+        some = rows[start : start + BATCH]
+        faces = faces_of(table, some, network.needs_landmarks)
+        crops_BCHW = (faces.view_BCHW.float() * gain).clamp(0, 255).to(torch.uint8)
+        predictor.predict_crops(crops_BCHW, faces.landmarks_B52)
     values, features = zip(*heard, strict=True)
     return np.concatenate(values), np.concatenate(features)
 
@@ -61,17 +69,17 @@ def older(label_N: npt.NDArray[np.float64], rng: np.random.Generator) -> npt.NDA
 
 def measured(model: Path, faces: Path, others: list[Path]) -> Iterator[tuple[str, Drift]]:
     """Each kind of served faces and its drift; the draws come last, as their 99th percentiles."""
-    predictor, rng = Predictor.load(model), np.random.default_rng(0)
+    rng = np.random.default_rng(0)
     config, train, test = (
-        predictor.config,
+        ModelConfig.read(model / CONFIG_FILE),
         FaceTable.open(faces, ["train"]),
         FaceTable.open(faces, ["test"]),
     )
     check_preprocessing(config, test, faces)
     some = np.unique(np.linspace(0, len(train) - 1, min(len(train), REFERENCE_FACES)).astype(int))
-    reference = summary(config, answers_of(predictor, train, some))
+    reference = summary(config, answers_of(model, train, some))
     every = np.arange(len(test))
-    told = answers_of(predictor, test, every)
+    told = answers_of(model, test, every)
     yield "test faces", drift(reference, summary(config, told))
     yield (
         f"older by {OLDER_YEARS:g}",
@@ -81,7 +89,7 @@ def measured(model: Path, faces: Path, others: list[Path]) -> Iterator[tuple[str
     yield "answers 5 too high", drift(reference, summary(config, higher))
     yield (
         f"pixels x {BRIGHTER}",
-        drift(reference, summary(config, answers_of(predictor, test, every, BRIGHTER))),
+        drift(reference, summary(config, answers_of(model, test, every, BRIGHTER))),
     )
     for folder in others:
         table = FaceTable.open(folder, ["train", "val", "test"])
@@ -89,7 +97,7 @@ def measured(model: Path, faces: Path, others: list[Path]) -> Iterator[tuple[str
         some = np.unique(
             np.linspace(0, len(table) - 1, min(len(table), REFERENCE_FACES)).astype(int)
         )
-        yield str(folder), drift(reference, summary(config, answers_of(predictor, table, some)))
+        yield str(folder), drift(reference, summary(config, answers_of(model, table, some)))
     for number in range(NUM_DRAWS):
         rows = rng.choice(len(every), min(DRAWN_FACES, len(every)), replace=False)
         yield f"draw {number}", drift(reference, summary(config, told, rows))

@@ -64,10 +64,10 @@ def aligned_faces(predictor: Predictor, photos: Sequence[bytes]) -> list[bytes]:
     for photo, result in zip(photos, predictor.predict_photos(photos), strict=True):
         if result.faces:
             stream = io.BytesIO()
-            crop = predictor.crop(
+            face = predictor.align(
                 read_photo(photo), np.array(result.faces[0].landmarks, np.float32)
             )
-            Image.fromarray(crop).save(stream, "PNG")
+            Image.fromarray(face.crop_HWC).save(stream, "PNG")
             faces.append(stream.getvalue())
     return faces
 

@@ -21,25 +21,30 @@ import tempfile
 import time
 from collections.abc import Callable, Iterable
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import numpy.typing as npt
 import onnxruntime
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 from torch.nn import functional
 from tqdm import tqdm
 
 from bench.operations import count_macs
 from visage.data.face_table import FaceTable, evenly_spread, in_order
+from visage.detection.align import template
 from visage.export.int8 import write_int8
 from visage.export.onnx_file import write_onnx
 from visage.inference.engine import Inference
-from visage.inference.onnx_engine import INT8_FILE, ONNX_FILE
-from visage.inference.predict_table import DECODING_THREADS, check_preprocessing
+from visage.inference.onnx_engine import CROPS, INT8_FILE, LANDMARKS, ONNX_FILE, VALUE
+from visage.inference.predict_table import (
+    DECODING_THREADS,
+    check_preprocessing,
+    faces_of,
+    landmarks_of,
+)
 from visage.model_config import CONFIG_FILE, ModelConfig
-from visage.networks import Network, build, initialise
+from visage.networks import NETWORKS, FaceBatch, Network, build, initialise
 from visage.weights import load_model
 
 RELEASED = Path(__file__).resolve().parent.parent / "model_registry" / "released"
@@ -47,21 +52,22 @@ BATCH, SINGLES = 32, 4  # faces of a batch, as in Table 2; single faces in a row
 RANGE_FACES = 256  # training faces that measure int8's ranges, as in params.yaml
 
 Values = npt.NDArray[np.float32]
-Run = Callable[[Tensor], Values]  # uint8 crops (B,3,H,W) -> values (B,)
+Run = Callable[[FaceBatch], Values]  # uint8 crops (B,3,H,W) and landmarks -> values (B,)
 Key = tuple[str, str]  # network, form
 Seconds = tuple[float, float]  # wall, processor over all threads
 
 
 def in_torch(
-    network: nn.Module, config: ModelConfig, layout: torch.memory_format, *, bfloat16: bool
+    network: Network, config: ModelConfig, layout: torch.memory_format, *, bfloat16: bool
 ) -> Run:
     """A network whose weights lie in `layout`, as torch runs it; autocast rounds the head, too."""
     inference = Inference(network, config, torch.float32).eval()
 
     @torch.inference_mode()
-    def run(crops_BCHW: Tensor) -> Values:
+    def run(faces: FaceBatch) -> Values:
+        crops_BCHW = faces.view_BCHW.contiguous(memory_format=layout)
         with torch.autocast("cpu", torch.bfloat16, enabled=bfloat16):
-            value_B: Tensor = inference(crops_BCHW.contiguous(memory_format=layout))[1]
+            value_B: Tensor = inference(crops_BCHW, faces.landmarks_B52)[1]
         return value_B.float().numpy()
 
     return run
@@ -73,18 +79,26 @@ def in_onnx(path: Path) -> Run:
     options.intra_op_num_threads = torch.get_num_threads()
     session = onnxruntime.InferenceSession(path, options, providers=["CPUExecutionProvider"])
 
-    def run(crops_BCHW: Tensor) -> Values:
-        value_B: Values = session.run(["value"], {"crops": crops_BCHW.contiguous().numpy()})[0]
+    names = [each.name for each in session.get_inputs()]
+
+    def run(faces: FaceBatch) -> Values:
+        inputs = {
+            name: values.contiguous().numpy()
+            for name, values in zip((CROPS, LANDMARKS), faces, strict=True)
+            if name in names
+        }
+        value_B: Values = session.run([VALUE], inputs)[0]
         return value_B
 
     return run
 
 
 def forms(
-    network: nn.Module, config: ModelConfig, range_batches: Iterable[Tensor]
+    network: Network, config: ModelConfig, range_batches: Iterable[FaceBatch]
 ) -> dict[str, Run]:
     """A network in every form; int8 measures its ranges on `range_batches`."""
-    last: Any = copy.deepcopy(network).to(memory_format=torch.channels_last)
+    last = copy.deepcopy(network)
+    last.to(memory_format=torch.channels_last)
     with tempfile.TemporaryDirectory() as folder:
         exact, int8 = Path(folder) / ONNX_FILE, Path(folder) / INT8_FILE
         write_onnx(network, config, exact)
@@ -100,40 +114,42 @@ def forms(
         }
 
 
-def random_crops(count: int, px: int) -> Tensor:
-    """Smooth random crops, uint8 (count,3,px,px)."""
+def random_faces(count: int, px: int) -> FaceBatch:
+    """Smooth random crops, uint8 (count,3,px,px), the landmarks at a template's places."""
     coarse = torch.rand(count, 3, 8, 8, generator=torch.Generator().manual_seed(0)) * 255
-    return functional.interpolate(coarse, size=px, mode="bilinear").to(torch.uint8)
+    crops_BCHW = functional.interpolate(coarse, size=px, mode="bilinear").to(torch.uint8)
+    template_52 = torch.from_numpy(template("whole_face", px, 1.0)).float()
+    return FaceBatch(crops_BCHW, template_52.expand(count, -1, -1))
 
 
 def random_network(name: str, px: int) -> tuple[Network, ModelConfig]:
-    """A network with random weights, and a released model's config with this network and crop size
-    in it."""
+    """A network with random weights, the first value of each of its options, and a released model's
+    config with this network and crop size in it."""
     config = ModelConfig.read(
         RELEASED / (RELEASED / "default.txt").read_text(encoding="utf-8").strip() / CONFIG_FILE
     )
-    network = build(name, "flatten" if name == "vgg16" else "hybrid", config.network.num_outputs)
+    family = NETWORKS[name.partition("-")[0]]
+    options = {option: legal[0] for option, legal in family.options.items()}
+    network = build(name, options, config.network.num_outputs)
     initialise(network, torch.Generator().manual_seed(0))
-    shape = dataclasses.replace(
-        config.network, name=name, pooling="flatten" if name == "vgg16" else "hybrid"
-    )
+    shape = dataclasses.replace(config.network, name=name, options=options)
     return network.eval(), dataclasses.replace(
         config, network=shape, alignment=dataclasses.replace(config.alignment, crop_px=px)
     )
 
 
-def timed(run: Run, crops_BCHW: Tensor) -> Seconds:
+def timed(run: Run, faces: FaceBatch) -> Seconds:
     wall, processor = time.perf_counter(), time.process_time()
-    run(crops_BCHW)
+    run(faces)
     return time.perf_counter() - wall, time.process_time() - processor
 
 
-def take_turns(runs: dict[Key, Run], crops_BCHW: Tensor, repeats: int) -> dict[Key, list[Seconds]]:
+def take_turns(runs: dict[Key, Run], faces: FaceBatch, repeats: int) -> dict[Key, list[Seconds]]:
     """Every form's seconds on the same crops, in turn; the first turn warms up and is not counted."""
     seconds: dict[Key, list[Seconds]] = {key: [] for key in runs}
-    for _ in tqdm(range(repeats + 1), f"{len(crops_BCHW)} faces", unit="turn"):
+    for _ in tqdm(range(repeats + 1), f"{len(faces.view_BCHW)} faces", unit="turn"):
         for key, run in runs.items():
-            seconds[key].append(timed(run, crops_BCHW))
+            seconds[key].append(timed(run, faces))
     return {key: turns[1:] for key, turns in seconds.items()}
 
 
@@ -157,10 +173,10 @@ def print_times(names: list[str], px: int, repeats: int) -> None:
         )
         runs |= {
             (name, form): run
-            for form, run in forms(network, config, [random_crops(BATCH, px)]).items()
+            for form, run in forms(network, config, [random_faces(BATCH, px)]).items()
         }
-    batch = take_turns(runs, random_crops(BATCH, px), repeats)
-    single = take_turns(runs, random_crops(1, px), SINGLES * repeats)
+    batch = take_turns(runs, random_faces(BATCH, px), repeats)
+    single = take_turns(runs, random_faces(1, px), SINGLES * repeats)
     print(
         f"\nTimes on the clock; ratios: {names[0]} in torch / this, on the clock (and of "
         f"processor)\n"
@@ -194,12 +210,13 @@ def print_errors(folder: Path, faces: Path) -> None:
     runs = forms(
         network,
         config,
-        (train.decode(places) for places in np.array_split(spread, -(-len(spread) // BATCH))),
+        (faces_of(train, places, network.needs_landmarks) for places in np.array_split(spread, -(-len(spread) // BATCH))),
     )
     values: dict[str, list[Values]] = {form: [] for form in runs}
-    for _, crops_BCHW in in_order(test, BATCH, DECODING_THREADS, "test faces"):
+    for rows, crops_BCHW in in_order(test, BATCH, DECODING_THREADS, "test faces"):
+        landmarks_B52 = landmarks_of(test, rows, network.needs_landmarks)
         for form, run in runs.items():
-            values[form].append(run(crops_BCHW))
+            values[form].append(run(FaceBatch(crops_BCHW, landmarks_B52)))
     print(f"\n{config.name}, {len(test)} test faces, no flip, {config.unit}\n")
     print("| form | MAE | differs from torch on average | at most |\n|---|---|---|---|")
     value_N = {form: np.concatenate(parts) for form, parts in values.items()}

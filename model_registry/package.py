@@ -25,10 +25,11 @@ import pandas as pd
 from mlflow import MlflowClient
 from mlflow.models import Model, ModelSignature
 from mlflow.types import ColSpec, DataType, ParamSchema, ParamSpec, Schema, TensorSpec
+from mlflow.types.schema import Array
 
 import visage
 from model_registry.mlflow_client import connect
-from model_registry.served_model import FACE, PHOTO, Limits
+from model_registry.served_model import FACE, LANDMARKS, PHOTO, Limits
 from visage.model_config import CONFIG_FILE, ModelConfig
 from visage.synthetic import encode_face, sample_person, sample_photo
 from visage.weights import load_model, sha256_of
@@ -124,11 +125,12 @@ def input_example() -> pd.DataFrame:
 
 
 def signature() -> ModelSignature:
-    """Two columns, of which each row fills one; three switches; what comes out is JSON, described
+    """A photo or an aligned face a row, and a face's landmarks; three switches; what comes out is JSON, described
     in docs/serve.md."""
     columns: list[ColSpec | TensorSpec] = [
         ColSpec(DataType.string, name, required=False) for name in (PHOTO, FACE)
     ]
+    columns.append(ColSpec(Array(DataType.double), LANDMARKS, required=False))
     switches = {"all_faces": False, "explain": False, "flip": True}
     return ModelSignature(
         inputs=Schema(columns),

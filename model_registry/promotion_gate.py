@@ -50,10 +50,12 @@ from model_registry.promote import (
     tag,
 )
 from model_registry.record import PREDICTIONS
+from visage.detection.align import template
 from visage.evaluation.bootstrap import Bootstrap, cluster_codes, paired_bootstrap, who_is_shown
 from visage.evaluation.metrics import bands
-from visage.inference.photos import Predictor
-from visage.model_config import INTERVAL_MASS
+from visage.inference.faces import CropPredictor
+from visage.model_config import INTERVAL_MASS, AlignmentConfig
+from visage.networks.protocol import FaceBatch
 
 TEST = "test"
 NUM_TIMED, NUM_WARM = 15, 3  # faces answered one by one for the comparison of speed
@@ -365,21 +367,24 @@ def _latency(challenger: Path, champion: Path, settings: PromoteSettings) -> Che
 def milliseconds_a_face(folders: list[Path]) -> list[float]:
     """The median time of each model for one aligned face, taken in turns so that all meet the same
     machine."""
-    predictors = [Predictor.load(folder) for folder in folders]
-    sides = [predictor.config.alignment.crop_px for predictor in predictors]
-    crops = [
-        torch.randint(256, (1, 3, px, px), generator=torch.Generator().manual_seed(0))
-        for px in sides
-    ]
-    faces = [crop.to(torch.uint8) for crop in crops]
+    predictors = [CropPredictor.load(folder) for folder in folders]
+    faces = [_timed_face(predictor.config.alignment) for predictor in predictors]
     seconds: list[list[float]] = [[] for _ in folders]
     for turn in range(NUM_WARM + NUM_TIMED):
         for place, (predictor, face) in enumerate(zip(predictors, faces, strict=True)):
             started = time.perf_counter()
-            predictor.predict_crops(face)
+            predictor.predict_crops(*face)
             if turn >= NUM_WARM:
                 seconds[place].append(time.perf_counter() - started)
     return [1000 * statistics.median(each) for each in seconds]
+
+
+def _timed_face(how: AlignmentConfig) -> FaceBatch:
+    """A crop of random colours, uint8, its landmarks at the template's places."""
+    colours = torch.Generator().manual_seed(0)
+    crop_1CHW = torch.randint(256, (1, 3, how.crop_px, how.crop_px), generator=colours)
+    template_52 = template(how.template, how.crop_px, how.face_scale)
+    return FaceBatch(crop_1CHW.to(torch.uint8), torch.from_numpy(template_52).float()[None])
 
 
 def _errors(shared: pd.DataFrame) -> tuple[Any, Any]:

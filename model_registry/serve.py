@@ -37,10 +37,6 @@ from model_registry.request_guard import App, Guard, GuardSettings
 
 JSON = "application/json"
 MAX_WAITING = 32  # requests in the queue; each holds at most max_request_bytes
-WINDOW_FACES, BLOCK_FACES = (
-    2_000,
-    200,
-)  # newest faces that /statistics sums up, and the step by which the oldest leave
 ARRIVAL_SECONDS = 30.0  # for a request to arrive whole
 SECONDS_TO_FINISH = 30  # for requests in flight after SIGTERM
 
@@ -58,13 +54,9 @@ def exact_uri(uri: str) -> str:
 def build_app(model: PyFuncModel, name: str, num_at_once: int) -> App:
     """The whole application around a loaded package; `name` is what /ready and /metrics call it."""
     served: Any = model.unwrap_python_model()  # type: ignore[no-untyped-call]
-    model_config = served.predictor.model_config
+    model_config = served.predictor.config
     tally = Tally(model_config, name, served.version)
     served.told = tally.count_documents
-    from visage.evaluation.drift import Summary
-
-    summary = Summary.of(model_config, window_faces=WINDOW_FACES, block_faces=BLOCK_FACES)
-    served.predictor.observe = summary.add
     ready = {
         "ready": True,
         "name": name,
@@ -84,7 +76,7 @@ def build_app(model: PyFuncModel, name: str, num_at_once: int) -> App:
         ),
         pages={
             "/ready": lambda: (json.dumps(ready).encode(), JSON),
-            "/statistics": lambda: (json.dumps(summary.as_document()).encode(), JSON),
+            "/statistics": lambda: (json.dumps(served.summary.as_document()).encode(), JSON),
             "/metrics": lambda: (tally.page(), CONTENT_TYPE_LATEST),
         },
         seen=tally.count_answer,

@@ -4,7 +4,7 @@ This file is the package's code ("models from code": nothing is pickled). It and
 travels beside it, are all that an answer needs. Every number comes from visage.inference.photos;
 here is only what a stranger's request needs: what is accepted, how much of it, and one clear
 sentence where it is not. A request holds no path and no address: a string is base64 of a picture or
-it is refused.
+it is refused. An aligned face may bring its five landmarks; some models need them.
 """
 
 from __future__ import annotations
@@ -20,18 +20,18 @@ from typing import Any
 
 import numpy as np
 import pandas as pd
-import torch
 from mlflow.exceptions import MlflowException
 from mlflow.models import set_model
 from mlflow.protos.databricks_pb2 import INVALID_PARAMETER_VALUE
 from mlflow.pyfunc.model import PythonModel
 from PIL import Image
-from torch import Tensor, nn
 
 from visage.detection.image_io import PhotoError, read_photo
+from visage.evaluation.drift import Summary
 from visage.explain.score_map import coarse_score_map
 from visage.inference.faces import BATCH_ROWS, Predictions
-from visage.inference.photos import PhotoResult, Predictor, as_document
+from visage.inference.photos import AlignedFace, PhotoResult, Predictor, as_document
+from visage.networks.protocol import Network
 from visage.weights import load_model
 
 Document = dict[str, Any]
@@ -39,6 +39,11 @@ PHOTO, FACE = (
     "photo",
     "face",
 )  # the columns: a photo whose faces are wanted, a face cut as the model's config says
+LANDMARKS = "landmarks"  # a face's: x and y of five points, ten numbers, pixels of the crop
+WINDOW_FACES, BLOCK_FACES = (
+    2_000,
+    200,
+)  # newest faces that are summed up for drift, and the step by which the oldest leave
 SCAN = b"\xff\xda"  # begins each scan of a JPEG; inside one it cannot occur
 MAX_SCANS = (
     64  # a progressive JPEG has about ten; thousands would keep the decoder busy for minutes
@@ -49,6 +54,7 @@ NO_FACE_OF_ITS_OWN = {
     "probability": None,
     "chosen": True,
 }  # of an aligned face
+NO_LANDMARKS = np.full((5, 2), np.nan, np.float32)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -72,12 +78,13 @@ class Refused(ValueError):
 
 
 class ServedModel(PythonModel):
-    """`told`, where set, hears every request's documents (the server counts them); `version` is the
-    registered one."""
+    """`told`, where set, gets every request's documents (the server counts them); `summary` is of
+    the newest faces, for drift; `version` is the registered one."""
 
     limits: Limits
     predictor: Predictor
-    network: nn.Module
+    summary: Summary
+    network: Network
     version: str | None = None
     told: Callable[[Sequence[Document]], None] | None = None
 
@@ -89,8 +96,13 @@ class ServedModel(PythonModel):
             **json.loads(Path(context.artifacts["limits"]).read_text(encoding="utf-8"))
         )
         self.network, config = load_model(folder)
-        self.predictor = Predictor(self.network, config)
-        self.predictor.max_photo_pixels = self.limits.max_photo_pixels
+        self.summary = Summary.of(config, window_faces=WINDOW_FACES, block_faces=BLOCK_FACES)
+        self.predictor = Predictor(
+            self.network,
+            config,
+            observe=self.summary.add,
+            max_photo_pixels=self.limits.max_photo_pixels,
+        )
         self.version = registered_version(folder.parents[1])
 
     def predict(
@@ -130,11 +142,16 @@ class ServedModel(PythonModel):
                 f"{pixels} pixels: send at most {self.limits.max_request_pixels} in a request"
             )
         documents: dict[int, Document] = {}
-        for column, answers in ((PHOTO, self._photos), (FACE, self._faces)):
-            numbers = [number for number, (kind, _) in enumerate(pictures) if kind == column]
-            documents |= zip(
-                numbers, answers(pictures, numbers, all_faces, explain, flip), strict=True
-            )
+        numbers = {
+            column: [number for number, (kind, _) in enumerate(pictures) if kind == column]
+            for column in (PHOTO, FACE)
+        }
+
+        photos = {number: pictures[number][1] for number in numbers[PHOTO]}
+        documents |= zip(photos, self._photos(photos, all_faces, explain, flip), strict=True)
+
+        faces = [self._face(place, pictures[place][1], rows[place]) for place in numbers[FACE]]
+        documents |= zip(numbers[FACE], self._faces(faces, explain, flip), strict=True)
         return [documents[number] for number in range(len(rows))]
 
     def _picture(self, number: int, row: dict[Any, Any]) -> tuple[str, bytes]:
@@ -161,53 +178,59 @@ class ServedModel(PythonModel):
         return column, picture
 
     def _photos(
-        self,
-        pictures: list[tuple[str, bytes]],
-        numbers: list[int],
-        all_faces: bool,
-        explain: bool,
-        flip: bool,
+        self, photos: dict[int, bytes], all_faces: bool, explain: bool, flip: bool
     ) -> list[Document]:
-        """Photos -> documents as visage.inference.photos prints them, of the chosen face or of all."""
+        """Photos by their place -> documents as visage.inference.photos prints them, of the chosen
+        face or of all."""
         documents = []
-        photos = [pictures[number][1] for number in numbers]
-        for number, photo, result in zip(
-            numbers, photos, self.predictor.stream_photos(photos, flip), strict=True
-        ):
+        results = self.predictor.stream_photos(photos.values(), flip)
+        for (number, photo), result in zip(photos.items(), results, strict=True):
             if not result.readable:
                 raise Refused(f"item {number}: the {PHOTO} {result.reason}")
             faces = tuple(face for face in result.faces if all_faces or face.chosen)
             document = self._document(dataclasses.replace(result, faces=faces))
             if explain and faces:
                 pixels = read_photo(photo, self.limits.max_photo_pixels)
-                crops = [
-                    self.predictor.crop(pixels, np.array(face.landmarks, np.float32))
+                aligned = [
+                    self.predictor.align(pixels, np.array(face.landmarks, np.float32))
                     for face in faces
                 ]
-                self._explain(document["faces"], _stacked(crops), flip)
+                self._explain(document["faces"], aligned, flip)
             documents.append(document)
         return documents
 
-    def _faces(
-        self,
-        pictures: list[tuple[str, bytes]],
-        numbers: list[int],
-        _: bool,
-        explain: bool,
-        flip: bool,
-    ) -> list[Document]:
+    def _faces(self, aligned: list[AlignedFace], explain: bool, flip: bool) -> list[Document]:
         """Aligned faces -> documents with one face each, which has no box, landmarks and detector's
         probability."""
-        if not numbers:
-            return []
-        crops_BCHW = _stacked([self._crop(number, pictures[number][1]) for number in numbers])
-        predictions = self.predictor.predict_crops(crops_BCHW, flip)
-        faces = [_face(predictions, place) for place in range(len(numbers))]
+        predictions = self.predictor.predict_aligned(aligned, flip)
+        faces = [_face(predictions, place) for place in range(len(aligned))]
         if explain:
-            self._explain(faces, crops_BCHW, flip)
+            self._explain(faces, aligned, flip)
         px = self.predictor.config.alignment.crop_px
         nothing = PhotoResult(width=px, height=px, faces=(), reason=None, readable=True)
         return [self._document(nothing) | {"faces": [face]} for face in faces]
+
+    def _face(self, number: int, picture: bytes, row: dict[Any, Any]) -> AlignedFace:
+        """A row's aligned face and its landmarks."""
+        crop_HWC = self._crop(number, picture)
+        given = row.get(LANDMARKS)
+        if given is None or (isinstance(given, float) and np.isnan(given)):  # pandas' "not given"
+            if self.predictor.needs_landmarks:
+                raise Refused(
+                    f"item {number}: this model needs the landmarks of a {FACE}: give {LANDMARKS}, "
+                    f"ten numbers in pixels of the crop, or send the picture as {PHOTO}"
+                )
+            return AlignedFace(crop_HWC, NO_LANDMARKS)
+        try:
+            landmarks_52 = np.asarray(given, np.float32).reshape(5, 2)
+        except (TypeError, ValueError):
+            landmarks_52 = NO_LANDMARKS
+        if not np.isfinite(landmarks_52).all():
+            raise Refused(
+                f"item {number}: {LANDMARKS} must be ten numbers, x and y of left eye, right eye, "
+                f"nose, left and right corner of the mouth, in pixels of the crop"
+            )
+        return AlignedFace(crop_HWC, landmarks_52)
 
     def _crop(self, number: int, picture: bytes) -> Any:
         px = self.predictor.config.alignment.crop_px
@@ -229,12 +252,16 @@ class ServedModel(PythonModel):
         document["model"]["version"] = self.version
         return document
 
-    def _explain(self, faces: Sequence[Document], crops_BCHW: Tensor, flip: bool) -> None:
+    def _explain(
+        self, faces: Sequence[Document], aligned: Sequence[AlignedFace], flip: bool
+    ) -> None:
         """Adds to each face where the model looked: its score map (h,w), as small as the network's
         last maps."""
+        config = self.predictor.config
         for start in range(0, len(faces), BATCH_ROWS):
             rows = slice(start, start + BATCH_ROWS)
-            maps_Bhw = coarse_score_map(self.network, self.predictor.config, crops_BCHW[rows], flip)
+            crops_BCHW, landmarks_B52 = self.predictor.stacked(aligned[rows])
+            maps_Bhw = coarse_score_map(self.network, config, crops_BCHW, landmarks_B52, flip=flip)
             for face, map_hw in zip(faces[rows], maps_Bhw, strict=True):
                 face["score_map"] = map_hw.tolist()
 
@@ -246,10 +273,6 @@ def _face(predictions: Predictions, place: int) -> Document:
     return (
         numbers | {"probabilities": predictions.probabilities[place].tolist()} | NO_FACE_OF_ITS_OWN
     )
-
-
-def _stacked(crops: Sequence[Any]) -> Tensor:
-    return torch.from_numpy(np.stack(crops)).permute(0, 3, 1, 2)
 
 
 def _num_pixels(picture: bytes) -> int:

@@ -31,6 +31,7 @@ from visage.evaluation.plots import png
 from visage.explain import plots
 from visage.explain.page import group_document, sections
 from visage.explain.plots import GroupView
+from visage.explain.score_map import has_class_maps
 from visage.explain.study import (
     Subject,
     contact_sheets,
@@ -39,7 +40,7 @@ from visage.explain.study import (
     group_views,
     single_faces,
 )
-from visage.inference.photos import Predictor
+from visage.inference.faces import CropPredictor
 from visage.inference.predict_table import check_preprocessing
 from visage.model_config import CONFIG_FILE, ModelConfig
 from visage.weights import load_model, sha256_of
@@ -92,7 +93,10 @@ def explain(
     table = open_split(faces, settings.split, "explain.split")
     check_preprocessing(config, table, faces)
     subject = Subject(
-        network=network, predictor=Predictor(network, config), table=table, flip=decision["flip"]
+        network=network,
+        predictor=CropPredictor(network, config),
+        table=table,
+        flip=decision["flip"],
     )
     value_N = read_values(predictions, table, settings.split)
     rows = drawn_rows(len(table), settings.max_faces, settings.seed)
@@ -100,7 +104,9 @@ def explain(
         subject, rows, settings.places_per_side, settings.band_width, settings.bootstrap
     )
     drawn = pictures(subject, groups, rows, value_N, settings)
-    chapters = sections(config, groups, drawn, dataclasses.asdict(settings))
+    chapters = sections(
+        has_class_maps(network, config), groups, drawn, dataclasses.asdict(settings)
+    )
     files = {f"{name}.png": picture.png for name, picture in drawn.items()}
     files["explain.json"] = json.dumps(
         document(settings, model, config, subject.flip, groups), indent=1, allow_nan=False

@@ -21,7 +21,6 @@ from pathlib import Path
 from typing import Literal
 
 import numpy as np
-from torch import Tensor
 from tqdm import tqdm
 
 from stages.settings import Report, print_report, stage_main
@@ -29,9 +28,12 @@ from visage.data.face_table import FaceTable, evenly_spread
 from visage.evaluation.drift import REFERENCE_FILE, Summary
 from visage.export.int8 import measure_int8, write_int8
 from visage.export.onnx_file import export_model, measure_parity
+from visage.export.quantisable import check_quantisable
+from visage.inference.faces import CropPredictor
 from visage.inference.onnx_engine import INT8_FILE, ONNX_FILE
-from visage.inference.photos import Predictor
+from visage.inference.predict_table import faces_of
 from visage.model_config import ModelConfig
+from visage.networks.protocol import FaceBatch, Network
 from visage.weights import load_model
 
 RELEASE_MB = 8  # what a released model may weigh, each file
@@ -75,11 +77,15 @@ def export(
     """Exports the model; see the module docstring. ValueError where parity is missed: nothing is
     written then."""
     network, config = load_model(model)
+    if settings.int8:
+        check_quantisable(config.network.name, network)
     test, train = (_table(config, faces, split) for split in ("test", "train"))
     with _folder_written_whole(export) as part:
         export_model(network, config, part, settings.dtype)
         parity = measure_parity(
-            part, Predictor(network, config), _crops(test, settings.parity_faces, "parity")
+            part,
+            CropPredictor(network, config),
+            _faces(test, network, settings.parity_faces, "parity"),
         )
         if not parity.max_abs_difference <= settings.parity_tolerance:
             raise ValueError(
@@ -111,9 +117,16 @@ def _export_int8(
 ) -> dict[str, float]:
     """Adds model.int8.onnx to the exported folder; its differences from model.onnx."""
     network, config = load_model(part)
-    write_int8(network, config, _crops(train, settings.int8_faces, "int8 ranges"), part / INT8_FILE)
+    write_int8(
+        network,
+        config,
+        _faces(train, network, settings.int8_faces, "int8 ranges"),
+        part / INT8_FILE,
+    )
     found = measure_int8(
-        part / INT8_FILE, part / ONNX_FILE, _crops(test, settings.parity_faces, "int8 parity")
+        part / INT8_FILE,
+        part / ONNX_FILE,
+        _faces(test, network, settings.parity_faces, "int8 parity"),
     )
     if not found.mean_abs_difference <= settings.int8_tolerance:
         raise ValueError(
@@ -130,25 +143,25 @@ def _export_int8(
     }
 
 
-def _crops(table: FaceTable, num_faces: int, label: str) -> Iterator[Tensor]:
-    """Batches of at most `num_faces` crops, evenly spread over the table."""
+def _faces(table: FaceTable, network: Network, num_faces: int, label: str) -> Iterator[FaceBatch]:
+    """Batches of at most `num_faces` uint8 crops, with what the network needs, evenly spread over
+    the table."""
     places = evenly_spread(len(table), num_faces)
     batches = np.array_split(places, -(-len(places) // BATCH_FACES))
-    yield from (table.decode(batch) for batch in tqdm(batches, desc=label, unit="batch"))
+    for rows in tqdm(batches, desc=label, unit="batch"):
+        yield faces_of(table, rows, network.needs_landmarks)
 
 
 def _write_reference(settings: ExportSettings, part: Path, train: FaceTable) -> None:
     """Adds reference.json to the exported folder: what its model's answers to training faces come
     to."""
-    predictor = Predictor.load(part)
+    network, config = load_model(part)
     summary = Summary.of(
-        predictor.config,
-        window_faces=settings.reference_faces,
-        block_faces=settings.reference_faces,
+        config, window_faces=settings.reference_faces, block_faces=settings.reference_faces
     )
-    predictor.observe = summary.add
-    for crops_BCHW in _crops(train, settings.reference_faces, "reference"):
-        predictor.predict_crops(crops_BCHW)
+    predictor = CropPredictor(network, config, observe=summary.add)
+    for faces in _faces(train, network, settings.reference_faces, "reference"):
+        predictor.predict_crops(*faces)
     (part / REFERENCE_FILE).write_text(json.dumps(summary.as_document()) + "\n", encoding="utf-8")
 
 

@@ -37,6 +37,7 @@ from visage.data.augment import AugmentationSettings, training_view
 from visage.data.face_table import FaceTable, prefetched, shuffled_batches
 from visage.data.preprocess import evaluation_faces
 from visage.device import available_device
+from visage.export.quantisable import check_quantisable
 from visage.labels import DECODERS, LabelGrid
 from visage.methods import METHODS
 from visage.model_config import (
@@ -117,6 +118,7 @@ def finetune(
     _check(settings, train)
     earlier = _start(settings, train, backbone, start)
     network = _network(settings, earlier).to(available_device())
+    _say_what_cannot_be_exported(settings.network.name, network)
     landmarks = [train.landmarks_sha256()] if network.needs_landmarks else []
     stamp = fingerprint_of(settings, train, Path(__file__), earlier.digest, *landmarks)
     rows: list[dict[str, float]] = []
@@ -228,6 +230,14 @@ def _network(settings: FinetuneSettings, start: Start) -> Network:
     initialise(network, torch.Generator().manual_seed(settings.seed))
     start.load_into(network, f"finetune.init {settings.init}")
     return network
+
+
+def _say_what_cannot_be_exported(name: str, network: Network) -> None:
+    """One sentence before training starts, where an int8 export will be refused."""
+    try:
+        check_quantisable(name, network)
+    except ValueError as error:
+        print(f"note: {error}")
 
 
 def _task(

@@ -9,6 +9,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from visage.detection.align import template
 from visage.labels import LabelGrid
 from visage.model_config import (
     CONFIG_FORMAT,
@@ -19,7 +20,7 @@ from visage.model_config import (
     NormaliseConfig,
     WeightsConfig,
 )
-from visage.networks import ThinVGG, initialise
+from visage.networks import FaceBatch, Network, initialise
 from visage.weights import save_model
 
 CROP_PX = 32
@@ -33,7 +34,9 @@ def small_config(**changes: Any) -> ModelConfig:
         "name": "small",
         "quantity": "age",
         "unit": "years",
-        "network": NetworkConfig(name="tiny", pooling="hybrid", num_outputs=grid.num_labels),
+        "network": NetworkConfig(
+            name="tiny", options={"pooling": "hybrid"}, num_outputs=grid.num_labels
+        ),
         "grid": grid,
         "method": "dldl_v2",
         "decode": "expectation",
@@ -67,19 +70,28 @@ def some_crops(count: int, seed: int = 0) -> Tensor:
     return torch.nn.functional.interpolate(coarse, size=CROP_PX, mode="bilinear").to(torch.uint8)
 
 
+def some_landmarks(count: int, seed: int = 0) -> Tensor:
+    """Five points about the template's, float32 (count,5,2), pixels of the crop."""
+    how = small_config().alignment
+    template_52 = template(how.template, CROP_PX, how.face_scale)
+    moves = torch.randn(count, 5, 2, generator=torch.Generator().manual_seed(seed))
+    return torch.from_numpy(template_52).float() + moves * CROP_PX / 50
+
+
 @torch.no_grad()
-def small_network(config: ModelConfig, seed: int = 0) -> ThinVGG:
+def small_network(config: ModelConfig, seed: int = 0) -> Network:
     """The config's network with random weights, BatchNorm statistics of random crops, and answers
     that differ."""
     network = config.build_network()
     initialise(network, torch.Generator().manual_seed(seed))
-    crops = some_crops(64, seed=1).float() / 128 - 1
+    faces = FaceBatch(some_crops(64, seed=1).float() / 128 - 1, some_landmarks(64, seed=1))
     for module in network.modules():
         if isinstance(module, torch.nn.BatchNorm2d):
             module.momentum = 1.0
-    network.train()(crops)
+    network.train()(faces)
     network.eval()
-    next(network.head.parameters()).div_(network(crops).std())  # the weights; bias is 0
+    spread = network(faces).logits_BK.std()
+    next(network.head.parameters()).div_(spread)  # the weights; bias is 0
     return network
 
 

@@ -35,12 +35,12 @@ def rows(printed: str) -> list[list[str]]:
 def test_every_form_is_timed_against_the_first_network_in_torch(
     capsys: pytest.CaptureFixture[str],
 ) -> None:
-    speed.print_times(["vgg-0.125", "vgg-0.0625"], 32, 1)
+    speed.print_times(["vgg-0.125", "resnet18-0.125"], 32, 1)
     table = rows(capsys.readouterr().out)
     assert next(row[:2] for row in table if row[0] == "vgg-0.125") == ["vgg-0.125", "237,661"]
     timed = [row for row in table if row[1] in FORMS]
     assert [row[:2] for row in timed] == [
-        [name, form] for name in ("vgg-0.125", "vgg-0.0625") for form in FORMS
+        [name, form] for name in ("vgg-0.125", "resnet18-0.125") for form in FORMS
     ]
     assert timed[0][3] == timed[0][5] == "1.0 (1.0)"
     assert all(float(row[2]) > 0 for row in timed)

@@ -3,6 +3,7 @@ their terms."""
 
 from __future__ import annotations
 
+import json
 from pathlib import Path
 
 import numpy as np
@@ -12,6 +13,7 @@ from tests.conftest import REPOSITORY
 from visage.cli import default_model_folder
 from visage.inference.onnx_engine import ONNX_FILE, load_onnx
 from visage.inference.photos import Predictor
+from visage.model_config import CONFIG_FILE, CONFIG_FORMAT
 from visage.synthetic import encode_face, sample_person, sample_photo
 from visage.weights import load_model
 
@@ -34,7 +36,8 @@ def test_it_answers_a_photo_with_either_engine(folder: Path) -> None:
     rng = np.random.default_rng(0)
     photos = [encode_face(sample_photo(sample_person(rng), rng, clean=True), 200) for _ in range(2)]
     answers = []
-    for predictor in (Predictor.load(folder), load_onnx(folder / ONNX_FILE)):
+    for model in (load_model(folder), load_onnx(folder / ONNX_FILE)):
+        predictor = Predictor(*model, observe=lambda _values, _features: None)
         faces = [face for result in predictor.predict_photos(photos) for face in result.faces]
         assert len(faces) == len(photos)
         answers.append([face.value for face in faces])
@@ -42,9 +45,10 @@ def test_it_answers_a_photo_with_either_engine(folder: Path) -> None:
 
 
 @pytest.mark.parametrize("folder", MODELS, ids=lambda folder: folder.name)
-def test_its_card_says_terms_and_figures_and_its_files_are_small(folder: Path) -> None:
+def test_its_config_says_terms_and_figures_and_its_files_are_small(folder: Path) -> None:
     _, config = load_model(folder)
     assert config.name == folder.name
+    assert json.loads((folder / CONFIG_FILE).read_text(encoding="utf-8"))["format"] == CONFIG_FORMAT
     assert "non-commercial" in config.terms
     assert config.metrics["test"]["mae"]["low"] < config.metrics["test"]["mae"]["value"] < 10
     for path in folder.iterdir():

@@ -11,13 +11,14 @@ import sys
 from pathlib import Path
 
 from visage.inference.photos import Predictor, as_document
+from visage.model_config import find_config
 
 
 def default_model_folder(root: Path) -> Path:
     """The model that answers when none is named: models/export, else the released model that
     default.txt names."""
     exported, released = root / "models" / "export", root / "model_registry" / "released"
-    if (exported / "config.json").is_file():
+    if find_config(exported) is not None:
         return exported
     named = released / "default.txt"
     if not named.is_file():

@@ -28,7 +28,7 @@ from visage.atomic import atomic_write
 from visage.data.schemas import METADATA_KEY
 from visage.inference.photos import FacePrediction, PhotoResult, Predictor
 from visage.model_config import CONFIG_FILE, ModelConfig
-from visage.weights import sha256_of
+from visage.weights import load_model, sha256_of
 
 SCORE_KEY = b"score"
 MAX_FATAL = 5  # photos of a shard that a process may fail over before something else must be wrong
@@ -170,8 +170,8 @@ class Scorer:
 
     def __init__(self, photos: str, model: Model, settings: ScoreSettings) -> None:
         self.settings, self.about = settings, model.about()
-        self.predictor = Predictor.load(model.folder)
-        self.predictor.max_photo_pixels = settings.max_photo_pixels
+        network, config = load_model(model.folder)
+        self.predictor = Predictor(network, config, max_photo_pixels=settings.max_photo_pixels)
         self.reader = Reader(photos, settings.max_photo_bytes)
 
     @one_thread()

@@ -39,7 +39,8 @@ from tests.services import free_port
 from tests.small_faces import write_params
 from tests.small_model import small_model, some_crops
 from visage.evaluation.drift import REFERENCE_FILE, Summary
-from visage.inference.photos import Predictor
+from visage.inference.faces import CropPredictor
+from visage.weights import load_model
 
 SETTINGS = dataclasses.replace(
     load_section(REPOSITORY / "params.yaml", "drift", DriftSettings),
@@ -279,11 +280,11 @@ def registered(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Cham
     """A real registry with one champion, whose reference lies beside it."""
     monkeypatch.setenv("MLFLOW_TRACKING_URI", f"sqlite:///{tmp_path / 'mlflow.db'}")
     export = small_model(tmp_path / "export")
-    answering, heard = Predictor.load(export), []
+    (network, config), heard = load_model(export), []
     for seed in (3, 4):
-        heard.append(Summary.of(answering.config, window_faces=1000, block_faces=100))
-        answering.observe = heard[-1].add
-        answering.predict_crops(some_crops(250, seed=seed))
+        heard.append(Summary.of(config, window_faces=1000, block_faces=100))
+        observed = CropPredictor(network, config, observe=heard[-1].add)
+        observed.predict_crops(some_crops(250, seed=seed))
     (export / REFERENCE_FILE).write_text(json.dumps(heard[0].as_document()), encoding="utf-8")
     before = mlflow.get_tracking_uri()
     yield Champion(store=make_store(tmp_path, export), served=heard[1])

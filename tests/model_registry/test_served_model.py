@@ -19,7 +19,7 @@ import torch
 from mlflow.exceptions import MlflowException
 from PIL import Image
 
-from model_registry.served_model import MAX_SCANS, ServedModel, registered_version
+from model_registry.served_model import MAX_SCANS, Refused, ServedModel, registered_version
 from tests.model_registry.served import SETTINGS, Store, base64_of, drawn_photos, package_folder
 from tests.small_model import CROP_PX, some_crops
 from visage.explain.score_map import scaled_up, score_map
@@ -132,6 +132,47 @@ def test_aligned_faces_get_the_numbers_of_their_crops(
         )
 
 
+LANDMARKS = [9.0, 14.0, 23.0, 14.0, 16.0, 19.0, 10.0, 24.0, 22.0, 24.0]
+
+
+def test_a_face_may_bring_its_landmarks(model: Any, served: ServedModel) -> None:
+    faces = [{"face": base64_of(encoded(face, "PNG"))} for face in crops()]
+    faces[1] |= {"landmarks": LANDMARKS}
+    alone = [served.answer([row])[0]["faces"][0]["value"] for row in faces]
+    told = model.predict(pd.DataFrame(faces))
+    assert [document["faces"][0]["value"] for document in told] == pytest.approx(alone, abs=1e-9)
+
+
+def test_a_face_without_the_landmarks_that_the_network_needs_is_refused(
+    served: ServedModel, predictor: Predictor, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    asked: list[torch.Tensor] = []
+
+    class NeedsThem:
+        needs_landmarks, gives_features = True, False
+
+        def answer(self, crops_BCHW: torch.Tensor, landmarks_B52: torch.Tensor) -> Any:
+            asked.append(landmarks_B52)
+            return torch.full((len(crops_BCHW), 11), 1 / 11, dtype=torch.float64), None
+
+    monkeypatch.setattr(served, "predictor", Predictor(NeedsThem(), predictor.config))
+    face = {"face": base64_of(encoded(crops()[0], "PNG"))}
+    with pytest.raises(Refused, match=r"item 0: this model needs the landmarks of a face: give"):
+        served.answer([face])
+    for odd in (LANDMARKS[:9], "here", [*LANDMARKS[:9], float("inf")], [None] * 10):
+        with pytest.raises(Refused, match="item 0: landmarks must be ten numbers"):
+            served.answer([face | {"landmarks": odd}])
+
+    served.answer([face | {"landmarks": LANDMARKS}], flip=False)
+    assert asked[-1].flatten().tolist() == LANDMARKS
+
+
+def test_the_newest_faces_are_summed_up(served: ServedModel) -> None:
+    before = served.summary.totals().num_faces
+    served.answer([{"photo": base64_of(two_faces())}])
+    assert served.summary.totals().num_faces == before + 2
+
+
 def test_rows_of_both_kinds_are_answered_in_their_order(served: ServedModel) -> None:
     photo, faces = (
         {"photo": base64_of(drawn_photos(1)[0])},
@@ -155,16 +196,16 @@ def test_score_maps_are_those_of_explain(
     )
     maps = torch.tensor([document["faces"][0]["score_map"] for document in told])
     assert max(maps.shape[1:]) < CROP_PX / 2
-    torch.testing.assert_close(scaled_up(maps, CROP_PX), score_map(network, config, faces, flip))
+    torch.testing.assert_close(
+        scaled_up(maps, CROP_PX), score_map(network, config, faces, flip=flip)
+    )
     [document] = served.answer(
         [{"photo": base64_of(two_faces())}], explain=True, all_faces=True, flip=flip
     )
     pixels = np.asarray(Image.open(io.BytesIO(two_faces())))
     for face in document["faces"]:
-        crop = predictor.crop(pixels, np.array(face["landmarks"], np.float32))
-        expected = score_map(
-            network, config, torch.from_numpy(crop.copy()).permute(2, 0, 1)[None], flip
-        )
+        aligned = predictor.align(pixels, np.array(face["landmarks"], np.float32))
+        expected = score_map(network, config, *predictor.stacked([aligned]), flip=flip)
         found = scaled_up(torch.tensor(face["score_map"])[None], CROP_PX)
         torch.testing.assert_close(found, expected, rtol=1e-4, atol=1e-4)
 

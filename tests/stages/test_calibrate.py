@@ -70,7 +70,7 @@ def test_values_stay_bit_for_bit_and_the_intervals_hold_their_share(run: Run) ->
         table = FaceTable.open(run.faces, [split])
         crops = table.decode(np.arange(len(table)))
         before, after = (
-            Predictor.load(model).predict_crops(crops, flip)
+            Predictor.load(model).predict_crops(crops, flip=flip)
             for model in (run.model, run.calibrated)
         )
         np.testing.assert_array_equal(after.value, before.value)

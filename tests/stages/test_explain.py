@@ -128,7 +128,7 @@ def test_figures_are_those_of_the_faces_asked_one_by_one(
     [square] = [place for place in whole["squares"] if (place["row"], place["column"]) == (2, 3)]
     assert square["value"] == pytest.approx(covered.mean() / plain.mean() - 1, abs=1e-6)
     network, config = load_model(run.folder / "model")
-    scores = score_map(network, config, crops, True)
+    scores = score_map(network, config, crops, flip=True)
     assert square["score"] == pytest.approx(float(scores[:, 11:21, 21:32].mean()), abs=1e-5)
     assert (len(whole["squares"]), len(whole["stripes"])) == (9, 3)
 

@@ -19,10 +19,11 @@ from stages.export import ExportSettings, export
 from tests.small_model import small_config, small_model, some_crops
 from visage.data.face_table import FaceTable
 from visage.data.schemas import FACE_SCHEMA, METADATA_KEY
-from visage.evaluation.drift import REFERENCE_FILE, Summary
+from visage.evaluation.drift import REFERENCE_FILE, Summary, drift
 from visage.explain.score_map import pooled_features
+from visage.inference.faces import CropPredictor
 from visage.inference.onnx_engine import load_onnx
-from visage.inference.photos import Predictor
+from visage.networks.vgg import ThinVGG
 from visage.weights import load_model
 
 SETTINGS = ExportSettings(
@@ -114,7 +115,7 @@ def test_a_model_becomes_an_exported_folder(
     crops = FaceTable.open(faces, ["test"]).decode(np.arange(14))
     values = [
         p.predict_crops(crops).value
-        for p in (Predictor.load(target), load_onnx(target / "model.onnx"))
+        for p in (CropPredictor.load(target), CropPredictor(*load_onnx(target / "model.onnx")))
     ]
     np.testing.assert_allclose(*values, rtol=0, atol=1e-3)
     assert (target / "model.safetensors").stat().st_size < 0.53 * (
@@ -195,7 +196,9 @@ def test_int8_is_exported_beside_with_its_differences(tmp_path: Path) -> None:
     ]
     crops = FaceTable.open(faces, ["test"]).decode(np.arange(14))
     places = np.unique(np.linspace(0, 13, 10).round().astype(int))
-    rough, fine = (load_onnx(target / name) for name in ("model.int8.onnx", "model.onnx"))
+    rough, fine = (
+        CropPredictor(*load_onnx(target / name)) for name in ("model.int8.onnx", "model.onnx")
+    )
     assert rough.config == fine.config
     difference = np.abs(
         rough.predict_crops(crops, flip=False).value - fine.predict_crops(crops, flip=False).value
@@ -235,16 +238,36 @@ def test_the_reference_sums_up_training_faces_as_the_exported_model_answers_them
     assert reference.weights == config.weights.sha256
     assert reference.totals().num_faces == 25
     assert reference.totals().value_sum == pytest.approx(
-        Predictor(exported, config).predict_crops(crops).value.sum()
+        CropPredictor(exported, config).predict_crops(crops).value.sum()
     )
     features = pooled_features(exported, config, crops).double().numpy()
     np.testing.assert_allclose(
         reference.totals().feature_sums, features.sum(0), rtol=1e-4, atol=1e-3
     )
-    with pytest.raises(ValueError, match="no pooled features to observe"):
-        load_onnx(target / "model.onnx").observe = reference.add
+    again = Summary.of(config, window_faces=25, block_faces=25)
+    in_onnx = CropPredictor(*load_onnx(target / "model.onnx"), observe=again.add)
+    in_onnx.predict_crops(crops)
+    moved = drift(reference, again)
+    assert moved.value_psi < 0.01
+    assert moved.feature_distance < 0.01
 
 
 def test_a_reference_of_no_face_is_refused() -> None:
     with pytest.raises(ValueError, match="reference_faces is 0"):
         dataclasses.replace(SETTINGS, reference_faces=0)
+
+
+def test_int8_of_a_network_without_convolutions_to_quantise_is_refused_before_any_work(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    model = small_model(tmp_path / "model")
+    monkeypatch.setattr(ThinVGG, "quantised_modules", lambda _self: [])
+    with pytest.raises(ValueError, match=r"network 'tiny' names no module .* export\.int8: false"):
+        export(
+            IN_INT8,
+            model=model,
+            faces=tmp_path / "nowhere",
+            export=tmp_path / "export",
+            report=silent,
+        )
+    assert not (tmp_path / "export").exists()

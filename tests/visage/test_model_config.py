@@ -12,6 +12,7 @@ from typing import Any
 
 import pytest
 import torch
+from safetensors import safe_open
 from safetensors.torch import load_file, save_file
 
 from tests.small_model import small_config, small_model, small_network
@@ -22,8 +23,9 @@ from visage.model_config import (
     WEIGHTS_FILE,
     CalibrationConfig,
     ModelConfig,
+    NetworkConfig,
 )
-from visage.weights import load_model, save_model, sha256_of, write_weights
+from visage.weights import MEANING_KEY, load_model, save_model, sha256_of, write_weights
 
 
 @pytest.fixture
@@ -180,7 +182,7 @@ def test_config_of_another_model_is_refused(model: Path, tmp_path: Path) -> None
         ("normalise", {"mean": [0.5, 0.5, 0.5]}),
         ("alignment", {"face_scale": 1.4}),
         ("alignment", {"crop_px": 224}),
-        ("network", {"pooling": "gap"}),
+        ("network", {"options": {"pooling": "gap"}}),
         ("detector", {"min_face_px": 40}),
     ],
 )
@@ -215,20 +217,76 @@ def test_text_that_is_not_json_is_refused(text: str | bytes) -> None:
 
 
 @pytest.mark.parametrize(
-    "document", [[], "config", 3, {}, {"format": 3}, GOOD | {"format": 3}, GOOD | {"format": "2"}]
+    "document", [[], "config", 3, {}, {"format": 4}, GOOD | {"format": 4}, GOOD | {"format": "3"}]
 )
 def test_other_documents_are_refused(document: Any) -> None:
-    with pytest.raises(ValueError, match="the config: not a config of format 2"):
+    with pytest.raises(ValueError, match="the config: not a config of format 3"):
         ModelConfig.from_json(json.dumps(document), "the config")
 
 
+def as_format_2(model: Path, pooling: str) -> None:
+    """Makes a model folder what the version before wrote: card.json, another word for the options,
+    in the weights' own note too."""
+    state = load_file(model / WEIGHTS_FILE)
+    with safe_open(model / WEIGHTS_FILE, "pt") as file:
+        note = json.loads(file.metadata()[MEANING_KEY])
+    document = json.loads((model / CONFIG_FILE).read_text(encoding="utf-8"))
+    for place in (note, document):
+        network = place["network"]
+        place["network"] = {
+            "name": network["name"],
+            "pooling": pooling,
+            "num_outputs": network["num_outputs"],
+        }
+
+    save_file(state, model / WEIGHTS_FILE, metadata={MEANING_KEY: json.dumps(note)})
+    document["format"] = 2
+    document["weights"]["sha256"] = sha256_of(model / WEIGHTS_FILE)
+    (model / "card.json").write_text(json.dumps(document), encoding="utf-8")
+    (model / CONFIG_FILE).unlink()
+
+
+def test_a_model_of_format_2_is_read(model: Path) -> None:
+    network, config = load_model(model)
+    as_format_2(model, "hybrid")
+    older_network, older = load_model(model)
+    assert older == dataclasses.replace(config, weights=older.weights)
+    for name, value in network.state_dict().items():
+        assert torch.equal(older_network.state_dict()[name], value)
+
+    text = (model / "card.json").read_text(encoding="utf-8").replace('"hybrid"', '"gap"')
+    (model / "card.json").write_text(text, encoding="utf-8")
+    with pytest.raises(ValueError, match=r"trained with network .*hybrid.*, the config says .*gap"):
+        load_model(model)
+
+
+def test_the_pooling_of_vgg16_was_no_choice() -> None:
+    network = {"name": "vgg16", "pooling": "flatten", "num_outputs": 11}
+    config = ModelConfig.from_json(json.dumps(GOOD | {"format": 2, "network": network}), "x")
+    assert config.network == NetworkConfig(name="vgg16", options={}, num_outputs=11)
+
+
+@pytest.mark.parametrize(
+    "network", [None, "tiny", {"name": "tiny"}, {"name": "tiny", "pooling": 3, "num_outputs": 11}]
+)
+def test_a_format_2_that_is_not_certain_is_refused(network: Any) -> None:
+    with pytest.raises(ValueError, match="the config: network"):
+        ModelConfig.from_json(json.dumps(GOOD | {"format": 2, "network": network}), "the config")
+
+
 def test_a_config_from_before_calibration_is_refused_and_its_remedy_works(model: Path) -> None:
-    edit(model, lambda document: document.update(format=1) or document.pop("calibration"))
+    as_format_2(model, "hybrid")
+    document = json.loads((model / "card.json").read_text(encoding="utf-8"))
+    document["format"] = 1
+    del document["calibration"]
+    (model / "card.json").write_text(json.dumps(document), encoding="utf-8")
     with pytest.raises(
         ValueError, match=r'config of format 1, .*set "format": 2 and add "calibration": null'
     ):
         load_model(model)
-    edit(model, lambda document: document.update(format=2, calibration=None))
+
+    document |= {"format": 2, "calibration": None}
+    (model / "card.json").write_text(json.dumps(document), encoding="utf-8")
     assert load_model(model)[1].calibration is None
 
 
@@ -271,9 +329,14 @@ def test_missing_field_is_refused_by_name(field: str) -> None:
         ),
         (
             {"network": GOOD["network"] | {"name": "vgg16"}},
-            "network 'vgg16' has no pooling 'hybrid'; it has: flatten",
+            "network 'vgg16' has no option 'pooling'; its options: none",
         ),
-        ({"network": GOOD["network"] | {"pooling": "max"}}, "network: pooling: 'max' is not"),
+        (
+            {"network": GOOD["network"] | {"options": {"pooling": "max"}}},
+            "network 'tiny': pooling is 'max'; give hybrid or gap",
+        ),
+        ({"network": GOOD["network"] | {"options": {}}}, "'tiny' needs the option 'pooling'"),
+        ({"network": GOOD["network"] | {"options": "hybrid"}}, "network: options: 'hybrid' is not"),
         ({"method": "magic"}, "method 'magic' is unknown; known: dldl_v2"),
         ({"decode": "mode"}, "decode 'mode' is unknown; known: expectation, median, argmax"),
         (

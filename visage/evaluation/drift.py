@@ -101,7 +101,7 @@ class Summary:
 
     def add(self, values_N: Floats, features_NC: npt.NDArray[np.float32]) -> None:
         """Counts N >= 1 faces' predicted values and pooled features;
-        `visage.inference.photos.Predictor.observe` calls it."""
+        it is what `observe` of `visage.inference.faces.CropPredictor` is made for."""
         edges = np.linspace(self.minimum, self.maximum, NUM_BINS + 1)
         wide_NC = features_NC.astype(np.float64)
         new = Totals(

@@ -21,8 +21,9 @@ from torch import Tensor
 
 from visage.evaluation.bootstrap import Bootstrap, Estimate
 from visage.evaluation.metrics import FloatArray, IntArray
-from visage.inference.photos import Predictor
+from visage.inference.faces import CropPredictor
 from visage.model_config import NormaliseConfig
+from visage.networks.protocol import FaceBatch
 
 Place = tuple[slice, slice]  # rows and columns of the crop
 
@@ -60,21 +61,24 @@ def covered(crops_BCHW: Tensor, place: Place, colour_C: Tensor) -> Tensor:
 
 
 def occlusion_errors(
-    predictor: Predictor,
-    crops_BCHW: Tensor,
+    predictor: CropPredictor,
+    faces: FaceBatch,
     label_B: FloatArray,
     places: Sequence[Place],
     flip: bool,
     on_answer: Callable[[int], object],
 ) -> FloatArray:
-    """Absolute errors in label units (B, 1 + P): with nothing covered, then with each place.
+    """Absolute errors in label units (B, 1 + P) of faces as uint8 crops: with nothing covered, then
+    with each place.
 
-    `on_answer` is told the number of crops after each pass over them.
+    `on_answer` gets the number of crops after each pass over them.
     """
     colour_C = mean_colour(predictor.config.normalise)
     columns = []
-    for crops in [crops_BCHW, *(covered(crops_BCHW, place, colour_C) for place in places)]:
-        columns.append(np.abs(predictor.predict_crops(crops, flip).value - label_B))
+    hidden = (covered(faces.view_BCHW, place, colour_C) for place in places)
+    for crops in [faces.view_BCHW, *hidden]:
+        told = predictor.predict_crops(crops, faces.landmarks_B52, flip=flip)
+        columns.append(np.abs(told.value - label_B))
         on_answer(len(crops))
     return np.stack(columns, axis=1)
 

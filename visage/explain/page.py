@@ -15,8 +15,6 @@ from visage.evaluation.html import Part, Picture, Section, Table, Words, setting
 from visage.evaluation.metrics import FloatArray
 from visage.explain.occlusion import squares
 from visage.explain.plots import GroupView
-from visage.explain.score_map import has_class_maps
-from visage.model_config import ModelConfig
 
 NUM_SQUARES = 5  # costliest squares listed on the page
 CLASS_MAPS = "Score maps (DLDL-v2, Eq. 23-24): bright places push the model towards its answer."
@@ -28,7 +26,7 @@ SLOPES = (
 HOW_TO_READ = (
     "Only differences within one map mean something, so each map has its own scale; they are as "
     "coarse as the "
-    "network's last maps (crop side / 16)."
+    "network's last maps."
 )
 HOW_HIDDEN = (
     "A hidden place has the training mean's colour. The loss is (MAE with the place hidden - MAE) "
@@ -108,13 +106,13 @@ def square_table(groups: Sequence[GroupView]) -> Table:
 
 
 def sections(
-    config: ModelConfig,
+    class_maps: bool,
     groups: Sequence[GroupView],
     drawn: Mapping[str, Picture],
     settings: Mapping[str, object],
 ) -> list[Section]:
-    """The page's chapters."""
-    how_to_read = Words(text=f"{CLASS_MAPS if has_class_maps(config) else SLOPES} {HOW_TO_READ}")
+    """The page's chapters; `class_maps` as `visage.explain.score_map.has_class_maps` found it."""
+    how_to_read = Words(text=f"{CLASS_MAPS if class_maps else SLOPES} {HOW_TO_READ}")
     sheets: list[Part] = [
         drawn[name] for name in ("best_faces", "worst_faces", "highest_faces", "lowest_faces")
     ]

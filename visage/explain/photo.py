@@ -16,8 +16,6 @@ from pathlib import Path
 
 import numpy as np
 import numpy.typing as npt
-import torch
-from torch import nn
 
 from visage.atomic import atomic_write_bytes
 from visage.cli import default_model_folder
@@ -26,6 +24,7 @@ from visage.evaluation.plots import png
 from visage.explain.plots import Pixels, face_sheet
 from visage.explain.score_map import score_map
 from visage.inference.photos import MAX_PHOTO_PIXELS, FacePrediction, Predictor
+from visage.networks.protocol import Network
 from visage.weights import load_model
 
 MAX_SHOWN = 8  # faces of a photo, the largest first
@@ -41,7 +40,7 @@ class ExplainedFace:
 
 
 def explain_photo(
-    network: nn.Module, predictor: Predictor, photo: Path, flip: bool
+    network: Network, predictor: Predictor, photo: Path, flip: bool
 ) -> list[ExplainedFace]:
     """The faces of a photo, largest first; `network` is the one that the predictor answers with.
 
@@ -52,16 +51,17 @@ def explain_photo(
     except PhotoError as error:
         raise ValueError(f"{photo}: {error}") from error
     [result] = predictor.predict_photos([photo], flip)
-    crops = [
-        predictor.crop(photo_HW3, np.array(face.landmarks, np.float32)) for face in result.faces
-    ]
-    if not crops:
+    if not result.faces:
         return []
-    crops_FCHW = torch.from_numpy(np.stack(crops)).permute(0, 3, 1, 2)
-    scores = score_map(network, predictor.config, crops_FCHW, flip).numpy()
+
+    aligned = [
+        predictor.align(photo_HW3, np.array(face.landmarks, np.float32)) for face in result.faces
+    ]
+    faces = predictor.stacked(aligned)
+    scores = score_map(network, predictor.config, *faces, flip=flip).numpy()
     return [
-        ExplainedFace(told=told, crop_HW3=crop, score_HW=score)
-        for told, crop, score in zip(result.faces, crops, scores, strict=True)
+        ExplainedFace(told=told, crop_HW3=face.crop_HWC, score_HW=score)
+        for told, face, score in zip(result.faces, aligned, scores, strict=True)
     ]
 
 

@@ -1,10 +1,10 @@
-"""Which places of a face a model answers by: DLDL-v2's score maps (section 5.1, Eq. 23-24).
+"""Which places of a face a model's value depends on: DLDL-v2's score maps (section 5.1, Eq. 23-24).
 
-A score map is a weighted sum of the last convolution block's activation maps before pooling, scaled
-up to the crop. How the maps are weighed depends on what the head's outputs are:
+A score map is a weighted sum of the network's activation maps before pooling, scaled up to the
+crop. How the maps are weighed depends on what the head's outputs are:
 
-- one output a label (DLDL-v2, DLDL, ER, DEX, mean-variance): Eq. 24, every class map weighed by its
-  probability;
+- one output a label (DLDL-v2, DLDL, ER, DEX, mean-variance), computed from the pooled maps: Eq. 24,
+  every class map weighed by its probability;
 - else (Ranking, CORAL, metric regression, where an output is a question or the value itself;
   VGG-16, whose head does not see the maps), where Eq. 24 has no meaning: the slope of the expected
   label with respect to each map, summed over its places (Grad-CAM without its rectifier, Selvaraju
@@ -18,98 +18,143 @@ last maps, K labels of the grid.
 from __future__ import annotations
 
 import copy
-from typing import Any
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 from torch.nn import functional
 
+from visage.data.preprocess import mirrored
 from visage.inference.engine import Inference
 from visage.labels import expectation
 from visage.methods import METHODS
 from visage.model_config import ModelConfig
+from visage.networks.protocol import FaceBatch, Network
 
 
-def score_map(network: nn.Module, config: ModelConfig, crops_BCHW: Tensor, flip: bool) -> Tensor:
+def score_map(
+    network: Network,
+    config: ModelConfig,
+    crops_BCHW: Tensor,
+    landmarks_B52: Tensor | None = None,
+    *,
+    flip: bool,
+) -> Tensor:
     """`coarse_score_map` laid over the crops: float32 (B,H,W)."""
-    return scaled_up(coarse_score_map(network, config, crops_BCHW, flip), crops_BCHW.shape[2])
+    coarse_Bhw = coarse_score_map(network, config, crops_BCHW, landmarks_B52, flip=flip)
+    return scaled_up(coarse_Bhw, crops_BCHW.shape[2])
 
 
 def coarse_score_map(
-    network: nn.Module, config: ModelConfig, crops_BCHW: Tensor, flip: bool
+    network: Network,
+    config: ModelConfig,
+    crops_BCHW: Tensor,
+    landmarks_B52: Tensor | None = None,
+    *,
+    flip: bool,
 ) -> Tensor:
-    """uint8 crops (B,3,H,W) -> score maps as small as the last maps, float32 (B,h,w) on the CPU;
-    the crops of one call go through the network together. With `flip` the mean of the map and the
-    mirror image's map, mirrored back."""
-    inference, crops_BCHW = _prepared(network, config, crops_BCHW)
-    coarse_Bhw = coarse_map(inference, crops_BCHW)
+    """uint8 crops (B,3,H,W) and their landmarks -> score maps as small as the last maps, float32
+    (B,h,w) on the CPU; the crops of one call go through the network together. With `flip` the mean
+    of the map and the mirror image's map, mirrored back."""
+    inference, faces = _prepared(network, config, crops_BCHW, landmarks_B52)
+    coarse_Bhw = coarse_map(inference, faces)
     if flip:
-        coarse_Bhw = (coarse_Bhw + coarse_map(inference, crops_BCHW.flip(3)).flip(2)) / 2
+        coarse_Bhw = (coarse_Bhw + coarse_map(inference, mirrored(faces)).flip(2)) / 2
     return coarse_Bhw.cpu()
 
 
-def pooled_features(network: nn.Module, config: ModelConfig, crops_BCHW: Tensor) -> Tensor:
+def pooled_features(
+    network: Network,
+    config: ModelConfig,
+    crops_BCHW: Tensor,
+    landmarks_B52: Tensor | None = None,
+) -> Tensor:
     """uint8 crops (B,3,H,W) -> what the head sees of them, float32 (B,C) on the CPU."""
-    inference, crops_BCHW = _prepared(network, config, crops_BCHW)
+    inference, faces = _prepared(network, config, crops_BCHW, landmarks_B52)
     with (
         torch.no_grad(),
         torch.backends.cudnn.flags(enabled=True, deterministic=True, allow_tf32=False),
     ):
-        return inference.pooled(crops_BCHW).cpu()
+        return inference.features(*faces).cpu()
 
 
 def _prepared(
-    network: nn.Module, config: ModelConfig, crops_BCHW: Tensor
-) -> tuple[Inference, Tensor]:
+    network: Network, config: ModelConfig, crops_BCHW: Tensor, landmarks_B52: Tensor | None
+) -> tuple[Inference, FaceBatch]:
     """The predictor's own graph around a network that is left as it is, and the crops on its
     device."""
-    own: Any = copy.deepcopy(network).eval().float()
-    return Inference(own, config, torch.float64), crops_BCHW.to(next(own.parameters()).device)
+    own = copy.deepcopy(network).eval().float()
+    device = next(own.parameters()).device
+    if landmarks_B52 is not None:
+        landmarks_B52 = landmarks_B52.to(device)
+    faces = FaceBatch(crops_BCHW.to(device), landmarks_B52)
+    return Inference(own, config, torch.float64), faces
 
 
 @torch.no_grad()
-def coarse_map(inference: Inference, crops_BCHW: Tensor) -> Tensor:
-    """S = sum_k p_k A^k with A^k = sum_j w_kj F^j + b_k (Eq. 23-24), float32 (B,h,w).
+def coarse_map(inference: Inference, faces: FaceBatch) -> Tensor:
+    """S = sum_k p_k A^k with A^k = sum_j w_kj F^j + b_k (Eq. 23-24), float32 (B,h,w), of faces as
+    uint8 crops.
 
     The sums are exchanged, S = sum_j (sum_k p_k w_kj) F^j + sum_k p_k b_k, so that no K class maps
     are ever held.
     """
     with torch.backends.cudnn.flags(enabled=True, deterministic=True, allow_tf32=False):
-        maps_BChw = inference.maps(crops_BCHW)
-    weight_BC, offset_B = map_weights(inference, maps_BChw)
+        maps_BChw = inference.maps(*faces)
+    weight_BC, offset_B = map_weights(inference, maps_BChw, faces.landmarks_B52)
     return (
         torch.einsum("bc,bchw->bhw", weight_BC.float(), maps_BChw) + offset_B.float()[:, None, None]
     )
 
 
-def has_class_maps(config: ModelConfig) -> bool:
+def has_class_maps(network: Network, config: ModelConfig) -> bool:
     """Whether the head has one output a label and sees the pooled maps themselves: then Eq. 24,
     else slopes."""
-    return (
-        METHODS[config.method].head_width(config.grid) == config.grid.num_labels
-        and config.network.pooling != "flatten"
-    )
+    method = METHODS[config.method]
+    one_output_a_label = method.head_width(config.grid) == config.grid.num_labels
+    return one_output_a_label and _head_sees_pooled_maps(network, config.alignment.crop_px)
 
 
-def map_weights(inference: Inference, maps_BChw: Tensor) -> tuple[Tensor, Tensor]:
+@torch.no_grad()
+def _head_sees_pooled_maps(network: Network, px: int) -> bool:
+    """Whether `forward_head` pools each map to a number of its own.
+
+    Whatever pools gives maps back that are the same at every place, and nothing that mixes maps
+    does: so the network is asked with random numbers, one for each map.
+    """
+    own = copy.deepcopy(network).cpu().float().eval()
+    landmarks_B52 = torch.rand(1, 5, 2, generator=torch.Generator().manual_seed(0)) * px
+    probe = FaceBatch(torch.zeros(1, 3, px, px), landmarks_B52)
+    maps_BChw = own.forward_features(probe)
+    if maps_BChw.shape[1] != own.num_features:
+        return False
+
+    number_BC = torch.rand(maps_BChw.shape[:2], generator=torch.Generator().manual_seed(1))
+    constant_BChw = number_BC[:, :, None, None].expand_as(maps_BChw)
+    return torch.allclose(own.forward_head(constant_BChw, landmarks_B52), number_BC, rtol=1e-4)
+
+
+def map_weights(
+    inference: Inference, maps_BChw: Tensor, landmarks_B52: Tensor | None
+) -> tuple[Tensor, Tensor]:
     """What each activation map counts (B,C) and what is added everywhere (B,), float64; see the
-    module's head."""
-    grid, network = inference.config.grid, inference.network
-    pool: Any = network.pool
-    head: Any = network.head
-    if has_class_maps(inference.config):
-        p_BK = inference.probabilities(pool(maps_BChw))
+    module's docstring."""
+    network = inference.network
+    if has_class_maps(network, inference.config):
+        p_BK = inference.probabilities(network.forward_head(maps_BChw, landmarks_B52))
+        head = network.head
         return p_BK @ head.weight.to(p_BK.dtype), p_BK @ head.bias.to(p_BK.dtype)
+
     with torch.enable_grad():
         leaf_BChw = maps_BChw.detach().requires_grad_()
-        value_B = expectation(inference.probabilities(pool(leaf_BChw)), grid)
+        features_BC = network.forward_head(leaf_BChw, landmarks_B52)
+        value_B = expectation(inference.probabilities(features_BC), inference.config.grid)
         [slope_BChw] = torch.autograd.grad(value_B.sum(), leaf_BChw)
     slope_BC = slope_BChw.double().sum(dim=(2, 3))
     return slope_BC, slope_BC.new_zeros(len(slope_BC))
 
 
 def scaled_up(coarse_Bhw: Tensor, px: int) -> Tensor:
-    """Coarse maps as the eye lays them over a crop of `px` pixels: bilinear, (B,px,px)."""
+    """Coarse maps laid over a crop of `px` pixels: bilinear, (B,px,px)."""
     return functional.interpolate(
         coarse_Bhw[:, None], size=(px, px), mode="bilinear", align_corners=False
     )[:, 0]

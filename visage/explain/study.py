@@ -13,7 +13,6 @@ from dataclasses import dataclass
 import numpy as np
 from matplotlib.figure import Figure
 from sklearn.manifold import TSNE
-from torch import nn
 from tqdm import tqdm
 
 from visage.data.face_table import FaceTable, evenly_spread
@@ -23,8 +22,10 @@ from visage.evaluation.metrics import FloatArray, IntArray, bands
 from visage.explain import occlusion, plots
 from visage.explain.plots import GroupView, Pixels
 from visage.explain.score_map import pooled_features, score_map
-from visage.inference.photos import Predictor
+from visage.inference.faces import CropPredictor
+from visage.inference.predict_table import faces_of
 from visage.model_config import ModelConfig
+from visage.networks.protocol import FaceBatch, Network
 
 BATCH_FACES = 64
 
@@ -34,14 +35,18 @@ class Subject:
     """A model, as a network and as what answers, the labelled faces it is asked about, and whether
     it flips them."""
 
-    network: nn.Module
-    predictor: Predictor
+    network: Network
+    predictor: CropPredictor
     table: FaceTable
     flip: bool
 
     @property
     def config(self) -> ModelConfig:
         return self.predictor.config
+
+    def faces(self, rows: IntArray) -> FaceBatch:
+        """Some faces' crops, uint8, with their landmarks where the network needs them."""
+        return faces_of(self.table, rows, self.network.needs_landmarks)
 
     def pixels(self, rows: IntArray) -> Pixels:
         """Crops of some faces as pictures, (N,H,W,3)."""
@@ -99,18 +104,20 @@ def looked_at(
     with tqdm(total=len(rows) * (1 + len(places)), unit="answer", desc="occlusion") as bar:
         for start in range(0, len(rows), BATCH_FACES):
             part, group_B = rows[start : start + BATCH_FACES], group_N[start : start + BATCH_FACES]
-            crops_BCHW, label_B = subject.table.decode(part), subject.table.label[part]
+            faces, label_B = subject.faces(part), subject.table.label[part]
             errors.append(
                 occlusion.occlusion_errors(
-                    subject.predictor, crops_BCHW, label_B, places, subject.flip, bar.update
+                    subject.predictor,
+                    faces,
+                    label_B,
+                    places,
+                    subject.flip,
+                    bar.update,
                 )
             )
-            np.add.at(face_GHW3, group_B, crops_BCHW.permute(0, 2, 3, 1).numpy() / 255.0)
-            np.add.at(
-                score_GHW,
-                group_B,
-                score_map(subject.network, subject.config, crops_BCHW, subject.flip).numpy(),
-            )
+            np.add.at(face_GHW3, group_B, faces.view_BCHW.permute(0, 2, 3, 1).numpy() / 255.0)
+            score_BHW = score_map(subject.network, subject.config, *faces, flip=subject.flip)
+            np.add.at(score_GHW, group_B, score_BHW.numpy())
     return np.concatenate(errors), face_GHW3, score_GHW
 
 
@@ -118,13 +125,14 @@ def single_faces(subject: Subject, rows: IntArray, count: int) -> Figure:
     """A sheet of at most `count` of the faces `rows`, from the lowest to the highest label."""
     by_label = rows[np.argsort(subject.table.label[rows], kind="stable")]
     shown = by_label[evenly_spread(len(rows), count)]
-    crops_FCHW, config = subject.table.decode(shown), subject.config
-    told = subject.predictor.predict_crops(crops_FCHW, subject.flip)
+    config = subject.config
+    faces = subject.faces(shown)
+    told = subject.predictor.predict_crops(*faces, flip=subject.flip)
     return plots.face_sheet(
         f"{len(shown)} faces from the lowest to the highest label: score map and answered "
         f"distribution",
         subject.pixels(shown),
-        score_map(subject.network, config, crops_FCHW, subject.flip).numpy(),
+        score_map(subject.network, config, *faces, flip=subject.flip).numpy(),
         config.grid.labels(),
         told.probabilities,
         subject.table.label[shown],
@@ -172,16 +180,14 @@ def feature_map(
     number."""
     parts = np.array_split(rows, -(-len(rows) // BATCH_FACES))
     bar = tqdm(parts, unit="batch", desc="features")
-    feature_NC = np.concatenate(
-        [
-            pooled_features(subject.network, subject.config, subject.table.decode(part)).numpy()
-            for part in bar
-        ]
-    )
+    features = []
+    for part in bar:
+        feature_BC = pooled_features(subject.network, subject.config, *subject.faces(part))
+        features.append(feature_BC.numpy())
     layout = TSNE(perplexity=min(perplexity, (len(rows) - 1) / 3), init="pca", random_state=seed)
     label_N, config = subject.table.label[rows], subject.config
     return plots.embedding(
-        layout.fit_transform(feature_NC),
+        layout.fit_transform(np.concatenate(features)),
         label_N,
         np.abs(value_N[rows] - label_N),
         config.quantity,

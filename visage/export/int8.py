@@ -2,18 +2,19 @@
 as fast.
 
 Static quantisation: BatchNorm is folded into the convolutions, every output channel's weights get a
-scale of their own, and the range of every map is measured once, on training faces. The uint8 crops,
-their normalisation and all after the pooled features (head, softmax, decoding) stay as they are in
-model.onnx, and so do config and seal: `load_onnx` reads both files alike. Integer sums have no
-order, so a face's maps are the same in any batch. Weights use 7 of the 8 bits: a CPU without VNNI
-adds two products in 16 bits, where 8 would overflow and give other numbers than elsewhere.
+scale of their own, and the range of every map is measured once, on training faces. The network says
+which of its modules are computed in int8 (`Network.quantised_modules`), and max-pooling and ReLU
+between them. The uint8 crops, their normalisation and everything else (head, softmax, decoding,
+linear layers that are not named, sampling of regions, LSTMs) stay as they are in model.onnx, and so
+do config and seal: `load_onnx` reads both files alike. Integer sums have no order, so a face's maps
+are the same in any batch. Weights use 7 of the 8 bits: a CPU without VNNI adds two products in 16
+bits, where 8 would overflow and give other numbers than elsewhere.
 """
 
 from __future__ import annotations
 
-import copy
 import tempfile
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -21,6 +22,8 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 import onnx
+import torch
+from onnx import numpy_helper
 from onnxruntime.quantization import (
     CalibrationDataReader,
     CalibrationMethod,
@@ -28,19 +31,21 @@ from onnxruntime.quantization import (
     QuantType,
     quantize_static,
 )
-from torch import Tensor, nn
-from torch.nn.utils.fusion import fuse_conv_bn_eval
+from torch.nn.utils.fusion import fuse_conv_bn_weights
 
 from visage.atomic import atomic_write_bytes
 from visage.export.onnx_file import forget_the_machine, onnx_graph, stamped
-from visage.inference.onnx_engine import load_onnx
+from visage.export.quantisable import check_quantisable
+from visage.inference.faces import CropPredictor
+from visage.inference.onnx_engine import CROPS, LANDMARKS, load_onnx
 from visage.model_config import ModelConfig
+from visage.networks.protocol import FaceBatch, Network
 
 WEIGHTED, WEIGHTLESS = ("Conv", "Gemm"), ("MaxPool", "Relu")
 PREPARED = {
     "onnx.quant.pre_process": "onnxruntime.quant"
 }  # folding and shapes are done: no advice to do them
-BODY = ("network.blocks.", "network.wide.")  # the parameters up to the pooled features
+NETWORK = "network"  # what a parameter's name in the graph begins with (visage.inference.engine)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -57,35 +62,54 @@ class Int8Parity:
 
 
 class CalibrationFaces:
-    """Batches of uint8 crops (B,3,H,W) in the form in which ONNX Runtime asks for them."""
+    """Batches of faces, uint8 crops, in the form in which ONNX Runtime asks for them."""
 
-    def __init__(self, batches: Iterable[Tensor]) -> None:
+    def __init__(self, batches: Iterable[FaceBatch], needs_landmarks: bool) -> None:
         self._batches = iter(batches)
+        self._needs_landmarks = needs_landmarks
 
-    def get_next(self) -> dict[str, npt.NDArray[np.uint8]] | None:
-        crops_BCHW = next(self._batches, None)
-        return None if crops_BCHW is None else {"crops": crops_BCHW.contiguous().numpy()}
+    def get_next(self) -> dict[str, npt.NDArray[Any]] | None:
+        faces = next(self._batches, None)
+        if faces is None:
+            return None
+        inputs: dict[str, npt.NDArray[Any]] = {CROPS: faces.view_BCHW.contiguous().numpy()}
+        if self._needs_landmarks:
+            assert faces.landmarks_B52 is not None
+            inputs[LANDMARKS] = faces.landmarks_B52.numpy()
+        return inputs
 
 
 CalibrationDataReader.register(CalibrationFaces)
 
 
 def write_int8(
-    network: nn.Module, config: ModelConfig, batches: Iterable[Tensor], path: Path
+    network: Network, config: ModelConfig, batches: Iterable[FaceBatch], path: Path
 ) -> None:
     """A network and its config as one sealed ONNX file in int8, ranges measured on `batches` of
-    training crops."""
-    graph = onnx_graph(folded(network), config)
+    training faces (uint8 crops).
+
+    ValueError where the network names nothing that can be quantised, or something of it would stay
+    float.
+    """
+    check_quantisable(config.network.name, network)
+    graph = onnx_graph(network, config)
+    quantised = _quantised_nodes(graph, network)
+    fold_norms(graph)
     onnx.helper.set_model_props(graph, PREPARED)
+
     with tempfile.TemporaryDirectory(dir=path.parent, prefix=".int8.") as folder:
         part = Path(folder) / path.name
         quantize_static(
             graph,
             part,
-            CalibrationFaces(batches),
+            CalibrationFaces(batches, network.needs_landmarks),
             quant_format=QuantFormat.QDQ,
             op_types_to_quantize=[*WEIGHTED, *WEIGHTLESS],
-            nodes_to_exclude=[node.name for node in graph.graph.node if _is_head(node)],
+            nodes_to_exclude=[
+                node.name
+                for node in graph.graph.node
+                if node.op_type in WEIGHTED and node.name not in quantised
+            ],
             activation_type=QuantType.QUInt8,
             weight_type=QuantType.QInt8,
             per_channel=True,
@@ -93,41 +117,97 @@ def write_int8(
             calibrate_method=CalibrationMethod.MinMax,
         )
         model = onnx.load(part)
+
+    _check_quantised(config, model, quantised)
     forget_the_machine(model)
     atomic_write_bytes(path, stamped(model, config))
 
 
-def _is_head(node: Any) -> bool:
-    return node.op_type in WEIGHTED and not any(name.startswith(BODY) for name in node.input)
+def _quantised_nodes(graph: Any, network: Network) -> set[str]:
+    """The names of the nodes that compute the network's `quantised_modules`."""
+    weights = {f"{NETWORK}.{name}.weight" for name in network.quantised_modules()}
+    return {
+        node.name
+        for node in graph.graph.node
+        if node.op_type in WEIGHTED and node.input[1] in weights
+    }
 
 
-def folded(network: nn.Module) -> nn.Module:
-    """A copy of a network whose BatchNorm layers are part of the convolutions before them."""
-    own: Any = copy.deepcopy(network).eval()
-    own.blocks = nn.ModuleList(nn.Sequential(*_without_norms(list(block))) for block in own.blocks)
-    return own  # type: ignore[no-any-return]
-
-
-def _without_norms(layers: list[Any]) -> Iterator[nn.Module]:
-    for layer, following in zip(layers, [*layers[1:], None], strict=True):
-        if isinstance(following, nn.BatchNorm2d):
-            yield fuse_conv_bn_eval(layer, following)
-        elif not isinstance(layer, nn.BatchNorm2d):
-            yield layer
-
-
-def measure_int8(path: Path, exact: Path, batches: Iterable[Tensor]) -> Int8Parity:
-    """What int8 changes: the file `path` against the one it was made beside, on batches of crops."""
-    rough, fine = load_onnx(path), load_onnx(exact)
-    difference_N = np.concatenate(
-        [
-            np.abs(
-                rough.predict_crops(crops, flip=False).value
-                - fine.predict_crops(crops, flip=False).value
-            )
-            for crops in batches
-        ]
+def _check_quantised(config: ModelConfig, model: Any, quantised: set[str]) -> None:
+    """ValueError where a node that should be computed in int8 still has float weights."""
+    widened = {
+        output
+        for node in model.graph.node
+        if node.op_type == "DequantizeLinear"
+        for output in node.output
+    }
+    left = sorted(
+        node.name
+        for node in model.graph.node
+        if node.name in quantised and not {node.input[0], node.input[1]} <= widened
     )
+    if left:
+        raise ValueError(
+            f"network {config.network.name!r}: in int8 {', '.join(left)} would stay float; leave "
+            f"them out of quantised_modules, or set export.int8: false"
+        )
+
+
+def fold_norms(model: Any) -> None:
+    """Makes every BatchNorm after a convolution part of it, in place, whatever network the graph
+    is of."""
+    graph = model.graph
+    weights = {tensor.name: tensor for tensor in graph.initializer}
+    made_by = {output: node for node in graph.node for output in node.output}
+    readers: dict[str, int] = {output.name: 1 for output in graph.output}
+    for node in graph.node:
+        for name in node.input:
+            readers[name] = readers.get(name, 0) + 1
+
+    for norm in [node for node in graph.node if node.op_type == "BatchNormalization"]:
+        convolution = made_by.get(norm.input[0])
+        if convolution is None or convolution.op_type != "Conv" or readers[norm.input[0]] > 1:
+            continue
+        graph.initializer.extend(_fold(convolution, norm, weights))
+        graph.node.remove(norm)
+
+    used = {name for node in graph.node for name in node.input}
+    for tensor in [tensor for tensor in graph.initializer if tensor.name not in used]:
+        graph.initializer.remove(tensor)
+
+
+def _fold(convolution: Any, norm: Any, weights: dict[str, Any]) -> list[Any]:
+    """Makes a convolution compute what it and the BatchNorm after it computed; its new weight and
+    bias, under new names, since a network may use the old ones twice."""
+    [epsilon] = [each.f for each in norm.attribute if each.name == "epsilon"]
+    own, norms = (
+        [torch.from_numpy(numpy_helper.to_array(weights[name]).copy()) for name in names]
+        for names in (convolution.input[1:], norm.input[1:])
+    )
+    bias = own[1] if len(own) > 1 else None
+    scale, shift, mean, variance = norms
+
+    folded = fuse_conv_bn_weights(own[0], bias, mean, variance, epsilon, scale, shift)
+    names = [f"{convolution.name}.folded.{part}" for part in ("weight", "bias")]
+    del convolution.input[1:]
+    convolution.input.extend(names)
+    convolution.output[0] = norm.output[0]
+    return [
+        numpy_helper.from_array(value.detach().numpy(), name)
+        for value, name in zip(folded, names, strict=True)
+    ]
+
+
+def measure_int8(path: Path, exact: Path, batches: Iterable[FaceBatch]) -> Int8Parity:
+    """What int8 changes: the file `path` against the one it was made beside, on batches of faces
+    (uint8 crops)."""
+    rough, fine = CropPredictor(*load_onnx(path)), CropPredictor(*load_onnx(exact))
+    differences = []
+    for faces in batches:
+        values = [each.predict_crops(*faces, flip=False).value for each in (rough, fine)]
+        differences.append(np.abs(values[0] - values[1]))
+
+    difference_N = np.concatenate(differences)
     return Int8Parity(
         num_faces=len(difference_N),
         max_abs_difference=float(difference_N.max()),

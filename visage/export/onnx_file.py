@@ -1,22 +1,19 @@
 """A model becomes files that others can run: safetensors with its config, and one ONNX file with
 the config inside.
 
-The ONNX graph takes uint8 RGB crops `crops` (B,3,crop_px,crop_px), any B, and gives float32
-`probabilities` (B,K) and `value` (B,): normalisation, softmax and decoding are inside, so nobody
-retypes them. Two things are the caller's, and `visage.inference.photos` does both on either engine:
-flip averaging, the mean over a crop and its mirror image; and then the config's calibration, since
-the graph's probabilities are the method's own (`visage.inference.calibration`: the mean to the
-power of 1 / temperature, renormalised; both ends of its central interval moved out by the offset).
+The ONNX graph takes uint8 RGB crops `crops` (B,3,crop_px,crop_px), any B, and, only where the
+network needs them, their `landmarks` (B,5,2), float32, pixels of the crop. It gives float32
+`probabilities` (B,K), `value` (B,) and the pooled `features` (B,C): normalisation, softmax and
+decoding are inside, so nobody retypes them. Two things are the caller's, and
+`visage.inference.faces` does both on either engine: flip averaging, the mean over a crop and its
+mirror image; and then the config's calibration, since the graph's probabilities are the method's
+own (`visage.inference.calibration`: the mean to the power of 1 / temperature, renormalised; both
+ends of its central interval moved out by the offset).
 
 Its weights are those of the safetensors file, rounding included; what float16 holds exactly is
 stored so and widened on loading, which halves the file and changes no number. The file ends in a
 seal, the sha256 of all before it, as a metadata entry of its own (protobuf messages may be
 appended), so that readers who do not know it are not disturbed.
-
-    python -m visage.export.onnx_file MODEL_FOLDER RELEASED_FOLDER --name NAME --terms TEXT --metrics FILE.json
-
-copies an exported model to a released one, under its own name, with terms and measured figures in
-both configs.
 """
 
 from __future__ import annotations
@@ -29,20 +26,23 @@ from typing import Any, Literal
 
 import numpy as np
 import torch
-from torch import Tensor, nn
 
 from visage.atomic import atomic_write_bytes
 from visage.inference.engine import Inference
+from visage.inference.faces import CropPredictor
 from visage.inference.onnx_engine import (
     CONFIG_KEY,
+    CROPS,
+    FEATURES,
+    LANDMARKS,
     ONNX_FILE,
-    OnnxEngine,
-    checked_bytes,
+    PROBABILITIES,
+    VALUE,
     load_onnx,
     seal,
 )
-from visage.inference.photos import Predictor
 from visage.model_config import ModelConfig
+from visage.networks.protocol import FaceBatch, Network
 from visage.weights import load_model, save_model
 
 OPSET = 18
@@ -64,7 +64,7 @@ class Parity:
 
 
 def export_model(
-    network: nn.Module, config: ModelConfig, folder: Path, dtype: Literal["float32", "float16"]
+    network: Network, config: ModelConfig, folder: Path, dtype: Literal["float32", "float16"]
 ) -> ModelConfig:
     """Writes safetensors, config and ONNX into `folder`; returns the config as written."""
     limit = torch.finfo(getattr(torch, dtype)).max
@@ -79,26 +79,32 @@ def export_model(
     return written
 
 
-def write_onnx(network: nn.Module, config: ModelConfig, path: Path) -> None:
+def write_onnx(network: Network, config: ModelConfig, path: Path) -> None:
     """A network and its config as one sealed ONNX file, which appears whole or not at all."""
     model = onnx_graph(network, config)
     _halve(model)
     atomic_write_bytes(path, stamped(model, config))
 
 
-def onnx_graph(network: nn.Module, config: ModelConfig) -> Any:
+def onnx_graph(network: Network, config: ModelConfig) -> Any:
     """All of a prediction as an ONNX model, float32, without config and seal."""
     from onnxscript import optimizer
 
-    own: Any = copy.deepcopy(network).cpu().float().eval()
+    own = copy.deepcopy(network).cpu().float().eval()
     px = config.alignment.crop_px
+    inputs = {CROPS: torch.zeros(2, 3, px, px, dtype=torch.uint8)}
+    if network.needs_landmarks:
+        # Any five points that span a face: the graph does not depend on them
+        inputs[LANDMARKS] = torch.rand(2, 5, 2, generator=torch.Generator().manual_seed(0)) * px
+    batch = torch.export.Dim("batch", min=1)
+
     program = torch.onnx.export(
         Inference(own, config, torch.float32).eval().requires_grad_(False),
-        (torch.zeros(2, 3, px, px, dtype=torch.uint8),),
+        tuple(inputs.values()),
         dynamo=True,
-        dynamic_shapes=({0: torch.export.Dim("batch", min=1)},),
-        input_names=["crops"],
-        output_names=["probabilities", "value"],
+        dynamic_shapes=tuple({0: batch} for _ in inputs),
+        input_names=list(inputs),
+        output_names=[PROBABILITIES, VALUE, FEATURES],
         opset_version=OPSET,
         external_data=False,
         # It would fold BatchNorm into weights that float16 then no longer holds exactly
@@ -162,20 +168,22 @@ def stamped(model: Any, config: ModelConfig) -> bytes:
     return body + seal(body)
 
 
-def measure_parity(folder: Path, original: Predictor, batches: Iterable[Tensor]) -> Parity:
+def measure_parity(folder: Path, original: CropPredictor, batches: Iterable[FaceBatch]) -> Parity:
     """Compares an exported folder's two files, and both with the model they were made from, on
-    batches of crops."""
-    in_torch, in_onnx = Predictor.load(folder), load_onnx(folder / ONNX_FILE)
-    raw = OnnxEngine(checked_bytes(folder / ONNX_FILE))
+    batches of faces (uint8 crops)."""
+    engine, config = load_onnx(folder / ONNX_FILE)
+    in_torch, in_onnx = CropPredictor.load(folder), CropPredictor(engine, config)
     num_faces, difference, rounding = 0, [0.0], [0.0]
-    for crops_BCHW in batches:
-        value_B = in_torch.predict_crops(crops_BCHW, flip=False).value
-        theirs = (in_onnx.predict_crops(crops_BCHW, flip=False).value, raw.outputs(crops_BCHW)[1])
-        difference += [float(np.abs(value_B - other_B).max()) for other_B in theirs]
-        rounding.append(
-            float(np.abs(value_B - original.predict_crops(crops_BCHW, flip=False).value).max())
-        )
+
+    for faces in batches:
+        value_B = in_torch.predict_crops(*faces, flip=False).value
+        in_graph_B = engine.outputs(*faces)[VALUE]
+        in_runtime_B = in_onnx.predict_crops(*faces, flip=False).value
+        difference += [float(np.abs(value_B - b).max()) for b in (in_runtime_B, in_graph_B)]
+        original_B = original.predict_crops(*faces, flip=False).value
+        rounding.append(float(np.abs(value_B - original_B).max()))
         num_faces += len(value_B)
+
     return Parity(
         num_faces=num_faces, max_abs_difference=max(difference), max_abs_rounding=max(rounding)
     )

@@ -1,4 +1,8 @@
-"""An exported model becomes a released one, with its own name, terms and measured figures."""
+"""An exported model becomes a released one, with its own name, terms and measured figures.
+
+    python -m visage.export.release MODEL_FOLDER RELEASED_FOLDER --name NAME --terms TEXT \\
+        --metrics FILE.json
+"""
 
 from __future__ import annotations
 
@@ -12,7 +16,7 @@ from typing import Any
 from visage.atomic import atomic_write_bytes
 from visage.export.onnx_file import stamped
 from visage.inference.onnx_engine import ONNX_FILE, checked_bytes, load_onnx
-from visage.model_config import CONFIG_FILE, WEIGHTS_FILE, ModelConfig
+from visage.model_config import CONFIG_FILE, ModelConfig
 from visage.weights import load_model
 
 
@@ -33,7 +37,8 @@ def copy_with_config(exported: Path, released: Path, config: ModelConfig) -> Non
     import onnx
 
     released.mkdir(parents=True, exist_ok=True)
-    atomic_write_bytes(released / WEIGHTS_FILE, (exported / WEIGHTS_FILE).read_bytes())
+    weights = config.weights.file
+    atomic_write_bytes(released / weights, (exported / weights).read_bytes())
     for path in sorted(exported.glob("model*.onnx")):
         atomic_write_bytes(
             released / path.name, stamped(onnx.load_from_string(checked_bytes(path)), config)

@@ -14,20 +14,19 @@ from typing import Self
 import numpy as np
 import numpy.typing as npt
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
+from visage.data.preprocess import mirrored
 from visage.inference.calibration import calibrated
 from visage.inference.engine import Engine, TorchEngine
 from visage.labels import DECODERS, LabelGrid, deviation
 from visage.model_config import CalibrationConfig, ModelConfig
+from visage.networks.protocol import FaceBatch, Network
 from visage.weights import load_model
 
 Floats = npt.NDArray[np.float64]
-
-
 # Values (N,) and pooled features (N,C) of N faces
 Observer = Callable[[Floats, npt.NDArray[np.float32]], None]
-
 
 # Crops and mirrored crops that go through the network together; more gains nothing on a CPU
 BATCH_ROWS = 32
@@ -68,32 +67,32 @@ def joined(parts: Sequence[Predictions]) -> Predictions:
 
 
 class CropPredictor:
-    """A model that answers aligned faces. `network` is a torch network or any other `Engine` that
-    computes the same."""
+    """A model that predicts for aligned faces.
 
-    def __init__(self, network: nn.Module | Engine, config: ModelConfig) -> None:
+    `network` is a torch network, or any other `Engine` that computes the same. `observe` gets each
+    batch's values and pooled features, those of the faces and never of their mirror images;
+    ValueError where the engine gives no features.
+    """
+
+    def __init__(
+        self, network: Network | Engine, config: ModelConfig, *, observe: Observer | None = None
+    ) -> None:
         self.config = config
         self._engine: Engine = (
-            TorchEngine(network, config) if isinstance(network, nn.Module) else network
+            TorchEngine(network, config) if isinstance(network, Network) else network
         )
-        self._observe: Observer | None = None
+        self._observe = observe
+
+        if observe is not None and not self._engine.gives_features:
+            raise ValueError(
+                f"model {config.name!r}: this ONNX file gives no pooled features to observe; "
+                f"export the model again, or load its safetensors (Predictor.load)"
+            )
 
     @property
-    def observe(self) -> Observer | None:
-        """Hears each batch's values and pooled features, those of the faces and never of their
-        mirror images; None: nobody does. Setting it raises ValueError where the engine gives no
-        features (ONNX)."""
-        return self._observe
-
-    @observe.setter
-    def observe(self, observer: Observer | None) -> None:
-        if observer is not None and not isinstance(self._engine, TorchEngine):
-            raise ValueError(
-                f"model {self.config.name!r}: this engine gives no pooled features to observe; "
-                f"load the model's "
-                "safetensors (Predictor.load), not its ONNX file"
-            )
-        self._observe = observer
+    def needs_landmarks(self) -> bool:
+        """Whether a crop must come with its landmarks."""
+        return self._engine.needs_landmarks
 
     @classmethod
     def load(cls, folder: Path) -> Self:
@@ -101,51 +100,76 @@ class CropPredictor:
         belong together."""
         return cls(*load_model(folder))
 
-    def predict_crops(self, crops_BCHW: Tensor, flip: bool = True) -> Predictions:
-        """Crops, uint8 RGB (B,3,crop_px,crop_px), cut as the config says -> their predictions, in
-        batches.
+    def predict_crops(
+        self, crops_BCHW: Tensor, landmarks_B52: Tensor | None = None, *, flip: bool = True
+    ) -> Predictions:
+        """Crops, uint8 RGB (B,3,crop_px,crop_px), cut as the config says, and the landmarks in them
+        (float32, pixels of the crop) -> their predictions, in batches.
 
-        On a CPU a face's numbers are the same in any company. Raises ValueError for crops of
-        another type or size.
+        On a CPU a face's numbers are the same in a batch of any size. Raises ValueError for crops
+        or landmarks of another type or size, and for a model that needs landmarks and gets none.
         """
-        px = self.config.alignment.crop_px
+        self._check(crops_BCHW, landmarks_B52)
+        if not self.needs_landmarks:
+            landmarks_B52 = None
+
+        parts = []
+        size = BATCH_ROWS // 2 if flip else BATCH_ROWS
+        for start in range(0, max(1, len(crops_BCHW)), size):
+            rows = slice(start, start + size)
+            some_B52 = None if landmarks_B52 is None else landmarks_B52[rows]
+            parts.append(self._predict_batch(FaceBatch(crops_BCHW[rows], some_B52), flip))
+        return joined(parts)
+
+    def _check(self, crops_BCHW: Tensor, landmarks_B52: Tensor | None) -> None:
+        """ValueError for what `predict_crops` does not take."""
+        name, px = self.config.name, self.config.alignment.crop_px
         if crops_BCHW.dtype != torch.uint8 or crops_BCHW.shape[1:] != (3, px, px):
             raise ValueError(
                 f"crops of type {crops_BCHW.dtype} and shape {tuple(crops_BCHW.shape)}: model "
-                f"{self.config.name!r} takes "
-                f"uint8 (B, 3, {px}, {px}); align the photos with the alignment of its config"
+                f"{name!r} takes uint8 (B, 3, {px}, {px}); align the photos with the alignment of "
+                f"its config"
             )
-        size = BATCH_ROWS // 2 if flip else BATCH_ROWS
-        starts = range(0, max(1, len(crops_BCHW)), size)
-        return joined(
-            [self._predict_batch(crops_BCHW[start : start + size], flip) for start in starts]
-        )
+        if landmarks_B52 is None:
+            if self.needs_landmarks:
+                raise ValueError(
+                    f"model {name!r} needs the five landmarks of each crop; give them with the "
+                    f"crops, or give photos"
+                )
+            return
+        if landmarks_B52.dtype != torch.float32 or landmarks_B52.shape != (len(crops_BCHW), 5, 2):
+            raise ValueError(
+                f"landmarks of type {landmarks_B52.dtype} and shape {tuple(landmarks_B52.shape)} "
+                f"for {len(crops_BCHW)} crops: give float32 ({len(crops_BCHW)}, 5, 2), pixels of "
+                f"the crop"
+            )
 
-    def _predict_batch(self, crops_BCHW: Tensor, flip: bool) -> Predictions:
+    def _predict_batch(self, faces: FaceBatch, flip: bool) -> Predictions:
+        """`faces` holds uint8 crops."""
         grid, decode = self.config.grid, DECODERS[self.config.decode]
-        if not len(crops_BCHW):
-            nothing_BK, nothing_B = (
-                torch.zeros(0, *shape, dtype=torch.float64) for shape in ((grid.num_labels,), ())
-            )
-            return predictions_of(nothing_BK, nothing_B, grid, self.config.calibration)
-        p_BK, features_BC = self._answer(
-            torch.cat([crops_BCHW, crops_BCHW.flip(3)]) if flip else crops_BCHW
-        )
+        num_faces = len(faces.view_BCHW)
+        if not num_faces:
+            nothing_BK = torch.zeros(0, grid.num_labels, dtype=torch.float64)
+            return predictions_of(nothing_BK, nothing_BK[:, 0], grid, self.config.calibration)
+
+        p_BK, features_BC = self._engine.answer(*(with_mirror_images(faces) if flip else faces))
         if flip:
             face_BK, mirror_BK = p_BK.chunk(2)
-            p_BK, value_B = (
-                (face_BK + mirror_BK) / 2,
-                (decode(face_BK, grid) + decode(mirror_BK, grid)) / 2,
-            )
+            p_BK = (face_BK + mirror_BK) / 2
+            value_B = (decode(face_BK, grid) + decode(mirror_BK, grid)) / 2
         else:
             value_B = decode(p_BK, grid)
-        if self._observe is not None and features_BC is not None:
-            self._observe(value_B.numpy(), features_BC[: len(crops_BCHW)].numpy())
+
+        if self._observe is not None:
+            assert features_BC is not None  # as the engine said when the predictor was made
+            self._observe(value_B.numpy(), features_BC[:num_faces].numpy())
         return predictions_of(p_BK, value_B, grid, self.config.calibration)
 
-    def _answer(self, crops_BCHW: Tensor) -> tuple[Tensor, Tensor | None]:
-        """Crops -> probabilities, and the pooled features where somebody observes them."""
-        if self._observe is None:
-            return self._engine(crops_BCHW), None
-        assert isinstance(self._engine, TorchEngine)  # the setter lets no other through
-        return self._engine.with_features(crops_BCHW)
+
+def with_mirror_images(faces: FaceBatch) -> FaceBatch:
+    """Faces (B) -> the faces, then their mirror images (2 B)."""
+    mirror = mirrored(faces)
+    view_BCHW = torch.cat([faces.view_BCHW, mirror.view_BCHW])
+    if faces.landmarks_B52 is None or mirror.landmarks_B52 is None:
+        return FaceBatch(view_BCHW, None)
+    return FaceBatch(view_BCHW, torch.cat([faces.landmarks_B52, mirror.landmarks_B52]))

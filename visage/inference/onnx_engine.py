@@ -1,4 +1,8 @@
-"""A model's ONNX file, its seal and config checked, as an engine that ONNX Runtime runs."""
+"""A model's ONNX file, its seal and config checked, as an engine that ONNX Runtime runs.
+
+Files of format 2 have their config under another key and no output `features`: they are read as
+well, but their faces cannot be observed for drift. Legend: B crops, C pooled features, K labels.
+"""
 
 from __future__ import annotations
 
@@ -11,13 +15,13 @@ import numpy.typing as npt
 import torch
 from torch import Tensor
 
-from visage.inference.photos import Predictor
-from visage.model_config import CONFIG_FILE, ModelConfig
+from visage.model_config import ModelConfig, find_config
 
 ONNX_FILE, INT8_FILE = "model.onnx", "model.int8.onnx"
-
-
-CONFIG_KEY, SEAL_KEY = "visage.card", "visage.sha256"
+# Of the file's metadata; the second key was the config's in format 2
+CONFIG_KEY, OLDER_CONFIG_KEY, SEAL_KEY = "visage.config", "visage.card", "visage.sha256"
+CROPS, LANDMARKS = "crops", "landmarks"  # inputs; the second only where the network needs it
+PROBABILITIES, VALUE, FEATURES = "probabilities", "value", "features"  # outputs
 
 
 def seal(body: bytes) -> bytes:
@@ -48,49 +52,79 @@ def checked_bytes(path: Path) -> bytes:
 
 
 class OnnxEngine:
-    """An ONNX file's contents as an `Engine`, run by ONNX Runtime on the CPU."""
+    """An ONNX file's contents as an `Engine`, run by ONNX Runtime on the CPU.
 
-    def __init__(self, data: bytes) -> None:
+    `config` is the file's own, ValueError where it has none; `source` names the file in errors.
+    """
+
+    def __init__(self, data: bytes, source: str) -> None:
         import onnxruntime
 
-        self.session: Any = onnxruntime.InferenceSession(data, providers=["CPUExecutionProvider"])
+        self._session: Any = onnxruntime.InferenceSession(data, providers=["CPUExecutionProvider"])
+        self._input_names = [each.name for each in self._session.get_inputs()]
+        self._output_names = [each.name for each in self._session.get_outputs()]
+        self.config = self._read_config(source)
+
+    @property
+    def needs_landmarks(self) -> bool:
+        return LANDMARKS in self._input_names
+
+    @property
+    def gives_features(self) -> bool:
+        return FEATURES in self._output_names
 
     def outputs(
-        self, crops_BCHW: Tensor
-    ) -> tuple[npt.NDArray[np.float32], npt.NDArray[np.float32]]:
-        """uint8 crops -> probabilities (B,K) and values (B,), as any reader of the file gets them."""
-        p_BK, value_B = self.session.run(
-            ["probabilities", "value"], {"crops": crops_BCHW.contiguous().numpy()}
-        )
-        return p_BK, value_B
+        self, crops_BCHW: Tensor, landmarks_B52: Tensor | None
+    ) -> dict[str, npt.NDArray[np.float32]]:
+        """uint8 crops, and landmarks where the graph takes them -> the graph's outputs by name, as
+        any reader of the file gets them."""
+        inputs: dict[str, npt.NDArray[Any]] = {CROPS: crops_BCHW.contiguous().numpy()}
+        if self.needs_landmarks:
+            assert landmarks_B52 is not None
+            inputs[LANDMARKS] = landmarks_B52.contiguous().numpy()
 
-    def __call__(self, crops_BCHW: Tensor) -> Tensor:
-        return torch.from_numpy(self.outputs(crops_BCHW)[0]).double()
+        outputs = self._session.run(self._output_names, inputs)
+        return dict(zip(self._output_names, outputs, strict=True))
+
+    def answer(
+        self, crops_BCHW: Tensor, landmarks_B52: Tensor | None
+    ) -> tuple[Tensor, Tensor | None]:
+        outputs = self.outputs(crops_BCHW, landmarks_B52)
+        features_BC = torch.from_numpy(outputs[FEATURES]) if self.gives_features else None
+        return torch.from_numpy(outputs[PROBABILITIES]).double(), features_BC
+
+    def _read_config(self, source: str) -> ModelConfig:
+        """The config in the file's metadata; ValueError where there is none, or the graph is of
+        another crop size or label grid."""
+        notes = self._session.get_modelmeta().custom_metadata_map
+        text = notes.get(CONFIG_KEY, notes.get(OLDER_CONFIG_KEY))
+        if text is None:
+            raise ValueError(f"{source}: carries no config ({CONFIG_KEY}); export the model again")
+        config = ModelConfig.from_json(text, source)
+
+        crops, probabilities = self._session.get_inputs()[0], self._session.get_outputs()[0]
+        found = [crops.shape[1:], probabilities.shape[1:]]
+        px = config.alignment.crop_px
+        expected = [[3, px, px], [config.grid.num_labels]]
+        if found != expected:
+            raise ValueError(
+                f"{source}: the graph maps {found[0]} to {found[1]}, its config says "
+                f"{expected[0]} to {expected[1]}; export the model again"
+            )
+        return config
 
 
-def load_onnx(path: Path) -> Predictor:
-    """The predictor that an ONNX file holds, config included.
+def load_onnx(path: Path) -> tuple[OnnxEngine, ModelConfig]:
+    """The engine that an ONNX file holds, and its config: what a predictor is made of.
 
     Raises ValueError for a file that is truncated or edited, without a config, of another label
     grid or crop size than its config's, or beside a config.json of another model.
     """
-    engine = OnnxEngine(checked_bytes(path))
-    notes = engine.session.get_modelmeta().custom_metadata_map
-    if CONFIG_KEY not in notes:
-        raise ValueError(f"{path}: carries no config ({CONFIG_KEY}); export the model again")
-    config = ModelConfig.from_json(notes[CONFIG_KEY], str(path))
-    px, num_labels = config.alignment.crop_px, config.grid.num_labels
-    found = (engine.session.get_inputs()[0].shape[1:], engine.session.get_outputs()[0].shape[1:])
-    if found != ([3, px, px], [num_labels]):
+    engine = OnnxEngine(checked_bytes(path), str(path))
+    beside = find_config(path.parent)
+    if beside is not None and ModelConfig.read(beside) != engine.config:
         raise ValueError(
-            f"{path}: the graph maps {found[0]} to {found[1]}, its config says {[3, px, px]} to "
-            f"{[num_labels]}; "
-            "export the model again"
+            f"{path}: its config is not that of {beside}: files of two exports; copy the complete "
+            f"folder"
         )
-    beside = path.with_name(CONFIG_FILE)
-    if beside.is_file() and ModelConfig.read(beside) != config:
-        raise ValueError(
-            f"{path}: its config is not that of {beside}: files of two exports; copy one folder "
-            f"whole"
-        )
-    return Predictor(engine, config)
+    return engine, engine.config

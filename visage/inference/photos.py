@@ -1,40 +1,42 @@
-"""The only inference path, with two doors: crops -> predictions, and photos -> faces ->
-predictions.
+"""Photos to faces to predictions.
 
-Evaluation knocks at the first door, serving, scoring and the command line at the second, and the
-second goes through the first: read the photo, find its faces, cut them out, keep each as a JPEG of
-the config's quality and read it back, as the align stage does, so that a photo gets exactly the
-numbers that evaluation gave it.
+Evaluation predicts for crops (`visage.inference.faces`); serving, scoring and the command line
+predict for photos, and that path ends in the same one: read the photo, find its faces, cut them
+out, keep each as a JPEG of the config's quality and read it back, as the align stage does, so that
+a photo gets exactly the numbers that evaluation gave it. The detector's landmarks go along, moved
+into the crop.
 
-    python -m visage.inference.photos PHOTO [--model FOLDER] [--flip | --no-flip]     (or: make predict PHOTO=...)
-
-prints one JSON document. Flip averaging: the value is the mean of the face's and its mirror image's
-values, the distribution the mean of the two distributions. For the expectation the two agree; the
-mean of two medians or of two most probable labels is in general not that of the mean distribution.
-Then the config's calibration is applied (visage.inference.calibration): it changes distribution,
-deviation and interval, and never the value, which is therefore not the expectation of the
-distribution beside it where the config has a temperature. Legend: B faces of a call, K labels of
-the grid, H and W crop side in pixels.
+Flip averaging: the value is the mean of the face's and its mirror image's values, the distribution
+the mean of the two distributions. For the expectation the two agree; the mean of two medians or of
+two most probable labels is in general not that of the mean distribution. Then the config's
+calibration is applied (visage.inference.calibration): it changes distribution, deviation and
+interval, and never the value, which is therefore not the expectation of the distribution beside it
+where the config has a temperature. Legend: B faces of a call, K labels of the grid, H and W crop
+side in pixels.
 """
 
 from __future__ import annotations
 
 import dataclasses
 import io
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 import numpy.typing as npt
 import torch
 from PIL import Image
-from torch import nn
+from torch import Tensor
 
+from visage.detection import align
+from visage.detection.image_io import PhotoError, read_photo
+from visage.detection.mtcnn import Detector, DetectorSettings, Faces
 from visage.inference.engine import Engine
-from visage.inference.faces import CropPredictor, Predictions
+from visage.inference.faces import CropPredictor, Observer, Predictions
 from visage.model_config import ModelConfig
+from visage.networks.protocol import Network
 
 Pixels = npt.NDArray[np.uint8]
 PhotoSource = bytes | Path | Image.Image
@@ -77,19 +79,29 @@ class PhotoResult:
     readable: bool
 
 
+class AlignedFace(NamedTuple):
+    """A crop, uint8 (crop_px,crop_px,3), and the five landmarks in it, float32 (5,2), pixels of the
+    crop."""
+
+    crop_HWC: Pixels
+    landmarks_52: npt.NDArray[np.float32]
+
+
 class Predictor(CropPredictor):
-    """A model that answers. `network` is a torch network or any other `Engine` that computes the
-    same (see export). Photos of more than `max_photo_pixels` are refused."""
+    """A model that predicts for photos; see `CropPredictor`. Photos of more than `max_photo_pixels`
+    are refused."""
 
     def __init__(
         self,
-        network: nn.Module | Engine,
+        network: Network | Engine,
         config: ModelConfig,
+        *,
+        observe: Observer | None = None,
         max_photo_pixels: int = MAX_PHOTO_PIXELS,
     ) -> None:
-        super().__init__(network, config)
+        super().__init__(network, config, observe=observe)
         self.max_photo_pixels = max_photo_pixels
-        self._detector: Any = None
+        self._detector: Detector | None = None
 
     def predict_photos(self, photos: Iterable[PhotoSource], flip: bool = True) -> list[PhotoResult]:
         """Photos (encoded bytes, paths or Pillow images) -> one result each, in order.
@@ -109,23 +121,43 @@ class Predictor(CropPredictor):
         for group in _groups(_read(source, self.max_photo_pixels) for source in photos):
             yield from self._predict_group(group, flip)
 
+    def align(self, photo_HWC: Pixels, landmarks_52: npt.NDArray[np.float32]) -> AlignedFace:
+        """One face as the align stage would have stored it."""
+        how = self.config.alignment
+        template_52 = align.template(how.template, how.crop_px, how.face_scale)
+        matrix_23 = align.similarity(landmarks_52, template_52)
+
+        crop_HWC = align.crop(photo_HWC, matrix_23, how.crop_px)
+        stored_HWC = align.decode(align.encode(crop_HWC, how.jpeg_quality))
+        return AlignedFace(stored_HWC, align.landmarks_in_crop(landmarks_52, matrix_23))
+
+    def predict_aligned(self, faces: Sequence[AlignedFace], flip: bool = True) -> Predictions:
+        """The predictions of aligned faces, be there none."""
+        return self.predict_crops(*self.stacked(faces), flip=flip)
+
+    def stacked(self, faces: Sequence[AlignedFace]) -> tuple[Tensor, Tensor]:
+        """Aligned faces as crops (B,3,crop_px,crop_px) and landmarks (B,5,2)."""
+        px = self.config.alignment.crop_px
+        crops_BHWC = np.zeros((len(faces), px, px, 3), np.uint8)
+        landmarks_B52 = np.zeros((len(faces), 5, 2), np.float32)
+        for place, face in enumerate(faces):
+            crops_BHWC[place], landmarks_B52[place] = face
+        crops_BCHW = torch.from_numpy(crops_BHWC).permute(0, 3, 1, 2)
+        return crops_BCHW, torch.from_numpy(landmarks_B52)
+
     def _predict_group(self, group: list[Pixels | str], flip: bool) -> Iterator[PhotoResult]:
         """Decoded photos, or the reasons why there are none -> their results."""
         photos = [photo for photo in group if not isinstance(photo, str)]
         found = self._find_faces(photos)
         seen = list(zip(photos, found, strict=True))
-        crops = [
-            self.crop(photo, points_52)
+
+        aligned = [
+            self.align(photo, points_52)
             for photo, faces in seen
             for points_52 in faces.landmarks_N52
         ]
-        px = self.config.alignment.crop_px
-        crops_BHWC = (
-            torch.from_numpy(np.stack(crops))
-            if crops
-            else torch.zeros(0, px, px, 3, dtype=torch.uint8)
-        )
-        predictions = self.predict_crops(crops_BHWC.permute(0, 3, 1, 2), flip)
+        predictions = self.predict_aligned(aligned, flip)
+
         starts = np.cumsum([0, *(len(faces) for faces in found)])
         results = (
             _result(photo, faces, predictions, start)
@@ -134,41 +166,23 @@ class Predictor(CropPredictor):
         for photo_or_reason in group:
             yield _unread(photo_or_reason) if isinstance(photo_or_reason, str) else next(results)
 
-    def _find_faces(self, photos: list[Pixels]) -> list[Any]:
+    def _find_faces(self, photos: list[Pixels]) -> list[Faces]:
         """The photos' faces, by the config's detector (made at the first photo)."""
-        from visage.detection.align import TEMPLATES
-        from visage.detection.mtcnn import Detector, DetectorSettings
-
         if self._detector is None:
-            if self.config.alignment.template not in TEMPLATES:
+            if self.config.alignment.template not in align.TEMPLATES:
                 raise ValueError(
                     f"model {self.config.name!r} was trained on crops of template "
-                    f"{self.config.alignment.template!r}, this "
-                    f"code knows {', '.join(TEMPLATES)}: use the version of visage that the "
-                    f"model's config names"
+                    f"{self.config.alignment.template!r}, this code knows "
+                    f"{', '.join(align.TEMPLATES)}: use the version of visage that the model's "
+                    f"config names"
                 )
             self._detector = Detector(DetectorSettings(**dataclasses.asdict(self.config.detector)))
-        found: list[Any] = self._detector.detect(photos) if photos else []
-        return found
-
-    def crop(self, photo_HWC: Pixels, landmarks_52: npt.NDArray[np.float32]) -> Pixels:
-        """One face as the align stage would have stored it, uint8 (crop_px, crop_px, 3)."""
-        from visage.detection import align
-
-        how = self.config.alignment
-        matrix_23 = align.similarity(
-            landmarks_52, align.template(how.template, how.crop_px, how.face_scale)
-        )
-        return align.decode(
-            align.encode(align.crop(photo_HWC, matrix_23, how.crop_px), how.jpeg_quality)
-        )
+        return self._detector.detect(photos) if photos else []
 
 
 def _read(source: PhotoSource, max_pixels: int) -> Pixels | str:
     """A photo as upright RGB pixels, or the reason why not. Pillow images pass as PNG or TIFF,
     which lose nothing."""
-    from visage.detection.image_io import PhotoError, read_photo
-
     try:
         return read_photo(
             _losslessly(source) if isinstance(source, Image.Image) else source, max_pixels
@@ -209,12 +223,10 @@ def _unread(reason: str) -> PhotoResult:
     return PhotoResult(width=0, height=0, faces=(), reason=reason, readable=False)
 
 
-def _result(photo_HWC: Pixels, faces: Any, predictions: Predictions, start: int) -> PhotoResult:
+def _result(photo_HWC: Pixels, faces: Faces, predictions: Predictions, start: int) -> PhotoResult:
     """A photo whose faces' predictions begin at row `start` -> its result."""
-    from visage.detection.align import choose_face
-
     height, width = photo_HWC.shape[:2]
-    chosen = choose_face(faces, width, height) if len(faces) else -1
+    chosen = align.choose_face(faces, width, height) if len(faces) else -1
     rows = tuple(
         FacePrediction(
             **{

@@ -1,8 +1,8 @@
-"""A face table is put to a model: its eye is checked against the model's config, then its faces are
-answered in batches.
+"""A model predicts for a face table: how its faces were cut and found is checked against the
+model's config, then they go through it in batches.
 
-Crops are decoded while others are answered; memory holds a batch of them and every face's
-distribution.
+Crops are decoded while others are predicted; memory holds a batch of them and every face's
+distribution. Legend: B faces of a batch.
 """
 
 from __future__ import annotations
@@ -11,10 +11,14 @@ import dataclasses
 import json
 from pathlib import Path
 
+import numpy as np
+import torch
+from torch import Tensor
+
 from visage.data.face_table import FaceTable, in_order
-from visage.inference.faces import Predictions, joined
-from visage.inference.photos import Predictor
+from visage.inference.faces import CropPredictor, Predictions, joined
 from visage.model_config import ModelConfig
+from visage.networks.protocol import FaceBatch
 
 DECODING_THREADS = 2
 
@@ -32,10 +36,23 @@ def check_preprocessing(config: ModelConfig, table: FaceTable, faces: Path) -> N
             )
 
 
+def landmarks_of(table: FaceTable, rows: np.ndarray, needs_landmarks: bool) -> Tensor | None:
+    """The landmarks in the crops of some faces, (B,5,2), where a network needs them."""
+    return torch.from_numpy(table.landmarks[rows]) if needs_landmarks else None
+
+
+def faces_of(table: FaceTable, rows: np.ndarray, needs_landmarks: bool) -> FaceBatch:
+    """The uint8 crops of some faces, with their landmarks where a network needs them."""
+    return FaceBatch(table.decode(rows), landmarks_of(table, rows, needs_landmarks))
+
+
 def answer(
-    predictor: Predictor, table: FaceTable, *, flip: bool, batch_size: int, task: str
+    predictor: CropPredictor, table: FaceTable, *, flip: bool, batch_size: int, task: str
 ) -> Predictions:
-    """The model's predictions for all faces, of one at least, asked batch by batch; `task` names
-    the progress bar."""
-    batches = in_order(table, batch_size, DECODING_THREADS, task)
-    return joined([predictor.predict_crops(crops_BCHW, flip) for _, crops_BCHW in batches])
+    """The model's predictions for all faces, of one at least, batch by batch; `task` names the
+    progress bar."""
+    parts = []
+    for rows, crops_BCHW in in_order(table, batch_size, DECODING_THREADS, task):
+        landmarks_B52 = landmarks_of(table, rows, predictor.needs_landmarks)
+        parts.append(predictor.predict_crops(crops_BCHW, landmarks_B52, flip=flip))
+    return joined(parts)

@@ -9,6 +9,7 @@ Legend: B batch, C channels, H height, W width, K outputs of the head.
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Literal, cast
 
 from torch import Tensor, nn
@@ -56,6 +57,15 @@ class VGGBody(Network):
         for block in list(self.blocks)[1:]:
             maps_BCHW = block(nn.functional.max_pool2d(maps_BCHW, 2))
         return cast(Tensor, maps_BCHW)
+
+    def quantised_modules(self) -> Sequence[str]:
+        """Everything before the head, the first convolution and VGG-16's wide layers too: so
+        bench/README.md's figures of int8 were measured."""
+        return [
+            name
+            for name, module in self.named_modules()
+            if isinstance(module, nn.Conv2d | nn.Linear) and module is not self.head
+        ]
 
 
 class ThinVGG(VGGBody):

@@ -23,7 +23,7 @@ from visage.evaluation.drift import (
     feature_distance,
     population_stability_index,
 )
-from visage.inference.photos import Predictor
+from visage.inference.faces import CropPredictor
 
 SETTINGS = read_params(REPOSITORY / "params.yaml")["drift"]
 THRESHOLDS = SETTINGS["max_value_psi"], SETTINGS["max_feature_distance"]
@@ -81,15 +81,14 @@ def test_older_people_and_brighter_photos_do() -> None:
 
 def test_a_network_s_features_tell_brighter_photos() -> None:
     crops, heard = some_crops(600), []
-    answering = Predictor(small_network(small_config()), small_config())
+    config, network = small_config(), small_network(small_config())
     for photos in (
         crops[:400],
         crops[400:],
         (crops[400:].float() * 1.6).clamp(max=255).to(torch.uint8),
     ):
-        heard.append(Summary.of(small_config(), window_faces=1000, block_faces=1000))
-        answering.observe = heard[-1].add
-        answering.predict_crops(photos)
+        heard.append(Summary.of(config, window_faces=1000, block_faces=1000))
+        CropPredictor(network, config, observe=heard[-1].add).predict_crops(photos)
     same, brighter = (drift(heard[0], other).feature_distance for other in heard[1:])
     assert same < THRESHOLDS[1] < brighter
 

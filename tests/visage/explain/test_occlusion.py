@@ -20,7 +20,8 @@ from visage.explain.occlusion import (
     squares,
     stripes,
 )
-from visage.inference.photos import Predictor
+from visage.inference.faces import CropPredictor
+from visage.networks import FaceBatch
 
 BOOTSTRAP = Bootstrap(num_resamples=200, interval=0.9, seed=0)
 
@@ -74,16 +75,19 @@ def test_only_the_place_is_covered_and_the_eye_sees_zero_there() -> None:
 def test_the_mirror_image_is_covered_at_the_mirrored_place() -> None:
     config, asked = small_config(), []
 
-    def engine(crops_BCHW: Tensor) -> Tensor:
-        asked.append(crops_BCHW)
-        return torch.full(
-            (len(crops_BCHW), config.grid.num_labels),
-            1 / config.grid.num_labels,
-            dtype=torch.float64,
-        )
+    class Asked:
+        needs_landmarks = gives_features = False
+
+        def answer(self, crops_BCHW: Tensor, _landmarks_B52: Tensor | None) -> tuple[Tensor, None]:
+            asked.append(crops_BCHW)
+            even = 1 / config.grid.num_labels
+            shape = (len(crops_BCHW), config.grid.num_labels)
+            return torch.full(shape, even, dtype=torch.float64), None
 
     place = squares(CROP_PX, 4)[4]  # at the left rim
-    occlusion_errors(Predictor(engine, config), some_crops(2), np.zeros(2), [place], True, silent)
+    faces = FaceBatch(some_crops(2), None)
+    predictor = CropPredictor(Asked(), config)
+    occlusion_errors(predictor, faces, np.zeros(2), [place], True, silent)
     face_BCHW, mirror_BCHW = asked[-1].chunk(2)
     assert torch.equal(mirror_BCHW, face_BCHW.flip(3))
     colour_C = mean_colour(config.normalise)[:, None, None]
@@ -93,15 +97,17 @@ def test_the_mirror_image_is_covered_at_the_mirrored_place() -> None:
 
 def test_errors_are_the_predictors_on_covered_crops() -> None:
     config, crops, label_B = small_config(), some_crops(5), np.linspace(10, 90, 5)
-    predictor, places = Predictor(small_network(config), config), stripes(CROP_PX, 3)
+    predictor, places = CropPredictor(small_network(config), config), stripes(CROP_PX, 3)
     counts: list[int] = []
-    error_BP = occlusion_errors(predictor, crops, label_B, places, True, counts.append)
+    error_BP = occlusion_errors(
+        predictor, FaceBatch(crops, None), label_B, places, True, counts.append
+    )
     assert (error_BP.shape, counts) == ((5, 4), [5] * 4)
     for face in range(5):
         for column, rows in enumerate([slice(0, 0), slice(0, 11), slice(11, 21), slice(21, 32)]):
             crop = crops[face : face + 1].clone()
             crop[0, :, rows] = torch.tensor([153, 128, 102], dtype=torch.uint8)[:, None, None]
-            naive = abs(predictor.predict_crops(crop, True).value[0] - label_B[face])
+            naive = abs(predictor.predict_crops(crop, flip=True).value[0] - label_B[face])
             assert error_BP[face, column] == pytest.approx(naive, abs=1e-9)
 
 
@@ -110,7 +116,12 @@ def test_a_network_that_looks_at_one_place_loses_there_and_nowhere_else() -> Non
     crops = torch.full((3, 3, CROP_PX, CROP_PX), 250, dtype=torch.uint8)
     places = squares(CROP_PX, PLACES) + stripes(CROP_PX, PLACES)
     error_BP = occlusion_errors(
-        Predictor(OnePlace(config), config), crops, np.full(3, 100.0), places, False, silent
+        CropPredictor(OnePlace(config), config),
+        FaceBatch(crops, None),
+        np.full(3, 100.0),
+        places,
+        False,
+        silent,
     )
     losses = [loss.value for loss in relative_losses(error_BP, np.arange(3), BOOTSTRAP)]
     touched = {ROW * PLACES + COLUMN, PLACES**2 + ROW}

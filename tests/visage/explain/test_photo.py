@@ -58,9 +58,9 @@ def test_crops_give_the_told_numbers_and_the_maps(photo: Path) -> None:
     crops = torch.from_numpy(np.stack([face.crop_HW3 for face in faces])).permute(0, 3, 1, 2)
     assert crops.shape == (2, 3, CROP_PX, CROP_PX)
     np.testing.assert_array_equal(
-        predictor.predict_crops(crops, True).value, [face.told.value for face in faces]
+        predictor.predict_crops(crops, flip=True).value, [face.told.value for face in faces]
     )
-    scores = score_map(network, predictor.config, crops, True).numpy()
+    scores = score_map(network, predictor.config, crops, flip=True).numpy()
     np.testing.assert_array_equal(scores, np.stack([face.score_HW for face in faces]))
     assert np.abs(scores[0] - scores[1]).max() > 1e-3
 

@@ -37,7 +37,7 @@ def test_groups_hold_the_averages_of_their_faces(
     crops = table.decode(rows)
     faces, scores = (
         crops.permute(0, 2, 3, 1).numpy() / 255,
-        score_map(network, config, crops, True).numpy(),
+        score_map(network, config, crops, flip=True).numpy(),
     )
     error = np.abs(subject.predictor.predict_crops(crops).value - table.label[rows])
     lower = np.floor(table.label[rows] / 25) * 25

@@ -9,6 +9,7 @@ from pathlib import Path
 
 import numpy as np
 import onnx
+import onnxruntime
 import pytest
 import torch
 from onnx import numpy_helper
@@ -18,26 +19,26 @@ from tests.conftest import REPOSITORY
 from tests.small_model import small_config, small_network, some_crops
 from visage.data.face_table import decode_jpeg
 from visage.export import onnx_file
-from visage.export.int8 import folded, measure_int8, write_int8
-from visage.export.onnx_file import export_model, write_onnx
+from visage.export.int8 import fold_norms, measure_int8, write_int8
+from visage.export.onnx_file import export_model, onnx_graph, write_onnx
 from visage.export.release import release
+from visage.inference.faces import CropPredictor
 from visage.inference.onnx_engine import (
     CONFIG_KEY,
     INT8_FILE,
     ONNX_FILE,
     SEAL_KEY,
-    OnnxEngine,
     load_onnx,
 )
-from visage.inference.photos import Predictor
 from visage.methods import METHODS
 from visage.model_config import NetworkConfig
+from visage.networks import FaceBatch
 from visage.synthetic import encode_face, sample_person, sample_photo
 from visage.weights import load_model
 
 CARD = small_config()
 RELEASED = REPOSITORY / "model_registry" / "released"
-RANGES = [some_crops(32, seed) for seed in (7, 8)]
+RANGES = [FaceBatch(some_crops(32, seed), None) for seed in (7, 8)]
 
 
 @pytest.fixture(scope="module")
@@ -58,22 +59,33 @@ def constants(model: onnx.ModelProto) -> dict[str, np.ndarray]:
 
 
 def test_folding_batch_norm_changes_no_answer() -> None:
-    network, crops = small_network(CARD), some_crops(20).float() / 128 - 1
+    network, crops = small_network(CARD), some_crops(20)
     with torch.no_grad():
         for norm in (module for module in network.modules() if isinstance(module, nn.BatchNorm2d)):
             norm.weight.uniform_(0.5, 2, generator=torch.Generator().manual_seed(0))
             norm.bias.normal_(0, 0.3, generator=torch.Generator().manual_seed(1))
-        own = folded(network)
-        torch.testing.assert_close(own(crops), network(crops), atol=1e-3, rtol=1e-4)
-    assert not any(isinstance(module, nn.BatchNorm2d) for module in own.modules())
-    assert sum(isinstance(module, nn.Conv2d) for module in own.modules()) == 13
+    graph = onnx_graph(network, CARD)
+    before = features_of(graph, crops)
+    fold_norms(graph)
+    onnx.checker.check_model(graph, full_check=True)
+    np.testing.assert_allclose(features_of(graph, crops), before, atol=1e-4, rtol=1e-4)
+    kinds = [node.op_type for node in graph.graph.node]
+    assert "BatchNormalization" not in kinds
+    assert kinds.count("Conv") == 13
+
+
+def features_of(model: onnx.ModelProto, crops: torch.Tensor) -> np.ndarray:
+    session = onnxruntime.InferenceSession(
+        model.SerializeToString(), providers=["CPUExecutionProvider"]
+    )
+    return session.run(["features"], {"crops": crops.numpy()})[0]
 
 
 def test_answers_follow_those_of_the_float_file(made: Path) -> None:
     """Loosely: random weights make much of little. See the trained model below."""
     crops = some_crops(200)
     rough, fine = (
-        load_onnx(made / name).predict_crops(crops, flip=False).value
+        CropPredictor(*load_onnx(made / name)).predict_crops(crops, flip=False).value
         for name in (INT8_FILE, ONNX_FILE)
     )
     assert np.corrcoef(rough, fine)[0, 1] > 0.9
@@ -88,18 +100,19 @@ def test_a_trained_model_s_answers_stay(tmp_path: Path, rng: np.random.Generator
         for _ in range(48)
     ]
     crops = torch.from_numpy(np.stack([decode_jpeg(data) for data in drawn])).permute(0, 3, 1, 2)
-    write_int8(network, config, [crops[:32]], tmp_path / INT8_FILE)
+    write_int8(network, config, [FaceBatch(crops[:32], None)], tmp_path / INT8_FILE)
     write_onnx(network, config, tmp_path / ONNX_FILE)
-    found = measure_int8(tmp_path / INT8_FILE, tmp_path / ONNX_FILE, [crops])
+    found = measure_int8(tmp_path / INT8_FILE, tmp_path / ONNX_FILE, [FaceBatch(crops, None)])
     assert found.mean_abs_difference < 0.25
     assert found.max_abs_difference < 1.5
 
 
 def test_differences_are_measured(made: Path) -> None:
-    batches = [some_crops(9, seed) for seed in (0, 1)]
+    crops = [some_crops(9, seed) for seed in (0, 1)]
+    batches = [FaceBatch(each, None) for each in crops]
     found = measure_int8(made / INT8_FILE, made / ONNX_FILE, batches)
-    values = [[Predictor.load(made), load_onnx(made / INT8_FILE)][which] for which in (0, 1)]
-    fine, rough = (one.predict_crops(torch.cat(batches), flip=False).value for one in values)
+    predictors = CropPredictor.load(made), CropPredictor(*load_onnx(made / INT8_FILE))
+    fine, rough = (one.predict_crops(torch.cat(crops), flip=False).value for one in predictors)
     assert found.num_faces == 18
     assert found.max_abs_difference == pytest.approx(np.abs(rough - fine).max(), abs=1e-3)
     assert found.mean_abs_difference == pytest.approx(np.abs(rough - fine).mean(), abs=1e-3)
@@ -109,7 +122,9 @@ def test_differences_are_measured(made: Path) -> None:
 @pytest.mark.parametrize("method", ["dldl_v2", "coral"])
 def test_the_body_is_in_integers_and_the_head_is_not(tmp_path: Path, method: str) -> None:
     shape = NetworkConfig(
-        name="vgg-0.125", pooling="hybrid", num_outputs=METHODS[method].head_width(CARD.grid)
+        name="vgg-0.125",
+        options={"pooling": "hybrid"},
+        num_outputs=METHODS[method].head_width(CARD.grid),
     )
     config = small_config(method=method, network=shape)
     network = small_network(config)
@@ -133,26 +148,30 @@ def test_the_body_is_in_integers_and_the_head_is_not(tmp_path: Path, method: str
 def test_weights_are_rounded_to_seven_bits_channel_by_channel(made: Path) -> None:
     """255 x 64 + 255 x 64 is below 2^15: no CPU overflows, so every CPU gives the same numbers."""
     found = constants(onnx.load(made / INT8_FILE))
-    for name, tensor in folded(load_model(made)[0]).state_dict().items():
-        if tensor.ndim == 4:
-            stored, scale = found[f"network.{name}_quantized"], found[f"network.{name}_scale"]
-            assert (stored.dtype, scale.shape) == (np.int8, (len(tensor),))
-            assert np.abs(stored.astype(int)).max() <= 64
-            back = stored * scale[:, None, None, None]
-            assert (np.abs(back - tensor.numpy()) <= 0.5001 * scale[:, None, None, None]).all()
+    graph = onnx_graph(*load_model(made))
+    fold_norms(graph)
+    exact = {name: value for name, value in constants(graph).items() if value.ndim == 4}
+    assert len(exact) == 13
+    for name, tensor in exact.items():
+        stored, scale = found[f"{name}_quantized"], found[f"{name}_scale"]
+        assert (stored.dtype, scale.shape) == (np.int8, (len(tensor),))
+        assert np.abs(stored.astype(int)).max() <= 64
+        back = stored * scale[:, None, None, None]
+        assert (np.abs(back - tensor) <= 0.5001 * scale[:, None, None, None]).all()
 
 
 def test_a_face_has_the_same_answer_in_any_batch(made: Path) -> None:
-    engine, crops = OnnxEngine((made / INT8_FILE).read_bytes()), some_crops(40)
-    whole = engine.outputs(crops)[1]
+    (engine, _), crops = load_onnx(made / INT8_FILE), some_crops(40)
+    whole = engine.outputs(crops, None)["value"]
     for count in (1, 2, 7):
         np.testing.assert_allclose(
-            engine.outputs(crops[:count])[1], whole[:count], rtol=0, atol=2e-4
+            engine.outputs(crops[:count], None)["value"], whole[:count], rtol=0, atol=2e-4
         )
 
 
 def test_the_same_faces_give_the_same_bytes_and_others_do_not(made: Path, tmp_path: Path) -> None:
-    for name, batches in (("again", RANGES), ("other", [crops // 2 for crops in RANGES])):
+    darker = [FaceBatch(faces.view_BCHW // 2, None) for faces in RANGES]
+    for name, batches in (("again", RANGES), ("other", darker)):
         write_int8(*load_model(made), batches, tmp_path / name)
     assert (tmp_path / "again").read_bytes() == (made / INT8_FILE).read_bytes()
     assert (tmp_path / "other").read_bytes() != (made / INT8_FILE).read_bytes()
@@ -163,7 +182,7 @@ def test_the_file_is_valid_sealed_and_knows_nothing_of_this_machine(made: Path) 
     model = onnx.load(made / INT8_FILE)
     onnx.checker.check_model(model, full_check=True)
     assert {item.key for item in model.metadata_props} == {CONFIG_KEY, SEAL_KEY}
-    assert load_onnx(made / INT8_FILE).config == load_model(made)[1]
+    assert load_onnx(made / INT8_FILE)[1] == load_model(made)[1]
     data = (made / INT8_FILE).read_bytes()
     for trace in (
         str(Path(onnx_file.__file__).parents[2]),
@@ -199,7 +218,8 @@ def test_a_file_beside_another_model_s_card_is_refused(copied: Path) -> None:
 def test_a_release_takes_it_along(made: Path, tmp_path: Path) -> None:
     config = release(made, tmp_path / "age", name="age", terms="none", metrics={})
     crops = some_crops(5)
-    released = load_onnx(tmp_path / "age" / INT8_FILE)
+    released = CropPredictor(*load_onnx(tmp_path / "age" / INT8_FILE))
     assert released.config == config
-    values = [one.predict_crops(crops).value for one in (released, load_onnx(made / INT8_FILE))]
+    made_here = CropPredictor(*load_onnx(made / INT8_FILE))
+    values = [one.predict_crops(crops).value for one in (released, made_here)]
     np.testing.assert_array_equal(*values)

@@ -17,16 +17,16 @@ import torch
 from safetensors.torch import load_file
 
 from tests.small_model import CROP_PX, small_config, small_network, some_crops
+from visage.explain.score_map import pooled_features
 from visage.export import onnx_file
-from visage.export import release as release_module
 from visage.export.onnx_file import export_model, measure_parity, stamped
-from visage.export.release import copy_with_config, release
-from visage.inference import onnx_engine
-from visage.inference.onnx_engine import CONFIG_KEY, ONNX_FILE, SEAL_KEY, load_onnx
-from visage.inference.photos import Predictor
+from visage.export.release import copy_with_config, main, release
+from visage.inference.faces import CropPredictor
+from visage.inference.onnx_engine import CONFIG_KEY, ONNX_FILE, SEAL_KEY, load_onnx, seal
 from visage.labels import DECODERS
 from visage.methods import METHODS
 from visage.model_config import INTERVAL_MASS, CalibrationConfig, ModelConfig, NetworkConfig
+from visage.networks import FaceBatch
 from visage.weights import DTYPES, load_model
 
 CARD = small_config()
@@ -35,9 +35,15 @@ TOLERANCE = (
 )
 
 
+def predictor_of(folder: Path) -> CropPredictor:
+    """What answers by a folder's ONNX file."""
+    return CropPredictor(*load_onnx(folder / ONNX_FILE))
+
+
 @pytest.fixture(scope="module")
 def both(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
-    """Storage type -> exported folder; exporting takes a second or two, so most tests share these."""
+    """Storage type -> exported folder; an export takes a second or two, so most tests share
+    these."""
     folders = {dtype: tmp_path_factory.mktemp(dtype) for dtype in DTYPES}
     for dtype, folder in folders.items():
         export_model(small_network(CARD), CARD, folder, dtype)  # type: ignore[arg-type]
@@ -55,7 +61,7 @@ def copied(both: dict[str, Path], tmp_path: Path) -> Path:
 
 
 def test_both_engines_answer_alike_at_any_batch_size(exported: Path) -> None:
-    in_torch, in_onnx = Predictor.load(exported), load_onnx(exported / ONNX_FILE)
+    in_torch, in_onnx = CropPredictor.load(exported), predictor_of(exported)
     assert in_onnx.config == in_torch.config
     crops = some_crops(40)
     for count in (1, 2, 3, 40):
@@ -80,10 +86,9 @@ def test_a_calibrated_model_answers_alike_on_either_engine_and_its_graph_stays_r
         folder, tmp_path, dataclasses.replace(load_model(folder)[1], calibration=known)
     )
     in_torch, in_onnx = (
-        one.predict_crops(crops)
-        for one in (Predictor.load(tmp_path), load_onnx(tmp_path / ONNX_FILE))
+        one.predict_crops(crops) for one in (CropPredictor.load(tmp_path), predictor_of(tmp_path))
     )
-    plain = Predictor.load(folder).predict_crops(crops)
+    plain = CropPredictor.load(folder).predict_crops(crops)
     for name in ("value", "std", "low", "high"):
         np.testing.assert_allclose(
             getattr(in_onnx, name), getattr(in_torch, name), rtol=0, atol=10 * TOLERANCE
@@ -91,17 +96,19 @@ def test_a_calibrated_model_answers_alike_on_either_engine_and_its_graph_stays_r
     np.testing.assert_allclose(in_onnx.probabilities, in_torch.probabilities, rtol=0, atol=1e-5)
     np.testing.assert_array_equal(in_torch.value, plain.value)
     assert np.abs(in_torch.std - plain.std).min() > 100 * TOLERANCE
-    engines = [onnx_file.OnnxEngine((each / ONNX_FILE).read_bytes()) for each in (folder, tmp_path)]
-    for raw, stamped_again in zip(*(engine.outputs(crops) for engine in engines), strict=True):
-        np.testing.assert_array_equal(raw, stamped_again)
-    p_BK = (engines[1](crops) + engines[1](crops.flip(3))).numpy() / 2
+    engines = [load_onnx(each / ONNX_FILE)[0] for each in (folder, tmp_path)]
+    raw, stamped_again = (engine.outputs(crops, None) for engine in engines)
+    for name in raw:
+        np.testing.assert_array_equal(raw[name], stamped_again[name])
+    mirror_BK = engines[1].outputs(crops.flip(3), None)["probabilities"]
+    p_BK = (stamped_again["probabilities"].astype(np.float64) + mirror_BK) / 2
     p_BK = p_BK ** (1 / 0.7)
     p_BK /= p_BK.sum(axis=1, keepdims=True)
     np.testing.assert_allclose(in_onnx.probabilities, p_BK, rtol=0, atol=1e-6)
 
 
 def test_a_reader_of_the_file_alone_gets_the_same_numbers(exported: Path) -> None:
-    """uint8 crops in, probabilities and values out: no normalisation, softmax or decoding left to
+    """uint8 crops in, probabilities, values and features out: no normalisation, softmax or decoding left to
     retype."""
     session = onnxruntime.InferenceSession(
         str(exported / ONNX_FILE), providers=["CPUExecutionProvider"]
@@ -110,10 +117,18 @@ def test_a_reader_of_the_file_alone_gets_the_same_numbers(exported: Path) -> Non
         ("crops", "tensor(uint8)", ["batch", 3, CROP_PX, CROP_PX])
     ]
     crops = some_crops(7)
-    probabilities, value = session.run(["probabilities", "value"], {"crops": crops.numpy()})
-    expected = Predictor.load(exported).predict_crops(crops, flip=False)
+    assert [output.name for output in session.get_outputs()] == [
+        "probabilities",
+        "value",
+        "features",
+    ]
+    probabilities, value, features = session.run(None, {"crops": crops.numpy()})
+    expected = CropPredictor.load(exported).predict_crops(crops, flip=False)
     np.testing.assert_allclose(probabilities, expected.probabilities, rtol=0, atol=1e-5)
     np.testing.assert_allclose(value, expected.value, rtol=0, atol=TOLERANCE)
+    np.testing.assert_allclose(
+        features, pooled_features(*load_model(exported), crops), rtol=0, atol=1e-4
+    )
     assert (
         json.loads(session.get_modelmeta().custom_metadata_map[CONFIG_KEY])["grid"]["maximum"]
         == 100
@@ -167,8 +182,9 @@ def test_every_decoding_rule_is_in_the_graph(tmp_path: Path) -> None:
     for decode in DECODERS:
         config = small_config(decode=decode)
         export_model(small_network(config), config, tmp_path / decode, "float32")
-        value = onnx_file.OnnxEngine((tmp_path / decode / ONNX_FILE).read_bytes()).outputs(crops)[1]
-        expected = Predictor.load(tmp_path / decode).predict_crops(crops, flip=False).value
+        engine, _ = load_onnx(tmp_path / decode / ONNX_FILE)
+        value = engine.outputs(crops, None)["value"]
+        expected = CropPredictor.load(tmp_path / decode).predict_crops(crops, flip=False).value
         np.testing.assert_allclose(value, expected, rtol=0, atol=TOLERANCE)
 
 
@@ -176,12 +192,13 @@ def test_every_decoding_rule_is_in_the_graph(tmp_path: Path) -> None:
 def test_every_method_is_in_the_graph(tmp_path: Path, method: str) -> None:
     width = METHODS[method].head_width(small_config().grid)
     config = small_config(
-        method=method, network=NetworkConfig(name="tiny", pooling="hybrid", num_outputs=width)
+        method=method,
+        network=NetworkConfig(name="tiny", options={"pooling": "hybrid"}, num_outputs=width),
     )
     export_model(small_network(config), config, tmp_path, "float32")
     crops = some_crops(12)
-    p_BK, value_B = onnx_file.OnnxEngine((tmp_path / ONNX_FILE).read_bytes()).outputs(crops)
-    expected = Predictor.load(tmp_path).predict_crops(crops, flip=False)
+    p_BK, value_B, _ = load_onnx(tmp_path / ONNX_FILE)[0].outputs(crops, None).values()
+    expected = CropPredictor.load(tmp_path).predict_crops(crops, flip=False)
     np.testing.assert_allclose(p_BK, expected.probabilities, rtol=0, atol=2e-5)
     np.testing.assert_allclose(value_B, expected.value, rtol=0, atol=TOLERANCE)
     assert np.ptp(value_B) > 0
@@ -189,15 +206,17 @@ def test_every_method_is_in_the_graph(tmp_path: Path, method: str) -> None:
 
 def test_parity_is_measured(exported: Path) -> None:
     network = small_network(CARD)
-    batches = [some_crops(9, seed) for seed in range(3)]
-    parity = measure_parity(exported, Predictor(network, CARD), batches)
+    batches = [FaceBatch(some_crops(9, seed), None) for seed in range(3)]
+    parity = measure_parity(exported, CropPredictor(network, CARD), batches)
     assert parity.num_faces == 27
     assert parity.max_abs_difference < TOLERANCE
     is_half = load_model(exported)[1].weights.dtype == "float16"
     assert (parity.max_abs_rounding > 10 * TOLERANCE) == is_half
     if not is_half:
         assert parity.max_abs_rounding == 0
-    shifted = Predictor(lambda crops: Predictor(network, CARD)._engine(crops).roll(1, dims=1), CARD)
+    with torch.no_grad():
+        network.head.bias[0] += 2
+    shifted = CropPredictor(network, CARD)
     assert measure_parity(exported, shifted, batches).max_abs_rounding > 1
 
 
@@ -205,7 +224,9 @@ def test_parity_sees_an_onnx_file_of_other_weights(copied: Path) -> None:
     """The config is forged to match, so that only the measurement can tell."""
     network = small_network(CARD, seed=1)
     onnx_file.write_onnx(network, load_model(copied)[1], copied / ONNX_FILE)
-    parity = measure_parity(copied, Predictor(small_network(CARD), CARD), [some_crops(9)])
+    parity = measure_parity(
+        copied, CropPredictor(small_network(CARD), CARD), [FaceBatch(some_crops(9), None)]
+    )
     assert parity.max_abs_difference > 1
 
 
@@ -231,7 +252,7 @@ def test_an_onnx_file_without_a_card_is_refused(copied: Path) -> None:
     model = onnx.load(copied / ONNX_FILE)
     del model.metadata_props[:]
     body = model.SerializeToString()
-    (copied / ONNX_FILE).write_bytes(body + onnx_engine.seal(body))
+    (copied / ONNX_FILE).write_bytes(body + seal(body))
     with pytest.raises(ValueError, match="carries no config"):
         load_onnx(copied / ONNX_FILE)
 
@@ -260,9 +281,7 @@ def test_an_onnx_file_beside_another_model_s_card_is_refused(copied: Path) -> No
     with pytest.raises(ValueError, match="files of two exports"):
         load_onnx(copied / ONNX_FILE)
     (copied / "config.json").unlink()
-    assert (
-        load_onnx(copied / ONNX_FILE).config.decode == "expectation"
-    )  # one file alone is a model, too
+    assert predictor_of(copied).config.decode == "expectation"  # one file alone is a model, too
 
 
 def test_no_file_is_refused(tmp_path: Path) -> None:
@@ -283,16 +302,14 @@ def test_a_release_says_its_terms_and_answers_alike(exported: Path, tmp_path: Pa
     released = tmp_path / "released" / "age"
     config = release(exported, released, name="age", terms="research only", metrics={"mae": 4.5})
     assert (config.name, config.terms, config.metrics) == ("age", "research only", {"mae": 4.5})
-    assert load_model(released)[1] == load_onnx(released / ONNX_FILE).config == config
+    assert load_model(released)[1] == predictor_of(released).config == config
     crops = some_crops(5)
     values = [
         one.predict_crops(crops).value
-        for one in (Predictor.load(exported), Predictor.load(released))
+        for one in (CropPredictor.load(exported), CropPredictor.load(released))
     ]
     np.testing.assert_array_equal(*values)
-    engines = [
-        load_onnx(folder / ONNX_FILE).predict_crops(crops).value for folder in (exported, released)
-    ]
+    engines = [predictor_of(folder).predict_crops(crops).value for folder in (exported, released)]
     np.testing.assert_array_equal(*engines)
 
 
@@ -315,9 +332,48 @@ def test_release_from_the_command_line(
         tmp_path / "metrics.json",
     ]
     monkeypatch.setattr(sys, "argv", list(map(str, words)))
-    release_module.main()
+    main()
     assert "model.onnx" in capsys.readouterr().out
     (tmp_path / "metrics.json").unlink()
     with pytest.raises(SystemExit) as ended:
-        release_module.main()
+        main()
     assert ended.value.code == 2
+
+
+def as_format_2(path: Path, config: ModelConfig) -> None:
+    """Makes an ONNX file what the version before wrote: its config under another key, no output
+    `features`."""
+    model = onnx.load(path)
+    del model.graph.output[2:]
+    document = json.loads(config.to_json()) | {
+        "format": 2,
+        "network": {"name": "tiny", "pooling": "hybrid", "num_outputs": 11},
+    }
+    onnx.helper.set_model_props(model, {"visage.card": json.dumps(document)})
+    body = model.SerializeToString()
+    path.write_bytes(body + seal(body))
+
+
+def test_a_file_of_format_2_answers_alike_and_cannot_be_observed(copied: Path) -> None:
+    crops, expected = some_crops(5), predictor_of(copied)
+    as_format_2(copied / ONNX_FILE, expected.config)
+    older = predictor_of(copied)
+    assert older.config == expected.config
+    np.testing.assert_array_equal(
+        older.predict_crops(crops).probabilities, expected.predict_crops(crops).probabilities
+    )
+    with pytest.raises(ValueError, match=r"gives no pooled features .* export the model again"):
+        CropPredictor(*load_onnx(copied / ONNX_FILE), observe=lambda _values, _features: None)
+
+
+def test_faces_are_observed_alike_on_either_engine(exported: Path) -> None:
+    crops, seen = some_crops(20), []
+    for model in (load_model(exported), load_onnx(exported / ONNX_FILE)):
+        heard: list[tuple[np.ndarray, np.ndarray]] = []
+        CropPredictor(*model, observe=lambda *both, to=heard: to.append(both)).predict_crops(crops)
+        seen.append([np.concatenate(column) for column in zip(*heard, strict=True)])
+    (torch_values, torch_features), (onnx_values, onnx_features) = seen
+    assert torch_features.shape == (20, 128)
+    assert torch_features.std() > 0.01
+    np.testing.assert_allclose(onnx_values, torch_values, rtol=0, atol=TOLERANCE)
+    np.testing.assert_allclose(onnx_features, torch_features, rtol=0, atol=1e-4)

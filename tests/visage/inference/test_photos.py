@@ -30,10 +30,11 @@ from visage.detection.mtcnn import DetectorSettings, Faces
 from visage.explain.score_map import pooled_features
 from visage.inference import photos
 from visage.inference.engine import TorchEngine
-from visage.inference.faces import Predictions
+from visage.inference.faces import Observer, Predictions
 from visage.inference.photos import Predictor, as_document
 from visage.labels import LabelGrid, central_interval
 from visage.model_config import INTERVAL_MASS, CalibrationConfig
+from visage.networks import FaceBatch
 from visage.synthetic import encode_face, sample_person, sample_photo
 
 CARD = small_config()
@@ -72,8 +73,8 @@ def encoded(photo: np.ndarray, kind: str = "PNG") -> bytes:
     return stream.getvalue()
 
 
-def with_detector(*offsets: tuple[int, int]) -> Predictor:
-    answering = Predictor(NETWORK, CARD)
+def with_detector(*offsets: tuple[int, int], observe: Observer | None = None) -> Predictor:
+    answering = Predictor(NETWORK, CARD, observe=observe)
     answering._detector = DetectorOf(*offsets)
     return answering
 
@@ -90,7 +91,8 @@ def test_crops_against_three_plain_lines() -> None:
     got = Predictor(NETWORK, CARD).predict_crops(crops, flip=False)
     with torch.no_grad():
         probabilities = torch.softmax(
-            NETWORK(evaluation_view(crops, CARD.normalise)).double(), dim=1
+            NETWORK(FaceBatch(evaluation_view(crops, CARD.normalise), None)).logits_BK.double(),
+            dim=1,
         ).numpy()
     value = probabilities @ CARD.grid.labels()
     assert np.ptp(value) > 1  # else the test would not tell one face from another
@@ -105,9 +107,9 @@ def test_numbers_do_not_depend_on_the_company() -> None:
     crops = some_crops(67)
     answering = Predictor(NETWORK, CARD)
     for flip in (True, False):
-        whole = answering.predict_crops(crops, flip)
+        whole = answering.predict_crops(crops, flip=flip)
         for size in (1, 2, 3, 20):
-            parts = [answering.predict_crops(part, flip) for part in crops.split(size)]
+            parts = [answering.predict_crops(part, flip=flip) for part in crops.split(size)]
             joined = {
                 f.name: np.concatenate([getattr(p, f.name) for p in parts])
                 for f in dataclasses.fields(Predictions)
@@ -115,7 +117,7 @@ def test_numbers_do_not_depend_on_the_company() -> None:
             same(Predictions(**joined), whole, tolerance=1e-9)
         order = torch.randperm(67, generator=torch.Generator().manual_seed(0))
         np.testing.assert_allclose(
-            answering.predict_crops(crops[order], flip).value, whole.value[order], atol=1e-9
+            answering.predict_crops(crops[order], flip=flip).value, whole.value[order], atol=1e-9
         )
 
 
@@ -148,7 +150,7 @@ def test_calibration_changes_the_doubt_and_never_the_value(decode: str, flip: bo
     )
     crops, plain = some_crops(20), small_config(decode=decode)
     before, after = (
-        Predictor(NETWORK, config).predict_crops(crops, flip)
+        Predictor(NETWORK, config).predict_crops(crops, flip=flip)
         for config in (plain, dataclasses.replace(plain, calibration=known))
     )
     np.testing.assert_array_equal(after.value, before.value)
@@ -191,60 +193,108 @@ def test_crops_of_another_kind_are_refused(crops: torch.Tensor) -> None:
         Predictor(NETWORK, CARD).predict_crops(crops)
 
 
-def test_any_engine_can_stand_in() -> None:
-    def certain(crops_BCHW: torch.Tensor) -> torch.Tensor:
-        return torch.nn.functional.one_hot(crops_BCHW[:, 0, 0, 0].long(), 11).double()
+class Certain:
+    """An engine of no network: the first colour is the place of the label."""
 
+    needs_landmarks = gives_features = False
+
+    def answer(
+        self, crops_BCHW: torch.Tensor, landmarks_B52: torch.Tensor | None
+    ) -> tuple[torch.Tensor, None]:
+        assert landmarks_B52 is None
+        return torch.nn.functional.one_hot(crops_BCHW[:, 0, 0, 0].long(), 11).double(), None
+
+
+def test_any_engine_can_stand_in() -> None:
     crops = (
         torch.zeros(3, 3, CROP_PX, CROP_PX, dtype=torch.uint8)
         + torch.tensor([2, 0, 10])[:, None, None, None]
     )
-    got = Predictor(certain, CARD).predict_crops(crops.to(torch.uint8))
+    got = Predictor(Certain(), CARD).predict_crops(crops.to(torch.uint8))
     np.testing.assert_allclose(got.value, [20, 0, 100])
     np.testing.assert_allclose(got.std, 0)
 
 
 @pytest.mark.parametrize("flip", [True, False])
-def test_an_observer_hears_values_and_features_and_changes_nothing(flip: bool) -> None:
+def test_an_observer_gets_values_and_features_and_changes_nothing(flip: bool) -> None:
     crops, heard = some_crops(35), []
-    answering = Predictor(NETWORK, CARD)
-    unheard = [answering.predict_crops(part, flip) for part in (crops, crops[:1])]
-    answering.observe = lambda values_N, features_NC: heard.append((values_N, features_NC))
-    for part, before in zip((crops, crops[:1]), unheard, strict=True):
+    unobserved = Predictor(NETWORK, CARD)
+    answering = Predictor(NETWORK, CARD, observe=lambda *both: heard.append(both))
+    for part in (crops, crops[:1]):
         heard.clear()
-        same(answering.predict_crops(part, flip), before)  # bit for bit
+        before = unobserved.predict_crops(part, flip=flip)
+        same(answering.predict_crops(part, flip=flip), before)  # bit for bit
         values_N, features_NC = (np.concatenate(column) for column in zip(*heard, strict=True))
         np.testing.assert_array_equal(values_N, before.value)
         np.testing.assert_allclose(features_NC, pooled_features(NETWORK, CARD, part), atol=1e-4)
         assert features_NC.dtype == np.float32
         assert len(heard) == -(-len(part) // (16 if flip else 32))  # once a batch
-    answering.predict_crops(crops[:0], flip)
-    answering.observe = None
-    answering.predict_crops(crops, flip)
+    answering.predict_crops(crops[:0], flip=flip)
     assert len(heard) == 1
 
 
 def test_faces_in_photos_are_observed_too() -> None:
-    answering, heard = with_detector((0, 0), (40, 20)), []
-    answering.observe = lambda values_N, features_NC: heard.append((values_N, features_NC))
+    heard: list[tuple[np.ndarray, np.ndarray]] = []
+    answering = with_detector((0, 0), (40, 20), observe=lambda *both: heard.append(both))
     [result] = answering.predict_photos([encoded(a_photo())])
     [(values_N, features_NC)] = heard
     assert values_N.tolist() == [face.value for face in result.faces]
     assert features_NC.shape == (2, 128)
 
 
-def test_features_are_asked_of_nobody_who_has_none() -> None:
-    """The engine of an ONNX file, or any other function."""
-    answering = Predictor(
-        lambda crops_BCHW: torch.full((len(crops_BCHW), 11), 1 / 11, dtype=torch.float64), CARD
-    )
+def test_an_engine_without_features_cannot_be_observed() -> None:
     with pytest.raises(
-        ValueError, match=r"model 'small': this engine gives no pooled features .* safetensors"
+        ValueError, match=r"model 'small': this ONNX file gives no pooled features .* safetensors"
     ):
-        answering.observe = lambda _values_N, _features_NC: None
-    assert answering.observe is None
-    assert len(answering.predict_crops(some_crops(2))) == 2
-    answering.observe = None
+        Predictor(Certain(), CARD, observe=lambda _values_N, _features_NC: None)
+    assert len(Predictor(Certain(), CARD).predict_crops(some_crops(2) % 11)) == 2
+
+
+class NeedsLandmarks:
+    """An engine that keeps what landmarks it was given; the first point's x is the label."""
+
+    needs_landmarks, gives_features = True, False
+
+    def __init__(self) -> None:
+        self.asked: list[torch.Tensor] = []
+
+    def answer(
+        self, _crops_BCHW: torch.Tensor, landmarks_B52: torch.Tensor | None
+    ) -> tuple[torch.Tensor, None]:
+        assert landmarks_B52 is not None
+        self.asked.append(landmarks_B52)
+        place_B = (landmarks_B52[:, 0, 0] / CROP_PX * 10).round().long().clamp(0, 10)
+        return torch.nn.functional.one_hot(place_B, 11).double(), None
+
+
+def test_the_detector_s_landmarks_go_along_and_are_mirrored() -> None:
+    engine = NeedsLandmarks()
+    answering = Predictor(engine, CARD)
+    answering._detector = DetectorOf((0, 0), (40, 20))
+    answering.predict_photos([encoded(a_photo())])
+
+    how = CARD.alignment
+    template = align.template(how.template, how.crop_px, how.face_scale)
+    expected = []
+    for offset in ((0, 0), (40, 20)):
+        points = UPRIGHT + np.float32(offset)
+        expected.append(align.transform(points, align.similarity(points, template)))
+    face_B52, mirror_B52 = engine.asked[0].chunk(2)
+    np.testing.assert_allclose(face_B52, np.stack(expected), atol=1e-4)
+    assert np.abs(face_B52.numpy() - template).max() < how.crop_px / 10
+    for left, right in ((0, 1), (1, 0), (2, 2), (3, 4), (4, 3)):
+        np.testing.assert_allclose(mirror_B52[:, left, 0], CROP_PX - face_B52[:, right, 0])
+        np.testing.assert_allclose(mirror_B52[:, left, 1], face_B52[:, right, 1])
+
+
+def test_landmarks_keep_to_their_crops_in_every_batch() -> None:
+    engine, crops = NeedsLandmarks(), some_crops(40)
+    landmarks = torch.rand(40, 5, 2, generator=torch.Generator().manual_seed(0)) * CROP_PX
+    got = Predictor(engine, CARD).predict_crops(crops, landmarks, flip=False)
+    np.testing.assert_array_equal(torch.cat(engine.asked), landmarks)
+    np.testing.assert_array_equal(
+        got.value, (landmarks[:, 0, 0] / CROP_PX * 10).round().clamp(0, 10) * 10
+    )
 
 
 def test_a_photo_gets_the_numbers_of_evaluation() -> None:
@@ -333,6 +383,11 @@ def test_photo_files_get_the_numbers_of_the_align_stage_s_faces(tmp_path: Path) 
         np.testing.assert_array_equal(
             [getattr(face, name) for face in chosen], getattr(evaluated, name)
         )
+
+    engine = NeedsLandmarks()
+    Predictor(engine, CARD).predict_photos([tmp_path / name for name in table.photo_id], flip=False)
+    is_chosen = [face.chosen for result in results for face in result.faces]
+    np.testing.assert_array_equal(torch.cat(engine.asked)[is_chosen], table.landmarks)
 
 
 def test_bad_photos_do_not_harm_their_neighbours(tmp_path: Path) -> None:
