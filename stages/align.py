@@ -22,7 +22,7 @@ import json
 import socket
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator
-from concurrent.futures import Future, ProcessPoolExecutor
+from concurrent.futures import ProcessPoolExecutor
 from contextlib import contextmanager
 from dataclasses import dataclass
 from multiprocessing import get_context
@@ -47,11 +47,12 @@ from stages.face_shards import (
 )
 from stages.settings import Report, print_report, stage_main
 from visage.atomic import atomic_write
+from visage.data.jpeg import encode_jpeg
 from visage.detection import align as alignment
 from visage.detection import image_io, integral_image, mtcnn
 from visage.detection.image_io import PhotoError, read_photo
 from visage.detection.mtcnn import Detector, DetectorSettings, Faces, Photo
-from visage.parallel import die_with_parent
+from visage.parallel import batched, die_with_parent, map_ordered
 
 Work = Callable[[list[Row]], Outcome]
 Runner = Callable[[Work, Iterable[list[Row]]], Iterator[Outcome]]  # outcomes in the chunks' order
@@ -174,8 +175,8 @@ def _fill_shards(
                 bar.update(len(shard.rows))
                 continue
             started.append((shard.path, shard.fingerprint, len(shard.rows)))
-            for start in range(0, max(1, len(shard.rows)), CHUNK_ROWS):
-                yield shard.rows[start : start + CHUNK_ROWS]
+            # A shard without rows is a chunk, too: it becomes an empty file.
+            yield from batched(shard.rows, CHUNK_ROWS) if shard.rows else [[]]
 
     outcomes = runner(functools.partial(align_photos, settings, raw), chunks())
     for first in outcomes:
@@ -198,20 +199,12 @@ def run_local(num_workers: int, work: Work, chunks: Iterable[list[Row]]) -> Iter
     if num_workers == 0:
         yield from map(work, chunks)
         return
-    context, source = get_context("forkserver"), iter(chunks)
-    context.set_forkserver_preload(
-        ["visage.detection.mtcnn"]
-    )  # torch is imported once, not once a process
+
+    context = get_context("forkserver")
+    # torch is imported once, not once a process.
+    context.set_forkserver_preload(["visage.detection.mtcnn"])
     pool = ProcessPoolExecutor(num_workers, mp_context=context, initializer=die_with_parent)
-    try:
-        running: deque[Future[Outcome]] = deque(
-            pool.submit(work, part) for part in itertools.islice(source, 4 * num_workers)
-        )
-        while running:
-            yield running.popleft().result()
-            running.extend(pool.submit(work, part) for part in itertools.islice(source, 1))
-    finally:
-        pool.shutdown(wait=True, cancel_futures=True)
+    yield from map_ordered(work, chunks, pool, 4 * num_workers)
 
 
 @contextmanager
@@ -323,7 +316,7 @@ def _aligned(settings: AlignSettings, row: Row, photo: Photo, found: Faces | str
     try:
         points = alignment.template(settings.template, settings.crop_px, settings.face_scale)
         matrix_23 = alignment.similarity(landmarks, points)
-        jpeg = alignment.encode(
+        jpeg = encode_jpeg(
             alignment.crop(photo, matrix_23, settings.crop_px), settings.jpeg_quality
         )
     except Exception as error:  # as in _detect

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import os
 from collections import deque
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Generator, Iterable, Iterator
 from concurrent.futures import Executor, Future
 from itertools import islice
 from multiprocessing import parent_process
@@ -31,7 +31,7 @@ def batched(items: Iterable[Item], size: int) -> Iterator[list[Item]]:
 
 def map_ordered(
     function: Callable[[Item], Result], items: Iterable[Item], pool: Executor, num_ahead: int
-) -> Iterator[Result]:
+) -> Generator[Result, None, None]:
     """`function` of each item, in the items' order, from a pool of threads or processes.
 
     At most `num_ahead` items are taken before their result is wanted, so memory stays flat. An

@@ -115,7 +115,7 @@ def test_what_has_not_begun_is_cancelled(ends: str) -> None:
             next(results)
     else:
         assert next(results) == 0
-        results.close()  # type: ignore[attr-defined]
+        results.close()
     assert len(begun) <= 3
     with pytest.raises(RuntimeError, match="after shutdown"):
         pool.submit(work, 0)

@@ -24,7 +24,8 @@ import pyarrow.parquet as pq
 import torch
 from torch import Tensor
 
-from visage.data.face_table import FaceRow, ahead, decode_jpeg, face_shards
+from visage.data.face_table import FaceRow, ahead, face_shards
+from visage.data.jpeg import decode_jpeg
 
 Encoded = tuple[bytes, int]  # a crop as it was stored, and its person's class
 READ_BYTES, READ_ROWS, COUNT_ROWS = 1 << 20, 256, 1 << 16

@@ -8,7 +8,6 @@ crop.
 
 from __future__ import annotations
 
-import io
 import math
 from typing import Protocol
 
@@ -138,20 +137,6 @@ def _piece(
     left, top = (int(value) for value in np.maximum(start, 0))
     right, bottom = (int(value) for value in np.minimum(end, (shape[1], shape[0])))
     return left, top, right, bottom
-
-
-def encode(crop_HWC: Photo, quality: int) -> bytes:
-    """A crop -> JPEG without chroma subsampling (at these sizes it would blur what colour says of
-    the skin)."""
-    stream = io.BytesIO()
-    Image.fromarray(crop_HWC).save(stream, "JPEG", quality=quality, subsampling=0)
-    return stream.getvalue()
-
-
-def decode(data: bytes) -> Photo:
-    """An encoded crop -> RGB uint8 (H, W, 3)."""
-    with Image.open(io.BytesIO(data)) as image:
-        return np.asarray(image.convert("RGB"))
 
 
 class Boxes(Protocol):

@@ -32,6 +32,7 @@ import torch
 from PIL import Image
 from torch import nn
 
+from visage.data.jpeg import decode_jpeg, encode_jpeg
 from visage.inference.engine import Engine
 from visage.inference.faces import CropPredictor, Predictions
 from visage.model_config import ModelConfig
@@ -159,9 +160,8 @@ class Predictor(CropPredictor):
         matrix_23 = align.similarity(
             landmarks_52, align.template(how.template, how.crop_px, how.face_scale)
         )
-        return align.decode(
-            align.encode(align.crop(photo_HWC, matrix_23, how.crop_px), how.jpeg_quality)
-        )
+        crop_HWC = align.crop(photo_HWC, matrix_23, how.crop_px)
+        return decode_jpeg(encode_jpeg(crop_HWC, how.jpeg_quality))
 
 
 def _read(source: PhotoSource, max_pixels: int) -> Pixels | str:

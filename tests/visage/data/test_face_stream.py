@@ -22,9 +22,10 @@ from hypothesis import strategies as st
 
 from tests.small_faces import ALIGNMENT, some_faces, write_faces
 from visage.data.face_stream import FaceSplit, FaceStream, drawn_batches, same_person_pairs
-from visage.data.face_table import FaceTable, decode_jpeg
-from visage.training.provenance import table_digest
+from visage.data.face_table import FaceTable
+from visage.data.jpeg import decode_jpeg
 from visage.data.schemas import FACE_SCHEMA, METADATA_KEY
+from visage.training.provenance import table_digest
 
 ROWS = some_faces(40, 9, 3)
 CLASSES = {"person 0": 0, "person 2": 1, "person 3": 2}  # one of the four is cut
