@@ -13,11 +13,10 @@ the number of photos.
 from __future__ import annotations
 
 import argparse
-import fcntl
 import sys
 import tempfile
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from pathlib import Path
 from uuid import UUID
 
@@ -28,6 +27,7 @@ from prefect.artifacts import (
     update_progress_artifact,
 )
 
+from flows.pipeline.file_lock import Locked, file_lock
 from flows.score.inventory import Inventory
 from flows.score.page import page, read_scores
 from flows.score.shards import Job, Model, ScoreSettings, fingerprint, is_finished
@@ -129,13 +129,11 @@ def _own(output: Path) -> Iterator[None]:
             f"{output}: holds files that are no scores; give an empty folder, or a new one (OUTPUT)"
         )
     output.mkdir(parents=True, exist_ok=True)
-    with (output / LOCK).open("w") as file:
+    with ExitStack() as held:
         try:
-            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError as error:
-            raise ValueError(
-                f"{output}: another run writes into it; wait for it, or stop it"
-            ) from error
+            held.enter_context(file_lock(output / LOCK, wait=False))
+        except Locked as error:
+            raise ValueError(f"{output}: {error}; wait for it, or stop it") from error
         yield
 
 

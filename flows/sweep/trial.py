@@ -9,19 +9,19 @@ last epoch; without a checkpoint that can be read it starts over.
 from __future__ import annotations
 
 import errno
-import fcntl
 import os
 import shutil
 import tempfile
 from collections.abc import Callable, Mapping, Sequence
-from contextlib import redirect_stderr
+from contextlib import ExitStack, redirect_stderr, suppress
 from dataclasses import dataclass
 from pathlib import Path
-from typing import IO, Any
+from typing import Any
 
 import pandas as pd
 import torch
 
+from flows.pipeline.file_lock import Locked, file_lock
 from flows.sweep.space import Plan
 from stages.exit_status import ExitStatus, exit_status_of
 from stages.finetune import FinetuneSettings, finetune
@@ -181,30 +181,26 @@ class Cores:
     each; they are free again when it ends, however that comes about."""
 
     def __init__(self) -> None:
-        self._locks: dict[int, IO[str]] = {}
+        self._cores: set[int] = set()
+        self._locks = ExitStack()
 
     def take(self, number: int) -> list[int]:
         """`number` cores, those it has already first; the empty list where so many are not free."""
         folder = Path(tempfile.gettempdir()) / f"visage-cores-{os.getuid()}"
         folder.mkdir(exist_ok=True)
-        for core in sorted(_allowed() - set(self._locks)):
-            if len(self._locks) >= number:
+        for core in sorted(_allowed() - self._cores):
+            if len(self._cores) >= number:
                 break
-            file = (folder / str(core)).open("w")
-            try:
-                fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-            except BlockingIOError:
-                file.close()
-            else:
-                self._locks[core] = file
-        if len(self._locks) < number:
+            with suppress(Locked):
+                self._locks.enter_context(file_lock(folder / str(core), wait=False))
+                self._cores.add(core)
+        if len(self._cores) < number:
             self.release()
-        return sorted(self._locks)[:number]
+        return sorted(self._cores)[:number]
 
     def release(self) -> None:
-        for file in self._locks.values():
-            file.close()
-        self._locks = {}
+        self._locks.close()
+        self._cores = set()
 
 
 def _allowed() -> set[int]:

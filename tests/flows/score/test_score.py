@@ -517,7 +517,7 @@ def test_the_output_belongs_to_one_run_and_one_set_of_photos(
         scored(photos / "more", tmp_path / "out", model)
     with (
         flow._own(tmp_path / "out"),
-        pytest.raises(ValueError, match="out: another run writes into it"),
+        pytest.raises(ValueError, match=rf"out: in use by process {os.getpid()} since"),
     ):
         scored(photos, tmp_path / "out", model)
 
