@@ -16,10 +16,7 @@ from __future__ import annotations
 import csv
 import json
 import os
-import shutil
-import tempfile
-from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -29,7 +26,7 @@ from stages.checks.facts import facts, skipped_facts
 from stages.checks.findings import Findings, Outcome, inspect
 from stages.checks.settings import ValidateSettings
 from stages.settings import Report, print_report, stage_main
-from visage.atomic import atomic_write
+from visage.atomic import atomic_folder, atomic_write
 
 SEVERITY = {"fail": "critical", "quarantine": "warning", "report": "info"}
 Verdicts = Mapping[
@@ -54,7 +51,7 @@ def validate(
         stale.unlink(missing_ok=True)
     summary = skipped_facts(skipped)
     findings = inspect(manifest, settings)
-    with _folder_written_whole(docs) as part:
+    with atomic_folder(docs) as part:
         verdicts = expect(findings, result.stem, part)
     document = _document(findings, verdicts, settings) | {"skipped": summary}
     failures = [outcome for outcome in findings.outcomes if outcome.result == "failed"]
@@ -236,21 +233,6 @@ def _complaint(failures: list[Outcome], num_checks: int, manifest: Path, failed:
 def _write_json(path: Path, document: Mapping[str, Any]) -> None:
     with atomic_write(path) as part:
         part.write_text(json.dumps(document, indent=1, ensure_ascii=False) + "\n", encoding="utf-8")
-
-
-@contextmanager
-def _folder_written_whole(folder: Path) -> Iterator[Path]:
-    """A temporary folder beside `folder` that takes its place when the block ends well."""
-    folder.parent.mkdir(parents=True, exist_ok=True)
-    room = Path(tempfile.mkdtemp(dir=folder.parent, prefix=f".{folder.name}."))
-    try:
-        (room / "new").mkdir()
-        yield room / "new"
-        if folder.exists():
-            folder.replace(room / "old")
-        (room / "new").replace(folder)
-    finally:
-        shutil.rmtree(room)
 
 
 if __name__ == "__main__":

@@ -22,7 +22,7 @@ import pandas as pd
 from flows.sweep.search import outcome
 from flows.sweep.space import LAMBDA, SIGMA, STEP, ChoiceSettings, LogRangeSettings, Plan, setting
 from flows.sweep.trial import CHECKPOINTS, EPOCH, EPOCHS, HISTORY, METRIC, VALUES
-from visage.atomic import atomic_write_bytes
+from visage.atomic import atomic_folder
 from visage.evaluation.bootstrap import student
 from visage.evaluation.plots import png
 from visage.evaluation.sweep_plots import Dimension, Part, parallel_coordinates, sensitivity
@@ -313,7 +313,6 @@ def _part(dimension: Dimension, row: pd.Series) -> Part:
 
 def write_results(plan: Plan, table: pd.DataFrame, results: Path) -> None:
     """Writes all files, those of the sweep before removed."""
-    shutil.rmtree(results, ignore_errors=True)
     parts, best = parts_table(plan, table), best_of(table)
     files = {
         "trials.csv": table.to_csv(index=False).encode(),
@@ -325,8 +324,9 @@ def write_results(plan: Plan, table: pd.DataFrame, results: Path) -> None:
             "best.args": best_arguments(plan, best).encode(),
             **figures_of(plan, table, parts, best),
         }
-    for name, content in files.items():
-        atomic_write_bytes(results / name, content)
+    with atomic_folder(results) as part:
+        for name, content in files.items():
+            (part / name).write_bytes(content)
 
 
 def closing(plan: Plan, table: pd.DataFrame, results: Path, throughput: Mapping[str, float]) -> str:
