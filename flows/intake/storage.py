@@ -16,8 +16,8 @@ from typing import IO, Any, NamedTuple, cast
 
 import fsspec
 
-from flows.label.database import batches
 from stages.ingest.fetch import IDENTITY_KEYS
+from visage.parallel import map_ordered
 
 LISTINGS_AT_ONCE = 32  # of a bucket; so many are in memory
 
@@ -87,10 +87,9 @@ class RemotePlace:
 
     def files(self, folders: Iterable[str]) -> Iterator[Found]:
         """The files of some folders, not of those below them; folders that are not there have none."""
-        with ThreadPoolExecutor(LISTINGS_AT_ONCE) as pool:
-            for some in batches(folders, LISTINGS_AT_ONCE):
-                for listing in pool.map(self._listing, some):
-                    yield from (self._found(info) for info in listing if info["type"] == "file")
+        pool = ThreadPoolExecutor(LISTINGS_AT_ONCE)
+        for listing in map_ordered(self._listing, folders, pool, LISTINGS_AT_ONCE):
+            yield from (self._found(info) for info in listing if info["type"] == "file")
 
     def _listing(self, folder: str) -> list[dict[str, Any]]:
         try:

@@ -308,7 +308,9 @@ def test_two_at_once_are_refused(
     house: Path, adds: list[Path], watch: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     def another(folder: Path) -> None:
-        with pytest.raises(ValueError, match="another intake is at work"):
+        with pytest.raises(
+            ValueError, match=rf"in use by process {os.getpid()} since .*; let that intake end"
+        ):
             look(str(watch), folder)
         adds.append(folder)
 
