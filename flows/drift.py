@@ -78,7 +78,7 @@ def drift(root: Path = ROOT) -> State[str]:
             "server anew (make serve)"
         )
     rows, beyond = measures(settings, reference, served)
-    outcome = _outcome(settings, f"version {version} of {model}", rows, beyond)
+    outcome = _decision(settings, f"version {version} of {model}", rows, beyond)
     create_table_artifact(key="drift", table=rows, description=outcome)
     get_run_logger().info(outcome)
     return Completed(message=outcome, data=outcome)
@@ -146,23 +146,23 @@ def measures(
         return rows, []
     found = compared(reference, served)
     means = f"mean {found.value_mean:.2f}, in training {found.reference_value_mean:.2f}"
-    told = [
+    measures = [
         (f"predicted values ({means})", found.value_psi, settings.max_value_psi),
         ("features", found.feature_distance, settings.max_feature_distance),
     ]
     rows += [
         {"measure": name, "found": round(value, 4), "threshold": limit}
-        for name, value, limit in told
+        for name, value, limit in measures
     ]
     beyond = [
         f"{name} by {value:.3g}, more than {limit:g}"
-        for name, value, limit in told
+        for name, value, limit in measures
         if value > limit
     ]
     return rows, beyond
 
 
-def _outcome(
+def _decision(
     settings: DriftSettings, version: str, rows: list[dict[str, Any]], beyond: list[str]
 ) -> str:
     """The table in a sentence; where it tells of drift, the retraining is started and people are
@@ -205,7 +205,7 @@ def started(deployment: str, cause: str, reason: str) -> bool:
 
 
 def main() -> None:
-    """The command line; prints the outcome. What the user can mend ends it with one line and exit
+    """The command line; prints the outcome. What the user can correct ends it with one line and exit
     status 2."""
     argparse.ArgumentParser(
         prog="python -m flows.drift", description=__doc__.split("\n", 1)[0]

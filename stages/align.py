@@ -35,8 +35,8 @@ from tqdm import tqdm
 
 from stages.face_shards import (
     COPIED,
-    Outcome,
-    Row,
+    AlignedPhotos,
+    RowDict,
     Shard,
     is_finished,
     read_own,
@@ -54,8 +54,10 @@ from visage.detection.image_io import PhotoError, read_photo
 from visage.detection.mtcnn import Detector, DetectorSettings, Faces, Photo
 from visage.parallel import batched, die_with_parent, map_ordered
 
-Work = Callable[[list[Row]], Outcome]
-Runner = Callable[[Work, Iterable[list[Row]]], Iterator[Outcome]]  # outcomes in the chunks' order
+Work = Callable[[list[RowDict]], AlignedPhotos]
+Runner = Callable[
+    [Work, Iterable[list[RowDict]]], Iterator[AlignedPhotos]
+]  # outcomes in the chunks' order
 CHUNK_ROWS = 64  # photos that one worker takes at a time
 PIXELS_TOGETHER = (
     24_000_000  # decoded photos that wait for the detector in one worker: bounds its memory
@@ -169,7 +171,7 @@ def _fill_shards(
         deque()
     )  # path, fingerprint, number of photos: in the outcomes' order
 
-    def chunks() -> Iterator[list[Row]]:
+    def chunks() -> Iterator[list[RowDict]]:
         for shard in shards:
             if is_finished(shard):
                 bar.update(len(shard.rows))
@@ -181,7 +183,7 @@ def _fill_shards(
     outcomes = runner(functools.partial(align_photos, settings, raw), chunks())
     for first in outcomes:
         path, fingerprint, num_photos = started.popleft()
-        whole = Outcome()
+        whole = AlignedPhotos()
         for part in itertools.chain(
             [first], itertools.islice(outcomes, max(0, num_photos - 1) // CHUNK_ROWS)
         ):
@@ -193,7 +195,9 @@ def _fill_shards(
         write_shard(path, fingerprint, whole, settings.eye())
 
 
-def run_local(num_workers: int, work: Work, chunks: Iterable[list[Row]]) -> Iterator[Outcome]:
+def run_local(
+    num_workers: int, work: Work, chunks: Iterable[list[RowDict]]
+) -> Iterator[AlignedPhotos]:
     """Chunks through processes of this machine, in order, at most four a process under way; 0 means
     this process."""
     if num_workers == 0:
@@ -220,7 +224,7 @@ def one_thread() -> Iterator[None]:
 
 
 @one_thread()
-def align_photos(settings: AlignSettings, raw: Path, rows: list[Row]) -> Outcome:
+def align_photos(settings: AlignSettings, raw: Path, rows: list[RowDict]) -> AlignedPhotos:
     """Manifest rows -> faces and rejects, the same bytes in any runner; one bad photo never takes
     others with it.
 
@@ -231,8 +235,8 @@ def align_photos(settings: AlignSettings, raw: Path, rows: list[Row]) -> Outcome
             f"{raw}: no such folder on {socket.gethostname()}; run the download stage, or mount it "
             f"there"
         )
-    outcome = Outcome()
-    group: list[tuple[Row, Photo | str]] = []
+    outcome = AlignedPhotos()
+    group: list[tuple[RowDict, Photo | str]] = []
     num_pixels = 0
     for row in rows:
         photo = _read(raw, row)
@@ -245,7 +249,7 @@ def align_photos(settings: AlignSettings, raw: Path, rows: list[Row]) -> Outcome
     return outcome
 
 
-def _read(raw: Path, row: Row) -> Photo | str:
+def _read(raw: Path, row: RowDict) -> Photo | str:
     """A manifest row -> its photo's pixels, or the reason why there are none."""
     if row["unreadable"] is not None:
         return str(row["unreadable"])
@@ -261,7 +265,7 @@ def _read(raw: Path, row: Row) -> Photo | str:
 
 
 def _align_group(
-    settings: AlignSettings, group: list[tuple[Row, Photo | str]], outcome: Outcome
+    settings: AlignSettings, group: list[tuple[RowDict, Photo | str]], outcome: AlignedPhotos
 ) -> None:
     """Adds what becomes of some photos to the outcome, in their order."""
     found = iter(
@@ -293,7 +297,9 @@ def _detector(settings: DetectorSettings) -> Detector:
     return Detector(settings)
 
 
-def _aligned(settings: AlignSettings, row: Row, photo: Photo, found: Faces | str) -> Row | str:
+def _aligned(
+    settings: AlignSettings, row: RowDict, photo: Photo, found: Faces | str
+) -> RowDict | str:
     """A photo and its faces -> the face table's row, or the reason why there is none."""
     if isinstance(found, str):
         return found

@@ -30,7 +30,7 @@ from stages.ingest.archives import Budget, Limits
 from stages.ingest.fill_raw import begin_parts
 from stages.ingest.manifest_db import ManifestDatabase
 from stages.ingest.measure import Bounds, measure_all
-from stages.ingest.records import Row
+from stages.ingest.records import ManifestRow
 from stages.ingest.splits import SplitSettings, assign_incoming, assign_splits
 from stages.settings import Report, print_report, stage_main
 from stages.sources.dataset_rows import (
@@ -72,7 +72,7 @@ class Filling:
     bounds: Bounds
     database: ManifestDatabase
 
-    def add(self, name: str, rows: Iterator[Row]) -> None:
+    def add(self, name: str, rows: Iterator[ManifestRow]) -> None:
         self.database.add_rows(tqdm(rows, desc=f"read {name}", unit=" photos"))
 
     def measure(self) -> None:

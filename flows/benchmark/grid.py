@@ -26,7 +26,7 @@ WHOLE = "whole"  # the fold of a set without folds
 
 
 @dataclass(frozen=True, kw_only=True)
-class Row:
+class TableRow:
     """One line of a table: the stage whose predictions count, dotted settings, and published
     figures by set."""
 
@@ -42,7 +42,7 @@ class TableSettings:
     title: str
     metrics: tuple[str, ...]
     reference: str
-    rows: Mapping[str, Row]
+    rows: Mapping[str, TableRow]
 
     def __post_init__(self) -> None:
         if self.reference not in self.rows:

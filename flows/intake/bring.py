@@ -28,7 +28,7 @@ from typing import IO
 from tqdm import tqdm
 
 from flows.intake.database import Copy, IntakeDatabase
-from flows.intake.storage import Found, LocalPlace, RemotePlace, watched_place
+from flows.intake.storage import LocalStorage, RemoteStorage, StoredFile, open_storage
 from flows.intake.table import LABELLED, Wanted, read_wanted, usable_lines
 from flows.pipeline.file_lock import Locked, file_lock
 from stages.ingest.fill_raw import file_sha256
@@ -36,7 +36,7 @@ from visage.atomic import atomic_write
 
 CHUNK_BYTES = 1 << 20
 STATE = ".state"
-Place = LocalPlace | RemotePlace
+Storage = LocalStorage | RemoteStorage
 
 
 class StillWritten(ValueError):
@@ -67,7 +67,7 @@ def look(watch: str, folder: Path) -> Intake:
             f"{_pointer(folder)}`"
         )
     wanted = read_wanted(folder)
-    place = watched_place(watch, folder.parents[1])
+    storage = open_storage(watch, folder.parents[1])
     state = folder.parent / STATE
     state.mkdir(parents=True, exist_ok=True)
     with (
@@ -75,16 +75,16 @@ def look(watch: str, folder: Path) -> Intake:
         IntakeDatabase(state / f"{folder.name}.sqlite") as database,
     ):
         table = state / f"{folder.name}.table.part"
-        _fetch_table(place, wanted.table, table)
-        database.belong_to(str(place))
+        _fetch_table(storage, wanted.table, table)
+        database.belong_to(str(storage))
         try:
             database.add_lines(usable_lines(table, wanted, database))
         except ValueError as error:
             raise ValueError(
-                f"{place}/{wanted.table}: {error}. Nothing was brought in; correct the table"
+                f"{storage}/{wanted.table}: {error}. Nothing was brought in; correct the table"
             ) from error
-        database.note_found(place.files(database.folders()))
-        _bring(place, wanted, folder / LABELLED, state / f"{folder.name}.part", database)
+        database.note_found(storage.files(database.folders()))
+        _bring(storage, wanted, folder / LABELLED, state / f"{folder.name}.part", database)
         sha256 = _put_table(table, folder / LABELLED / wanted.table)
         refused_list = state / f"{folder.name}.refused.csv"
         refused = _write_refused(database, refused_list)
@@ -118,18 +118,18 @@ def _alone(path: Path) -> Iterator[None]:
         yield
 
 
-def _fetch_table(place: Place, name: str, part: Path) -> None:
+def _fetch_table(storage: Storage, name: str, part: Path) -> None:
     """A copy of the watched table; ValueError where there is none, or somebody writes it."""
-    before = place.find(name)
+    before = storage.find(name)
     if before is None:
         raise ValueError(
-            f"{place}: there is no {name}; put the table there, or correct the watched place"
+            f"{storage}: there is no {name}; put the table there, or correct the watched place"
         )
-    with place.open(name) as content:
+    with storage.open(name) as content:
         _copy(content, part)
-    if place.find(name) != before or part.stat().st_size != before.num_bytes:
+    if storage.find(name) != before or part.stat().st_size != before.num_bytes:
         raise StillWritten(
-            f"{place}/{name}: changes while it is read; look again when it is written"
+            f"{storage}/{name}: changes while it is read; look again when it is written"
         )
 
 
@@ -144,12 +144,12 @@ def _copy(content: IO[bytes], part: Path) -> str:
 
 
 def _bring(
-    place: Place, wanted: Wanted, labelled: Path, part: Path, database: IntakeDatabase
+    storage: Storage, wanted: Wanted, labelled: Path, part: Path, database: IntakeDatabase
 ) -> None:
     """Copies the listed photos that are new or changed, each whole."""
     labelled.mkdir(parents=True, exist_ok=True)
     for found, number, copied in tqdm(
-        database.there(), total=database.num_listed(), desc=f"look at {place}", unit=" photos"
+        database.there(), total=database.num_listed(), desc=f"look at {storage}", unit=" photos"
     ):
         if (
             copied is not None
@@ -163,7 +163,7 @@ def _bring(
             )
             continue
         try:
-            database.note_copy(found.name, _brought(place, found, labelled / found.name, part))
+            database.note_copy(found.name, _brought(storage, found, labelled / found.name, part))
         except (FileExistsError, NotADirectoryError, IsADirectoryError):
             database.refuse(number, found.name, "a photo already has the name of its folder")
         except FileNotFoundError:
@@ -173,7 +173,7 @@ def _bring(
 
 
 def _is_there(name: str, copied: Copy, labelled: Path, database: IntakeDatabase) -> bool:
-    """Whether a photo is still what was copied; one that DVC has linked or checked out anew is read
+    """Whether a photo is still what was copied; one that DVC has linked or checked out again is read
     once."""
     target = labelled / name
     if not target.is_file():
@@ -187,11 +187,11 @@ def _is_there(name: str, copied: Copy, labelled: Path, database: IntakeDatabase)
     return is_same
 
 
-def _brought(place: Place, found: Found, target: Path, part: Path) -> Copy:
+def _brought(storage: Storage, found: StoredFile, target: Path, part: Path) -> Copy:
     """Puts a photo in its place, unless the same bytes are there already: DVC's links to its cache
     stay."""
     target.parent.mkdir(parents=True, exist_ok=True)
-    with place.open(found.name) as content:
+    with storage.open(found.name) as content:
         sha256 = _copy(content, part)
     if not target.is_file() or file_sha256(target) != sha256:
         part.replace(target)
@@ -230,9 +230,9 @@ def _dvc_add(folder: Path) -> None:
         command, cwd=folder.parents[1], capture_output=True, text=True, check=False
     )
     if done.returncode != 0:
-        said = done.stderr.strip().removeprefix("ERROR: ")
+        message = done.stderr.strip().removeprefix("ERROR: ")
         raise ValueError(
-            f"dvc add {folder / LABELLED}: {said}\nThe photos are there; look again when that is "
+            f"dvc add {folder / LABELLED}: {message}\nThe photos are there; look again when that is "
             f"settled"
         )
 

@@ -13,7 +13,7 @@ from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import NamedTuple
 
-from flows.intake.storage import Found
+from flows.intake.storage import StoredFile
 from stages.sqlite_database import KEPT, PAGE_ROWS, SqliteDatabase
 from visage.parallel import batched
 
@@ -107,7 +107,7 @@ class IntakeDatabase(SqliteDatabase):
         for (folder,) in self.pages(FOLDERS, {}, first=None):
             yield folder
 
-    def note_found(self, files: Iterable[Found]) -> None:
+    def note_found(self, files: Iterable[StoredFile]) -> None:
         """Which listed photos are there, and how."""
         update = "UPDATE listed SET num_bytes = ?, stamp = ? WHERE name = ?"
         for batch in batched(files, PAGE_ROWS):
@@ -118,12 +118,12 @@ class IntakeDatabase(SqliteDatabase):
     def num_listed(self) -> int:
         return self.count("SELECT 1 FROM listed")
 
-    def there(self) -> Iterator[tuple[Found, int, Copy | None]]:
+    def there(self) -> Iterator[tuple[StoredFile, int, Copy | None]]:
         """The listed photos that are there, their lines, and what was copied of them; a page in
         memory."""
         for name, number, num_bytes, stamp, *copied in self.pages(THERE, {}, first=""):
             before = None if copied[0] is None else Copy(*copied)
-            yield Found(name, num_bytes, stamp), number, before
+            yield StoredFile(name, num_bytes, stamp), number, before
 
     def note_copy(self, name: str, copy: Copy) -> None:
         self.execute("INSERT OR REPLACE INTO copied VALUES (?, ?, ?, ?, ?)", (name, *copy))

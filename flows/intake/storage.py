@@ -22,7 +22,7 @@ from visage.parallel import map_ordered
 LISTINGS_AT_ONCE = 32  # of a bucket; so many are in memory
 
 
-class Found(NamedTuple):
+class StoredFile(NamedTuple):
     """A file below the watched place: posix name, size, stamp."""
 
     name: str
@@ -30,7 +30,7 @@ class Found(NamedTuple):
     stamp: str
 
 
-class LocalPlace:
+class LocalStorage:
     """A folder of this machine."""
 
     def __init__(self, folder: Path) -> None:
@@ -39,12 +39,12 @@ class LocalPlace:
     def __str__(self) -> str:
         return str(self.folder)
 
-    def find(self, name: str) -> Found | None:
+    def find(self, name: str) -> StoredFile | None:
         """One file; None where there is none."""
         path = self.folder / name
         return _found(name, path.stat()) if path.is_file() else None
 
-    def files(self, folders: Iterable[str]) -> Iterator[Found]:
+    def files(self, folders: Iterable[str]) -> Iterator[StoredFile]:
         """The files of some folders, not of those below them; folders that are not there have none."""
         for folder in folders:
             place = self.folder / folder
@@ -61,12 +61,12 @@ class LocalPlace:
         return (self.folder / name).open("rb")
 
 
-def _found(name: str, status: os.stat_result) -> Found:
-    return Found(name, status.st_size, f"{status.st_size} {status.st_mtime_ns}")
+def _found(name: str, status: os.stat_result) -> StoredFile:
+    return StoredFile(name, status.st_size, f"{status.st_size} {status.st_mtime_ns}")
 
 
-class RemotePlace:
-    """What lies below a URL, listed anew each time."""
+class RemoteStorage:
+    """What lies below a URL, listed again each time."""
 
     def __init__(self, url: str) -> None:
         self.url = url.rstrip("/")
@@ -78,14 +78,14 @@ class RemotePlace:
     def __str__(self) -> str:
         return self.url
 
-    def find(self, name: str) -> Found | None:
+    def find(self, name: str) -> StoredFile | None:
         """One file; None where there is none."""
         try:
             return self._found(self.filesystem.info(f"{self.root}/{name}"))
         except FileNotFoundError:
             return None
 
-    def files(self, folders: Iterable[str]) -> Iterator[Found]:
+    def files(self, folders: Iterable[str]) -> Iterator[StoredFile]:
         """The files of some folders, not of those below them; folders that are not there have none."""
         pool = ThreadPoolExecutor(LISTINGS_AT_ONCE)
         for listing in map_ordered(self._listing, folders, pool, LISTINGS_AT_ONCE):
@@ -98,17 +98,17 @@ class RemotePlace:
             return []
         return cast(list[dict[str, Any]], listing)
 
-    def _found(self, info: dict[str, Any]) -> Found:
-        told = {key: str(info[key]) for key in IDENTITY_KEYS if info.get(key) is not None}
+    def _found(self, info: dict[str, Any]) -> StoredFile:
+        identity = {key: str(info[key]) for key in IDENTITY_KEYS if info.get(key) is not None}
         name = str(info["name"]).removeprefix(self.root).lstrip("/")
-        return Found(name, int(info["size"]), json.dumps(told, sort_keys=True))
+        return StoredFile(name, int(info["size"]), json.dumps(identity, sort_keys=True))
 
     def open(self, name: str) -> IO[bytes]:
         return cast(IO[bytes], self.filesystem.open(f"{self.root}/{name}", "rb"))
 
 
-def watched_place(watch: str, root: Path) -> LocalPlace | RemotePlace:
+def open_storage(watch: str, root: Path) -> LocalStorage | RemoteStorage:
     """The place that `watch` names; a relative path starts at `root`."""
     if "://" in watch and not watch.startswith("file://"):
-        return RemotePlace(watch)
-    return LocalPlace(root / Path(watch.removeprefix("file://")).expanduser())
+        return RemoteStorage(watch)
+    return LocalStorage(root / Path(watch.removeprefix("file://")).expanduser())

@@ -51,7 +51,7 @@ def label(photos: Path, models: Sequence[Path], output: Path, num_shown: int) ->
     predictors = dict(
         zip((sha256_of(model / CONFIG_FILE) for model in models), loaded, strict=True)
     )
-    speaks = _one_voice(loaded)
+    labels = _common_labels(loaded)
     with LabelDatabase(output / "work.sqlite") as database:
         database.belong_to(photos)
         num_photos = _find(photos, database)
@@ -66,12 +66,12 @@ def label(photos: Path, models: Sequence[Path], output: Path, num_shown: int) ->
         _combine(database, names)
         num_lost = carry_edits(database, output / "review.csv")
         num_labelled = write_review(database, output / "review.csv")
-        write_pages(database, photos, output, speaks["unit"], num_shown)
+        write_pages(database, photos, output, labels["unit"], num_shown)
         num_left_out = write_rows(
             output / "left_out.csv", ("photo", "reason"), database.left_out(names)
         )
     with atomic_write(output / "label.json") as part:
-        part.write_text(json.dumps(speaks, indent=1), encoding="utf-8")
+        part.write_text(json.dumps(labels, indent=1), encoding="utf-8")
     counts = {
         "photos": num_photos,
         "kept": num_kept,
@@ -89,17 +89,19 @@ def _check_photos(photos: Path) -> None:
         raise ValueError(f"{photos}: holds no photo")
 
 
-def _one_voice(predictors: Sequence[Predictor]) -> dict[str, Any]:
+def _common_labels(predictors: Sequence[Predictor]) -> dict[str, Any]:
     """The quantity, unit and range of labels that all models share; ValueError where they differ."""
-    voices = [{"quantity": p.config.quantity, "unit": p.config.unit} for p in predictors]
-    if any(voice != voices[0] for voice in voices):
-        raise ValueError(f"the models answer about {voices}; give models of one quantity and unit")
+    quantities = [{"quantity": p.config.quantity, "unit": p.config.unit} for p in predictors]
+    if any(quantity != quantities[0] for quantity in quantities):
+        raise ValueError(
+            f"the models answer about {quantities}; give models of one quantity and unit"
+        )
     if len({p.config.weights.sha256 for p in predictors}) < len(predictors):
         raise ValueError("a model is named twice; an ensemble is of different ones")
     grids = [predictor.config.grid for predictor in predictors]
     low, high = min(grid.minimum for grid in grids), max(grid.maximum for grid in grids)
     return {
-        **voices[0],
+        **quantities[0],
         "minimum": low,
         "maximum": high,
         "models": [p.config.name for p in predictors],
@@ -173,7 +175,7 @@ def _combine(database: LabelDatabase, models: str) -> None:
 
 
 def main() -> None:
-    """The command line; what the user can mend ends it with one line and exit status 2."""
+    """The command line; what the user can correct ends it with one line and exit status 2."""
     parser = argparse.ArgumentParser(
         prog="python -m flows.label.flow", description=__doc__.split("\n", 1)[0]
     )
@@ -214,9 +216,9 @@ def main() -> None:
                 f"{output}: no photos were labelled there; run flows.label.flow without --finish "
                 f"first"
             )
-        said = read_json(output / "label.json")
+        labels = read_json(output / "label.json")
         table, skipped = output / "labels.csv", output / "labels_skipped.csv"
-        bounds = (said["minimum"], said["maximum"])
+        bounds = (labels["minimum"], labels["maximum"])
         done = finish(arguments.finish, table, skipped, bounds, arguments.unreviewed)
         print(
             "  ".join(f"{name} {count}" for name, count in done._asdict().items()) + f"  -> {table}"

@@ -15,12 +15,12 @@ from visage.dedup.perceptual_hash import perceptual_hash
 from visage.detection.image_io import PhotoError, read_photo
 from visage.parallel import batched, die_with_parent, map_ordered
 
-Found = tuple[str, int, int]  # photo_id, bytes, time of its file
+PhotoFile = tuple[str, int, int]  # photo_id, bytes, time of its file
 CHUNK_PHOTOS = 64
 FEW_PHOTOS = 256  # starting processes takes longer than these
 
 
-def hash_all(photos: Path, found: Iterable[Found], num_photos: int) -> Iterator[Hashed]:
+def hash_all(photos: Path, found: Iterable[PhotoFile], num_photos: int) -> Iterator[Hashed]:
     """Hashes in order, in as many processes as there are cores; only a few chunks wait at a time."""
     num_workers = len(os.sched_getaffinity(0))
     if num_photos <= FEW_PHOTOS or num_workers == 1:
@@ -33,7 +33,7 @@ def hash_all(photos: Path, found: Iterable[Found], num_photos: int) -> Iterator[
         yield from chunk
 
 
-def _hash(photos: Path, found: Iterable[Found]) -> list[Hashed]:
+def _hash(photos: Path, found: Iterable[PhotoFile]) -> list[Hashed]:
     hashed = []
     for photo_id, num_bytes, mtime_ns in found:
         try:

@@ -58,15 +58,15 @@ def score(
         update_progress_artifact(bar, progress=100 * num_done / num_photos)
 
     settings = load_section(params, "score", ScoreSettings)
-    with speaking(model, params) as speaker:
-        shards = score_photos(photos, output, speaker, settings, progress)
+    with chosen_model(model, params) as chosen:
+        shards = score_photos(photos, output, chosen, settings, progress)
     scores = read_scores(shards)
     create_markdown_artifact(key="score", markdown=page(photos, output, scores))
     return scores.counts
 
 
 @contextmanager
-def speaking(folder: Path | None, params: Path) -> Iterator[Model]:
+def chosen_model(folder: Path | None, params: Path) -> Iterator[Model]:
     """The model in a folder, or the registry's champion for as long as it is needed."""
     if folder is not None:
         yield Model(folder=folder, version=None)
@@ -96,7 +96,7 @@ def champion(into: Path, params: Path) -> Model:
 def score_photos(
     photos: str, output: Path, model: Model, settings: ScoreSettings, progress: Progress
 ) -> list[Path]:
-    """Fills `output`; its shards. ValueError names what the user can mend."""
+    """Fills `output`; its shards. ValueError names what the user can correct."""
     about = model.about()
     with _own(output), Inventory(output / LIST) as inventory:
         inventory.take(photos, settings.column)
@@ -138,7 +138,7 @@ def _own(output: Path) -> Iterator[None]:
 
 
 def main() -> None:
-    """The command line; what the user can mend ends it with one line and exit status 2."""
+    """The command line; what the user can correct ends it with one line and exit status 2."""
     parser = argparse.ArgumentParser(
         prog="python -m flows.score.flow", description=__doc__.split("\n", 1)[0]
     )

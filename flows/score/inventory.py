@@ -43,7 +43,7 @@ CREATE TABLE IF NOT EXISTS photos (place INTEGER PRIMARY KEY, name TEXT UNIQUE, 
 """
 
 
-class Photo(NamedTuple):
+class ListedPhoto(NamedTuple):
     """One photo of the list. `address` is a path in the filesystem of the folder or table, or a URL
     of its own; `version` changes with the content (time, tag); `reason` says why it need not even
     be opened."""
@@ -56,7 +56,7 @@ class Photo(NamedTuple):
     reason: str | None
 
 
-Found = tuple[str, str, int | None, str, str | None]  # a Photo without its place
+PhotoColumns = tuple[str, str, int | None, str, str | None]  # a ListedPhoto without its place
 
 
 def filesystem_of(address: str) -> tuple[Any, str]:
@@ -69,7 +69,7 @@ def filesystem_of(address: str) -> tuple[Any, str]:
 
 
 class Inventory(SqliteDatabase):
-    """The numbered list of photos, made anew by each run; use as a context manager."""
+    """The numbered list of photos, filled again by each run; use as a context manager."""
 
     def __init__(self, path: Path) -> None:
         super().__init__(path, schema=TABLES, version=VERSION, pragmas=REBUILT)
@@ -90,7 +90,7 @@ class Inventory(SqliteDatabase):
         if known is None:  # a mistyped place has ended above, and takes no folder
             self.execute("INSERT INTO origin VALUES (?)", (origin,))
 
-    def _fill(self, found: Iterable[Found]) -> None:
+    def _fill(self, found: Iterable[PhotoColumns]) -> None:
         self.execute("DELETE FROM photos")
         columns = "name, address, num_bytes, version, reason"
         self.insert_all(f"INSERT OR IGNORE INTO photos ({columns})", found)
@@ -98,15 +98,15 @@ class Inventory(SqliteDatabase):
     def __len__(self) -> int:
         return self.count("SELECT 1 FROM photos")
 
-    def slice(self, start: int, count: int) -> list[Photo]:
+    def slice(self, start: int, count: int) -> list[ListedPhoto]:
         """The photos from number `start` on, counted from 0."""
         rows = self.execute(
             "SELECT * FROM photos WHERE place > ? AND place <= ?", (start, start + count)
         )
-        return [Photo(*row) for row in rows]
+        return [ListedPhoto(*row) for row in rows]
 
 
-def found_in(photos: str, column: str) -> Iterator[Found]:
+def found_in(photos: str, column: str) -> Iterator[PhotoColumns]:
     """The photos of a folder, bucket or table; ValueError names what cannot be read and the remedy."""
     filesystem, path = filesystem_of(photos)
     try:
@@ -124,18 +124,18 @@ def found_in(photos: str, column: str) -> Iterator[Found]:
         raise
     except Exception as error:  # every kind of store has its own words
         raise ValueError(
-            f"{photos}: cannot be listed: {said(error)}. Is it there, and are address and keys "
+            f"{photos}: cannot be listed: {one_line(error)}. Is it there, and are address and keys "
             f"right "
             "(AWS_ENDPOINT_URL, AWS_ACCESS_KEY_ID, AWS_SECRET_ACCESS_KEY for s3://)?"
         ) from error
 
 
-def said(error: Exception) -> str:
+def one_line(error: Exception) -> str:
     """An error in a line; the texts of some are empty."""
     return " ".join(f"{type(error).__name__}: {error}".split()).removesuffix(":")
 
 
-def _found_below(filesystem: Any, root: str) -> Iterator[Found]:
+def _found_below(filesystem: Any, root: str) -> Iterator[PhotoColumns]:
     """Every photo below a folder of any filesystem, by name."""
     if isinstance(filesystem, LocalFileSystem):
         yield from (_local(Path(root), name) for name in photos_under(Path(root)))
@@ -152,7 +152,7 @@ def _found_below(filesystem: Any, root: str) -> Iterator[Found]:
             yield printable(name), path, info.get("size"), _version(info), None
 
 
-def _local(folder: Path, name: str) -> Found:
+def _local(folder: Path, name: str) -> PhotoColumns:
     """A local file's row; a name that no table can hold is listed with its reason."""
     if reason := odd_name(name):
         return printable(name), "", None, "", reason
@@ -196,7 +196,7 @@ def _version(info: Mapping[str, Any]) -> str:
     )
 
 
-def _found_in_table(filesystem: Any, path: str, column: str) -> Iterator[Found]:
+def _found_in_table(filesystem: Any, path: str, column: str) -> Iterator[PhotoColumns]:
     """The photos that a table names; size and time of several are asked for at a time."""
     folder = path.rpartition("/")[0]
     cells = enumerate(_cells(filesystem, path, column), start=1)
@@ -232,7 +232,7 @@ def _check_column(path: str, column: str, known: list[str]) -> None:
         )
 
 
-def _named(filesystem: Any, folder: str, number: int, cell: str | None) -> Found:
+def _named(filesystem: Any, folder: str, number: int, cell: str | None) -> PhotoColumns:
     """A table's cell as a row of the list."""
     if not cell:
         return f"row {number}", "", None, "", "the table names no photo in this row"

@@ -16,7 +16,7 @@ from typing import Any
 
 from fsspec.implementations.local import LocalFileSystem
 
-from flows.score.inventory import MISSING, Photo, filesystem_of, said
+from flows.score.inventory import MISSING, ListedPhoto, filesystem_of, one_line
 from visage.parallel import map_ordered
 
 NUM_ATTEMPTS = 3
@@ -42,7 +42,7 @@ class Reader:
         self.photos, self.max_photo_bytes = photos, max_photo_bytes
         self._filesystem, _ = filesystem_of(photos)
 
-    def read_ahead(self, photos: Iterable[Photo]) -> Iterator[bytes | str]:
+    def read_ahead(self, photos: Iterable[ListedPhoto]) -> Iterator[bytes | str]:
         """Each photo's bytes or reason, in order."""
         num_unanswered = 0
         with closing(
@@ -58,7 +58,7 @@ class Reader:
                     )
                 yield content
 
-    def read(self, photo: Photo) -> bytes | str:
+    def read(self, photo: ListedPhoto) -> bytes | str:
         """The photo's bytes, or the reason why there are none."""
         if photo.reason is not None:
             return photo.reason
@@ -86,7 +86,7 @@ def _fetched(filesystem: Any, path: str) -> bytes | str:
         except PermissionError:
             return "cannot be read: permission denied"
         except Exception as error:  # every kind of store has its own words for a broken connection
-            reason = f"cannot be read: {said(error)}"
+            reason = f"cannot be read: {one_line(error)}"
             if isinstance(filesystem, LocalFileSystem):
                 return reason
             time.sleep(FIRST_PAUSE_S * 2**attempt if attempt + 1 < NUM_ATTEMPTS else 0)

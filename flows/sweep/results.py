@@ -216,8 +216,8 @@ def page(plan: Plan, table: pd.DataFrame, parts: pd.DataFrame) -> str:
     text += f"{base.unit}; means over trials with 95 % intervals. {scale}.\n"
     best = best_of(table)
     if best is not None:
-        told = ", ".join(f"{path} = {_yaml(best[path])}" for path in plan.space)
-        text += f"\nBest: {best['last_val_mae']:.3f} with {told}.\n"
+        values = ", ".join(f"{path} = {_yaml(best[path])}" for path in plan.space)
+        text += f"\nBest: {best['last_val_mae']:.3f} with {values}.\n"
     for path, rows in parts.groupby("dimension", sort=False):
         name = {LAMBDA: "lambda", STEP: "step (K)"}.get(str(path), str(path))
         text += f"\n| {name} | trials | finished | MAE, finished | MAE after {plan.settings.grace_epochs} epochs, all |\n"

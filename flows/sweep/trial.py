@@ -1,4 +1,4 @@
-"""One trial of a sweep: stages.finetune on shared faces, its epochs told to Tune as they end. Runs
+"""One trial of a sweep: stages.finetune on shared faces, its epochs reported to Tune as they end. Runs
 in Ray's workers.
 
 A trial's folder holds its checkpoints, epochs.csv (a row for every epoch that ended), and at its
@@ -34,7 +34,7 @@ EPOCHS, HISTORY, MODEL, CHECKPOINTS = "epochs.csv", "history.csv", "model", "che
 NO_OTHER_TRY = "no_other_try"
 LEAST_BYTES = 4_000_000  # a file that did not fit may leave some free
 METRIC, DIVERGED, EPOCH, VALUES = "val_mae", "diverged", "epoch", "values"
-Tell = Callable[[Mapping[str, Any]], None]
+TuneReport = Callable[[Mapping[str, Any]], None]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -71,10 +71,10 @@ def trial(
                 plan.trial_settings(config[VALUES]), plan.max_epochs, paths, tables, tune.report
             )
     except Exception as error:
-        if told := for_a_person(
+        if reason := for_a_person(
             error, own
         ):  # as figures: an error would be written down, and there may be no room
-            tune.report({METRIC: float("nan"), NO_OTHER_TRY: told})
+            tune.report({METRIC: float("nan"), NO_OTHER_TRY: reason})
         raise
 
 
@@ -98,12 +98,12 @@ def run_trial(
     max_epochs: int,
     paths: TrialPaths,
     tables: Mapping[str, FaceTable],
-    tell: Tell,
+    report: TuneReport,
 ) -> None:
-    """Trains the trial, from where it was; `tell` is given each epoch's figures, a diverged one's
+    """Trains the trial, from where it was; `report` gets each epoch's figures, a diverged one's
     as not a number."""
-    told = Told(paths.folder, max_epochs, tell)
-    told.again()
+    reporter = TuneReporter(paths.folder, max_epochs, report)
+    reporter.report_last_again()
 
     def open_faces(_folder: Path, splits: Sequence[str], _cache_mb: int) -> FaceTable:
         [split] = splits
@@ -117,7 +117,7 @@ def run_trial(
             checkpoints=paths.folder / CHECKPOINTS,
             model=paths.folder / MODEL,
             history=paths.folder / HISTORY,
-            report=told.epoch,
+            report=reporter.epoch,
             open_faces=open_faces,
         )
 
@@ -130,25 +130,25 @@ def run_trial(
             train()
     except Diverged as error:
         print(error, flush=True)
-        tell({METRIC: float("nan"), DIVERGED: str(error)})
+        report({METRIC: float("nan"), DIVERGED: str(error)})
         return
-    told.last(pd.read_csv(paths.folder / HISTORY))
+    reporter.last(pd.read_csv(paths.folder / HISTORY))
 
 
-class Told:
-    """What Tune is told, and the trial's own record of it."""
+class TuneReporter:
+    """Reports a trial's epochs to Tune, and keeps the trial's own record of them."""
 
-    def __init__(self, folder: Path, max_epochs: int, tell: Tell) -> None:
-        self._folder, self._max_epochs, self._tell = folder, max_epochs, tell
+    def __init__(self, folder: Path, max_epochs: int, report: TuneReport) -> None:
+        self._folder, self._max_epochs, self._report = folder, max_epochs, report
         self._rows: dict[int, dict[str, float]] = {}
         if (folder / EPOCHS).is_file():
             for row in pd.read_csv(folder / EPOCHS).to_dict("records"):
                 self._rows[int(row[EPOCH])] = {str(name): value for name, value in row.items()}
 
-    def again(self) -> None:
+    def report_last_again(self) -> None:
         """The last epoch of an earlier start: what Tune decided on it may have been lost."""
         if self._rows and max(self._rows) < self._max_epochs:
-            self._send(max(self._rows))
+            self._report_epoch(max(self._rows))
 
     def epoch(self, step: int, row: Mapping[str, float]) -> None:
         self._rows[step] = dict(row)
@@ -158,17 +158,17 @@ class Told:
             )
         if (
             step < self._max_epochs
-        ):  # the last one is told when the model is written: Tune then ends the trial
-            self._send(step)
+        ):  # the last one is reported when the model is written: Tune then ends the trial
+            self._report_epoch(step)
 
     def last(self, history: pd.DataFrame) -> None:
         """The last epoch."""
         step = int(history[EPOCH].iloc[-1])
         self._rows[step] = {str(name): float(value) for name, value in history.iloc[-1].items()}
-        self._send(step)
+        self._report_epoch(step)
 
-    def _send(self, step: int) -> None:
-        self._tell(self._rows[step] | {EPOCH: step})
+    def _report_epoch(self, step: int) -> None:
+        self._report(self._rows[step] | {EPOCH: step})
 
 
 # -------------------------------------------------------------------------------

@@ -16,7 +16,7 @@ from pathlib import Path
 from typing import Any
 
 from stages.ingest.measure import Bounds, Measured
-from stages.ingest.records import Action, Row
+from stages.ingest.records import Action, ManifestRow
 from stages.sqlite_database import KEPT, SqliteDatabase
 from visage.parallel import batched
 
@@ -57,7 +57,7 @@ class ManifestDatabase(SqliteDatabase):
     def report_skip(self, photo_id: str, reason: str, *, action: Action = "skipped") -> None:
         self.execute("INSERT INTO skipped VALUES (?, ?, ?)", (photo_id, action, reason))
 
-    def add_rows(self, rows: Iterable[Row]) -> None:
+    def add_rows(self, rows: Iterable[ManifestRow]) -> None:
         """Takes an adapter's rows; ValueError for a photo that comes twice or a number that is
         none."""
         for batch in batched(rows, BATCH_ROWS):
@@ -77,7 +77,7 @@ class ManifestDatabase(SqliteDatabase):
                     f"{self._named_twice(batch)}: the source names it twice; leave one"
                 ) from error
 
-    def _named_twice(self, batch: list[Row]) -> str:
+    def _named_twice(self, batch: list[ManifestRow]) -> str:
         """The first photo of a refused batch that is already known."""
         known: set[str] = set()
         for row in batch:

@@ -42,7 +42,7 @@ PHOTO_SUFFIXES = frozenset(
 REPOSITORY = Path(__file__).resolve().parents[2]
 
 
-class Row(NamedTuple):
+class ManifestRow(NamedTuple):
     """One photo: `photo_id` is its posix path below the raw folder; None where the set does not
     say."""
 
@@ -84,7 +84,7 @@ class Source:
 
     name: str
     options: type[Any]
-    rows: Callable[[Path, Any, ReportSkip], Iterator[Row]]
+    rows: Callable[[Path, Any, ReportSkip], Iterator[ManifestRow]]
     produce: Callable[[Path, Any], None] | None
     containers: Mapping[str, Reader] = field(default_factory=dict)
 

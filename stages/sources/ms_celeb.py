@@ -25,7 +25,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 from stages.ingest.recordio import Chunk, first_identity, parse_header, read_chunks
-from stages.ingest.records import NoOptions, Record, ReportSkip, Row, Source, photos_under
+from stages.ingest.records import ManifestRow, NoOptions, Record, ReportSkip, Source, photos_under
 
 NUM_COLUMNS = 7
 NAME_PART = re.compile(r"[A-Za-z0-9_-][A-Za-z0-9._-]{0,63}")
@@ -111,14 +111,18 @@ def _rec_face(container: str, chunk: Chunk, people_from: int | None) -> tuple[st
     return f"{folder}/{header.number:09d}.jpg", header.picture
 
 
-def ms_celeb_rows(raw_dir: Path, options: NoOptions, report_skip: ReportSkip) -> Iterator[Row]:  # noqa: ARG001
+def ms_celeb_rows(
+    raw_dir: Path,
+    options: NoOptions,
+    report_skip: ReportSkip,  # noqa: ARG001
+) -> Iterator[ManifestRow]:
     """Every unpacked photo becomes a row with its person."""
     for photo_id in photos_under(raw_dir):
         folders = photo_id.split("/")[:-1]
         if len(folders) != 3:
             report_skip(photo_id, "does not lie in container/group/person")
             continue
-        yield Row(photo_id, None, None, folders[-1], None, None, None)
+        yield ManifestRow(photo_id, None, None, folders[-1], None, None, None)
 
 
 MS_CELEB = Source(

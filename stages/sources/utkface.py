@@ -23,7 +23,7 @@ from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
 from typing import Literal
 
-from stages.ingest.records import ReportSkip, Row, Source, from_repository, photos_under
+from stages.ingest.records import ManifestRow, ReportSkip, Source, from_repository, photos_under
 
 SEXES = {"0": "male", "1": "female"}
 ETHNICITIES = {"0": "white", "1": "black", "2": "asian", "3": "indian", "4": "others"}
@@ -93,7 +93,9 @@ def _what_was_wrong(name: str, stamp: str, ethnicity: str | None) -> str:
     return f"the separators are not the usual ones ({name[-30:]!r}): the label fields are whole and taken"
 
 
-def utkface_rows(raw_dir: Path, options: UtkfaceOptions, report_skip: ReportSkip) -> Iterator[Row]:
+def utkface_rows(
+    raw_dir: Path, options: UtkfaceOptions, report_skip: ReportSkip
+) -> Iterator[ManifestRow]:
     """The photos below `raw_dir` become rows with age, sex, ethnicity and, for `coral`, the lists'
     split."""
     listed = _read_lists(options) if options.protocol == "coral" else None
@@ -116,7 +118,7 @@ def utkface_rows(raw_dir: Path, options: UtkfaceOptions, report_skip: ReportSkip
                 continue
         if name.repair is not None:
             report_skip(photo_id, name.repair, action="repaired")
-        yield Row(photo_id, float(name.age), None, None, name.sex, name.ethnicity, split)
+        yield ManifestRow(photo_id, float(name.age), None, None, name.sex, name.ethnicity, split)
     for missing, (split, _) in (listed or {}).items():
         report_skip(missing, f"the {split} list names it, but there is no such photo")
     if num_outside:

@@ -19,7 +19,7 @@ import pytest
 
 from stages import align as stage
 from stages.align import AlignSettings, align, run_local
-from stages.face_shards import Outcome, Row
+from stages.face_shards import AlignedPhotos, RowDict
 from visage.data.face_table import FaceTable
 from visage.data.jpeg import encode_jpeg
 from visage.data.schemas import FACE_SCHEMA, MANIFEST_SCHEMA
@@ -54,11 +54,11 @@ class Bench:
 
     folder: Path
 
-    def rows(self) -> list[Row]:
-        rows: list[Row] = pq.read_table(self.folder / "manifest.parquet").to_pylist()
+    def rows(self) -> list[RowDict]:
+        rows: list[RowDict] = pq.read_table(self.folder / "manifest.parquet").to_pylist()
         return rows
 
-    def write(self, rows: list[Row], quarantined: Iterable[str] = ()) -> None:
+    def write(self, rows: list[RowDict], quarantined: Iterable[str] = ()) -> None:
         pq.write_table(
             pa.Table.from_pylist(rows, schema=MANIFEST_SCHEMA), self.folder / "manifest.parquet"
         )
@@ -86,7 +86,7 @@ class Bench:
     def shards(self) -> dict[str, bytes]:
         return {path.name: path.read_bytes() for path in sorted((self.folder / "faces").iterdir())}
 
-    def faces(self) -> list[Row]:
+    def faces(self) -> list[RowDict]:
         return [
             row
             for path in sorted((self.folder / "faces").iterdir())
@@ -98,7 +98,7 @@ class Bench:
             return {line["photo_id"]: line["reason"] for line in csv.DictReader(file)}
 
 
-def manifest_row(photo_id: str, data: bytes, number: int) -> Row:
+def manifest_row(photo_id: str, data: bytes, number: int) -> RowDict:
     known = {
         "photo_id": photo_id,
         "sha256": hashlib.sha256(data).hexdigest(),
@@ -298,8 +298,8 @@ def test_only_what_changed_is_done_again(bench: Bench) -> None:
     done: list[str] = []
 
     def counting(
-        work: Callable[[list[Row]], Outcome], chunks: Iterable[list[Row]]
-    ) -> Iterator[Outcome]:
+        work: Callable[[list[RowDict]], AlignedPhotos], chunks: Iterable[list[RowDict]]
+    ) -> Iterator[AlignedPhotos]:
         for chunk in chunks:
             done.extend(row["photo_id"] for row in chunk)
             yield work(chunk)
@@ -336,8 +336,8 @@ def test_a_stopped_run_goes_on_to_the_same_bytes(
         path.unlink()
 
     def stopping(
-        work: Callable[[list[Row]], Outcome], chunks: Iterable[list[Row]]
-    ) -> Iterator[Outcome]:
+        work: Callable[[list[RowDict]], AlignedPhotos], chunks: Iterable[list[RowDict]]
+    ) -> Iterator[AlignedPhotos]:
         for number, chunk in enumerate(chunks):
             if number == 3:
                 raise KeyboardInterrupt
@@ -361,9 +361,9 @@ def test_processes_give_the_same_bytes_and_take_no_more_than_they_can_hold(
     taken, most_ahead = 0, 0
 
     def watched(
-        work: Callable[[list[Row]], Outcome], chunks: Iterable[list[Row]]
-    ) -> Iterator[Outcome]:
-        def counted() -> Iterator[list[Row]]:
+        work: Callable[[list[RowDict]], AlignedPhotos], chunks: Iterable[list[RowDict]]
+    ) -> Iterator[AlignedPhotos]:
+        def counted() -> Iterator[list[RowDict]]:
             nonlocal taken
             for chunk in chunks:
                 taken += 1
