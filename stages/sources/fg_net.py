@@ -18,8 +18,8 @@ NAME = re.compile(r"(?P<person>\d{3})A(?P<age>\d{2})[a-z]?\.jpe?g", re.IGNORECAS
 
 def fg_net_rows(
     raw_dir: Path,
-    options: NoOptions,
-    report_skip: ReportSkip,  # noqa: ARG001
+    options: NoOptions,  # noqa: ARG001
+    report_skip: ReportSkip,
 ) -> Iterator[ManifestRow]:
     """Every photo with such a name becomes a row."""
     for photo_id in photos_under(raw_dir):

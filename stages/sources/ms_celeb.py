@@ -113,8 +113,8 @@ def _rec_face(container: str, chunk: Chunk, people_from: int | None) -> tuple[st
 
 def ms_celeb_rows(
     raw_dir: Path,
-    options: NoOptions,
-    report_skip: ReportSkip,  # noqa: ARG001
+    options: NoOptions,  # noqa: ARG001
+    report_skip: ReportSkip,
 ) -> Iterator[ManifestRow]:
     """Every unpacked photo becomes a row with its person."""
     for photo_id in photos_under(raw_dir):
