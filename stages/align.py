@@ -50,8 +50,9 @@ from visage.atomic import atomic_write
 from visage.data.jpeg import encode_jpeg
 from visage.detection import align as alignment
 from visage.detection import image_io, integral_image, mtcnn
+from visage.detection.align import PhotoArray
 from visage.detection.image_io import PhotoError, read_photo
-from visage.detection.mtcnn import Detector, DetectorSettings, Faces, Photo
+from visage.detection.mtcnn import Detector, DetectorSettings, Faces
 from visage.parallel import batched, die_with_parent, map_ordered
 
 Work = Callable[[list[RowDict]], AlignedPhotos]
@@ -236,7 +237,7 @@ def align_photos(settings: AlignSettings, raw: Path, rows: list[RowDict]) -> Ali
             f"there"
         )
     outcome = AlignedPhotos()
-    group: list[tuple[RowDict, Photo | str]] = []
+    group: list[tuple[RowDict, PhotoArray | str]] = []
     num_pixels = 0
     for row in rows:
         photo = _read(raw, row)
@@ -249,7 +250,7 @@ def align_photos(settings: AlignSettings, raw: Path, rows: list[RowDict]) -> Ali
     return outcome
 
 
-def _read(raw: Path, row: RowDict) -> Photo | str:
+def _read(raw: Path, row: RowDict) -> PhotoArray | str:
     """A manifest row -> its photo's pixels, or the reason why there are none."""
     if row["unreadable"] is not None:
         return str(row["unreadable"])
@@ -265,7 +266,7 @@ def _read(raw: Path, row: RowDict) -> Photo | str:
 
 
 def _align_group(
-    settings: AlignSettings, group: list[tuple[RowDict, Photo | str]], outcome: AlignedPhotos
+    settings: AlignSettings, group: list[tuple[RowDict, PhotoArray | str]], outcome: AlignedPhotos
 ) -> None:
     """Adds what becomes of some photos to the outcome, in their order."""
     found = iter(
@@ -280,7 +281,7 @@ def _align_group(
             outcome.faces.append(result)
 
 
-def _detect(settings: DetectorSettings, group: list[Photo]) -> list[Faces | str]:
+def _detect(settings: DetectorSettings, group: list[PhotoArray]) -> list[Faces | str]:
     """Faces of each photo; if a photo makes the detector fail, the others still get theirs."""
     detector = _detector(settings)
     try:
@@ -298,7 +299,7 @@ def _detector(settings: DetectorSettings) -> Detector:
 
 
 def _aligned(
-    settings: AlignSettings, row: RowDict, photo: Photo, found: Faces | str
+    settings: AlignSettings, row: RowDict, photo: PhotoArray, found: Faces | str
 ) -> RowDict | str:
     """A photo and its faces -> the face table's row, or the reason why there is none."""
     if isinstance(found, str):

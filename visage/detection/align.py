@@ -15,8 +15,8 @@ import numpy as np
 import numpy.typing as npt
 from PIL import Image
 
-Photo = npt.NDArray[np.uint8]
-Floats = npt.NDArray[np.floating]
+PhotoArray = npt.NDArray[np.uint8]
+FloatingArray = npt.NDArray[np.floating]
 Reals = npt.NDArray[np.float64]
 
 # Left eye, right eye, nose, left and right corner of the mouth, left meaning left in the picture,
@@ -60,7 +60,7 @@ def template(name: str, crop_px: int, face_scale: float) -> Reals:
     return points_52
 
 
-def similarity(landmarks_52: Floats, template_52: Floats) -> Reals:
+def similarity(landmarks_52: FloatingArray, template_52: FloatingArray) -> Reals:
     """The rotation, scale and shift (2, 3) that lays the landmarks nearest to the template, in
     least squares.
 
@@ -92,12 +92,12 @@ def invert(matrix_23: Reals) -> Reals:
     return np.concatenate([back_22, -back_22 @ matrix_23[:, 2:]], axis=1)
 
 
-def transform(points_N2: Floats, matrix_23: Reals) -> Reals:
+def transform(points_N2: FloatingArray, matrix_23: Reals) -> Reals:
     """Points (N, 2) through a matrix."""
     return points_N2 @ matrix_23[:, :2].T + matrix_23[:, 2]
 
 
-def crop(photo_HWC: Photo, matrix_23: Reals, crop_px: int) -> Photo:
+def crop(photo_HWC: PhotoArray, matrix_23: Reals, crop_px: int) -> PhotoArray:
     """RGB uint8 photo -> RGB uint8 (crop_px, crop_px, 3); black where the crop reaches beyond the
     photo.
 
