@@ -24,7 +24,7 @@ from typing import Any
 from flows.benchmark.grid import (
     BenchmarkSettings,
     Cell,
-    Row,
+    TableRow,
     TableSettings,
     WantedSettings,
     cells_of,
@@ -56,7 +56,7 @@ def protocol_of(
     preset: str, seeds: Sequence[int]
 ) -> tuple[BenchmarkSettings, dict[str, TableSettings]]:
     """A preset as it stands, all its folds, as a benchmark of one row."""
-    row = Row(stage="evaluate", settings={}, published={})
+    row = TableRow(stage="evaluate", settings={}, published={})
     table = TableSettings(
         title=f"Protocol of {preset}",
         metrics=("mae", "rmse", "pearson", "epsilon_error"),

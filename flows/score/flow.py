@@ -3,8 +3,8 @@ photo without any.
 
     python -m flows.score.flow PHOTOS --output FOLDER [--model FOLDER]      (or: make score PHOTOS=... OUTPUT=...)
 
-PHOTOS is a folder, an fsspec URL (s3://bucket/folder) or a table of paths (score_inventory.py);
-FOLDER gets part-00000.parquet ... (score_shards.py). Stopped at any time, the same command goes on
+PHOTOS is a folder, an fsspec URL (s3://bucket/folder) or a table of paths (inventory.py);
+FOLDER gets part-00000.parquet ... (shards.py). Stopped at any time, the same command goes on
 where it was; photos that are new or changed, or another model, redo their own shards. A photo of
 one face takes some 30 ms of one core, nearly all of it finding the face; memory does not grow with
 the number of photos.

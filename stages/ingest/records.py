@@ -1,10 +1,10 @@
-"""What every adapter gives: a `Row` a photo, and the `Source` record that download looks up by
+"""What every adapter gives: a `ManifestRow` a photo, and the `Source` record that download looks up by
 name.
 
 An adapter is one frozen `Source`, a constant of its module (`DRAWN` in drawn.py) that stages/sources/__init__.py lists:
 - `options`: its own frozen, keyword-only dataclass without defaults; `download.<role>.options` of params.yaml must fill
   it exactly. Paths in it (type `Path`) are relative to the repository root: open them with `from_repository`.
-- `rows(raw_dir, options, report_skip)`: yields one `Row` for every usable photo that lies under `raw_dir`, in any
+- `rows(raw_dir, options, report_skip)`: yields one `ManifestRow` for every usable photo that lies under `raw_dir`, in any
   order, each `photo_id` once. One that cannot be used goes to `report_skip(photo_id, reason)`; one whose meaning was
   repaired goes to `report_skip(photo_id, reason, action="repaired")` and is yielded too. Nothing is renamed on disk.
 - `containers`: file suffix -> `Reader`, for a set that comes in container files of its own (no tar, no zip).

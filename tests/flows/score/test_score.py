@@ -415,7 +415,7 @@ SUBPROCESS = """
 import sys
 from pathlib import Path
 from flows.score import score_photos
-from flows.score_shards import Model
+from flows.score.shards import Model
 from tests.flows.score.test_score import SETTINGS
 from dataclasses import replace
 

@@ -197,7 +197,7 @@ import resource, sys
 import torch
 from pathlib import Path
 from visage import face_stream
-from visage.lineage import table_digest
+from visage.training.provenance import table_digest
 torch.set_num_threads(1)
 face_stream._decoded = len
 split = face_stream.FaceSplit.open(Path(sys.argv[1]), "train")
