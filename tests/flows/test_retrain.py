@@ -86,7 +86,7 @@ def heard() -> Iterator[tuple[str, list[str]]]:
 @pytest.fixture
 def copy(
     local_registry: Path,
-    prefect_server: str,
+    prefect_server: str,  # noqa: ARG001
     heard: tuple[str, list[str]],
     monkeypatch: pytest.MonkeyPatch,
 ) -> Path:

@@ -17,7 +17,7 @@ import yaml
 from hypothesis import given
 from hypothesis import strategies as st
 
-from stages import settings as stage_settings
+from stages import presets as stage_presets
 from stages.presets import merged, use_preset
 from stages.settings import convert, load_section, print_report, read_json, read_params, stage_main
 from tests.small_faces import classic_settings, finetune_settings, pretrain_settings, write_params
@@ -265,7 +265,7 @@ def test_preset_is_laid_over_the_base_and_may_extend_another(tmp_path: Path) -> 
 
 @pytest.mark.parametrize("arguments", [[], ["use"], ["use", "a", "b"], ["lose", "a", "b", "c"]])
 def test_command_line_of_presets_shows_its_usage(arguments: list[str]) -> None:
-    command = [sys.executable, str(stage_settings.__file__), *arguments]
+    command = [sys.executable, str(stage_presets.__file__), *arguments]
     done = subprocess.run(command, capture_output=True, text=True, timeout=60, check=False)
     assert (done.returncode, done.stdout) == (1, "")
     assert done.stderr.startswith("usage: ")

@@ -15,7 +15,7 @@ from pathlib import Path
 
 import pytest
 
-import flows.stage_runner
+import flows.pipeline.stage_runner
 from flows.pipeline.dvc_stages import GRACE_SECONDS, declared, stale
 from flows.pipeline.stage_runner import Lines, StageFailed, StageRunner
 from stages.exit_status import MICRO_BATCHES, ExitStatus
@@ -29,7 +29,7 @@ SLEEPS = (
 OWNER = """
 import sys
 from pathlib import Path
-from flows.stage_runner import StageRunner
+from flows.pipeline.stage_runner import StageRunner
 runner = StageRunner(Path(sys.argv[1]))
 for stage in runner.stages(print):
     print(stage.name, runner.run(stage.name, print), flush=True)

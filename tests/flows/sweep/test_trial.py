@@ -178,7 +178,7 @@ def test_what_a_person_must_mend_is_known_by_its_cause(
 
 PINS = """
 import os, sys, threading
-from flows.sweep_trial import pin
+from flows.sweep.trial import pin
 cores = pin(1)
 seen = []
 thread = threading.Thread(target=lambda: seen.append(os.sched_getaffinity(0)))

@@ -72,7 +72,7 @@ def test_no_worker_outlives_a_killed_run(tmp_path: Path) -> None:
     lay(tmp_path, three_people())
     program = """if __name__ == "__main__":
     import multiprocessing, os, pathlib, sys
-    from stages.sources import measure
+    from stages.ingest import measure
     measure.FEW_PHOTOS, measure.CHUNK_PHOTOS = 0, 1
     os.sched_getaffinity = lambda _: {0, 1}
     found = measure.measure_all(pathlib.Path(sys.argv[1]), ["person0/0.jpg"] * 20, 20, measure.Bounds(10**6, 10**6))

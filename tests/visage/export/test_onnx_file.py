@@ -18,8 +18,10 @@ from safetensors.torch import load_file
 
 from tests.small_model import CROP_PX, small_config, small_network, some_crops
 from visage.export import onnx_file
+from visage.export import release as release_module
 from visage.export.onnx_file import export_model, measure_parity, stamped
 from visage.export.release import copy_with_config, release
+from visage.inference import onnx_engine
 from visage.inference.onnx_engine import CONFIG_KEY, ONNX_FILE, SEAL_KEY, load_onnx
 from visage.inference.photos import Predictor
 from visage.labels import DECODERS
@@ -229,7 +231,7 @@ def test_an_onnx_file_without_a_card_is_refused(copied: Path) -> None:
     model = onnx.load(copied / ONNX_FILE)
     del model.metadata_props[:]
     body = model.SerializeToString()
-    (copied / ONNX_FILE).write_bytes(body + onnx_file._seal(body))
+    (copied / ONNX_FILE).write_bytes(body + onnx_engine.seal(body))
     with pytest.raises(ValueError, match="carries no config"):
         load_onnx(copied / ONNX_FILE)
 
@@ -313,9 +315,9 @@ def test_release_from_the_command_line(
         tmp_path / "metrics.json",
     ]
     monkeypatch.setattr(sys, "argv", list(map(str, words)))
-    onnx_file.main()
+    release_module.main()
     assert "model.onnx" in capsys.readouterr().out
     (tmp_path / "metrics.json").unlink()
     with pytest.raises(SystemExit) as ended:
-        onnx_file.main()
+        release_module.main()
     assert ended.value.code == 2
