@@ -169,7 +169,10 @@ def _decision(
     told."""
     num_faces = rows[0]["found"]
     if num_faces < settings.min_faces:
-        return f"{num_faces} faces served by {version}: nothing is decided on fewer than {settings.min_faces}"
+        return (
+            f"{num_faces} faces served by {version}: nothing is decided on fewer than "
+            f"{settings.min_faces}"
+        )
     if not beyond:
         return f"the {num_faces} faces served last look like the training faces of {version}"
     reason = (
@@ -178,7 +181,10 @@ def _decision(
     )
     if not started(settings.deployment, f"drift of {version}", reason):
         return f"{reason}; {settings.deployment} was started for it earlier today"
-    outcome = f"{reason}; {settings.deployment} was started, which needs new labelled photos to change anything"
+    outcome = (
+        f"{reason}; {settings.deployment} was started, which needs new labelled photos to change "
+        f"anything"
+    )
     notify(settings.notify, f"visage: {outcome}")
     return outcome
 
@@ -205,8 +211,8 @@ def started(deployment: str, cause: str, reason: str) -> bool:
 
 
 def main() -> None:
-    """The command line; prints the outcome. What the user can correct ends it with one line and exit
-    status 2."""
+    """The command line; prints the outcome. What the user can correct ends it with one line and
+    exit status 2."""
     argparse.ArgumentParser(
         prog="python -m flows.drift", description=__doc__.split("\n", 1)[0]
     ).parse_args()

@@ -1,6 +1,6 @@
 """The scheduled job: new labelled data becomes a challenger, and the champion if it is no worse.
 
-    python -m flows.retrain [--reason TEXT]          (or: make retrain; prefect.yaml runs it every night)
+    python -m flows.retrain [--reason TEXT]   (or: make retrain; prefect.yaml runs it every night)
 
 look (flows/intake/bring.py) -> reproduce and record (flows/reproduce.py) -> package -> compare ->
 promote or refuse (model_registry/). Every step knows what is done already: a run that was killed
@@ -188,8 +188,8 @@ def _sentence(model: str, version: int, decision: Decision) -> str:
 
 
 def main(root: Path = ROOT, words: list[str] | None = None) -> None:
-    """The command line; prints the outcome. What the user can correct ends it with one line and exit
-    status 2."""
+    """The command line; prints the outcome. What the user can correct ends it with one line and
+    exit status 2."""
     parser = argparse.ArgumentParser(
         prog="python -m flows.retrain", description=__doc__.split("\n", 1)[0]
     )

@@ -117,7 +117,8 @@ def download(
 
 
 def _add_own(settings: DownloadSettings, filling: Filling, prefix: str) -> None:
-    """The role's own set, in the folder `prefix` of the raw folder: its rows, measured and split."""
+    """The role's own set, in the folder `prefix` of the raw folder: its rows, measured and
+    split."""
     raw, database = filling.raw, filling.database
     skip = below(prefix.rstrip("/"), database.report_skip) if prefix else database.report_skip
     rows = set_rows(settings, raw / prefix, filling.fetched, filling.budget, skip)

@@ -135,7 +135,9 @@ def _expectations(check_results: list[CheckResult]) -> list[Any]:
             min_value=bound.minimum,
             max_value=bound.maximum,
             severity=FailureSeverity(SEVERITY[check_result.policy]),
-            description=f"{check_result.check} ({check_result.policy}): {check_result.claim}; {bound}",
+            description=(
+                f"{check_result.check} ({check_result.policy}): {check_result.claim}; {bound}"
+            ),
             notes="; ".join(": ".join(example.values()) for example in check_result.examples)
             or None,
             meta={"check": check_result.check},
@@ -241,7 +243,10 @@ def _complaint(failures: list[CheckResult], num_checks: int, manifest: Path, fai
             f"  {check_result.check}: {check_result.found} {what} ({check_result.claim}); first: "
             f"{where}{first['reason']}"
         )
-    remedy = "correct the source, or change the bound or the policy (quarantine, report) in params.yaml, section validate"
+    remedy = (
+        "correct the source, or change the bound or the policy (quarantine, report) in "
+        "params.yaml, section validate"
+    )
     return "\n".join([*lines, f"  {remedy}; all counts and examples: {failed}"])
 
 

@@ -2,7 +2,7 @@
 data the user owns.
 
     python -m flows.benchmark.flow benchmarks/quick.yaml      (or: make benchmark SIZE=quick)
-    python -m flows.benchmark.flow utkface_all_ages           (or: make protocol DATA=utkface_all_ages)
+    python -m flows.benchmark.flow utkface_all_ages    (or: make protocol DATA=utkface_all_ages)
 
 The second runs all folds of a preset. Cells that are finished stay finished (`runs/`), so that it
 can be stopped and started at any time; those that failed are tried again and named at the end.

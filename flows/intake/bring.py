@@ -173,8 +173,8 @@ def _bring(
 
 
 def _is_there(name: str, copied: Copy, labelled: Path, database: IntakeDatabase) -> bool:
-    """Whether a photo is still what was copied; one that DVC has linked or checked out again is read
-    once."""
+    """Whether a photo is still what was copied; one that DVC has linked or checked out again is
+    read once."""
     target = labelled / name
     if not target.is_file():
         return False
@@ -232,8 +232,8 @@ def _dvc_add(folder: Path) -> None:
     if done.returncode != 0:
         message = done.stderr.strip().removeprefix("ERROR: ")
         raise ValueError(
-            f"dvc add {folder / LABELLED}: {message}\nThe photos are there; look again when that is "
-            f"settled"
+            f"dvc add {folder / LABELLED}: {message}\nThe photos are there; look again when that "
+            f"is settled"
         )
 
 

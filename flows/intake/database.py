@@ -20,25 +20,28 @@ from visage.parallel import batched
 VERSION = 1
 TABLES = """
 CREATE TABLE IF NOT EXISTS place (watch TEXT);
-CREATE TABLE IF NOT EXISTS copied (name TEXT PRIMARY KEY, stamp TEXT, sha256 TEXT, num_bytes INTEGER, mtime_ns INTEGER)
-    WITHOUT ROWID;
+CREATE TABLE IF NOT EXISTS copied (name TEXT PRIMARY KEY, stamp TEXT, sha256 TEXT,
+    num_bytes INTEGER, mtime_ns INTEGER) WITHOUT ROWID;
 CREATE TABLE IF NOT EXISTS added (name TEXT PRIMARY KEY, line TEXT, sha256 TEXT) WITHOUT ROWID;
 CREATE TABLE IF NOT EXISTS added_table (sha256 TEXT);
 DROP TABLE IF EXISTS listed;
-CREATE TABLE listed (name TEXT PRIMARY KEY, folder TEXT, number INTEGER, line TEXT, num_bytes INTEGER, stamp TEXT)
-    WITHOUT ROWID;
+CREATE TABLE listed (name TEXT PRIMARY KEY, folder TEXT, number INTEGER, line TEXT,
+    num_bytes INTEGER, stamp TEXT) WITHOUT ROWID;
 DROP TABLE IF EXISTS refused;
 CREATE TABLE refused (number INTEGER, name TEXT, reason TEXT);
 """
-THERE = """SELECT name, number, listed.num_bytes, listed.stamp, copied.stamp, sha256, copied.num_bytes, mtime_ns
-    FROM listed LEFT JOIN copied USING (name) WHERE listed.stamp IS NOT NULL AND name > :after ORDER BY name"""
+THERE = """SELECT name, number, listed.num_bytes, listed.stamp, copied.stamp, sha256,
+    copied.num_bytes, mtime_ns
+    FROM listed LEFT JOIN copied USING (name) WHERE listed.stamp IS NOT NULL AND name > :after
+    ORDER BY name"""
 FOLDERS = """SELECT DISTINCT folder FROM listed WHERE :after IS NULL OR folder > :after
     ORDER BY folder"""
 REFUSED = """SELECT * FROM refused
-    UNION ALL SELECT number, name, 'no such photo there yet' FROM listed LEFT JOIN copied USING (name)
-    WHERE listed.stamp IS NULL AND copied.name IS NULL"""
+    UNION ALL SELECT number, name, 'no such photo there yet' FROM listed
+    LEFT JOIN copied USING (name) WHERE listed.stamp IS NULL AND copied.name IS NULL"""
 NOW = "SELECT name, line, sha256 FROM listed JOIN copied USING (name)"
-COUNTS = f"""SELECT (SELECT COUNT(*) FROM ({NOW}) LEFT JOIN added USING (name) WHERE added.name IS NULL),
+COUNTS = f"""SELECT (SELECT COUNT(*) FROM ({NOW}) LEFT JOIN added USING (name)
+    WHERE added.name IS NULL),
     (SELECT COUNT(*) FROM ({NOW}) AS now JOIN added USING (name)
         WHERE now.line <> added.line OR now.sha256 <> added.sha256),
     (SELECT COUNT(*) FROM added LEFT JOIN ({NOW}) AS now USING (name) WHERE now.name IS NULL)"""

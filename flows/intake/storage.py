@@ -45,7 +45,8 @@ class LocalStorage:
         return _found(name, path.stat()) if path.is_file() else None
 
     def files(self, folders: Iterable[str]) -> Iterator[StoredFile]:
-        """The files of some folders, not of those below them; folders that are not there have none."""
+        """The files of some folders, not of those below them; folders that are not there have
+        none."""
         for folder in folders:
             place = self.folder / folder
             if place.is_dir():
@@ -86,7 +87,8 @@ class RemoteStorage:
             return None
 
     def files(self, folders: Iterable[str]) -> Iterator[StoredFile]:
-        """The files of some folders, not of those below them; folders that are not there have none."""
+        """The files of some folders, not of those below them; folders that are not there have
+        none."""
         pool = ThreadPoolExecutor(LISTINGS_AT_ONCE)
         for listing in map_ordered(self._listing, folders, pool, LISTINGS_AT_ONCE):
             yield from (self._found(info) for info in listing if info["type"] == "file")

@@ -33,7 +33,8 @@ class Wanted:
 
 
 def read_wanted(folder: Path) -> Wanted:
-    """What params.yaml says of the role; ValueError where it would not read what is brought here."""
+    """What params.yaml says of the role; ValueError where it would not read what is brought
+    here."""
     params = folder.parents[1] / "params.yaml"
     role, where = folder.name, f"{params}: download.{folder.name}.incoming"
     settings = load_section(params, "download", DownloadSettings, role)

@@ -17,12 +17,12 @@ from stages.sqlite_database import KEPT, SqliteDatabase
 VERSION = 1
 LASTING = """
 CREATE TABLE IF NOT EXISTS folder (photos TEXT);
-CREATE TABLE IF NOT EXISTS hashed (photo_id TEXT PRIMARY KEY, num_bytes INTEGER, mtime_ns INTEGER, hash INTEGER,
-    num_pixels INTEGER, reason TEXT) WITHOUT ROWID;
-CREATE TABLE IF NOT EXISTS predicted (photo_id TEXT, model TEXT, value REAL, std REAL, box TEXT, reason TEXT,
-    PRIMARY KEY (photo_id, model)) WITHOUT ROWID;
-CREATE TABLE IF NOT EXISTS written (photo_id TEXT PRIMARY KEY, num_bytes INTEGER, hash INTEGER, sigma TEXT)
-    WITHOUT ROWID;
+CREATE TABLE IF NOT EXISTS hashed (photo_id TEXT PRIMARY KEY, num_bytes INTEGER, mtime_ns INTEGER,
+    hash INTEGER, num_pixels INTEGER, reason TEXT) WITHOUT ROWID;
+CREATE TABLE IF NOT EXISTS predicted (photo_id TEXT, model TEXT, value REAL, std REAL, box TEXT,
+    reason TEXT, PRIMARY KEY (photo_id, model)) WITHOUT ROWID;
+CREATE TABLE IF NOT EXISTS written (photo_id TEXT PRIMARY KEY, num_bytes INTEGER, hash INTEGER,
+    sigma TEXT) WITHOUT ROWID;
 """
 OF_THE_RUN = """
 DROP TABLE IF EXISTS present;
@@ -30,7 +30,8 @@ CREATE TABLE present (photo_id TEXT PRIMARY KEY, num_bytes INTEGER, mtime_ns INT
 DROP TABLE IF EXISTS grouped;
 CREATE TABLE grouped (photo_id TEXT PRIMARY KEY, number INTEGER, kept INTEGER) WITHOUT ROWID;
 DROP TABLE IF EXISTS coarse;
-CREATE TABLE coarse (photo_id TEXT PRIMARY KEY, label REAL, spread REAL, sigma REAL, box TEXT) WITHOUT ROWID;
+CREATE TABLE coarse (photo_id TEXT PRIMARY KEY, label REAL, spread REAL, sigma REAL, box TEXT)
+    WITHOUT ROWID;
 DROP TABLE IF EXISTS listed;
 CREATE TABLE listed (photo_id TEXT, reason TEXT);
 DROP TABLE IF EXISTS edited;
@@ -44,23 +45,28 @@ READABLE = """SELECT photo_id, hash, num_pixels FROM hashed JOIN present USING (
     WHERE reason IS NULL ORDER BY photo_id"""
 UNSEEN = """SELECT photo_id FROM grouped WHERE kept AND NOT EXISTS
     (SELECT 1 FROM predicted WHERE predicted.photo_id = grouped.photo_id AND model = :model)"""
-ANSWERS = """SELECT photo_id, json_group_array(value), json_group_array(std), MIN(box) FROM predicted
-    JOIN grouped USING (photo_id) WHERE kept AND model IN (SELECT value FROM json_each(:models))
+ANSWERS = """SELECT photo_id, json_group_array(value), json_group_array(std), MIN(box)
+    FROM predicted JOIN grouped USING (photo_id)
+    WHERE kept AND model IN (SELECT value FROM json_each(:models))
     GROUP BY photo_id HAVING COUNT(value) = json_array_length(:models)"""
-REVIEW = """SELECT photo_id, label, spread, coarse.sigma, number, box, IFNULL(corrected, ''), IFNULL(carried.sigma, '')
+REVIEW = """SELECT photo_id, label, spread, coarse.sigma, number, box, IFNULL(corrected, ''),
+    IFNULL(carried.sigma, '')
     FROM coarse JOIN grouped USING (photo_id) LEFT JOIN carried USING (photo_id)
     ORDER BY spread DESC, coarse.sigma DESC, photo_id"""
 EDITS = """SELECT edited.*, keeper.photo_id FROM edited
-    LEFT JOIN (SELECT photo_id FROM written JOIN hashed USING (photo_id, num_bytes, hash)) AS same USING (photo_id)
+    LEFT JOIN (SELECT photo_id FROM written JOIN hashed USING (photo_id, num_bytes, hash))
+    AS same USING (photo_id)
     LEFT JOIN grouped ON grouped.photo_id = same.photo_id
     LEFT JOIN (SELECT photo_id, number FROM grouped JOIN coarse USING (photo_id)) AS keeper
         ON keeper.number = grouped.number
     ORDER BY edited.photo_id IS NOT keeper.photo_id, edited.photo_id"""
 DROPPED = """SELECT grouped.photo_id, 'near duplicate of ' || keeper.photo_id FROM grouped
     JOIN grouped AS keeper ON keeper.number = grouped.number AND keeper.kept WHERE NOT grouped.kept
-    UNION ALL SELECT photo_id, reason FROM hashed JOIN present USING (photo_id) WHERE reason IS NOT NULL
+    UNION ALL SELECT photo_id, reason FROM hashed JOIN present USING (photo_id)
+    WHERE reason IS NOT NULL
     UNION ALL SELECT photo_id, MIN(reason) FROM predicted JOIN grouped USING (photo_id)
-        WHERE kept AND reason IS NOT NULL AND model IN (SELECT value FROM json_each(:models)) GROUP BY photo_id
+        WHERE kept AND reason IS NOT NULL AND model IN (SELECT value FROM json_each(:models))
+        GROUP BY photo_id
     UNION ALL SELECT photo_id, reason FROM listed ORDER BY 1, 2"""
 
 
@@ -134,7 +140,8 @@ class LabelDatabase(SqliteDatabase):
         )
 
     def readable(self) -> Iterator[tuple[str, int, int]]:
-        """(photo_id, hash, number of pixels) of the photos that are there and can be read, by name."""
+        """(photo_id, hash, number of pixels) of the photos that are there and can be read, by
+        name."""
         return self.execute(READABLE)
 
     def answers(self, models: str) -> Iterator[tuple[str, str, str, str]]:

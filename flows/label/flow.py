@@ -1,7 +1,8 @@
 """A folder of unlabelled photos becomes a labelled table (DHAA's recipe for photos from the web,
 section 3).
 
-    python -m flows.label.flow PHOTOS [--model FOLDER]... [--output FOLDER]          (or: make label PHOTOS=folder)
+    python -m flows.label.flow PHOTOS [--model FOLDER]... [--output FOLDER]
+        (or: make label PHOTOS=folder)
     python -m flows.label.flow PHOTOS --finish review.csv --unreviewed take|leave
 
 The first finds near duplicates (visage/dedup/near_duplicates.py) and keeps the largest of each,
@@ -90,7 +91,8 @@ def _check_photos(photos: Path) -> None:
 
 
 def _common_labels(predictors: Sequence[Predictor]) -> dict[str, Any]:
-    """The quantity, unit and range of labels that all models share; ValueError where they differ."""
+    """The quantity, unit and range of labels that all models share; ValueError where they
+    differ."""
     quantities = [{"quantity": p.config.quantity, "unit": p.config.unit} for p in predictors]
     if any(quantity != quantities[0] for quantity in quantities):
         raise ValueError(

@@ -21,7 +21,8 @@ FEW_PHOTOS = 256  # starting processes takes longer than these
 
 
 def hash_all(photos: Path, found: Iterable[PhotoFile], num_photos: int) -> Iterator[Hashed]:
-    """Hashes in order, in as many processes as there are cores; only a few chunks wait at a time."""
+    """Hashes in order, in as many processes as there are cores; only a few chunks wait at a
+    time."""
     num_workers = len(os.sched_getaffinity(0))
     if num_photos <= FEW_PHOTOS or num_workers == 1:
         yield from _hash(photos, found)

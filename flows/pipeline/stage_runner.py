@@ -48,7 +48,8 @@ class Lines:
         self._told_at = time.monotonic()
 
     def feed(self, output: bytes) -> list[str]:
-        """The lines that are complete with these bytes, and the bar's state when it is time for it."""
+        """The lines that are complete with these bytes, and the bar's state when it is time for
+        it."""
         *whole, self._rest = (self._rest + output).split(b"\n")
         lines = [line for line in map(_last_state, whole) if line]
         if b"\r" in self._rest:

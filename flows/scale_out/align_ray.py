@@ -144,7 +144,8 @@ def _check_fit(settings: AlignOut) -> None:
 
 
 class TaskFiles(Datasource):
-    """Each file a task. Ray's own reader of parquet opens all of them first, in a dozen processes."""
+    """Each file a task. Ray's own reader of parquet opens all of them first, in a dozen
+    processes."""
 
     def __init__(self, files: list[Path]) -> None:
         super().__init__()  # type: ignore[no-untyped-call]

@@ -189,8 +189,8 @@ def _own_cluster() -> Iterator[None]:
 
 
 def _refusal(folder: Path, failure: Exception | None) -> str | None:
-    """What a person must correct, in the words that a process left in the folder, or died with where
-    it left none."""
+    """What a person must correct, in the words that a process left in the folder, or died with
+    where it left none."""
     refused = folder / REFUSED
     if refused.is_file() and (words := refused.read_text(encoding="utf-8")):
         return words

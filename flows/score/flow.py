@@ -1,7 +1,8 @@
 """A folder, bucket or table of photos through the champion: parquet with one row a face and one a
 photo without any.
 
-    python -m flows.score.flow PHOTOS --output FOLDER [--model FOLDER]      (or: make score PHOTOS=... OUTPUT=...)
+    python -m flows.score.flow PHOTOS --output FOLDER [--model FOLDER]
+        (or: make score PHOTOS=... OUTPUT=...)
 
 PHOTOS is a folder, an fsspec URL (s3://bucket/folder) or a table of paths (inventory.py);
 FOLDER gets part-00000.parquet ... (shards.py). Stopped at any time, the same command goes on

@@ -107,7 +107,8 @@ class Inventory(SqliteDatabase):
 
 
 def found_in(photos: str, column: str) -> Iterator[PhotoColumns]:
-    """The photos of a folder, bucket or table; ValueError names what cannot be read and the remedy."""
+    """The photos of a folder, bucket or table; ValueError names what cannot be read and the
+    remedy."""
     filesystem, path = filesystem_of(photos)
     try:
         if filesystem.isdir(path):
@@ -178,7 +179,8 @@ def _pages_of_s3(filesystem: Any, root: str) -> Iterator[tuple[str, Mapping[str,
 
 
 def _entries_below(filesystem: Any, folder: str) -> Iterator[tuple[str, Mapping[str, Any]]]:
-    """The files below a folder in the order of their whole names; one folder at a time in memory."""
+    """The files below a folder in the order of their whole names; one folder at a time in
+    memory."""
     entries = {
         e["name"] + "/" * (e["type"] == "directory"): e for e in filesystem.ls(folder, detail=True)
     }

@@ -1,8 +1,9 @@
 """A slice of the list of photos becomes one parquet file: one row a face, one a photo without any.
 
-    part-00000.parquet: photo, face (0 the largest), value, std, low, high (label units), box (x0 y0 x1 y1), landmarks
-    (x y of five points, px of the upright photo), probability (that it is a face), chosen (as the align stage would),
-    distribution (over the model's grid), reason (null for a face; for a reject the other columns are null)
+    part-00000.parquet: photo, face (0 the largest), value, std, low, high (label units), box (x0 y0
+    x1 y1), landmarks (x y of five points, px of the upright photo), probability (that it is a
+    face), chosen (as the align stage would), distribution (over the model's grid), reason (null for
+    a face; for a reject the other columns are null)
 
 Its schema's metadata say under `visage` which model spoke, and under `score` what the file was made
 of; while that is what is wanted, the file is not made again.

@@ -177,7 +177,8 @@ def _recorded(plan: Plan, inputs: Inputs, folder: Path, trainable: Any, num_face
     }
     parent = open_sweep(plan.settings.experiment, folder.name, about)
     print(
-        f"MLflow: experiment {plan.settings.experiment}, run {parent}; the trials write to {folder}",
+        f"MLflow: experiment {plan.settings.experiment}, run {parent}; the trials write to "
+        f"{folder}",
         flush=True,
     )
     try:

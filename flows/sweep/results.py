@@ -108,7 +108,8 @@ def _row(plan: Plan, one: Ended) -> dict[str, Any]:
 
 
 def best_of(table: pd.DataFrame) -> pd.Series | None:
-    """The finished trial with the lowest error after its last epoch, which is what finetune keeps."""
+    """The finished trial with the lowest error after its last epoch, which is what finetune
+    keeps."""
     finished = table[table["status"] == "finished"]
     return None if finished.empty else finished.sort_values("last_val_mae", kind="stable").iloc[0]
 

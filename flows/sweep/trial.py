@@ -1,5 +1,5 @@
-"""One trial of a sweep: stages.finetune on shared faces, its epochs reported to Tune as they end. Runs
-in Ray's workers.
+"""One trial of a sweep: stages.finetune on shared faces, its epochs reported to Tune as they end.
+Runs in Ray's workers.
 
 A trial's folder holds its checkpoints, epochs.csv (a row for every epoch that ended), and at its
 end history.csv and the model. A trial that is taken up again, on whichever node, goes on after its

@@ -31,12 +31,13 @@ DROP TABLE IF EXISTS skipped;
 CREATE TABLE skipped (photo_id TEXT, action TEXT, reason TEXT);
 CREATE TABLE IF NOT EXISTS made_by (value TEXT);
 """
-MEASURED = """CREATE TABLE IF NOT EXISTS measured (photo_id TEXT PRIMARY KEY, num_bytes INTEGER, mtime_ns INTEGER,
-    sha256 TEXT, width INTEGER, height INTEGER, unreadable TEXT) WITHOUT ROWID"""
-WITH_MEASURES = """SELECT photo_id, num_bytes, mtime_ns FROM photos LEFT JOIN measured USING (photo_id)
-    WHERE photo_id > :after ORDER BY photo_id"""
-MANIFEST = """SELECT photos.photo_id, measured.sha256, num_bytes, width, height, unreadable, label, sigma, person, sex,
-    ethnicity, split FROM photos JOIN measured USING (photo_id) ORDER BY photo_id"""
+MEASURED = """CREATE TABLE IF NOT EXISTS measured (photo_id TEXT PRIMARY KEY, num_bytes INTEGER,
+    mtime_ns INTEGER, sha256 TEXT, width INTEGER, height INTEGER, unreadable TEXT) WITHOUT ROWID"""
+WITH_MEASURES = """SELECT photo_id, num_bytes, mtime_ns FROM photos
+    LEFT JOIN measured USING (photo_id) WHERE photo_id > :after ORDER BY photo_id"""
+MANIFEST = """SELECT photos.photo_id, measured.sha256, num_bytes, width, height, unreadable, label,
+    sigma, person, sex, ethnicity, split FROM photos JOIN measured USING (photo_id)
+    ORDER BY photo_id"""
 
 
 class ManifestDatabase(SqliteDatabase):
@@ -109,10 +110,13 @@ class ManifestDatabase(SqliteDatabase):
         )
 
     def skip_without_split(self) -> None:
-        """Leaves out the photos that the set's authors put in no split, unless that is all of them."""
+        """Leaves out the photos that the set's authors put in no split, unless that is all of
+        them."""
         if self.execute("SELECT 1 FROM photos WHERE given IS NOT NULL LIMIT 1").fetchone():
-            unsplit = "SELECT photo_id, 'skipped', 'the set puts it in no split' FROM photos WHERE given IS NULL"
-            self.execute(f"INSERT INTO skipped {unsplit}")
+            self.execute(
+                "INSERT INTO skipped SELECT photo_id, 'skipped', 'the set puts it in no split' "
+                "FROM photos WHERE given IS NULL"
+            )
             self.execute("DELETE FROM photos WHERE given IS NULL")
 
     def leave_out_test(self) -> None:

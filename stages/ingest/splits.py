@@ -6,20 +6,22 @@ so a split does not depend on the order of files, and a photo that is added late
 Fractions hold in expectation.
 
 assign
-- `given`: the set's own split. val is carved out of its train, by `val_fraction`, unless the set brings its own val
-  (then `val_fraction` must be 0).
+- `given`: the set's own split. val is carved out of its train, by `val_fraction`, unless the set
+  brings its own val (then `val_fraction` must be 0).
 - `random`: test_draw < test_fraction is test; of the rest, val_draw < val_fraction is val.
-- `folds`: floor(test_draw * num_folds) == fold is test; of the rest, val_draw < val_fraction is val. Folds of one seed
-  are disjoint and together are everything; the same seed with other folds keeps the draws.
-- `leave_person_out`: the person number `fold` in sorted order is test; of the others, val is carved as above. There are
-  as many folds as persons, and `num_folds` must say so; `group_by` must be person.
+- `folds`: floor(test_draw * num_folds) == fold is test; of the rest, val_draw < val_fraction is
+  val. Folds of one seed are disjoint and together are everything; the same seed with other folds
+  keeps the draws.
+- `leave_person_out`: the person number `fold` in sorted order is test; of the others, val is carved
+  as above. There are as many folds as persons, and `num_folds` must say so; `group_by` must be
+  person.
 `val_fraction` is thus always a fraction of what is not test.
 
 group_by
-- `picture`: byte-identical photos (sha256) share every draw: no new split puts one in train and one in test. A given
-  split is left as it was given, duplicates included. Where photos have a person, a person left without any train photo
-  gets back the val picture whose val_draw is highest, for a classifier of persons must have seen them all. The test set
-  is never changed for that.
+- `picture`: byte-identical photos (sha256) share every draw: no new split puts one in train and one
+  in test. A given split is left as it was given, duplicates included. Where photos have a person, a
+  person left without any train photo gets back the val picture whose val_draw is highest, for a
+  classifier of persons must have seen them all. The test set is never changed for that.
 - `person`: a person's photos share every draw; persons who share a picture count as one.
 
 Photos that come later (`assign_incoming`) move none of those before them. A line's own split holds;
@@ -44,16 +46,19 @@ KNOWN = ("train", "val", "test")  # each firmer than those before it
 # own lines; `settled`: what becomes of each later photo. place_of, group_of and drawn are functions
 # of assign_incoming.
 INCOMING_SPLITS = """
-CREATE TEMP TABLE incoming AS SELECT photo_id, group_of(sha256, person) AS grp, place_of(given) AS given,
+CREATE TEMP TABLE incoming AS SELECT photo_id, group_of(sha256, person) AS grp,
+    place_of(given) AS given,
     drawn(sha256, person) AS drawn FROM photos WHERE split IS NULL;
 CREATE INDEX temp.incoming_grp ON incoming (grp);
 CREATE TEMP TABLE known AS SELECT grp, MAX(place) AS place FROM (
-    SELECT group_of(sha256, person) AS grp, place_of(split) AS place FROM photos WHERE split IS NOT NULL
+    SELECT group_of(sha256, person) AS grp, place_of(split) AS place FROM photos
+    WHERE split IS NOT NULL
     UNION ALL SELECT grp, given FROM incoming WHERE given IS NOT NULL)
     WHERE grp IN (SELECT grp FROM incoming) GROUP BY grp;
 CREATE INDEX temp.known_grp ON known (grp);
-CREATE TEMP TABLE settled AS SELECT photo_id, given, COALESCE(given, known.place, MAX(drawn) OVER (PARTITION BY grp))
-    AS place, given IS NULL AND known.place IS NULL AS is_drawn FROM incoming LEFT JOIN known USING (grp);
+CREATE TEMP TABLE settled AS SELECT photo_id, given,
+    COALESCE(given, known.place, MAX(drawn) OVER (PARTITION BY grp)) AS place,
+    given IS NULL AND known.place IS NULL AS is_drawn FROM incoming LEFT JOIN known USING (grp);
 CREATE UNIQUE INDEX temp.settled_photo_id ON settled (photo_id);
 UPDATE photos SET split = CASE settled.place WHEN 0 THEN 'train' WHEN 1 THEN 'val' ELSE 'test' END
     FROM settled WHERE settled.photo_id = photos.photo_id;
@@ -209,9 +214,11 @@ def _close_test(connection: sqlite3.Connection, report_skip: ReportSkip) -> None
 
 
 def _merged_persons(connection: sqlite3.Connection) -> dict[str, str]:
-    """Persons who share a picture -> the one name (the first in order) that draws for all of them."""
+    """Persons who share a picture -> the one name (the first in order) that draws for all of
+    them."""
     shared = """SELECT sha256, person FROM photos WHERE sha256 IN
-        (SELECT sha256 FROM photos GROUP BY sha256 HAVING COUNT(DISTINCT person) > 1) GROUP BY sha256, person"""
+        (SELECT sha256 FROM photos GROUP BY sha256 HAVING COUNT(DISTINCT person) > 1)
+        GROUP BY sha256, person"""
     leader: dict[str, str] = {}
 
     def find(person: str) -> str:
@@ -256,6 +263,7 @@ def _help_persons(connection: sqlite3.Connection, settings: SplitSettings, movab
             SELECT sha256 FROM (
                 SELECT sha256, MAX(val_draw(sha256)) FROM photos AS candidates
                 WHERE {movable} AND person IS NOT NULL AND NOT EXISTS (
-                    SELECT 1 FROM photos AS own WHERE own.person = candidates.person AND own.split = 'train')
+                    SELECT 1 FROM photos AS own WHERE own.person = candidates.person
+                    AND own.split = 'train')
                 GROUP BY person))"""
     )

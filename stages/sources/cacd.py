@@ -94,7 +94,8 @@ def _read_meta(meta: Path) -> dict[str, list[CacdPhoto]]:
 
 
 def _key(name: str) -> str:
-    """A name with every run of letters outside ASCII as one question mark, however it was encoded."""
+    """A name with every run of letters outside ASCII as one question mark, however it was
+    encoded."""
     return re.sub(r"[^\x00-\x7f]+", "?", unicodedata.normalize("NFC", name))
 
 
@@ -103,7 +104,10 @@ def _why_not(name: str, lines: list[CacdPhoto] | None) -> str | None:
     if lines is None:
         return "the table does not name it"
     if len(lines) > 1:
-        return f"the table names it {len(lines)} times, less the accents; which line is meant is not certain"
+        return (
+            f"the table names it {len(lines)} times, less the accents; which line is meant is not "
+            f"certain"
+        )
     found = AGE.fullmatch(name)
     if not found or int(found[1]) != lines[0].age:
         return f"name {name!r} does not begin with the table's age {lines[0].age}"

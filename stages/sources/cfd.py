@@ -63,7 +63,8 @@ def cfd_rows(raw_dir: Path, options: CfdOptions, report_skip: ReportSkip) -> Ite
         elif (norm.race, norm.sex) != (name["race"].upper(), name["sex"].upper()):
             report_skip(
                 photo_id,
-                f"{options.norms} says race {norm.race} and sex {norm.sex}, its name says otherwise",
+                f"{options.norms} says race {norm.race} and sex {norm.sex}, its name says "
+                f"otherwise",
             )
         else:
             photographed.add(name["target"].upper())

@@ -82,7 +82,8 @@ def set_rows(
 
 
 def below(folder: str, report_skip: ReportSkip) -> ReportSkip:
-    """The same list of left-out photos, for a set whose photos lie in a folder of the raw folder."""
+    """The same list of left-out photos, for a set whose photos lie in a folder of the raw
+    folder."""
 
     def skip(photo_id: str, reason: str, *, action: Action = "skipped") -> None:
         report_skip(photo_id if photo_id == "*" else f"{folder}/{photo_id}", reason, action=action)

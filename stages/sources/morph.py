@@ -9,14 +9,17 @@ or sexes, and several dates of birth (so that their ages do not fit together); h
 races or sexes is counted in one line of skipped.csv (photo_id `*`).
 
 Protocols (`protocol`):
-- `random`: every photo, no split of its own. Papers draw 80-20 by photo: `split` {assign: folds, group_by: picture,
-  num_folds: 5}. A person is then trained and tested on; `group_by: person` is the strict variant.
-- `caucasian`: the white photos alone, split likewise. Papers take 5,493 of them by a list that is not released with the
-  set; `listed` is a CSV with the column photo that names them, null takes all.
-- `s1_s2_s3` (Guo and Mu 2010): S1 and S2 hold as many black as white photos and about three of men to one of women, S3
-  is all the rest. Fold 0 trains on S1 and tests on S2 and S3, fold 1 trains on S2 and tests on S1 and S3; the result is
-  that of both folds' test photos together. `sets.listed` is a CSV with the columns photo and set (S1, S2, S3); where it
-  is null the photos of each race and sex are ordered by a seeded draw, the first make S1, the next S2.
+- `random`: every photo, no split of its own. Papers draw 80-20 by photo: `split` {assign: folds,
+  group_by: picture, num_folds: 5}. A person is then trained and tested on; `group_by: person` is
+  the strict variant.
+- `caucasian`: the white photos alone, split likewise. Papers take 5,493 of them by a list that is
+  not released with the set; `listed` is a CSV with the column photo that names them, null takes
+  all.
+- `s1_s2_s3` (Guo and Mu 2010): S1 and S2 hold as many black as white photos and about three of men
+  to one of women, S3 is all the rest. Fold 0 trains on S1 and tests on S2 and S3, fold 1 trains on
+  S2 and tests on S1 and S3; the result is that of both folds' test photos together. `sets.listed`
+  is a CSV with the columns photo and set (S1, S2, S3); where it is null the photos of each race and
+  sex are ordered by a seeded draw, the first make S1, the next S2.
 """
 
 from __future__ import annotations

@@ -76,7 +76,8 @@ def _tsv_face(container: str, line: bytes) -> tuple[str, bytes]:
 
 
 def rec_records(path: Path, start: int, max_photo_bytes: int) -> Iterator[Record]:
-    """The pictures of a RecordIO file from position `start` on; its list of people is passed over."""
+    """The pictures of a RecordIO file from position `start` on; its list of people is passed
+    over."""
     max_bytes = max_photo_bytes + BESIDE_PHOTO_BYTES
     people_from = first_identity(path, max_bytes)
     for chunk in read_chunks(path, start, max_bytes):

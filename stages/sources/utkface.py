@@ -1,11 +1,14 @@
 """UTKFace (aligned and cropped): the file name is the label.
 
-`[age]_[gender]_[race]_[date and time].jpg.chip.jpg`, the stamp being 17 digits; gender 0 male, 1 female; race 0 White,
-1 Black, 2 Asian, 3 Indian, 4 Others. In the complete set 23,700 of 23,708 names have that form. The other eight are
-repaired, each for a reason that holds (none is renamed on disk):
-- a blank before, or a missing dot after, the stamp, and stamps of 16 or 18 digits: the three label fields are whole;
-- one field is missing (three names): it is the race. The names made in the seconds around each of the three carry
-  gender 1 almost without exception and race 1 almost never, so the 1 that is left is the gender. Ethnicity is null.
+`[age]_[gender]_[race]_[date and time].jpg.chip.jpg`, the stamp being 17 digits; gender 0 male, 1
+female; race 0 White, 1 Black, 2 Asian, 3 Indian, 4 Others. In the complete set 23,700 of 23,708
+names have that form. The other eight are repaired, each for a reason that holds (none is renamed on
+disk):
+- a blank before, or a missing dot after, the stamp, and stamps of 16 or 18 digits: the three label
+  fields are whole;
+- one field is missing (three names): it is the race. The names made in the seconds around each of
+  the three carry gender 1 almost without exception and race 1 almost never, so the 1 that is left
+  is the gender. Ethnicity is null.
 
 Protocols: `all_ages` takes every photo and gives no split. `coral` takes the public CORAL split:
 only photos of ages 21 to 60 that `lists.train` or `lists.test` name (without `.chip.jpg`); two
@@ -90,7 +93,10 @@ def _what_was_wrong(name: str, stamp: str, ethnicity: str | None) -> str:
         return "the race field is missing: age and sex are taken, ethnicity is left empty"
     if len(stamp) != 17:
         return f"the stamp has {len(stamp)} digits, not 17: the label fields are whole and taken"
-    return f"the separators are not the usual ones ({name[-30:]!r}): the label fields are whole and taken"
+    return (
+        f"the separators are not the usual ones ({name[-30:]!r}): the label fields are whole and "
+        f"taken"
+    )
 
 
 def utkface_rows(
