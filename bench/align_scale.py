@@ -32,7 +32,7 @@ import ray
 from flows.scale_out.align_ray import TASK_CHUNKS, AlignOut, runner
 from flows.scale_out.ray_cluster import connected
 from stages.align import CHUNK_ROWS, AlignSettings, Runner, Work, align, run_local
-from stages.face_shards import Outcome, Row
+from stages.face_shards import AlignedPhotos, RowDict
 from visage.data.schemas import MANIFEST_SCHEMA
 from visage.detection.mtcnn import DetectorSettings
 from visage.synthetic import encode_face, sample_person, sample_photo
@@ -83,7 +83,7 @@ class Watched:
         default_factory=list
     )  # photos, resident bytes, bytes in the object store
 
-    def __call__(self, work: Work, chunks: Iterable[list[Row]]) -> Iterator[Outcome]:
+    def __call__(self, work: Work, chunks: Iterable[list[RowDict]]) -> Iterator[AlignedPhotos]:
         process, looked = psutil.Process(), 0.0
         driver, processor = 0.0, 0.0
         for outcome in self.inner(work, chunks):
@@ -139,7 +139,7 @@ def draw(folder: Path, count: int, side_px: int) -> None:
     for path, data in zip(drawn, photos, strict=True):
         path.unlink(missing_ok=True)
         path.write_bytes(data)
-    none: Row = dict.fromkeys(MANIFEST_SCHEMA.names)
+    none: RowDict = dict.fromkeys(MANIFEST_SCHEMA.names)
     with pq.ParquetWriter(folder / "manifest.parquet", MANIFEST_SCHEMA) as writer:
         for start in range(0, count, 1000):
             raw = folder / "raw" / f"{start // 1000:05d}"

@@ -21,7 +21,7 @@ import numpy as np
 import torch
 
 from bench.detect import SETTINGS, encoded_photos
-from visage.detection.align import Photo, Reals, choose_face, similarity, template, transform
+from visage.detection.align import PhotoArray, Reals, choose_face, similarity, template, transform
 from visage.detection.image_io import read_photo
 from visage.detection.mtcnn import Detector
 from visage.synthetic import draw_face, landmarks, sample_person, sample_photo
@@ -30,7 +30,7 @@ PASSES = (0, 1, 2, 3)
 PX, TURN = 200, 50
 
 
-def drawn_chips(count: int) -> tuple[list[Photo], list[Reals]]:
+def drawn_chips(count: int) -> tuple[list[PhotoArray], list[Reals]]:
     """Drawn faces cut from hair line to chin, and their true landmarks; corner and side differ a
     little, as cuts do."""
     rng = np.random.default_rng(0)

@@ -210,7 +210,10 @@ def print_errors(folder: Path, faces: Path) -> None:
     runs = forms(
         network,
         config,
-        (faces_of(train, places, network.needs_landmarks) for places in np.array_split(spread, -(-len(spread) // BATCH))),
+        (
+            faces_of(train, places, network.needs_landmarks)
+            for places in np.array_split(spread, -(-len(spread) // BATCH))
+        ),
     )
     values: dict[str, list[Values]] = {form: [] for form in runs}
     for rows, crops_BCHW in in_order(test, BATCH, DECODING_THREADS, "test faces"):

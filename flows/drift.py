@@ -78,7 +78,7 @@ def drift(root: Path = ROOT) -> State[str]:
             "server anew (make serve)"
         )
     rows, beyond = measures(settings, reference, served)
-    outcome = _outcome(settings, f"version {version} of {model}", rows, beyond)
+    outcome = _decision(settings, f"version {version} of {model}", rows, beyond)
     create_table_artifact(key="drift", table=rows, description=outcome)
     get_run_logger().info(outcome)
     return Completed(message=outcome, data=outcome)
@@ -146,30 +146,33 @@ def measures(
         return rows, []
     found = compared(reference, served)
     means = f"mean {found.value_mean:.2f}, in training {found.reference_value_mean:.2f}"
-    told = [
+    measures = [
         (f"predicted values ({means})", found.value_psi, settings.max_value_psi),
         ("features", found.feature_distance, settings.max_feature_distance),
     ]
     rows += [
         {"measure": name, "found": round(value, 4), "threshold": limit}
-        for name, value, limit in told
+        for name, value, limit in measures
     ]
     beyond = [
         f"{name} by {value:.3g}, more than {limit:g}"
-        for name, value, limit in told
+        for name, value, limit in measures
         if value > limit
     ]
     return rows, beyond
 
 
-def _outcome(
+def _decision(
     settings: DriftSettings, version: str, rows: list[dict[str, Any]], beyond: list[str]
 ) -> str:
     """The table in a sentence; where it tells of drift, the retraining is started and people are
     told."""
     num_faces = rows[0]["found"]
     if num_faces < settings.min_faces:
-        return f"{num_faces} faces served by {version}: nothing is decided on fewer than {settings.min_faces}"
+        return (
+            f"{num_faces} faces served by {version}: nothing is decided on fewer than "
+            f"{settings.min_faces}"
+        )
     if not beyond:
         return f"the {num_faces} faces served last look like the training faces of {version}"
     reason = (
@@ -178,7 +181,10 @@ def _outcome(
     )
     if not started(settings.deployment, f"drift of {version}", reason):
         return f"{reason}; {settings.deployment} was started for it earlier today"
-    outcome = f"{reason}; {settings.deployment} was started, which needs new labelled photos to change anything"
+    outcome = (
+        f"{reason}; {settings.deployment} was started, which needs new labelled photos to change "
+        f"anything"
+    )
     notify(settings.notify, f"visage: {outcome}")
     return outcome
 
@@ -205,8 +211,8 @@ def started(deployment: str, cause: str, reason: str) -> bool:
 
 
 def main() -> None:
-    """The command line; prints the outcome. What the user can mend ends it with one line and exit
-    status 2."""
+    """The command line; prints the outcome. What the user can correct ends it with one line and
+    exit status 2."""
     argparse.ArgumentParser(
         prog="python -m flows.drift", description=__doc__.split("\n", 1)[0]
     ).parse_args()

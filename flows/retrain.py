@@ -1,6 +1,6 @@
 """The scheduled job: new labelled data becomes a challenger, and the champion if it is no worse.
 
-    python -m flows.retrain [--reason TEXT]          (or: make retrain; prefect.yaml runs it every night)
+    python -m flows.retrain [--reason TEXT]   (or: make retrain; prefect.yaml runs it every night)
 
 look (flows/intake/bring.py) -> reproduce and record (flows/reproduce.py) -> package -> compare ->
 promote or refuse (model_registry/). Every step knows what is done already: a run that was killed
@@ -25,7 +25,7 @@ from prefect.client.schemas.objects import State
 from prefect.states import Cancelled, Completed
 
 from flows.intake.bring import StillWritten, look
-from flows.intake.storage import watched_place
+from flows.intake.storage import open_storage
 from flows.intake.table import read_wanted
 from flows.pipeline.artifacts import RecordedRun
 from flows.pipeline.dvc_stages import declared, stale
@@ -96,8 +96,8 @@ def _settled(root: Path, experiment: str, model: str) -> str | None:
         return None
     run_id = find(experiment, lock_digest(lock))
     version = run_id and version_of(model, run_id)
-    told = version and _has_our_limits(root, version) and decided(model, version)
-    return f"version {version} of {model} was {told[0]} ({told[1]})" if told else None
+    decision = version and _has_our_limits(root, version) and decided(model, version)
+    return f"version {version} of {model} was {decision[0]} ({decision[1]})" if decision else None
 
 
 def _may_pass(_task: Any, _run: Any, state: Any) -> bool:
@@ -126,7 +126,7 @@ def bring_in(root: Path, role: str, watch: str) -> None:
     log = get_run_logger()
     folder = root / INCOMING / role
     table = read_wanted(folder).table
-    if watched_place(watch, root).find(table) is None:
+    if open_storage(watch, root).find(table) is None:
         log.warning("%s: no %s there (yet), so nothing new for %s", watch, table, role)
         return
     came = look(watch, folder)
@@ -188,8 +188,8 @@ def _sentence(model: str, version: int, decision: Decision) -> str:
 
 
 def main(root: Path = ROOT, words: list[str] | None = None) -> None:
-    """The command line; prints the outcome. What the user can mend ends it with one line and exit
-    status 2."""
+    """The command line; prints the outcome. What the user can correct ends it with one line and
+    exit status 2."""
     parser = argparse.ArgumentParser(
         prog="python -m flows.retrain", description=__doc__.split("\n", 1)[0]
     )

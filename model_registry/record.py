@@ -12,12 +12,12 @@ import csv
 import hashlib
 import json
 import math
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
 from importlib.metadata import distributions
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any
 
 from mlflow import MlflowClient
 from mlflow.data.meta_dataset import MetaDataset
@@ -26,6 +26,7 @@ from mlflow.entities import Dataset, DatasetInput, InputTag, Metric, Param, Run,
 from mlflow.system_metrics.system_metrics_monitor import SystemMetricsMonitor
 
 from model_registry.mlflow_client import connect, experiment, patiently
+from visage.parallel import batched
 
 LOCK_TAG, WORKSPACE_TAG, OPEN_TAG = "visage.lock", "visage.workspace", "visage.open"
 PREDICTIONS, METRICS, GROUPS = (
@@ -36,7 +37,6 @@ PREDICTIONS, METRICS, GROUPS = (
 MAX_VALUE = 6000  # characters of a parameter that every store takes
 MAX_PARAMS, MAX_METRICS = 100, 1000  # in one call
 SAMPLING_SECONDS = 10
-Item = TypeVar("Item")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -167,9 +167,9 @@ def _log_evidence(client: MlflowClient, run_id: str, time_ms: int, evidence: Evi
     metrics = [Metric(key, value, time_ms, 0) for key, value in figures.items()]
     for file in evidence.history:
         metrics += [Metric(key, value, time_ms, step) for key, step, value in curve(file)]
-    for some_params in _batches(_params(evidence), MAX_PARAMS):
+    for some_params in batched(_params(evidence), MAX_PARAMS):
         client.log_batch(run_id, params=some_params)
-    for some_metrics in _batches(metrics, MAX_METRICS):
+    for some_metrics in batched(metrics, MAX_METRICS):
         client.log_batch(run_id, metrics=some_metrics)
     client.log_inputs(
         run_id, [_dataset(role, manifest) for role, manifest in evidence.manifests.items()]
@@ -238,8 +238,3 @@ def _dataset(role: str, manifest: Path) -> DatasetInput:
     describe: Any = MetaDataset
     data = describe(LocalArtifactDatasetSource(str(manifest)), name=role, digest=digest)
     return DatasetInput(Dataset(**data.to_dict()), [InputTag("mlflow.data.context", role)])
-
-
-def _batches(items: Sequence[Item], size: int) -> Iterator[Sequence[Item]]:
-    for start in range(0, len(items), size):
-        yield items[start : start + size]

@@ -13,7 +13,8 @@ from mlflow.entities import Metric, Param, Run, RunTag
 from mlflow.utils.mlflow_tags import MLFLOW_PARENT_RUN_ID, MLFLOW_RUN_NAME
 
 from model_registry.mlflow_client import connect, experiment, patiently
-from model_registry.record import MAX_VALUE, flat
+from model_registry.record import MAX_PARAMS, MAX_VALUE, flat
+from visage.parallel import batched
 
 SWEEP_TAG, TRIAL_TAG, REASON_TAG = "visage.sweep", "visage.trial", "visage.reason"
 Status = Literal["FINISHED", "FAILED", "KILLED"]
@@ -61,8 +62,7 @@ def _running_trials(parent: str) -> list[str]:
 
 def _parameters(run_id: str, values: Mapping[str, Any]) -> None:
     params = [Param(key, str(value)[:MAX_VALUE]) for key, value in values.items()]
-    for start in range(0, len(params), 100):
-        some = params[start : start + 100]
+    for some in batched(params, MAX_PARAMS):
         patiently(lambda some=some: connect().log_batch(run_id, params=some))  # type: ignore[misc]
 
 

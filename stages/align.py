@@ -22,7 +22,7 @@ import json
 import socket
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator
-from concurrent.futures import Future, ProcessPoolExecutor
+from concurrent.futures import ProcessPoolExecutor
 from contextlib import contextmanager
 from dataclasses import dataclass
 from multiprocessing import get_context
@@ -35,8 +35,8 @@ from tqdm import tqdm
 
 from stages.face_shards import (
     COPIED,
-    Outcome,
-    Row,
+    AlignedPhotos,
+    RowDict,
     Shard,
     is_finished,
     read_own,
@@ -47,14 +47,18 @@ from stages.face_shards import (
 )
 from stages.settings import Report, print_report, stage_main
 from visage.atomic import atomic_write
+from visage.data.jpeg import encode_jpeg
 from visage.detection import align as alignment
 from visage.detection import image_io, integral_image, mtcnn
+from visage.detection.align import PhotoArray
 from visage.detection.image_io import PhotoError, read_photo
-from visage.detection.mtcnn import Detector, DetectorSettings, Faces, Photo
-from visage.parallel import die_with_parent
+from visage.detection.mtcnn import Detector, DetectorSettings, Faces
+from visage.parallel import batched, die_with_parent, map_ordered
 
-Work = Callable[[list[Row]], Outcome]
-Runner = Callable[[Work, Iterable[list[Row]]], Iterator[Outcome]]  # outcomes in the chunks' order
+Work = Callable[[list[RowDict]], AlignedPhotos]
+Runner = Callable[
+    [Work, Iterable[list[RowDict]]], Iterator[AlignedPhotos]
+]  # outcomes in the chunks' order
 CHUNK_ROWS = 64  # photos that one worker takes at a time
 PIXELS_TOGETHER = (
     24_000_000  # decoded photos that wait for the detector in one worker: bounds its memory
@@ -168,19 +172,19 @@ def _fill_shards(
         deque()
     )  # path, fingerprint, number of photos: in the outcomes' order
 
-    def chunks() -> Iterator[list[Row]]:
+    def chunks() -> Iterator[list[RowDict]]:
         for shard in shards:
             if is_finished(shard):
                 bar.update(len(shard.rows))
                 continue
             started.append((shard.path, shard.fingerprint, len(shard.rows)))
-            for start in range(0, max(1, len(shard.rows)), CHUNK_ROWS):
-                yield shard.rows[start : start + CHUNK_ROWS]
+            # A shard without rows is a chunk, too: it becomes an empty file.
+            yield from batched(shard.rows, CHUNK_ROWS) if shard.rows else [[]]
 
     outcomes = runner(functools.partial(align_photos, settings, raw), chunks())
     for first in outcomes:
         path, fingerprint, num_photos = started.popleft()
-        whole = Outcome()
+        whole = AlignedPhotos()
         for part in itertools.chain(
             [first], itertools.islice(outcomes, max(0, num_photos - 1) // CHUNK_ROWS)
         ):
@@ -192,26 +196,20 @@ def _fill_shards(
         write_shard(path, fingerprint, whole, settings.eye())
 
 
-def run_local(num_workers: int, work: Work, chunks: Iterable[list[Row]]) -> Iterator[Outcome]:
+def run_local(
+    num_workers: int, work: Work, chunks: Iterable[list[RowDict]]
+) -> Iterator[AlignedPhotos]:
     """Chunks through processes of this machine, in order, at most four a process under way; 0 means
     this process."""
     if num_workers == 0:
         yield from map(work, chunks)
         return
-    context, source = get_context("forkserver"), iter(chunks)
-    context.set_forkserver_preload(
-        ["visage.detection.mtcnn"]
-    )  # torch is imported once, not once a process
+
+    context = get_context("forkserver")
+    # torch is imported once, not once a process.
+    context.set_forkserver_preload(["visage.detection.mtcnn"])
     pool = ProcessPoolExecutor(num_workers, mp_context=context, initializer=die_with_parent)
-    try:
-        running: deque[Future[Outcome]] = deque(
-            pool.submit(work, part) for part in itertools.islice(source, 4 * num_workers)
-        )
-        while running:
-            yield running.popleft().result()
-            running.extend(pool.submit(work, part) for part in itertools.islice(source, 1))
-    finally:
-        pool.shutdown(wait=True, cancel_futures=True)
+    yield from map_ordered(work, chunks, pool, 4 * num_workers)
 
 
 @contextmanager
@@ -227,7 +225,7 @@ def one_thread() -> Iterator[None]:
 
 
 @one_thread()
-def align_photos(settings: AlignSettings, raw: Path, rows: list[Row]) -> Outcome:
+def align_photos(settings: AlignSettings, raw: Path, rows: list[RowDict]) -> AlignedPhotos:
     """Manifest rows -> faces and rejects, the same bytes in any runner; one bad photo never takes
     others with it.
 
@@ -238,8 +236,8 @@ def align_photos(settings: AlignSettings, raw: Path, rows: list[Row]) -> Outcome
             f"{raw}: no such folder on {socket.gethostname()}; run the download stage, or mount it "
             f"there"
         )
-    outcome = Outcome()
-    group: list[tuple[Row, Photo | str]] = []
+    outcome = AlignedPhotos()
+    group: list[tuple[RowDict, PhotoArray | str]] = []
     num_pixels = 0
     for row in rows:
         photo = _read(raw, row)
@@ -252,7 +250,7 @@ def align_photos(settings: AlignSettings, raw: Path, rows: list[Row]) -> Outcome
     return outcome
 
 
-def _read(raw: Path, row: Row) -> Photo | str:
+def _read(raw: Path, row: RowDict) -> PhotoArray | str:
     """A manifest row -> its photo's pixels, or the reason why there are none."""
     if row["unreadable"] is not None:
         return str(row["unreadable"])
@@ -268,7 +266,7 @@ def _read(raw: Path, row: Row) -> Photo | str:
 
 
 def _align_group(
-    settings: AlignSettings, group: list[tuple[Row, Photo | str]], outcome: Outcome
+    settings: AlignSettings, group: list[tuple[RowDict, PhotoArray | str]], outcome: AlignedPhotos
 ) -> None:
     """Adds what becomes of some photos to the outcome, in their order."""
     found = iter(
@@ -283,7 +281,7 @@ def _align_group(
             outcome.faces.append(result)
 
 
-def _detect(settings: DetectorSettings, group: list[Photo]) -> list[Faces | str]:
+def _detect(settings: DetectorSettings, group: list[PhotoArray]) -> list[Faces | str]:
     """Faces of each photo; if a photo makes the detector fail, the others still get theirs."""
     detector = _detector(settings)
     try:
@@ -300,7 +298,9 @@ def _detector(settings: DetectorSettings) -> Detector:
     return Detector(settings)
 
 
-def _aligned(settings: AlignSettings, row: Row, photo: Photo, found: Faces | str) -> Row | str:
+def _aligned(
+    settings: AlignSettings, row: RowDict, photo: PhotoArray, found: Faces | str
+) -> RowDict | str:
     """A photo and its faces -> the face table's row, or the reason why there is none."""
     if isinstance(found, str):
         return found
@@ -323,7 +323,7 @@ def _aligned(settings: AlignSettings, row: Row, photo: Photo, found: Faces | str
     try:
         points = alignment.template(settings.template, settings.crop_px, settings.face_scale)
         matrix_23 = alignment.similarity(landmarks, points)
-        jpeg = alignment.encode(
+        jpeg = encode_jpeg(
             alignment.crop(photo, matrix_23, settings.crop_px), settings.jpeg_quality
         )
     except Exception as error:  # as in _detect

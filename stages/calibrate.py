@@ -18,7 +18,7 @@ import numpy as np
 
 from stages.exit_status import smaller
 from stages.settings import Report, print_report, stage_main
-from visage.atomic import atomic_write
+from visage.atomic import atomic_folder
 from visage.data.face_table import FaceTable
 from visage.device import available_device
 from visage.evaluation.calibrate import LEAST_FACES, figures, fit_calibration
@@ -86,10 +86,9 @@ def calibrate(
             task="calibrate",
         )
         config = _fitted(settings, config, table, told, report)
-    calibrated.mkdir(parents=True, exist_ok=True)
-    with atomic_write(calibrated / config.weights.file) as part:
-        shutil.copyfile(model / config.weights.file, part)
-    config.write(calibrated / CONFIG_FILE)
+    with atomic_folder(calibrated) as part:
+        shutil.copyfile(model / config.weights.file, part / config.weights.file)
+        config.write(part / CONFIG_FILE)
     print(f"calibrated model: {calibrated}")
 
 

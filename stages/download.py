@@ -28,9 +28,9 @@ from tqdm import tqdm
 
 from stages.ingest.archives import Budget, Limits
 from stages.ingest.fill_raw import begin_parts
-from stages.ingest.manifest_db import Spool
+from stages.ingest.manifest_db import ManifestDatabase
 from stages.ingest.measure import Bounds, measure_all
-from stages.ingest.records import Row
+from stages.ingest.records import ManifestRow
 from stages.ingest.splits import SplitSettings, assign_incoming, assign_splits
 from stages.settings import Report, print_report, stage_main
 from stages.sources.dataset_rows import (
@@ -70,15 +70,17 @@ class Filling:
     fetched: Path
     budget: Budget
     bounds: Bounds
-    spool: Spool
+    database: ManifestDatabase
 
-    def add(self, name: str, rows: Iterator[Row]) -> None:
-        self.spool.add_rows(tqdm(rows, desc=f"read {name}", unit=" photos"))
+    def add(self, name: str, rows: Iterator[ManifestRow]) -> None:
+        self.database.add_rows(tqdm(rows, desc=f"read {name}", unit=" photos"))
 
     def measure(self) -> None:
-        num_photos = self.spool.num_photos()
-        measured = measure_all(self.raw, self.spool.to_measure(self.raw), num_photos, self.bounds)
-        self.spool.add_measured(tqdm(measured, desc="measure", total=num_photos))
+        num_photos = self.database.num_photos()
+        measured = measure_all(
+            self.raw, self.database.to_measure(self.raw), num_photos, self.bounds
+        )
+        self.database.add_measured(tqdm(measured, desc="measure", total=num_photos))
 
 
 def download(
@@ -93,10 +95,10 @@ def download(
     file and remedy."""
     work = raw.parent / f".{raw.name}.work"
     bounds = Bounds(settings.limits.max_photo_bytes, settings.limits.max_photo_pixels)
-    with Spool(work / "spool.sqlite", bounds, f"Pillow {PIL.__version__}") as spool:
+    with ManifestDatabase(work / "spool.sqlite", bounds, f"Pillow {PIL.__version__}") as database:
         budget = Budget(limits=settings.limits)
         filling = Filling(
-            raw=raw, fetched=work / "fetched", budget=budget, bounds=bounds, spool=spool
+            raw=raw, fetched=work / "fetched", budget=budget, bounds=bounds, database=database
         )
         if (raw / INCOMING).is_dir():  # no adapter may take its photos for the set's own
             shutil.rmtree(raw / INCOMING)
@@ -107,65 +109,66 @@ def download(
             begin_parts(raw, (TRAIN_SET, TEST_SET))
             _add_own(settings, filling, f"{TRAIN_SET}/")
             _add_incoming(settings, filling)
-            spool.leave_out_test()
+            database.leave_out_test()
             _add_test(settings.test_set, filling)
-        _write_manifest(spool, manifest)
-        _write_skipped(spool, skipped)
-        report(0, spool.counts())
+        _write_manifest(database, manifest)
+        _write_skipped(database, skipped)
+        report(0, database.counts())
 
 
 def _add_own(settings: DownloadSettings, filling: Filling, prefix: str) -> None:
-    """The role's own set, in the folder `prefix` of the raw folder: its rows, measured and split."""
-    raw, spool = filling.raw, filling.spool
-    skip = below(prefix.rstrip("/"), spool.report_skip) if prefix else spool.report_skip
+    """The role's own set, in the folder `prefix` of the raw folder: its rows, measured and
+    split."""
+    raw, database = filling.raw, filling.database
+    skip = below(prefix.rstrip("/"), database.report_skip) if prefix else database.report_skip
     rows = set_rows(settings, raw / prefix, filling.fetched, filling.budget, skip)
     filling.add(settings.source, (row._replace(photo_id=f"{prefix}{row.photo_id}") for row in rows))
     if settings.split.assign == "given":
-        spool.skip_without_split()
+        database.skip_without_split()
     if (raw / INCOMING).exists():
         raise ValueError(
             f"{raw / INCOMING}: the set has a folder of this name, which is kept for photos that "
             f"come; rename it"
         )
-    if not spool.num_photos():
+    if not database.num_photos():
         raise ValueError(
             f"{raw}: source {settings.source} found no photo; check locations and options"
         )
     filling.measure()
-    assign_splits(spool.database, settings.split)
+    assign_splits(database.connection, settings.split)
 
 
 def _add_incoming(settings: DownloadSettings, filling: Filling) -> None:
     """The photos that have come since, if any, in splits that move none of the others."""
     if settings.incoming is None or not has_come(settings.incoming):
         return
-    skip = below(INCOMING, filling.spool.report_skip)
+    skip = below(INCOMING, filling.database.report_skip)
     rows = set_rows(
         settings.incoming, filling.raw / INCOMING, filling.fetched, filling.budget, skip
     )
     filling.add("incoming", as_incoming_rows(rows))
     filling.measure()
-    assign_incoming(filling.spool.database, settings.split, filling.spool.report_skip)
+    assign_incoming(filling.database.connection, settings.split, filling.database.report_skip)
 
 
 def _add_test(other: OtherSetSettings, filling: Filling) -> None:
     """The other set, all of it test."""
-    raw, spool = filling.raw, filling.spool
-    skip = below(TEST_SET, spool.report_skip)
+    raw, database = filling.raw, filling.database
+    skip = below(TEST_SET, database.report_skip)
     rows = set_rows(other, raw / TEST_SET, filling.fetched, filling.budget, skip)
     filling.add(other.source, as_test_rows(other, rows, skip))
     filling.measure()
-    if not spool.rest_is_test():
+    if not database.rest_is_test():
         raise ValueError(
             f"{raw / TEST_SET}: source {other.source} gave no photo to test on; check "
             f"test_set.splits"
         )
 
 
-def _write_manifest(spool: Spool, manifest: Path) -> None:
-    """The spool's rows as parquet, one row group a batch: memory stays flat."""
+def _write_manifest(database: ManifestDatabase, manifest: Path) -> None:
+    """The database's rows as parquet, one row group a batch: memory stays flat."""
     with atomic_write(manifest) as part, pq.ParquetWriter(part, MANIFEST_SCHEMA) as writer:
-        for batch in spool.manifest_rows():
+        for batch in database.manifest_rows():
             columns = zip(*batch, strict=True)
             arrays = [
                 pa.array(column, kind.type)
@@ -174,11 +177,11 @@ def _write_manifest(spool: Spool, manifest: Path) -> None:
             writer.write_batch(pa.record_batch(arrays, schema=MANIFEST_SCHEMA))
 
 
-def _write_skipped(spool: Spool, skipped: Path) -> None:
+def _write_skipped(database: ManifestDatabase, skipped: Path) -> None:
     with atomic_write(skipped) as part, part.open("w", newline="", encoding="utf-8") as file:
         writer = csv.writer(file, lineterminator="\n")
         writer.writerow(["photo_id", "action", "reason"])
-        writer.writerows(spool.skipped_rows())
+        writer.writerows(database.skipped_rows())
 
 
 if __name__ == "__main__":

@@ -29,7 +29,7 @@ from stages.evaluated_faces import (
 )
 from stages.exit_status import smaller
 from stages.settings import Report, print_report, stage_main
-from visage.atomic import atomic_write
+from visage.atomic import atomic_folder, atomic_write
 from visage.data.face_table import FaceTable
 from visage.device import available_device
 from visage.evaluation.html import Picture, page
@@ -152,11 +152,11 @@ def write_plots(
     folder: Path, drawn: Mapping[str, Picture], tables: Mapping[str, pd.DataFrame]
 ) -> None:
     """Every picture as PNG, every table that `dvc plots show` draws as CSV."""
-    for name, picture in drawn.items():
-        with atomic_write(folder / f"{name}.png") as part:
-            part.write_bytes(picture.png)
-    for name, table in tables.items():
-        write_table(folder / f"{name}.csv", table)
+    with atomic_folder(folder) as part:
+        for name, picture in drawn.items():
+            (part / f"{name}.png").write_bytes(picture.png)
+        for name, table in tables.items():
+            write_table(part / f"{name}.csv", table)
 
 
 def read_history(path: Path) -> dict[str, np.ndarray]:

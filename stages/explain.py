@@ -22,7 +22,7 @@ import pyarrow.parquet as pq
 
 from stages.evaluated_faces import ResampleSettings, open_split
 from stages.settings import Report, print_report, read_json, stage_main
-from visage.atomic import atomic_write
+from visage.atomic import atomic_folder
 from visage.data.face_table import FaceTable
 from visage.device import available_device
 from visage.evaluation.html import Picture, page
@@ -112,9 +112,9 @@ def explain(
         document(settings, model, config, subject.flip, groups), indent=1, allow_nan=False
     ).encode()
     files["explain.html"] = page(f"{config.name}: what it looks at", chapters).encode()
-    for name, content in files.items():
-        with atomic_write(explain / name) as part:
-            part.write_bytes(content)
+    with atomic_folder(explain) as part:
+        for name, content in files.items():
+            (part / name).write_bytes(content)
     report(0, {"num_faces": groups[0].num_faces, "mae": groups[0].mae})
     print(f"explained: {explain / 'explain.html'}")
 

@@ -13,9 +13,7 @@ from __future__ import annotations
 
 import dataclasses
 import json
-import shutil
 from collections.abc import Iterator
-from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
@@ -24,6 +22,7 @@ import numpy as np
 from tqdm import tqdm
 
 from stages.settings import Report, print_report, stage_main
+from visage.atomic import atomic_folder
 from visage.data.face_table import FaceTable, evenly_spread
 from visage.evaluation.drift import REFERENCE_FILE, Summary
 from visage.export.int8 import measure_int8, write_int8
@@ -80,7 +79,7 @@ def export(
     if settings.int8:
         check_quantisable(config.network.name, network)
     test, train = (_table(config, faces, split) for split in ("test", "train"))
-    with _folder_written_whole(export) as part:
+    with atomic_folder(export) as part:
         export_model(network, config, part, settings.dtype)
         parity = measure_parity(
             part,
@@ -181,21 +180,6 @@ def _table(config: ModelConfig, faces: Path, split: str) -> FaceTable:
             "run align and finetune with the same settings"
         )
     return table
-
-
-@contextmanager
-def _folder_written_whole(folder: Path) -> Iterator[Path]:
-    """An empty folder beside `folder` that takes its place when the block ends well and goes when
-    it does not."""
-    part = folder.with_name(f".{folder.name}.part")
-    shutil.rmtree(part, ignore_errors=True)
-    part.mkdir(parents=True)
-    try:
-        yield part
-        shutil.rmtree(folder, ignore_errors=True)
-        part.rename(folder)
-    finally:
-        shutil.rmtree(part, ignore_errors=True)
 
 
 if __name__ == "__main__":

@@ -23,7 +23,7 @@ import pyarrow.parquet as pq
 from visage.atomic import atomic_write
 from visage.data.schemas import FACE_SCHEMA, METADATA_KEY
 
-Row = dict[str, Any]
+RowDict = dict[str, Any]
 SHARD_KEY = b"align"  # metadata: JSON with fingerprint, rejects and counts
 COPIED = (
     "photo_id",
@@ -38,10 +38,10 @@ COPIED = (
 
 
 @dataclass(kw_only=True)
-class Outcome:
+class AlignedPhotos:
     """What became of some photos, in their order."""
 
-    faces: list[Row] = field(default_factory=list)
+    faces: list[RowDict] = field(default_factory=list)
     rejects: list[tuple[str, str]] = field(default_factory=list)
     num_read: int = 0
 
@@ -49,7 +49,7 @@ class Outcome:
         """Photos: each is a face or a reject."""
         return len(self.faces) + len(self.rejects)
 
-    def add(self, other: Outcome) -> None:
+    def add(self, other: AlignedPhotos) -> None:
         self.faces += other.faces
         self.rejects += other.rejects
         self.num_read += other.num_read
@@ -60,7 +60,7 @@ class Shard:
     """One output file, and the manifest's rows that belong in it."""
 
     path: Path
-    rows: list[Row]
+    rows: list[RowDict]
     fingerprint: str
 
 
@@ -118,7 +118,9 @@ def read_own(path: Path) -> Any:
     return json.loads(pq.read_schema(path).metadata[SHARD_KEY])
 
 
-def write_shard(path: Path, fingerprint: str, outcome: Outcome, eye: Mapping[str, Any]) -> None:
+def write_shard(
+    path: Path, fingerprint: str, outcome: AlignedPhotos, eye: Mapping[str, Any]
+) -> None:
     """The faces as parquet, whole or not at all; `eye` is what a model's config must know of the
     crops."""
     own = {

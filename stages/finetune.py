@@ -32,7 +32,7 @@ from stages.imported_weights import (
 )
 from stages.settings import Report, convert, print_report, stage_main
 from stages.warm_start import backbone_start, model_start, refuse_off_grid
-from visage.atomic import atomic_write
+from visage.atomic import atomic_folder, atomic_write
 from visage.data.augment import AugmentationSettings, training_view
 from visage.data.face_table import FaceTable, prefetched, shuffled_batches
 from visage.data.preprocess import evaluation_faces
@@ -141,7 +141,8 @@ def finetune(
         rows += [_later(row, number * settings.epochs) for row in phase_rows]
     with atomic_write(history) as part:
         pd.DataFrame(rows).to_csv(part, index=False)
-    save_model(model, network, _config(settings, train, validation, rows, earlier), "float32")
+    with atomic_folder(model) as part:
+        save_model(part, network, _config(settings, train, validation, rows, earlier), "float32")
 
 
 def _later(row: Mapping[str, float], epochs: int) -> dict[str, float]:

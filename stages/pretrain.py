@@ -30,7 +30,7 @@ from stages.imported_weights import (
     imported_start,
 )
 from stages.settings import Report, print_report, stage_main
-from visage.atomic import atomic_write
+from visage.atomic import atomic_folder, atomic_write
 from visage.data.augment import AugmentationSettings, training_view
 from visage.data.face_stream import FaceSplit, FaceStream
 from visage.data.preprocess import evaluation_faces
@@ -264,12 +264,12 @@ def _num_right(
 def _save(
     folder: Path, network: Network, document: Mapping[str, Any], rows: list[dict[str, float]]
 ) -> None:
-    folder.mkdir(parents=True, exist_ok=True)
-    weights = write_weights(network, folder / "backbone.safetensors", "float32")
-    own: dict[str, Any] = {"weights": asdict(weights), "last_epoch": rows[-1]}
-    own |= {"micro_batches": int(max(row.get("micro_batches", 1) for row in rows))}
-    with atomic_write(folder / "backbone.json") as part:
-        part.write_text(json.dumps({**document, **own}, indent=1) + "\n", encoding="utf-8")
+    with atomic_folder(folder) as part:
+        weights = write_weights(network, part / "backbone.safetensors", "float32")
+        own: dict[str, Any] = {"weights": asdict(weights), "last_epoch": rows[-1]}
+        own |= {"micro_batches": int(max(row.get("micro_batches", 1) for row in rows))}
+        text = json.dumps({**document, **own}, indent=1) + "\n"
+        (part / "backbone.json").write_text(text, encoding="utf-8")
 
 
 if __name__ == "__main__":

@@ -4,7 +4,7 @@ Docs, for one role.
 The stage is a gate: the report is written on pass alone (an older one is removed first), so that
 nothing downstream can run on data that failed. On failure `<role>.failed.json` says the same beside
 it. The checks are in `stages/checks/`: measures of every photo, and rules that bound them; Great
-Expectations is told the rules, judges the measures and draws the docs. The report holds no time and
+Expectations gets the rules, judges the measures and draws the docs. The report holds no time and
 no run's name: same manifest, same settings, same bytes.
 
 Ten seconds of a core, most of them imports; fifteen for a million photos, forty and 3.3 GB for five
@@ -16,20 +16,17 @@ from __future__ import annotations
 import csv
 import json
 import os
-import shutil
-import tempfile
-from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
 import pandas as pd
 
 from stages.checks.facts import facts, skipped_facts
-from stages.checks.findings import Findings, Outcome, inspect
+from stages.checks.findings import CheckResult, Findings, inspect
 from stages.checks.settings import ValidateSettings
 from stages.settings import Report, print_report, stage_main
-from visage.atomic import atomic_write
+from visage.atomic import atomic_folder, atomic_write
 
 SEVERITY = {"fail": "critical", "quarantine": "warning", "report": "info"}
 Verdicts = Mapping[
@@ -54,27 +51,33 @@ def validate(
         stale.unlink(missing_ok=True)
     summary = skipped_facts(skipped)
     findings = inspect(manifest, settings)
-    with _folder_written_whole(docs) as part:
+    with atomic_folder(docs) as part:
         verdicts = expect(findings, result.stem, part)
     document = _document(findings, verdicts, settings) | {"skipped": summary}
-    failures = [outcome for outcome in findings.outcomes if outcome.result == "failed"]
+    failures = [
+        check_result for check_result in findings.check_results if check_result.result == "failed"
+    ]
     if failures:
         _write_json(failed, document)
-        raise ValueError(_complaint(failures, len(findings.outcomes), manifest, failed))
+        raise ValueError(_complaint(failures, len(findings.check_results), manifest, failed))
     with atomic_write(quarantine) as part, part.open("w", encoding="utf-8", newline="") as lines:
         writer = csv.writer(lines, lineterminator="\n")
         writer.writerow(["photo_id", "check", "reason"])
         writer.writerows(findings.quarantine(settings))
     _write_json(result, document)
-    found = {outcome.check: float(outcome.found) for outcome in findings.outcomes if outcome.found}
+    found = {
+        check_result.check: float(check_result.found)
+        for check_result in findings.check_results
+        if check_result.found
+    }
     report(0, {"photos": len(findings.photos), "quarantined": findings.num_leaving} | found)
 
 
 def expect(findings: Findings, name: str, docs: Path) -> Verdicts:
-    """Tells Great Expectations every bound, lets it judge the measures, and writes its static site
+    """Gives Great Expectations every bound, lets it judge the measures, and writes its static site
     into `docs`."""
     os.environ["GX_ANALYTICS_ENABLED"] = "false"
-    import great_expectations as gx  # six seconds, so not for whoever only wants the settings
+    import great_expectations as gx  # six seconds, so not where only the settings are wanted
     from great_expectations.core.run_identifier import RunIdentifier
     from great_expectations.data_context.types.base import ProgressBarsConfig
 
@@ -88,17 +91,21 @@ def expect(findings: Findings, name: str, docs: Path) -> Verdicts:
     }
     verdicts: dict[tuple[str, str], Mapping[str, Any]] = {}
     for is_about_photos, (table, measures) in tables.items():
-        outcomes = [
-            outcome for outcome in findings.outcomes if outcome.is_about_photos == is_about_photos
+        check_results = [
+            check_result
+            for check_result in findings.check_results
+            if check_result.is_about_photos == is_about_photos
         ]
-        if not outcomes:
+        if not check_results:
             continue
         suite = context.suites.add(
-            gx.ExpectationSuite(name=table, expectations=_expectations(outcomes))
+            gx.ExpectationSuite(name=table, expectations=_expectations(check_results))
         )
         batch = source.add_dataframe_asset(table).add_batch_definition_whole_dataframe("all")
         definition = gx.ValidationDefinition(name=table, data=batch, suite=suite)
-        columns = sorted({bound.measure for outcome in outcomes for bound in outcome.bounds})
+        columns = sorted(
+            {bound.measure for check_result in check_results for bound in check_result.bounds}
+        )
         ran = context.validation_definitions.add(definition).run(
             batch_parameters={"dataframe": measures[columns]}, result_format="SUMMARY", run_id=run
         )
@@ -107,7 +114,7 @@ def expect(findings: Findings, name: str, docs: Path) -> Verdicts:
     return verdicts
 
 
-def _expectations(outcomes: list[Outcome]) -> list[Any]:
+def _expectations(check_results: list[CheckResult]) -> list[Any]:
     """One expectation a bound; on the one row of the whole set it is about the maximum, whose value
     the docs show."""
     from great_expectations.expectations.core.expect_column_max_to_be_between import (
@@ -123,17 +130,20 @@ def _expectations(outcomes: list[Outcome]) -> list[Any]:
         False: ExpectColumnMaxToBeBetween,
     }
     return [
-        kinds[outcome.is_about_photos](
+        kinds[check_result.is_about_photos](
             column=bound.measure,
             min_value=bound.minimum,
             max_value=bound.maximum,
-            severity=FailureSeverity(SEVERITY[outcome.policy]),
-            description=f"{outcome.check} ({outcome.policy}): {outcome.claim}; {bound}",
-            notes="; ".join(": ".join(example.values()) for example in outcome.examples) or None,
-            meta={"check": outcome.check},
+            severity=FailureSeverity(SEVERITY[check_result.policy]),
+            description=(
+                f"{check_result.check} ({check_result.policy}): {check_result.claim}; {bound}"
+            ),
+            notes="; ".join(": ".join(example.values()) for example in check_result.examples)
+            or None,
+            meta={"check": check_result.check},
         )
-        for outcome in outcomes
-        for bound in outcome.bounds
+        for check_result in check_results
+        for bound in check_result.bounds
     ]
 
 
@@ -163,7 +173,9 @@ def _write_docs(context: Any, docs: Path) -> None:
 
 
 def _document(findings: Findings, verdicts: Verdicts, settings: ValidateSettings) -> dict[str, Any]:
-    checks = [_told(outcome, findings, verdicts) for outcome in findings.outcomes]
+    checks = [
+        _check_document(check_result, findings, verdicts) for check_result in findings.check_results
+    ]
     checks += [
         {"check": name, "policy": settings.policy[name], "result": "not run"}
         for name in findings.not_run
@@ -180,10 +192,12 @@ def _document(findings: Findings, verdicts: Verdicts, settings: ValidateSettings
     }
 
 
-def _told(outcome: Outcome, findings: Findings, verdicts: Verdicts) -> dict[str, Any]:
-    told = [verdicts[outcome.check, bound.measure] for bound in outcome.bounds]
-    assert any(not verdict["success"] for verdict in told) == bool(outcome.found), (
-        f"two counts differ: {outcome}"
+def _check_document(
+    check_result: CheckResult, findings: Findings, verdicts: Verdicts
+) -> dict[str, Any]:
+    judged_bounds = [verdicts[check_result.check, bound.measure] for bound in check_result.bounds]
+    assert any(not verdict["success"] for verdict in judged_bounds) == bool(check_result.found), (
+        f"two counts differ: {check_result}"
     )
     bounds = [
         {
@@ -192,31 +206,31 @@ def _told(outcome: Outcome, findings: Findings, verdicts: Verdicts) -> dict[str,
             "maximum": b.maximum,
             "outside": verdict["outside"],
         }
-        for b, verdict in zip(outcome.bounds, told, strict=True)
+        for b, verdict in zip(check_result.bounds, judged_bounds, strict=True)
     ]
-    if not outcome.is_about_photos:
+    if not check_result.is_about_photos:
         bounds = [
             bound | {"value": round(findings.set_measures[str(bound["measure"])], 6)}
             for bound in bounds
         ]
-    groups = {} if outcome.num_groups is None else {"groups": outcome.num_groups}
+    groups = {} if check_result.num_groups is None else {"groups": check_result.num_groups}
     return {
-        "check": outcome.check,
-        "claim": outcome.claim,
-        "policy": outcome.policy,
-        "result": outcome.result,
-        "found": outcome.found,
+        "check": check_result.check,
+        "claim": check_result.claim,
+        "policy": check_result.policy,
+        "result": check_result.result,
+        "found": check_result.found,
         **groups,
-        "quarantined": outcome.num_leaving,
+        "quarantined": check_result.num_leaving,
         "bounds": bounds,
-        "examples": outcome.examples,
+        "examples": check_result.examples,
     }
 
 
-def _complaint(failures: list[Outcome], num_checks: int, manifest: Path, failed: Path) -> str:
+def _complaint(failures: list[CheckResult], num_checks: int, manifest: Path, failed: Path) -> str:
     lines = [f"{manifest}: {len(failures)} of {num_checks} checks failed"]
-    for outcome in failures:
-        first = outcome.examples[0]
+    for check_result in failures:
+        first = check_result.examples[0]
         where = (
             first["photo_id"] + ": "
             if "photo_id" in first
@@ -224,33 +238,21 @@ def _complaint(failures: list[Outcome], num_checks: int, manifest: Path, failed:
             if "measure" in first
             else ""
         )
-        what = "photos" if outcome.is_about_photos else "faults"
+        what = "photos" if check_result.is_about_photos else "faults"
         lines.append(
-            f"  {outcome.check}: {outcome.found} {what} ({outcome.claim}); first: "
+            f"  {check_result.check}: {check_result.found} {what} ({check_result.claim}); first: "
             f"{where}{first['reason']}"
         )
-    remedy = "mend the source, or change the bound or the policy (quarantine, report) in params.yaml, section validate"
+    remedy = (
+        "correct the source, or change the bound or the policy (quarantine, report) in "
+        "params.yaml, section validate"
+    )
     return "\n".join([*lines, f"  {remedy}; all counts and examples: {failed}"])
 
 
 def _write_json(path: Path, document: Mapping[str, Any]) -> None:
     with atomic_write(path) as part:
         part.write_text(json.dumps(document, indent=1, ensure_ascii=False) + "\n", encoding="utf-8")
-
-
-@contextmanager
-def _folder_written_whole(folder: Path) -> Iterator[Path]:
-    """A temporary folder beside `folder` that takes its place when the block ends well."""
-    folder.parent.mkdir(parents=True, exist_ok=True)
-    room = Path(tempfile.mkdtemp(dir=folder.parent, prefix=f".{folder.name}."))
-    try:
-        (room / "new").mkdir()
-        yield room / "new"
-        if folder.exists():
-            folder.replace(room / "old")
-        (room / "new").replace(folder)
-    finally:
-        shutil.rmtree(room)
 
 
 if __name__ == "__main__":

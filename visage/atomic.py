@@ -1,8 +1,9 @@
-"""Files that appear whole or not at all (architecture rule 10)."""
+"""Files and folders that appear whole or not at all (architecture rule 9)."""
 
 from __future__ import annotations
 
 import os
+import shutil
 import tempfile
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -28,3 +29,40 @@ def atomic_write(path: Path) -> Iterator[Path]:
 def atomic_write_bytes(path: Path, content: bytes) -> None:
     with atomic_write(path) as part:
         part.write_bytes(content)
+
+
+@contextmanager
+def atomic_folder(folder: Path) -> Iterator[Path]:
+    """An empty folder beside `folder`; takes its place when the block ends well, is removed when it
+    does not.
+
+    A kill at any moment leaves the old folder or the new one. Between the two renames the old one
+    stands beside its place, as `.<name>.old`; the next call for the same folder, or
+    `recover_folder`, puts it back. One process at a time may write a folder.
+    """
+    part = folder.with_name(f".{folder.name}.part")
+    recover_folder(folder)
+    part.mkdir(parents=True)
+    try:
+        yield part
+        if folder.exists():
+            folder.rename(_set_aside(folder))
+        part.rename(folder)
+    finally:
+        recover_folder(folder)
+
+
+def recover_folder(folder: Path) -> None:
+    """Puts back the folder that a killed `atomic_folder` had set aside, and removes what it left
+    beside it."""
+    old = _set_aside(folder)
+    if old.exists():
+        if folder.exists():
+            shutil.rmtree(old)
+        else:
+            old.rename(folder)
+    shutil.rmtree(folder.with_name(f".{folder.name}.part"), ignore_errors=True)
+
+
+def _set_aside(folder: Path) -> Path:
+    return folder.with_name(f".{folder.name}.old")

@@ -2,7 +2,7 @@
 data the user owns.
 
     python -m flows.benchmark.flow benchmarks/quick.yaml      (or: make benchmark SIZE=quick)
-    python -m flows.benchmark.flow utkface_all_ages           (or: make protocol DATA=utkface_all_ages)
+    python -m flows.benchmark.flow utkface_all_ages    (or: make protocol DATA=utkface_all_ages)
 
 The second runs all folds of a preset. Cells that are finished stay finished (`runs/`), so that it
 can be stopped and started at any time; those that failed are tried again and named at the end.
@@ -24,7 +24,7 @@ from typing import Any
 from flows.benchmark.grid import (
     BenchmarkSettings,
     Cell,
-    Row,
+    TableRow,
     TableSettings,
     WantedSettings,
     cells_of,
@@ -56,7 +56,7 @@ def protocol_of(
     preset: str, seeds: Sequence[int]
 ) -> tuple[BenchmarkSettings, dict[str, TableSettings]]:
     """A preset as it stands, all its folds, as a benchmark of one row."""
-    row = Row(stage="evaluate", settings={}, published={})
+    row = TableRow(stage="evaluate", settings={}, published={})
     table = TableSettings(
         title=f"Protocol of {preset}",
         metrics=("mae", "rmse", "pearson", "epsilon_error"),

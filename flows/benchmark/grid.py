@@ -26,7 +26,7 @@ WHOLE = "whole"  # the fold of a set without folds
 
 
 @dataclass(frozen=True, kw_only=True)
-class Row:
+class TableRow:
     """One line of a table: the stage whose predictions count, dotted settings, and published
     figures by set."""
 
@@ -42,7 +42,7 @@ class TableSettings:
     title: str
     metrics: tuple[str, ...]
     reference: str
-    rows: Mapping[str, Row]
+    rows: Mapping[str, TableRow]
 
     def __post_init__(self) -> None:
         if self.reference not in self.rows:
@@ -61,7 +61,8 @@ class WantedSettings:
 
 @dataclass(frozen=True, kw_only=True)
 class BenchmarkSettings:
-    """`sets`: preset name -> settings laid over it; `tables`: table name -> what is wanted of it."""
+    """`sets`: preset name -> settings laid over it; `tables`: table name -> what is wanted of
+    it."""
 
     sets: Mapping[str, Mapping[str, Any]]
     tables: Mapping[str, WantedSettings]
@@ -109,7 +110,8 @@ def cells_of(
     stages: Sequence[Declared],
     runs: Path,
 ) -> list[Cell]:
-    """All cells, seed by seed, so that a run that is cut short has whole tables of the first seeds."""
+    """All cells, seed by seed, so that a run that is cut short has whole tables of the first
+    seeds."""
     if odd := sorted(set(benchmark.tables) - set(tables)):
         raise ValueError(f"tables: {odd[0]!r} is unknown; known: {', '.join(tables)}")
     bases = {name: settings_of(name, changes) for name, changes in benchmark.sets.items()}

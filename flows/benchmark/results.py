@@ -39,7 +39,7 @@ METRICS: dict[str, Metric] = {
     "epsilon_error": epsilon_error,
 }
 PREDICTIONS, METRICS_FILE, FACES = "predictions.parquet", "metrics.json", "data/target/faces"
-Told = (
+PredictionTable = (
     pd.DataFrame
 )  # a line a face, by fold and photo_id: label, sigma, prediction, absolute error, cluster
 
@@ -59,7 +59,7 @@ def refuse_unreadable(cells: Sequence[Cell], tables: Mapping[str, TableSettings]
             )
 
 
-def told_of(cells: Sequence[Cell]) -> dict[int, Told]:
+def predictions_by_seed(cells: Sequence[Cell]) -> dict[int, PredictionTable]:
     """Of each finished seed of a row, what all folds predicted on the first list of faces that
     evaluation knows."""
     return {
@@ -98,33 +98,33 @@ def _clusters(faces: Path) -> pd.DataFrame:
     )
 
 
-def outcome(
+def row_document(
     row: str,
     cells: Sequence[Cell],
-    reference: Mapping[int, Told],
+    reference: Mapping[int, PredictionTable],
     table: TableSettings,
     bootstrap: Bootstrap,
 ) -> dict[str, Any]:
     """One row of a table on one set as a document; what is not finished is left out."""
-    told = told_of(cells)
-    if not told:
+    predictions = predictions_by_seed(cells)
+    if not predictions:
         return {"row": row, "seeds": []}
-    first = [cell for cell in cells if cell.seed == next(iter(told))]
-    others = {seed: one for seed, one in reference.items() if seed in told}
+    first = [cell for cell in cells if cell.seed == next(iter(predictions))]
+    others = {seed: one for seed, one in reference.items() if seed in predictions}
     return {
         "row": row,
-        "seeds": list(told),
+        "seeds": list(predictions),
         "num_folds": len(first),
-        "num_faces": len(told[first[0].seed]),
+        "num_faces": len(predictions[first[0].seed]),
         **_rule(first),
         "metrics": {
             name: value
             for name in table.metrics
-            if (value := figure(told, METRICS[name], bootstrap))
+            if (value := figure(predictions, METRICS[name], bootstrap))
         },
         "against_reference": None
         if row == table.reference or not others
-        else against(told, others, bootstrap),
+        else against(predictions, others, bootstrap),
         "published": {name: list(values) for name, values in table.rows[row].published.items()},
     }
 
@@ -162,18 +162,21 @@ def _by_seed(cells: Sequence[Cell]) -> dict[int, list[Cell]]:
     return kept
 
 
-def figure(told: Mapping[int, Told], metric: Metric, bootstrap: Bootstrap) -> dict[str, Any] | None:
+def figure(
+    predictions: Mapping[int, PredictionTable], metric: Metric, bootstrap: Bootstrap
+) -> dict[str, Any] | None:
     """A metric's mean over seeds, its interval, and the seeds' own values; None where it is
     undefined."""
     scored = [
-        Scored.of_points(one["label"], one["prediction"], one["sigma"]) for one in told.values()
+        Scored.of_points(one["label"], one["prediction"], one["sigma"])
+        for one in predictions.values()
     ]
     values = [metric(one) for one in scored]
     if not all(map(math.isfinite, values)):
         return None
     if len(values) > 1:
         return {**asdict(student(values, bootstrap.interval)), "values": values}
-    [one] = told.values()
+    [one] = predictions.values()
     found = estimate(scored[0], {"it": metric}, bootstrap, cluster_codes(one["cluster"].tolist()))[
         "it"
     ]
@@ -181,12 +184,15 @@ def figure(told: Mapping[int, Told], metric: Metric, bootstrap: Bootstrap) -> di
 
 
 def against(
-    told: Mapping[int, Told], reference: Mapping[int, Told], bootstrap: Bootstrap
+    predictions: Mapping[int, PredictionTable],
+    reference: Mapping[int, PredictionTable],
+    bootstrap: Bootstrap,
 ) -> dict[str, Any]:
     """MAE minus the reference's, paired by face, over the common seeds; and in how many of them it
     is lower."""
     mine, theirs = (
-        pd.concat([one[seed]["error"] for seed in reference], axis=1) for one in (told, reference)
+        pd.concat([one[seed]["error"] for seed in reference], axis=1)
+        for one in (predictions, reference)
     )
     both = pd.DataFrame(
         {"mine": mine.mean(axis=1, skipna=False), "theirs": theirs.mean(axis=1, skipna=False)}
@@ -216,8 +222,8 @@ def document(
         own = [cell for cell in cells if (cell.table, cell.data) == (name, data)]
         table = tables[name]
         rows = {row: [cell for cell in own if cell.row == row] for row in table.rows}
-        reference = told_of(rows[table.reference])
+        reference = predictions_by_seed(rows[table.reference])
         found.setdefault(name, {})[data] = [
-            outcome(row, mine, reference, table, bootstrap) for row, mine in rows.items()
+            row_document(row, mine, reference, table, bootstrap) for row, mine in rows.items()
         ]
     return found

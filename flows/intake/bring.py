@@ -16,27 +16,27 @@ from __future__ import annotations
 
 import argparse
 import csv
-import fcntl
 import hashlib
 import subprocess
 import sys
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import IO
 
 from tqdm import tqdm
 
-from flows.intake.database import Copy, IntakeStore
-from flows.intake.storage import Found, LocalPlace, RemotePlace, watched_place
+from flows.intake.database import Copy, IntakeDatabase
+from flows.intake.storage import LocalStorage, RemoteStorage, StoredFile, open_storage
 from flows.intake.table import LABELLED, Wanted, read_wanted, usable_lines
+from flows.pipeline.file_lock import Locked, file_lock
 from stages.ingest.fill_raw import file_sha256
 from visage.atomic import atomic_write
 
 CHUNK_BYTES = 1 << 20
 STATE = ".state"
-Place = LocalPlace | RemotePlace
+Storage = LocalStorage | RemoteStorage
 
 
 class StillWritten(ValueError):
@@ -67,36 +67,36 @@ def look(watch: str, folder: Path) -> Intake:
             f"{_pointer(folder)}`"
         )
     wanted = read_wanted(folder)
-    place = watched_place(watch, folder.parents[1])
+    storage = open_storage(watch, folder.parents[1])
     state = folder.parent / STATE
     state.mkdir(parents=True, exist_ok=True)
     with (
         _alone(state / f"{folder.name}.lock"),
-        IntakeStore(state / f"{folder.name}.sqlite") as store,
+        IntakeDatabase(state / f"{folder.name}.sqlite") as database,
     ):
         table = state / f"{folder.name}.table.part"
-        _fetch_table(place, wanted.table, table)
-        store.belong_to(str(place))
+        _fetch_table(storage, wanted.table, table)
+        database.belong_to(str(storage))
         try:
-            store.add_lines(usable_lines(table, wanted, store))
+            database.add_lines(usable_lines(table, wanted, database))
         except ValueError as error:
             raise ValueError(
-                f"{place}/{wanted.table}: {error}. Nothing was brought in; correct the table"
+                f"{storage}/{wanted.table}: {error}. Nothing was brought in; correct the table"
             ) from error
-        store.note_found(place.files(store.folders()))
-        _bring(place, wanted, folder / LABELLED, state / f"{folder.name}.part", store)
+        database.note_found(storage.files(database.folders()))
+        _bring(storage, wanted, folder / LABELLED, state / f"{folder.name}.part", database)
         sha256 = _put_table(table, folder / LABELLED / wanted.table)
         refused_list = state / f"{folder.name}.refused.csv"
-        refused = _write_refused(store, refused_list)
-        new, changed, gone = store.counts()
+        refused = _write_refused(database, refused_list)
+        new, changed, gone = database.counts()
         is_new = (
             new + changed + gone > 0
-            or store.added_table() != sha256
+            or database.added_table() != sha256
             or not _pointer(folder).is_file()
         )
         if is_new:
             _dvc_add(folder)
-            store.note_added(sha256)
+            database.note_added(sha256)
     return Intake(
         new=new,
         changed=changed,
@@ -110,26 +110,26 @@ def look(watch: str, folder: Path) -> Intake:
 @contextmanager
 def _alone(path: Path) -> Iterator[None]:
     """ValueError while another process works on the same role."""
-    with path.open("w") as file:
+    with ExitStack() as held:
         try:
-            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError as error:
-            raise ValueError(f"{path}: another intake is at work; let it end") from error
+            held.enter_context(file_lock(path, wait=False))
+        except Locked as error:
+            raise ValueError(f"{path}: {error}; let that intake end") from error
         yield
 
 
-def _fetch_table(place: Place, name: str, part: Path) -> None:
+def _fetch_table(storage: Storage, name: str, part: Path) -> None:
     """A copy of the watched table; ValueError where there is none, or somebody writes it."""
-    before = place.find(name)
+    before = storage.find(name)
     if before is None:
         raise ValueError(
-            f"{place}: there is no {name}; put the table there, or correct the watched place"
+            f"{storage}: there is no {name}; put the table there, or correct the watched place"
         )
-    with place.open(name) as content:
+    with storage.open(name) as content:
         _copy(content, part)
-    if place.find(name) != before or part.stat().st_size != before.num_bytes:
+    if storage.find(name) != before or part.stat().st_size != before.num_bytes:
         raise StillWritten(
-            f"{place}/{name}: changes while it is read; look again when it is written"
+            f"{storage}/{name}: changes while it is read; look again when it is written"
         )
 
 
@@ -143,36 +143,38 @@ def _copy(content: IO[bytes], part: Path) -> str:
     return digest.hexdigest()
 
 
-def _bring(place: Place, wanted: Wanted, labelled: Path, part: Path, store: IntakeStore) -> None:
+def _bring(
+    storage: Storage, wanted: Wanted, labelled: Path, part: Path, database: IntakeDatabase
+) -> None:
     """Copies the listed photos that are new or changed, each whole."""
     labelled.mkdir(parents=True, exist_ok=True)
     for found, number, copied in tqdm(
-        store.there(), total=store.num_listed(), desc=f"look at {place}", unit=" photos"
+        database.there(), total=database.num_listed(), desc=f"look at {storage}", unit=" photos"
     ):
         if (
             copied is not None
             and copied.stamp == found.stamp
-            and _is_there(found.name, copied, labelled, store)
+            and _is_there(found.name, copied, labelled, database)
         ):
             continue
         if found.num_bytes > wanted.max_photo_bytes:
-            store.refuse(
+            database.refuse(
                 number, found.name, f"{found.num_bytes} bytes, over limits.max_photo_bytes"
             )
             continue
         try:
-            store.note_copy(found.name, _brought(place, found, labelled / found.name, part))
+            database.note_copy(found.name, _brought(storage, found, labelled / found.name, part))
         except (FileExistsError, NotADirectoryError, IsADirectoryError):
-            store.refuse(number, found.name, "a photo already has the name of its folder")
+            database.refuse(number, found.name, "a photo already has the name of its folder")
         except FileNotFoundError:
-            store.refuse(number, found.name, "went away while it was looked at")
+            database.refuse(number, found.name, "went away while it was looked at")
         except PermissionError:
-            store.refuse(number, found.name, "may not be read")
+            database.refuse(number, found.name, "may not be read")
 
 
-def _is_there(name: str, copied: Copy, labelled: Path, store: IntakeStore) -> bool:
-    """Whether a photo is still what was copied; one that DVC has linked or checked out anew is read
-    once."""
+def _is_there(name: str, copied: Copy, labelled: Path, database: IntakeDatabase) -> bool:
+    """Whether a photo is still what was copied; one that DVC has linked or checked out again is
+    read once."""
     target = labelled / name
     if not target.is_file():
         return False
@@ -181,15 +183,15 @@ def _is_there(name: str, copied: Copy, labelled: Path, store: IntakeStore) -> bo
         return True
     is_same = file_sha256(target) == copied.sha256
     if is_same:
-        store.note_copy(name, copied._replace(mtime_ns=status.st_mtime_ns))
+        database.note_copy(name, copied._replace(mtime_ns=status.st_mtime_ns))
     return is_same
 
 
-def _brought(place: Place, found: Found, target: Path, part: Path) -> Copy:
+def _brought(storage: Storage, found: StoredFile, target: Path, part: Path) -> Copy:
     """Puts a photo in its place, unless the same bytes are there already: DVC's links to its cache
     stay."""
     target.parent.mkdir(parents=True, exist_ok=True)
-    with place.open(found.name) as content:
+    with storage.open(found.name) as content:
         sha256 = _copy(content, part)
     if not target.is_file() or file_sha256(target) != sha256:
         part.replace(target)
@@ -207,13 +209,13 @@ def _put_table(table: Path, target: Path) -> str:
     return sha256
 
 
-def _write_refused(store: IntakeStore, path: Path) -> int:
+def _write_refused(database: IntakeDatabase, path: Path) -> int:
     """Lists the lines that bring no photo; how many there are."""
     with atomic_write(path) as part, part.open("w", newline="", encoding="utf-8") as file:
         writer = csv.writer(file, lineterminator="\n")
         writer.writerow(["line", "photo", "reason"])
-        writer.writerows(store.refused())
-    return store.num_refused()
+        writer.writerows(database.refused())
+    return database.num_refused()
 
 
 def _pointer(folder: Path) -> Path:
@@ -228,10 +230,10 @@ def _dvc_add(folder: Path) -> None:
         command, cwd=folder.parents[1], capture_output=True, text=True, check=False
     )
     if done.returncode != 0:
-        said = done.stderr.strip().removeprefix("ERROR: ")
+        message = done.stderr.strip().removeprefix("ERROR: ")
         raise ValueError(
-            f"dvc add {folder / LABELLED}: {said}\nThe photos are there; look again when that is "
-            f"settled"
+            f"dvc add {folder / LABELLED}: {message}\nThe photos are there; look again when that "
+            f"is settled"
         )
 
 

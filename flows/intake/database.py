@@ -13,31 +13,35 @@ from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import NamedTuple
 
-from flows.intake.storage import Found
-from flows.label.database import batches
+from flows.intake.storage import StoredFile
+from stages.sqlite_database import KEPT, PAGE_ROWS, SqliteDatabase
+from visage.parallel import batched
 
-PAGE_ROWS = 1_000
+VERSION = 1
 TABLES = """
-PRAGMA journal_mode = WAL;
-PRAGMA synchronous = NORMAL;
 CREATE TABLE IF NOT EXISTS place (watch TEXT);
-CREATE TABLE IF NOT EXISTS copied (name TEXT PRIMARY KEY, stamp TEXT, sha256 TEXT, num_bytes INTEGER, mtime_ns INTEGER)
-    WITHOUT ROWID;
+CREATE TABLE IF NOT EXISTS copied (name TEXT PRIMARY KEY, stamp TEXT, sha256 TEXT,
+    num_bytes INTEGER, mtime_ns INTEGER) WITHOUT ROWID;
 CREATE TABLE IF NOT EXISTS added (name TEXT PRIMARY KEY, line TEXT, sha256 TEXT) WITHOUT ROWID;
 CREATE TABLE IF NOT EXISTS added_table (sha256 TEXT);
 DROP TABLE IF EXISTS listed;
-CREATE TABLE listed (name TEXT PRIMARY KEY, folder TEXT, number INTEGER, line TEXT, num_bytes INTEGER, stamp TEXT)
-    WITHOUT ROWID;
+CREATE TABLE listed (name TEXT PRIMARY KEY, folder TEXT, number INTEGER, line TEXT,
+    num_bytes INTEGER, stamp TEXT) WITHOUT ROWID;
 DROP TABLE IF EXISTS refused;
 CREATE TABLE refused (number INTEGER, name TEXT, reason TEXT);
 """
-THERE = """SELECT name, number, listed.num_bytes, listed.stamp, copied.stamp, sha256, copied.num_bytes, mtime_ns
-    FROM listed LEFT JOIN copied USING (name) WHERE listed.stamp IS NOT NULL AND name > ? ORDER BY name LIMIT ?"""
+THERE = """SELECT name, number, listed.num_bytes, listed.stamp, copied.stamp, sha256,
+    copied.num_bytes, mtime_ns
+    FROM listed LEFT JOIN copied USING (name) WHERE listed.stamp IS NOT NULL AND name > :after
+    ORDER BY name"""
+FOLDERS = """SELECT DISTINCT folder FROM listed WHERE :after IS NULL OR folder > :after
+    ORDER BY folder"""
 REFUSED = """SELECT * FROM refused
-    UNION ALL SELECT number, name, 'no such photo there yet' FROM listed LEFT JOIN copied USING (name)
-    WHERE listed.stamp IS NULL AND copied.name IS NULL"""
+    UNION ALL SELECT number, name, 'no such photo there yet' FROM listed
+    LEFT JOIN copied USING (name) WHERE listed.stamp IS NULL AND copied.name IS NULL"""
 NOW = "SELECT name, line, sha256 FROM listed JOIN copied USING (name)"
-COUNTS = f"""SELECT (SELECT COUNT(*) FROM ({NOW}) LEFT JOIN added USING (name) WHERE added.name IS NULL),
+COUNTS = f"""SELECT (SELECT COUNT(*) FROM ({NOW}) LEFT JOIN added USING (name)
+    WHERE added.name IS NULL),
     (SELECT COUNT(*) FROM ({NOW}) AS now JOIN added USING (name)
         WHERE now.line <> added.line OR now.sha256 <> added.sha256),
     (SELECT COUNT(*) FROM added LEFT JOIN ({NOW}) AS now USING (name) WHERE now.name IS NULL)"""
@@ -61,110 +65,94 @@ class Copy(NamedTuple):
     mtime_ns: int
 
 
-class IntakeStore:
+class IntakeDatabase(SqliteDatabase):
     """The tables of one role; use as a context manager."""
 
     def __init__(self, path: Path) -> None:
-        self.database = sqlite3.connect(path, isolation_level=None)
-        self.database.executescript(TABLES)
-
-    def __enter__(self) -> IntakeStore:
-        return self
-
-    def __exit__(self, *_: object) -> None:
-        self.database.close()
+        super().__init__(path, schema=TABLES, version=VERSION, pragmas=KEPT)
 
     def belong_to(self, watch: str) -> None:
         """The stamps of another place say nothing of this one's files."""
-        if self.database.execute("SELECT watch FROM place").fetchone() != (watch,):
-            self.database.executescript("DELETE FROM place; UPDATE copied SET stamp = '';")
-            self.database.execute("INSERT INTO place VALUES (?)", (watch,))
+        if self.execute("SELECT watch FROM place").fetchone() != (watch,):
+            with self.transaction():
+                self.execute("DELETE FROM place")
+                self.execute("UPDATE copied SET stamp = ''")
+                self.execute("INSERT INTO place VALUES (?)", (watch,))
 
     def add_lines(self, lines: Iterable[Line]) -> None:
         """Takes the table's lines; ValueError where two name the same photo."""
-        insert = "INSERT INTO listed (name, folder, number, line) VALUES (?, ?, ?, ?)"
-        for batch in batches(lines):
-            self.database.execute("BEGIN")
-            for line in batch:
-                try:
-                    self.database.execute(
-                        insert, (line.name, line.name.rpartition("/")[0], line.number, line.text)
-                    )
-                except sqlite3.IntegrityError as error:
-                    first = self.database.execute(
-                        "SELECT number FROM listed WHERE name = ?", (line.name,)
-                    ).fetchone()
-                    raise ValueError(
-                        f"lines {first[0]} and {line.number} both name {line.name}; leave one"
-                    ) from error
-            self.database.execute("COMMIT")
+        for batch in batched(lines, PAGE_ROWS):
+            with self.transaction():
+                for line in batch:
+                    self._add_line(line)
+
+    def _add_line(self, line: Line) -> None:
+        folder = line.name.rpartition("/")[0]
+        try:
+            self.execute(
+                "INSERT INTO listed (name, folder, number, line) VALUES (?, ?, ?, ?)",
+                (line.name, folder, line.number, line.text),
+            )
+        except sqlite3.IntegrityError as error:
+            (first,) = self.execute(
+                "SELECT number FROM listed WHERE name = ?", (line.name,)
+            ).fetchone()
+            raise ValueError(
+                f"lines {first} and {line.number} both name {line.name}; leave one"
+            ) from error
 
     def refuse(self, number: int, name: str, reason: str) -> None:
-        self.database.execute("INSERT INTO refused VALUES (?, ?, ?)", (number, name, reason))
+        self.execute("INSERT INTO refused VALUES (?, ?, ?)", (number, name, reason))
 
     def folders(self) -> Iterator[str]:
         """Those of the listed photos."""
-        last, page = (
-            None,
-            "SELECT DISTINCT folder FROM listed WHERE ?1 IS NULL OR folder > ?1 ORDER BY folder "
-            "LIMIT ?2",
-        )
-        while rows := self.database.execute(page, (last, PAGE_ROWS)).fetchall():
-            yield from (folder for (folder,) in rows)
-            last = rows[-1][0]
+        # The folder at the top is the empty text, so the first page is above nothing at all.
+        for (folder,) in self.pages(FOLDERS, {}, first=None):
+            yield folder
 
-    def note_found(self, files: Iterable[Found]) -> None:
+    def note_found(self, files: Iterable[StoredFile]) -> None:
         """Which listed photos are there, and how."""
-        for batch in batches(files):
-            self.database.execute("BEGIN")
-            rows = [(found.num_bytes, found.stamp, found.name) for found in batch]
-            self.database.executemany(
-                "UPDATE listed SET num_bytes = ?, stamp = ? WHERE name = ?", rows
-            )
-            self.database.execute("COMMIT")
+        update = "UPDATE listed SET num_bytes = ?, stamp = ? WHERE name = ?"
+        for batch in batched(files, PAGE_ROWS):
+            with self.transaction():
+                for found in batch:
+                    self.execute(update, (found.num_bytes, found.stamp, found.name))
 
     def num_listed(self) -> int:
-        return int(self.database.execute("SELECT COUNT(*) FROM listed").fetchone()[0])
+        return self.count("SELECT 1 FROM listed")
 
-    def there(self) -> Iterator[tuple[Found, int, Copy | None]]:
+    def there(self) -> Iterator[tuple[StoredFile, int, Copy | None]]:
         """The listed photos that are there, their lines, and what was copied of them; a page in
         memory."""
-        last = ""
-        while rows := self.database.execute(THERE, (last, PAGE_ROWS)).fetchall():
-            for name, number, num_bytes, stamp, *copied in rows:
-                yield (
-                    Found(name, num_bytes, stamp),
-                    number,
-                    None if copied[0] is None else Copy(*copied),
-                )
-            last = rows[-1][0]
+        for name, number, num_bytes, stamp, *copied in self.pages(THERE, {}, first=""):
+            before = None if copied[0] is None else Copy(*copied)
+            yield StoredFile(name, num_bytes, stamp), number, before
 
     def note_copy(self, name: str, copy: Copy) -> None:
-        self.database.execute("INSERT OR REPLACE INTO copied VALUES (?, ?, ?, ?, ?)", (name, *copy))
+        self.execute("INSERT OR REPLACE INTO copied VALUES (?, ?, ?, ?, ?)", (name, *copy))
 
     def counts(self) -> tuple[int, int, int]:
         """New, changed and gone since DVC last took them."""
-        new, changed, gone = self.database.execute(COUNTS).fetchone()
+        new, changed, gone = self.execute(COUNTS).fetchone()
         return new, changed, gone
 
     def added_table(self) -> str | None:
         """The digest of the table that DVC last took."""
-        found = self.database.execute("SELECT sha256 FROM added_table").fetchone()
+        found = self.execute("SELECT sha256 FROM added_table").fetchone()
         return found and str(found[0])
 
     def note_added(self, table_sha256: str) -> None:
         """DVC has taken what is there now; whole or not at all."""
-        self.database.execute("BEGIN")
-        self.database.execute("DELETE FROM added")
-        self.database.execute(f"INSERT INTO added {NOW}")
-        self.database.execute("DELETE FROM added_table")
-        self.database.execute("INSERT INTO added_table VALUES (?)", (table_sha256,))
-        self.database.execute("COMMIT")
+        with self.transaction():
+            self.execute("DELETE FROM added")
+            self.execute(f"INSERT INTO added {NOW}")
+            self.execute("DELETE FROM added_table")
+            self.execute("INSERT INTO added_table VALUES (?)", (table_sha256,))
 
     def refused(self) -> Iterator[tuple[int, str, str]]:
         """(line, name, reason) of the lines that bring no photo, those whose photo is not there
         among them."""
-        return self.database.execute(f"{REFUSED} ORDER BY 1, 2")
+        return self.execute(f"{REFUSED} ORDER BY 1, 2")
 
     def num_refused(self) -> int:
-        return int(self.database.execute(f"SELECT COUNT(*) FROM ({REFUSED})").fetchone()[0])
+        return self.count(REFUSED)

@@ -16,13 +16,13 @@ from typing import IO, Any, NamedTuple, cast
 
 import fsspec
 
-from flows.label.database import batches
 from stages.ingest.fetch import IDENTITY_KEYS
+from visage.parallel import map_ordered
 
 LISTINGS_AT_ONCE = 32  # of a bucket; so many are in memory
 
 
-class Found(NamedTuple):
+class StoredFile(NamedTuple):
     """A file below the watched place: posix name, size, stamp."""
 
     name: str
@@ -30,7 +30,7 @@ class Found(NamedTuple):
     stamp: str
 
 
-class LocalPlace:
+class LocalStorage:
     """A folder of this machine."""
 
     def __init__(self, folder: Path) -> None:
@@ -39,13 +39,14 @@ class LocalPlace:
     def __str__(self) -> str:
         return str(self.folder)
 
-    def find(self, name: str) -> Found | None:
+    def find(self, name: str) -> StoredFile | None:
         """One file; None where there is none."""
         path = self.folder / name
         return _found(name, path.stat()) if path.is_file() else None
 
-    def files(self, folders: Iterable[str]) -> Iterator[Found]:
-        """The files of some folders, not of those below them; folders that are not there have none."""
+    def files(self, folders: Iterable[str]) -> Iterator[StoredFile]:
+        """The files of some folders, not of those below them; folders that are not there have
+        none."""
         for folder in folders:
             place = self.folder / folder
             if place.is_dir():
@@ -61,12 +62,12 @@ class LocalPlace:
         return (self.folder / name).open("rb")
 
 
-def _found(name: str, status: os.stat_result) -> Found:
-    return Found(name, status.st_size, f"{status.st_size} {status.st_mtime_ns}")
+def _found(name: str, status: os.stat_result) -> StoredFile:
+    return StoredFile(name, status.st_size, f"{status.st_size} {status.st_mtime_ns}")
 
 
-class RemotePlace:
-    """What lies below a URL, listed anew each time."""
+class RemoteStorage:
+    """What lies below a URL, listed again each time."""
 
     def __init__(self, url: str) -> None:
         self.url = url.rstrip("/")
@@ -78,19 +79,19 @@ class RemotePlace:
     def __str__(self) -> str:
         return self.url
 
-    def find(self, name: str) -> Found | None:
+    def find(self, name: str) -> StoredFile | None:
         """One file; None where there is none."""
         try:
             return self._found(self.filesystem.info(f"{self.root}/{name}"))
         except FileNotFoundError:
             return None
 
-    def files(self, folders: Iterable[str]) -> Iterator[Found]:
-        """The files of some folders, not of those below them; folders that are not there have none."""
-        with ThreadPoolExecutor(LISTINGS_AT_ONCE) as pool:
-            for some in batches(folders, LISTINGS_AT_ONCE):
-                for listing in pool.map(self._listing, some):
-                    yield from (self._found(info) for info in listing if info["type"] == "file")
+    def files(self, folders: Iterable[str]) -> Iterator[StoredFile]:
+        """The files of some folders, not of those below them; folders that are not there have
+        none."""
+        pool = ThreadPoolExecutor(LISTINGS_AT_ONCE)
+        for listing in map_ordered(self._listing, folders, pool, LISTINGS_AT_ONCE):
+            yield from (self._found(info) for info in listing if info["type"] == "file")
 
     def _listing(self, folder: str) -> list[dict[str, Any]]:
         try:
@@ -99,17 +100,17 @@ class RemotePlace:
             return []
         return cast(list[dict[str, Any]], listing)
 
-    def _found(self, info: dict[str, Any]) -> Found:
-        told = {key: str(info[key]) for key in IDENTITY_KEYS if info.get(key) is not None}
+    def _found(self, info: dict[str, Any]) -> StoredFile:
+        identity = {key: str(info[key]) for key in IDENTITY_KEYS if info.get(key) is not None}
         name = str(info["name"]).removeprefix(self.root).lstrip("/")
-        return Found(name, int(info["size"]), json.dumps(told, sort_keys=True))
+        return StoredFile(name, int(info["size"]), json.dumps(identity, sort_keys=True))
 
     def open(self, name: str) -> IO[bytes]:
         return cast(IO[bytes], self.filesystem.open(f"{self.root}/{name}", "rb"))
 
 
-def watched_place(watch: str, root: Path) -> LocalPlace | RemotePlace:
+def open_storage(watch: str, root: Path) -> LocalStorage | RemoteStorage:
     """The place that `watch` names; a relative path starts at `root`."""
     if "://" in watch and not watch.startswith("file://"):
-        return RemotePlace(watch)
-    return LocalPlace(root / Path(watch.removeprefix("file://")).expanduser())
+        return RemoteStorage(watch)
+    return LocalStorage(root / Path(watch.removeprefix("file://")).expanduser())

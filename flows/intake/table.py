@@ -12,7 +12,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
 
-from flows.intake.database import IntakeStore, Line
+from flows.intake.database import IntakeDatabase, Line
 from stages.download import DownloadSettings
 from stages.ingest.archives import is_ignored, odd_name, printable, safe_name
 from stages.settings import convert, load_section
@@ -33,7 +33,8 @@ class Wanted:
 
 
 def read_wanted(folder: Path) -> Wanted:
-    """What params.yaml says of the role; ValueError where it would not read what is brought here."""
+    """What params.yaml says of the role; ValueError where it would not read what is brought
+    here."""
     params = folder.parents[1] / "params.yaml"
     role, where = folder.name, f"{params}: download.{folder.name}.incoming"
     settings = load_section(params, "download", DownloadSettings, role)
@@ -59,7 +60,7 @@ def read_wanted(folder: Path) -> Wanted:
     )
 
 
-def usable_lines(table: Path, wanted: Wanted, store: IntakeStore) -> Iterator[Line]:
+def usable_lines(table: Path, wanted: Wanted, database: IntakeDatabase) -> Iterator[Line]:
     """The table's usable lines, the others refused one by one; ValueError where the table itself is
     not whole."""
     columns = wanted_columns(wanted.options)
@@ -68,7 +69,7 @@ def usable_lines(table: Path, wanted: Wanted, store: IntakeStore) -> Iterator[Li
         try:
             yield Line(_name(name, wanted), number, "\x1f".join(line[column] for column in columns))
         except ValueError as error:
-            store.refuse(number, printable(name), str(error))
+            database.refuse(number, printable(name), str(error))
 
 
 def _whole_table(table: Path, wanted: Wanted) -> Iterator[tuple[int, dict[str, str]]]:

@@ -8,21 +8,21 @@ others are of the run. Photos come in the order of their names (byte order of UT
 
 from __future__ import annotations
 
-import sqlite3
 from collections.abc import Iterable, Iterator
-from itertools import islice
 from pathlib import Path
 from typing import Any, NamedTuple
 
-BATCH_ROWS = 1_000
+from stages.sqlite_database import KEPT, SqliteDatabase
+
+VERSION = 1
 LASTING = """
 CREATE TABLE IF NOT EXISTS folder (photos TEXT);
-CREATE TABLE IF NOT EXISTS hashed (photo_id TEXT PRIMARY KEY, num_bytes INTEGER, mtime_ns INTEGER, hash INTEGER,
-    num_pixels INTEGER, reason TEXT) WITHOUT ROWID;
-CREATE TABLE IF NOT EXISTS predicted (photo_id TEXT, model TEXT, value REAL, std REAL, box TEXT, reason TEXT,
-    PRIMARY KEY (photo_id, model)) WITHOUT ROWID;
-CREATE TABLE IF NOT EXISTS written (photo_id TEXT PRIMARY KEY, num_bytes INTEGER, hash INTEGER, sigma TEXT)
-    WITHOUT ROWID;
+CREATE TABLE IF NOT EXISTS hashed (photo_id TEXT PRIMARY KEY, num_bytes INTEGER, mtime_ns INTEGER,
+    hash INTEGER, num_pixels INTEGER, reason TEXT) WITHOUT ROWID;
+CREATE TABLE IF NOT EXISTS predicted (photo_id TEXT, model TEXT, value REAL, std REAL, box TEXT,
+    reason TEXT, PRIMARY KEY (photo_id, model)) WITHOUT ROWID;
+CREATE TABLE IF NOT EXISTS written (photo_id TEXT PRIMARY KEY, num_bytes INTEGER, hash INTEGER,
+    sigma TEXT) WITHOUT ROWID;
 """
 OF_THE_RUN = """
 DROP TABLE IF EXISTS present;
@@ -30,7 +30,8 @@ CREATE TABLE present (photo_id TEXT PRIMARY KEY, num_bytes INTEGER, mtime_ns INT
 DROP TABLE IF EXISTS grouped;
 CREATE TABLE grouped (photo_id TEXT PRIMARY KEY, number INTEGER, kept INTEGER) WITHOUT ROWID;
 DROP TABLE IF EXISTS coarse;
-CREATE TABLE coarse (photo_id TEXT PRIMARY KEY, label REAL, spread REAL, sigma REAL, box TEXT) WITHOUT ROWID;
+CREATE TABLE coarse (photo_id TEXT PRIMARY KEY, label REAL, spread REAL, sigma REAL, box TEXT)
+    WITHOUT ROWID;
 DROP TABLE IF EXISTS listed;
 CREATE TABLE listed (photo_id TEXT, reason TEXT);
 DROP TABLE IF EXISTS edited;
@@ -44,23 +45,28 @@ READABLE = """SELECT photo_id, hash, num_pixels FROM hashed JOIN present USING (
     WHERE reason IS NULL ORDER BY photo_id"""
 UNSEEN = """SELECT photo_id FROM grouped WHERE kept AND NOT EXISTS
     (SELECT 1 FROM predicted WHERE predicted.photo_id = grouped.photo_id AND model = :model)"""
-ANSWERS = """SELECT photo_id, json_group_array(value), json_group_array(std), MIN(box) FROM predicted
-    JOIN grouped USING (photo_id) WHERE kept AND model IN (SELECT value FROM json_each(:models))
+ANSWERS = """SELECT photo_id, json_group_array(value), json_group_array(std), MIN(box)
+    FROM predicted JOIN grouped USING (photo_id)
+    WHERE kept AND model IN (SELECT value FROM json_each(:models))
     GROUP BY photo_id HAVING COUNT(value) = json_array_length(:models)"""
-REVIEW = """SELECT photo_id, label, spread, coarse.sigma, number, box, IFNULL(corrected, ''), IFNULL(carried.sigma, '')
+REVIEW = """SELECT photo_id, label, spread, coarse.sigma, number, box, IFNULL(corrected, ''),
+    IFNULL(carried.sigma, '')
     FROM coarse JOIN grouped USING (photo_id) LEFT JOIN carried USING (photo_id)
     ORDER BY spread DESC, coarse.sigma DESC, photo_id"""
 EDITS = """SELECT edited.*, keeper.photo_id FROM edited
-    LEFT JOIN (SELECT photo_id FROM written JOIN hashed USING (photo_id, num_bytes, hash)) AS same USING (photo_id)
+    LEFT JOIN (SELECT photo_id FROM written JOIN hashed USING (photo_id, num_bytes, hash))
+    AS same USING (photo_id)
     LEFT JOIN grouped ON grouped.photo_id = same.photo_id
     LEFT JOIN (SELECT photo_id, number FROM grouped JOIN coarse USING (photo_id)) AS keeper
         ON keeper.number = grouped.number
     ORDER BY edited.photo_id IS NOT keeper.photo_id, edited.photo_id"""
 DROPPED = """SELECT grouped.photo_id, 'near duplicate of ' || keeper.photo_id FROM grouped
     JOIN grouped AS keeper ON keeper.number = grouped.number AND keeper.kept WHERE NOT grouped.kept
-    UNION ALL SELECT photo_id, reason FROM hashed JOIN present USING (photo_id) WHERE reason IS NOT NULL
+    UNION ALL SELECT photo_id, reason FROM hashed JOIN present USING (photo_id)
+    WHERE reason IS NOT NULL
     UNION ALL SELECT photo_id, MIN(reason) FROM predicted JOIN grouped USING (photo_id)
-        WHERE kept AND reason IS NOT NULL AND model IN (SELECT value FROM json_each(:models)) GROUP BY photo_id
+        WHERE kept AND reason IS NOT NULL AND model IN (SELECT value FROM json_each(:models))
+        GROUP BY photo_id
     UNION ALL SELECT photo_id, reason FROM listed ORDER BY 1, 2"""
 
 
@@ -87,26 +93,15 @@ class Predicted(NamedTuple):
     reason: str | None
 
 
-class Store:
+class LabelDatabase(SqliteDatabase):
     """The tables of one folder of photos; use as a context manager."""
 
     def __init__(self, path: Path) -> None:
-        self.path = path
-        path.parent.mkdir(parents=True, exist_ok=True)
-        self.database = sqlite3.connect(path, isolation_level=None)
-        self.database.executescript(
-            f"PRAGMA journal_mode = WAL; PRAGMA synchronous = NORMAL; {LASTING} {OF_THE_RUN}"
-        )
-
-    def __enter__(self) -> Store:
-        return self
-
-    def __exit__(self, *_: object) -> None:
-        self.database.close()
+        super().__init__(path, schema=LASTING + OF_THE_RUN, version=VERSION, pragmas=KEPT)
 
     def belong_to(self, photos: Path) -> None:
         """Keeps whose photos these are; ValueError where they are another folder's."""
-        known = self.database.execute("SELECT photos FROM folder").fetchone()
+        known = self.execute("SELECT photos FROM folder").fetchone()
         if known is None:
             self.add("folder", [(str(photos.resolve()),)])
         elif known[0] != str(photos.resolve()):
@@ -117,12 +112,8 @@ class Store:
             )
 
     def add(self, table: str, rows: Iterable[tuple[Any, ...]]) -> None:
-        """Takes rows, a batch at a time; those of a stopped run stay."""
-        for batch in batches(rows):
-            self.database.execute("BEGIN")
-            places = ",".join("?" * len(batch[0]))
-            self.database.executemany(f"INSERT OR REPLACE INTO {table} VALUES ({places})", batch)
-            self.database.execute("COMMIT")
+        """Takes rows, a page at a time; those of a stopped run stay."""
+        self.insert_all(f"INSERT OR REPLACE INTO {table}", rows)
 
     def add_hashed(self, rows: Iterable[Hashed]) -> None:
         """Takes hashes; bits 0 to 63 as SQLite's signed numbers."""
@@ -137,86 +128,62 @@ class Store:
     def changed(self) -> Iterator[tuple[str, int, int]]:
         """(photo_id, bytes, time) of the photos that are new or not as they were; what was
         predicted of them goes."""
-        self.database.execute(
-            f"DELETE FROM predicted WHERE photo_id IN (SELECT photo_id FROM ({CHANGED}))"
+        self.execute(f"DELETE FROM predicted WHERE photo_id IN (SELECT photo_id FROM ({CHANGED}))")
+        return self.pages(
+            f"{CHANGED} AND present.photo_id > :after ORDER BY present.photo_id", {}, first=""
         )
-        return self._paged(f"{CHANGED} AND present.photo_id > :after ORDER BY present.photo_id", {})
 
     def unseen(self, model: str) -> Iterator[tuple[str]]:
         """The kept photos that a model has not seen."""
-        return self._paged(f"{UNSEEN} AND photo_id > :after ORDER BY photo_id", {"model": model})
-
-    def _paged(self, query: str, values: dict[str, str]) -> Iterator[Any]:
-        """Rows while the tables change: a page at a time, each after the last photo of the one
-        before."""
-        after = ""
-        while rows := self.database.execute(
-            f"{query} LIMIT {BATCH_ROWS}", {**values, "after": after}
-        ).fetchall():
-            yield from rows
-            after = rows[-1][0]
-
-    def count(self, query: str, **values: str) -> int:
-        """How many rows a query has."""
-        (number,) = self.database.execute(f"SELECT COUNT(*) FROM ({query})", values).fetchone()
-        return int(number)
+        return self.pages(
+            f"{UNSEEN} AND photo_id > :after ORDER BY photo_id", {"model": model}, first=""
+        )
 
     def readable(self) -> Iterator[tuple[str, int, int]]:
-        """(photo_id, hash, number of pixels) of the photos that are there and can be read, by name."""
-        return self.database.execute(READABLE)
+        """(photo_id, hash, number of pixels) of the photos that are there and can be read, by
+        name."""
+        return self.execute(READABLE)
 
     def answers(self, models: str) -> Iterator[tuple[str, str, str, str]]:
         """(photo_id, values, standard deviations, box) of the kept photos in which all models (a
         JSON list) found a face; the middle two are JSON lists, the box is one of theirs."""
-        return self.database.execute(ANSWERS, {"models": models})
+        return self.execute(ANSWERS, {"models": models})
 
     def review(self) -> Iterator[tuple[str, float, float, float, int, str, str, str]]:
         """(photo_id, label, spread, sigma, group, box, corrected, a person's sigma), the widest
         spread first, then the widest sigma; the last two are empty where nobody wrote any."""
-        return self.database.execute(REVIEW)
+        return self.execute(REVIEW)
 
     def written_sigma(self, photo_id: str) -> str | None:
         """The sigma that the last review.csv had beside a photo; None for a photo that was not in
         it."""
-        found = self.database.execute(
-            "SELECT sigma FROM written WHERE photo_id = ?", (photo_id,)
-        ).fetchone()
+        found = self.execute("SELECT sigma FROM written WHERE photo_id = ?", (photo_id,)).fetchone()
         return found and str(found[0])
 
     def note_written(self) -> None:
         """Notes which photos, and which sigmas, a review.csv has just been made of; whole or not at
         all."""
-        self.database.execute("BEGIN")
-        self.database.execute("DELETE FROM written")
-        rows = self.database.execute(
-            "SELECT photo_id, num_bytes, hash, coarse.sigma FROM coarse JOIN hashed USING "
-            "(photo_id)"
-        )
-        texts = (
-            (photo_id, num_bytes, hash_, sigma_text(sigma))
-            for photo_id, num_bytes, hash_, sigma in rows
-        )
-        self.database.executemany("INSERT INTO written VALUES (?, ?, ?, ?)", texts)
-        self.database.execute("COMMIT")
+        with self.transaction():
+            self.execute("DELETE FROM written")
+            rows = self.execute(
+                "SELECT photo_id, num_bytes, hash, coarse.sigma FROM coarse JOIN hashed USING "
+                "(photo_id)"
+            )
+            for photo_id, num_bytes, hash_, sigma in rows:
+                row = (photo_id, num_bytes, hash_, sigma_text(sigma))
+                self.execute("INSERT INTO written VALUES (?, ?, ?, ?)", row)
 
     def edits(self) -> list[tuple[str, str, str, str | None]]:
         """(photo_id, corrected, sigma, the photo of the new review.csv that it is about now): the
         same or the kept one of its near duplicates; None where its content is not what it was, or
         none of them has a label."""
-        return self.database.execute(EDITS).fetchall()
+        return self.execute(EDITS).fetchall()
 
     def left_out(self, models: str) -> Iterator[tuple[str, str]]:
         """(photo_id, reason) of every photo that gets no label, by name."""
-        return self.database.execute(DROPPED, {"models": models})
+        return self.execute(DROPPED, {"models": models})
 
 
 def sigma_text(sigma: float) -> str:
     """Sigma as review.csv has it; what reads otherwise was changed by a person."""
     return f"{sigma:.3g}"
-
-
-def batches(items: Iterable[Any], size: int = BATCH_ROWS) -> Iterator[list[Any]]:
-    """Items in lists of at most `size`."""
-    remaining = iter(items)
-    while batch := list(islice(remaining, size)):
-        yield batch

@@ -1,7 +1,8 @@
 """A folder of unlabelled photos becomes a labelled table (DHAA's recipe for photos from the web,
 section 3).
 
-    python -m flows.label.flow PHOTOS [--model FOLDER]... [--output FOLDER]          (or: make label PHOTOS=folder)
+    python -m flows.label.flow PHOTOS [--model FOLDER]... [--output FOLDER]
+        (or: make label PHOTOS=folder)
     python -m flows.label.flow PHOTOS --finish review.csv --unreviewed take|leave
 
 The first finds near duplicates (visage/dedup/near_duplicates.py) and keeps the largest of each,
@@ -24,18 +25,20 @@ from typing import Any
 import numpy as np
 from tqdm import tqdm
 
-from flows.label.database import CHANGED, UNSEEN, Predicted, Store, batches
+from flows.label.database import CHANGED, UNSEEN, LabelDatabase, Predicted
 from flows.label.hashes import hash_all
 from flows.label.review import carry_edits, finish, write_pages, write_review, write_rows
 from stages.ingest.archives import odd_name, printable
 from stages.ingest.records import REPOSITORY, photos_under
 from stages.settings import read_json
+from stages.sqlite_database import PAGE_ROWS
 from visage.atomic import atomic_write
 from visage.cli import default_model_folder
 from visage.dedup.near_duplicates import kept_of_groups, near_groups
 from visage.inference.fusion import combined
 from visage.inference.photos import PhotoResult, Predictor
 from visage.model_config import CONFIG_FILE
+from visage.parallel import batched
 from visage.weights import sha256_of
 
 CHUNK_PHOTOS = 64
@@ -49,27 +52,27 @@ def label(photos: Path, models: Sequence[Path], output: Path, num_shown: int) ->
     predictors = dict(
         zip((sha256_of(model / CONFIG_FILE) for model in models), loaded, strict=True)
     )
-    speaks = _one_voice(loaded)
-    with Store(output / "work.sqlite") as store:
-        store.belong_to(photos)
-        num_photos = _find(photos, store)
-        num_new = store.count(CHANGED)
-        store.add_hashed(
-            tqdm(hash_all(photos, store.changed(), num_new), desc="hash", total=num_new)
+    labels = _common_labels(loaded)
+    with LabelDatabase(output / "work.sqlite") as database:
+        database.belong_to(photos)
+        num_photos = _find(photos, database)
+        num_new = database.count(CHANGED)
+        database.add_hashed(
+            tqdm(hash_all(photos, database.changed(), num_new), desc="hash", total=num_new)
         )
-        num_kept = _group(store)
+        num_kept = _group(database)
         for key, predictor in predictors.items():
-            _predict(photos, key, predictor, store)
+            _predict(photos, key, predictor, database)
         names = json.dumps(list(predictors))
-        _combine(store, names)
-        num_lost = carry_edits(store, output / "review.csv")
-        num_labelled = write_review(store, output / "review.csv")
-        write_pages(store, photos, output, speaks["unit"], num_shown)
+        _combine(database, names)
+        num_lost = carry_edits(database, output / "review.csv")
+        num_labelled = write_review(database, output / "review.csv")
+        write_pages(database, photos, output, labels["unit"], num_shown)
         num_left_out = write_rows(
-            output / "left_out.csv", ("photo", "reason"), store.left_out(names)
+            output / "left_out.csv", ("photo", "reason"), database.left_out(names)
         )
     with atomic_write(output / "label.json") as part:
-        part.write_text(json.dumps(speaks, indent=1), encoding="utf-8")
+        part.write_text(json.dumps(labels, indent=1), encoding="utf-8")
     counts = {
         "photos": num_photos,
         "kept": num_kept,
@@ -87,58 +90,65 @@ def _check_photos(photos: Path) -> None:
         raise ValueError(f"{photos}: holds no photo")
 
 
-def _one_voice(predictors: Sequence[Predictor]) -> dict[str, Any]:
-    """The quantity, unit and range of labels that all models share; ValueError where they differ."""
-    voices = [{"quantity": p.config.quantity, "unit": p.config.unit} for p in predictors]
-    if any(voice != voices[0] for voice in voices):
-        raise ValueError(f"the models answer about {voices}; give models of one quantity and unit")
+def _common_labels(predictors: Sequence[Predictor]) -> dict[str, Any]:
+    """The quantity, unit and range of labels that all models share; ValueError where they
+    differ."""
+    quantities = [{"quantity": p.config.quantity, "unit": p.config.unit} for p in predictors]
+    if any(quantity != quantities[0] for quantity in quantities):
+        raise ValueError(
+            f"the models answer about {quantities}; give models of one quantity and unit"
+        )
     if len({p.config.weights.sha256 for p in predictors}) < len(predictors):
         raise ValueError("a model is named twice; an ensemble is of different ones")
     grids = [predictor.config.grid for predictor in predictors]
     low, high = min(grid.minimum for grid in grids), max(grid.maximum for grid in grids)
     return {
-        **voices[0],
+        **quantities[0],
         "minimum": low,
         "maximum": high,
         "models": [p.config.name for p in predictors],
     }
 
 
-def _find(photos: Path, store: Store) -> int:
+def _find(photos: Path, database: LabelDatabase) -> int:
     """Notes the photos that are there; names that no table can hold are listed."""
-    for batch in batches(photos_under(photos)):
+    for batch in batched(photos_under(photos), PAGE_ROWS):
         odd = [(printable(name), reason) for name in batch if (reason := odd_name(name))]
-        store.add("listed", odd)
+        database.add("listed", odd)
         found = [(name, (photos / name).stat()) for name in batch if not odd_name(name)]
-        store.add("present", ((name, status.st_size, status.st_mtime_ns) for name, status in found))
-    num_photos = store.count("SELECT * FROM present")
+        database.add(
+            "present", ((name, status.st_size, status.st_mtime_ns) for name, status in found)
+        )
+    num_photos = database.count("SELECT * FROM present")
     if not num_photos:
         raise ValueError(f"{photos}: holds no photo whose name a table can hold; rename them")
     return num_photos
 
 
-def _group(store: Store) -> int:
+def _group(database: LabelDatabase) -> int:
     """Notes each photo's group of near duplicates, and which of them is kept; how many are."""
     columns = np.dtype([("hash", np.int64), ("num_pixels", np.int64)])
-    photos_N = np.fromiter((row[1:] for row in store.readable()), columns)
+    photos_N = np.fromiter((row[1:] for row in database.readable()), columns)
     groups_N = near_groups(photos_N["hash"].copy().view(np.uint64))
     is_kept_N = kept_of_groups(groups_N, photos_N["num_pixels"])
-    names = (photo_id for photo_id, *_ in store.readable())
-    store.add("grouped", zip(names, groups_N.tolist(), is_kept_N.tolist(), strict=True))
+    names = (photo_id for photo_id, *_ in database.readable())
+    database.add("grouped", zip(names, groups_N.tolist(), is_kept_N.tolist(), strict=True))
     return int(is_kept_N.sum())
 
 
-def _predict(photos: Path, model: str, predictor: Predictor, store: Store) -> None:
+def _predict(photos: Path, model: str, predictor: Predictor, database: LabelDatabase) -> None:
     """Asks one model about the kept photos that it has not seen; `model` is its config's digest,
     for the config knows all that an answer depends on (weights, alignment, decoding, calibration).
     """
     with tqdm(
-        total=store.count(UNSEEN, model=model), desc=f"ask {predictor.config.name}", unit=" photos"
+        total=database.count(UNSEEN, {"model": model}),
+        desc=f"ask {predictor.config.name}",
+        unit=" photos",
     ) as bar:
-        for batch in batches(store.unseen(model), CHUNK_PHOTOS):
+        for batch in batched(database.unseen(model), CHUNK_PHOTOS):
             results = predictor.predict_photos(photos / photo_id for (photo_id,) in batch)
             pairs = zip(batch, results, strict=True)
-            store.add(
+            database.add(
                 "predicted", (_answer(photo_id, model, result) for (photo_id,), result in pairs)
             )
             bar.update(len(batch))
@@ -153,21 +163,21 @@ def _answer(photo_id: str, model: str, result: PhotoResult) -> Predicted:
     )
 
 
-def _combine(store: Store, models: str) -> None:
+def _combine(database: LabelDatabase, models: str) -> None:
     """Each photo's answers become its coarse label."""
-    for batch in batches(store.answers(models)):
+    for batch in batched(database.answers(models), PAGE_ROWS):
         values_MN, stds_MN = (
             np.array([json.loads(row[place]) for row in batch]).T for place in (1, 2)
         )
         columns = [column.tolist() for column in combined(values_MN, stds_MN)]
-        store.add(
+        database.add(
             "coarse",
             zip((row[0] for row in batch), *columns, (row[3] for row in batch), strict=True),
         )
 
 
 def main() -> None:
-    """The command line; what the user can mend ends it with one line and exit status 2."""
+    """The command line; what the user can correct ends it with one line and exit status 2."""
     parser = argparse.ArgumentParser(
         prog="python -m flows.label.flow", description=__doc__.split("\n", 1)[0]
     )
@@ -208,9 +218,9 @@ def main() -> None:
                 f"{output}: no photos were labelled there; run flows.label.flow without --finish "
                 f"first"
             )
-        said = read_json(output / "label.json")
+        labels = read_json(output / "label.json")
         table, skipped = output / "labels.csv", output / "labels_skipped.csv"
-        bounds = (said["minimum"], said["maximum"])
+        bounds = (labels["minimum"], labels["maximum"])
         done = finish(arguments.finish, table, skipped, bounds, arguments.unreviewed)
         print(
             "  ".join(f"{name} {count}" for name, count in done._asdict().items()) + f"  -> {table}"

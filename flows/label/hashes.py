@@ -4,41 +4,37 @@ no torch)."""
 from __future__ import annotations
 
 import os
-from collections import deque
 from collections.abc import Iterable, Iterator
-from concurrent.futures import Future, ProcessPoolExecutor
+from concurrent.futures import ProcessPoolExecutor
+from functools import partial
 from multiprocessing import get_context
 from pathlib import Path
 
-from flows.label.database import Hashed, batches
+from flows.label.database import Hashed
 from visage.dedup.perceptual_hash import perceptual_hash
 from visage.detection.image_io import PhotoError, read_photo
-from visage.parallel import die_with_parent
+from visage.parallel import batched, die_with_parent, map_ordered
 
-Found = tuple[str, int, int]  # photo_id, bytes, time of its file
+PhotoFile = tuple[str, int, int]  # photo_id, bytes, time of its file
 CHUNK_PHOTOS = 64
 FEW_PHOTOS = 256  # starting processes takes longer than these
 
 
-def hash_all(photos: Path, found: Iterable[Found], num_photos: int) -> Iterator[Hashed]:
-    """Hashes in order, in as many processes as there are cores; only a few chunks wait at a time."""
+def hash_all(photos: Path, found: Iterable[PhotoFile], num_photos: int) -> Iterator[Hashed]:
+    """Hashes in order, in as many processes as there are cores; only a few chunks wait at a
+    time."""
     num_workers = len(os.sched_getaffinity(0))
     if num_photos <= FEW_PHOTOS or num_workers == 1:
         yield from _hash(photos, found)
         return
-    waiting: deque[Future[list[Hashed]]] = deque()
-    with ProcessPoolExecutor(
-        num_workers, get_context("spawn"), initializer=die_with_parent
-    ) as pool:
-        for chunk in batches(found, CHUNK_PHOTOS):
-            waiting.append(pool.submit(_hash, photos, chunk))
-            if len(waiting) > 4 * num_workers:
-                yield from waiting.popleft().result()
-        while waiting:
-            yield from waiting.popleft().result()
+
+    pool = ProcessPoolExecutor(num_workers, get_context("spawn"), initializer=die_with_parent)
+    chunks = batched(found, CHUNK_PHOTOS)
+    for chunk in map_ordered(partial(_hash, photos), chunks, pool, 4 * num_workers):
+        yield from chunk
 
 
-def _hash(photos: Path, found: Iterable[Found]) -> list[Hashed]:
+def _hash(photos: Path, found: Iterable[PhotoFile]) -> list[Hashed]:
     hashed = []
     for photo_id, num_bytes, mtime_ns in found:
         try:

@@ -14,10 +14,11 @@ from typing import Literal, NamedTuple
 
 from PIL import Image
 
-from flows.label.database import Store, batches, sigma_text
+from flows.label.database import LabelDatabase, sigma_text
 from stages.sources.table import number
 from visage.atomic import atomic_write
 from visage.detection.image_io import PhotoError, read_photo
+from visage.parallel import batched
 
 COLUMNS = ("photo", "label", "spread", "sigma", "group", "corrected")
 Unreviewed = Literal["take", "leave"]
@@ -39,7 +40,7 @@ def write_rows(path: Path, header: Sequence[str], rows: Iterator[tuple[object, .
         return sum(1 for _ in map(writer.writerow, rows))
 
 
-def carry_edits(store: Store, review: Path) -> int:
+def carry_edits(database: LabelDatabase, review: Path) -> int:
     """Corrections and changed sigmas of an earlier review.csv -> table `carried`; how many could
     not be carried.
 
@@ -49,10 +50,10 @@ def carry_edits(store: Store, review: Path) -> int:
         return 0
     with atomic_write(review.with_name("review_before.csv")) as part:
         part.write_bytes(review.read_bytes())
-    store.add("edited", _edits(store, review))
+    database.add("edited", _edits(database, review))
     lost: list[tuple[str, str, str, str]] = []
     carried: set[str] = set()
-    for photo_id, corrected, sigma, target in store.edits():
+    for photo_id, corrected, sigma, target in database.edits():
         if target is None or target in carried:
             reason = (
                 f"{target} has a correction" if target else "gone, changed, or without a label now"
@@ -60,7 +61,7 @@ def carry_edits(store: Store, review: Path) -> int:
             lost.append((photo_id, corrected, sigma, reason))
         else:
             carried.add(target)
-            store.add("carried", [(target, corrected, sigma)])
+            database.add("carried", [(target, corrected, sigma)])
     if lost:
         write_rows(
             review.with_name("not_carried.csv"),
@@ -70,11 +71,11 @@ def carry_edits(store: Store, review: Path) -> int:
     return len(lost)
 
 
-def _edits(store: Store, review: Path) -> Iterator[tuple[str, str, str]]:
+def _edits(database: LabelDatabase, review: Path) -> Iterator[tuple[str, str, str]]:
     """(photo, corrected, sigma) where a person wrote one of them; sigma is empty where it is as it
     was written."""
     for cells in _read_review(review):
-        written = store.written_sigma(cells["photo"])
+        written = database.written_sigma(cells["photo"])
         sigma = "" if written is None or _same_number(cells["sigma"], written) else cells["sigma"]
         if cells["corrected"] or sigma:
             yield cells["photo"], cells["corrected"], sigma
@@ -88,7 +89,7 @@ def _same_number(text: str, other: str) -> bool:
         return False
 
 
-def write_review(store: Store, review: Path) -> int:
+def write_review(database: LabelDatabase, review: Path) -> int:
     """review.csv: what the models say, the widest spread first, and what persons say
     (`carry_edits`); how many rows."""
     rows = (
@@ -100,17 +101,19 @@ def write_review(store: Store, review: Path) -> int:
             group,
             corrected,
         )
-        for photo_id, label, spread, sigma, group, _, corrected, own_sigma in store.review()
+        for photo_id, label, spread, sigma, group, _, corrected, own_sigma in database.review()
     )
     num_rows = write_rows(review, COLUMNS, rows)
-    store.note_written()
+    database.note_written()
     return num_rows
 
 
-def write_pages(store: Store, photos: Path, folder: Path, unit: str, num_photos: int) -> None:
+def write_pages(
+    database: LabelDatabase, photos: Path, folder: Path, unit: str, num_photos: int
+) -> None:
     """Pages with the first `num_photos` faces of the review, each page whole in itself."""
-    rows = (row for row, _ in zip(store.review(), range(num_photos), strict=False))
-    for page, batch in enumerate(batches(rows, PAGE_PHOTOS)):
+    rows = (row for row, _ in zip(database.review(), range(num_photos), strict=False))
+    for page, batch in enumerate(batched(rows, PAGE_PHOTOS)):
         first = page * PAGE_PHOTOS + 2  # line 1 of the CSV is its header
         with (
             atomic_write(folder / f"sheet_{page + 1:03d}.html") as part,

@@ -128,8 +128,8 @@ def main() -> None:
     os.set_inheritable(results, False)
     requests = _taken_from_the_stages()
     os.chdir(root)
-    with suppress(BrokenPipeError), os.fdopen(results, "w", encoding="utf-8") as told:
-        _serve(requests, told)
+    with suppress(BrokenPipeError), os.fdopen(results, "w", encoding="utf-8") as answers:
+        _serve(requests, answers)
 
 
 def _taken_from_the_stages() -> TextIO:
@@ -141,20 +141,20 @@ def _taken_from_the_stages() -> TextIO:
     return os.fdopen(own, encoding="utf-8")
 
 
-def _serve(requests: TextIO, told: TextIO) -> None:
+def _serve(requests: TextIO, answers: TextIO) -> None:
     from dvc.repo import Repo
 
     with Repo(".") as repo:
-        _tell(told, {"stages": [asdict(stage) for stage in _in_order(repo)]})
+        _send(answers, {"stages": [asdict(stage) for stage in _in_order(repo)]})
         for request in _watched(requests):
-            _tell(told, _reproduce(repo, request["stage"], request["micro_batches"]))
+            _send(answers, _reproduce(repo, request["stage"], request["micro_batches"]))
 
 
-def _tell(told: TextIO, document: dict[str, Any]) -> None:
+def _send(answers: TextIO, document: dict[str, Any]) -> None:
     sys.stdout.flush()
     sys.stderr.flush()
-    told.write(json.dumps(document) + "\n")
-    told.flush()
+    answers.write(json.dumps(document) + "\n")
+    answers.flush()
 
 
 def _watched(requests: TextIO) -> Iterator[dict[str, Any]]:

@@ -48,7 +48,8 @@ class Lines:
         self._told_at = time.monotonic()
 
     def feed(self, output: bytes) -> list[str]:
-        """The lines that are complete with these bytes, and the bar's state when it is time for it."""
+        """The lines that are complete with these bytes, and the bar's state when it is time for
+        it."""
         *whole, self._rest = (self._rest + output).split(b"\n")
         lines = [line for line in map(_last_state, whole) if line]
         if b"\r" in self._rest:
@@ -86,21 +87,27 @@ class StageRunner:
     def _start(self) -> None:
         """DVC's process, a session of its own: Ctrl-C reaches this process alone, which then ends
         the other."""
-        told, tells = os.pipe()
-        command = [sys.executable, "-m", "flows.pipeline.dvc_stages", str(self._root), str(tells)]
+        read_end, write_end = os.pipe()
+        command = [
+            sys.executable,
+            "-m",
+            "flows.pipeline.dvc_stages",
+            str(self._root),
+            str(write_end),
+        ]
         path = f"{Path(sys.executable).parent}{os.pathsep}{os.environ.get('PATH', os.defpath)}"
         self._process = subprocess.Popen(
             command,
             cwd=CODE,
             env=os.environ | {"PATH": path, "PYTHONUNBUFFERED": "1"},
-            pass_fds=[tells],
+            pass_fds=[write_end],
             stdin=subprocess.PIPE,
             stdout=subprocess.PIPE,
             stderr=subprocess.STDOUT,
             start_new_session=True,
         )
-        os.close(tells)
-        self._told = os.fdopen(told, "rb")
+        os.close(write_end)
+        self._answers = os.fdopen(read_end, "rb")
         self._lines, self._last = Lines(), ""
         self._stages: list[Declared] | None = None
 
@@ -141,14 +148,14 @@ class StageRunner:
         output = self._process.stdout
         assert output is not None
         with selectors.DefaultSelector() as waiting:
-            for file in (output, self._told):
+            for file in (output, self._answers):
                 waiting.register(file, selectors.EVENT_READ)
             ready: list[Any] = []
-            while self._told not in ready:
+            while self._answers not in ready:
                 ready = [key.fileobj for key, _ in waiting.select()]
                 if output in ready and not self._pass_on(output, log):
                     waiting.unregister(output)
-        answer = self._told.readline()
+        answer = self._answers.readline()
         os.set_blocking(output.fileno(), False)
         while self._pass_on(output, log):
             pass
@@ -190,7 +197,7 @@ class StageRunner:
             os.killpg(self._process.pid, signal.SIGKILL)
             self._process.wait()
         self._process.stdout.close()  # type: ignore[union-attr]
-        self._told.close()
+        self._answers.close()
 
 
 def _as_declared(document: dict[str, Any]) -> Declared:

@@ -10,15 +10,13 @@ backbone), a finished step is never done again, and a killed training goes on fr
 
 from __future__ import annotations
 
-import fcntl
 import hashlib
 import json
 import os
 import subprocess
 import sys
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from concurrent.futures import FIRST_COMPLETED, Future, ThreadPoolExecutor, wait
-from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import cache
 from pathlib import Path
@@ -27,6 +25,7 @@ from typing import Any
 from tqdm import tqdm
 
 from flows.pipeline.dvc_stages import Declared
+from flows.pipeline.file_lock import file_lock
 from stages.ingest.records import files_under
 from visage.atomic import atomic_write
 from visage.training.provenance import git_commit, machine_of
@@ -180,7 +179,7 @@ def _attempt(step: Step, num_threads: int, failed: Mapping[str, str]) -> str | N
             return f"not run, for {before.name} failed"
     try:
         step.folder.mkdir(parents=True, exist_ok=True)
-        with _locked(step.folder / ".lock") as lock:
+        with file_lock(step.folder / ".lock", wait=True) as lock:
             return (
                 None if step.done is not None else _execute(step, num_threads, lock)
             )  # another process was faster
@@ -211,7 +210,9 @@ def _execute(step: Step, num_threads: int, lock: int) -> str | None:
         try:
             status = process.wait()
         finally:
+            # It writes into the folder until it has ended, and the lock is given back after this.
             process.kill()
+            process.wait()
     if status != 0:
         return (
             f"exit status {status}; see {step.folder / LOG}: {last_line(step.folder / LOG, start)}"
@@ -229,14 +230,6 @@ def _link(target: Path, place: Path) -> None:
     place.parent.mkdir(parents=True, exist_ok=True)
     place.unlink(missing_ok=True)
     place.symlink_to(os.path.relpath(target, place.parent))
-
-
-@contextmanager
-def _locked(path: Path) -> Iterator[int]:
-    """Waits until no other process works in the folder; the lock's file descriptor."""
-    with path.open("w") as file:
-        fcntl.flock(file, fcntl.LOCK_EX)
-        yield file.fileno()
 
 
 def last_line(path: Path, start: int) -> str:

@@ -36,7 +36,7 @@ from ray.data.block import BlockMetadata
 from ray.data.datasource import Datasource, ReadTask
 
 from stages.align import Runner, Work
-from stages.face_shards import Outcome, Row
+from stages.face_shards import AlignedPhotos, RowDict
 from visage.atomic import atomic_write_bytes
 
 TASK_CHUNKS = 4  # of a file: what an actor takes at a time, and what its death costs
@@ -82,7 +82,7 @@ def runner(settings: AlignOut, scratch: Path) -> Runner:
     error of the work).
     """
 
-    def run(work: Work, chunks: Iterable[list[Row]]) -> Iterator[Outcome]:
+    def run(work: Work, chunks: Iterable[list[RowDict]]) -> Iterator[AlignedPhotos]:
         with _own_folder(scratch.resolve()) as folder:
             num_chunks = _write_tasks(chunks, folder / "tasks")
             if num_chunks:
@@ -107,7 +107,7 @@ def _own_folder(scratch: Path) -> Iterator[Path]:
         shutil.rmtree(folder, ignore_errors=True)
 
 
-def _write_tasks(chunks: Iterable[list[Row]], tasks: Path) -> int:
+def _write_tasks(chunks: Iterable[list[RowDict]], tasks: Path) -> int:
     """The chunks as files of TASK_CHUNKS, in order; their number."""
     numbered = enumerate(chunks)
     num_chunks = 0
@@ -144,7 +144,8 @@ def _check_fit(settings: AlignOut) -> None:
 
 
 class TaskFiles(Datasource):
-    """Each file a task. Ray's own reader of parquet opens all of them first, in a dozen processes."""
+    """Each file a task. Ray's own reader of parquet opens all of them first, in a dozen
+    processes."""
 
     def __init__(self, files: list[Path]) -> None:
         super().__init__()  # type: ignore[no-untyped-call]
@@ -161,7 +162,9 @@ def _read_task(path: Path) -> list[pa.Table]:
     return [pq.read_table(path)]
 
 
-def _outcomes(settings: AlignOut, work: Work, folder: Path, num_chunks: int) -> Iterator[Outcome]:
+def _outcomes(
+    settings: AlignOut, work: Work, folder: Path, num_chunks: int
+) -> Iterator[AlignedPhotos]:
     """The tasks through the actors; outcomes in the chunks' order."""
     _quieten()
     context = ray.data.DataContext.get_current().copy()
@@ -188,7 +191,7 @@ def _outcomes(settings: AlignOut, work: Work, folder: Path, num_chunks: int) -> 
             assert row["number"] == wanted - 1, (
                 f"outcome {row['number']} came in the place of {wanted - 1}"
             )
-            outcome: Outcome | AlignStopped = cloudpickle.loads(row["outcome"])
+            outcome: AlignedPhotos | AlignStopped = cloudpickle.loads(row["outcome"])
             if isinstance(outcome, AlignStopped):
                 raise outcome
             yield outcome
@@ -226,7 +229,7 @@ class ChunkWorker:
         reaches the user.
         """
         [number], [rows] = batch["number"], batch["rows"]
-        outcome: Outcome | AlignStopped
+        outcome: AlignedPhotos | AlignStopped
         try:
             outcome = survive(self.work, json.loads(rows), self.marks / f"{number}.json")
         except AlignStopped as error:
@@ -237,7 +240,7 @@ class ChunkWorker:
         return {"number": batch["number"], "outcome": np.array([data], dtype=object)}
 
 
-def survive(work: Work, rows: list[Row], mark: Path) -> Outcome:
+def survive(work: Work, rows: list[RowDict], mark: Path) -> AlignedPhotos:
     """The chunk's outcome, in however many processes; what earlier ones were at when they died
     stands in `mark`.
 
@@ -247,7 +250,7 @@ def survive(work: Work, rows: list[Row], mark: Path) -> Outcome:
     """
     deaths: list[str] = json.loads(mark.read_text()) if mark.is_file() else []
 
-    def marked(part: list[Row], name: str) -> Outcome:
+    def marked(part: list[RowDict], name: str) -> AlignedPhotos:
         atomic_write_bytes(mark, json.dumps([*deaths, name]).encode())
         return work(part)
 

@@ -42,11 +42,11 @@ def stage_of(
     if section == "align":
         from flows.scale_out import align_ray
         from stages.align import AlignSettings, Work, align
-        from stages.face_shards import Outcome, Row
+        from stages.face_shards import AlignedPhotos, RowDict
 
         spread = align_ray.runner(settings.align, scratch)
 
-        def counting_photos(work: Work, chunks: Iterable[list[Row]]) -> Iterator[Outcome]:
+        def counting_photos(work: Work, chunks: Iterable[list[RowDict]]) -> Iterator[AlignedPhotos]:
             for outcome in spread(work, chunks):
                 done["photos"] += len(outcome.faces) + len(outcome.rejects)
                 yield outcome
@@ -58,11 +58,11 @@ def stage_of(
     train = pretrain_ray.runner(settings.pretrain, scratch)
 
     def counting_faces(training: Training, report: Report) -> None:
-        def told(epoch: int, values: Mapping[str, float]) -> None:
+        def counting_report(epoch: int, values: Mapping[str, float]) -> None:
             done["faces"] += len(training.faces)
             report(epoch, values)
 
-        train(training, told)
+        train(training, counting_report)
 
     return PretrainSettings, functools.partial(pretrain, runner=counting_faces)
 

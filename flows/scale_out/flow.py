@@ -101,7 +101,7 @@ def recorded(experiment: str, stage: str, work: Path) -> RecordedRun:
 
 
 def main() -> None:
-    """The command line. What the user can mend ends it with one line and exit status 2."""
+    """The command line. What the user can correct ends it with one line and exit status 2."""
     parser = argparse.ArgumentParser(
         prog="python -m flows.scale_out.flow", description=__doc__.split("\n", 1)[0]
     )

@@ -3,7 +3,7 @@ there are any.
 
 A process that dies, with its machine or alone, ends its group; Ray starts it anew, of fewer
 processes if there is no room for as many, and it goes on from the checkpoint of the last epoch,
-which lies in a folder that all machines share. What a person must mend (a damaged checkpoint, a
+which lies in a folder that all machines share. What a person must correct (a damaged checkpoint, a
 full disk) is not tried again.
 """
 
@@ -69,7 +69,7 @@ def runner(settings: PretrainOut, storage: Path) -> Runner:
     """Trains on the Ray that this process is connected to; `storage` is a scratch folder that all
     machines share.
 
-    Errors: ValueError for what a person must mend, ConnectionError when more processes were lost
+    Errors: ValueError for what a person must correct, ConnectionError when more processes were lost
     than `max_failures`.
     """
 
@@ -189,8 +189,8 @@ def _own_cluster() -> Iterator[None]:
 
 
 def _refusal(folder: Path, failure: Exception | None) -> str | None:
-    """What a person must mend, in the words that a process left in the folder, or died with where
-    it left none."""
+    """What a person must correct, in the words that a process left in the folder, or died with
+    where it left none."""
     refused = folder / REFUSED
     if refused.is_file() and (words := refused.read_text(encoding="utf-8")):
         return words
@@ -250,7 +250,7 @@ def _work(config: dict[str, Any]) -> None:
 
 @contextlib.contextmanager
 def _refusals_kept(folder: Path) -> Iterator[None]:
-    """What a person must mend is written down; the next group sees it, and ends. A full disk may
+    """What a person must correct is written down; the next group sees it, and ends. A full disk may
     leave it empty."""
     try:
         yield

@@ -1,10 +1,11 @@
 """A folder, bucket or table of photos through the champion: parquet with one row a face and one a
 photo without any.
 
-    python -m flows.score.flow PHOTOS --output FOLDER [--model FOLDER]      (or: make score PHOTOS=... OUTPUT=...)
+    python -m flows.score.flow PHOTOS --output FOLDER [--model FOLDER]
+        (or: make score PHOTOS=... OUTPUT=...)
 
-PHOTOS is a folder, an fsspec URL (s3://bucket/folder) or a table of paths (score_inventory.py);
-FOLDER gets part-00000.parquet ... (score_shards.py). Stopped at any time, the same command goes on
+PHOTOS is a folder, an fsspec URL (s3://bucket/folder) or a table of paths (inventory.py);
+FOLDER gets part-00000.parquet ... (shards.py). Stopped at any time, the same command goes on
 where it was; photos that are new or changed, or another model, redo their own shards. A photo of
 one face takes some 30 ms of one core, nearly all of it finding the face; memory does not grow with
 the number of photos.
@@ -13,11 +14,10 @@ the number of photos.
 from __future__ import annotations
 
 import argparse
-import fcntl
 import sys
 import tempfile
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from pathlib import Path
 from uuid import UUID
 
@@ -28,6 +28,7 @@ from prefect.artifacts import (
     update_progress_artifact,
 )
 
+from flows.pipeline.file_lock import Locked, file_lock
 from flows.score.inventory import Inventory
 from flows.score.page import page, read_scores
 from flows.score.shards import Job, Model, ScoreSettings, fingerprint, is_finished
@@ -58,15 +59,15 @@ def score(
         update_progress_artifact(bar, progress=100 * num_done / num_photos)
 
     settings = load_section(params, "score", ScoreSettings)
-    with speaking(model, params) as speaker:
-        shards = score_photos(photos, output, speaker, settings, progress)
+    with chosen_model(model, params) as chosen:
+        shards = score_photos(photos, output, chosen, settings, progress)
     scores = read_scores(shards)
     create_markdown_artifact(key="score", markdown=page(photos, output, scores))
     return scores.counts
 
 
 @contextmanager
-def speaking(folder: Path | None, params: Path) -> Iterator[Model]:
+def chosen_model(folder: Path | None, params: Path) -> Iterator[Model]:
     """The model in a folder, or the registry's champion for as long as it is needed."""
     if folder is not None:
         yield Model(folder=folder, version=None)
@@ -96,7 +97,7 @@ def champion(into: Path, params: Path) -> Model:
 def score_photos(
     photos: str, output: Path, model: Model, settings: ScoreSettings, progress: Progress
 ) -> list[Path]:
-    """Fills `output`; its shards. ValueError names what the user can mend."""
+    """Fills `output`; its shards. ValueError names what the user can correct."""
     about = model.about()
     with _own(output), Inventory(output / LIST) as inventory:
         inventory.take(photos, settings.column)
@@ -129,18 +130,16 @@ def _own(output: Path) -> Iterator[None]:
             f"{output}: holds files that are no scores; give an empty folder, or a new one (OUTPUT)"
         )
     output.mkdir(parents=True, exist_ok=True)
-    with (output / LOCK).open("w") as file:
+    with ExitStack() as held:
         try:
-            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError as error:
-            raise ValueError(
-                f"{output}: another run writes into it; wait for it, or stop it"
-            ) from error
+            held.enter_context(file_lock(output / LOCK, wait=False))
+        except Locked as error:
+            raise ValueError(f"{output}: {error}; wait for it, or stop it") from error
         yield
 
 
 def main() -> None:
-    """The command line; what the user can mend ends it with one line and exit status 2."""
+    """The command line; what the user can correct ends it with one line and exit status 2."""
     parser = argparse.ArgumentParser(
         prog="python -m flows.score.flow", description=__doc__.split("\n", 1)[0]
     )

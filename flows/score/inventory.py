@@ -14,7 +14,6 @@ little memory.
 from __future__ import annotations
 
 import csv
-import sqlite3
 import stat
 from collections.abc import Iterable, Iterator, Mapping
 from concurrent.futures import ThreadPoolExecutor
@@ -25,18 +24,26 @@ import fsspec
 import pyarrow.parquet as pq
 from fsspec.implementations.local import LocalFileSystem
 
-from flows.label.database import batches
 from stages.ingest.archives import odd_name, printable
 from stages.ingest.fetch import IDENTITY_KEYS
 from stages.ingest.records import PHOTO_SUFFIXES, photos_under
+from stages.sqlite_database import REBUILT, SqliteDatabase
+from visage.parallel import map_ordered
 
 TABLE_SUFFIXES = (".csv", ".parquet")
 NUM_ASKING = 16  # files of a table whose size and time are asked for at a time
+NUM_AHEAD = 4 * NUM_ASKING
 PAGE_KEYS = 1000  # of a bucket at a time; S3 gives no more
 MISSING = "no such file"
+VERSION = 1
+TABLES = """
+CREATE TABLE IF NOT EXISTS origin (photos TEXT);
+CREATE TABLE IF NOT EXISTS photos (place INTEGER PRIMARY KEY, name TEXT UNIQUE, address TEXT,
+    num_bytes INTEGER, version TEXT, reason TEXT);
+"""
 
 
-class Photo(NamedTuple):
+class ListedPhoto(NamedTuple):
     """One photo of the list. `address` is a path in the filesystem of the folder or table, or a URL
     of its own; `version` changes with the content (time, tag); `reason` says why it need not even
     be opened."""
@@ -49,7 +56,7 @@ class Photo(NamedTuple):
     reason: str | None
 
 
-Found = tuple[str, str, int | None, str, str | None]  # a Photo without its place
+PhotoColumns = tuple[str, str, int | None, str, str | None]  # a ListedPhoto without its place
 
 
 def filesystem_of(address: str) -> tuple[Any, str]:
@@ -61,20 +68,17 @@ def filesystem_of(address: str) -> tuple[Any, str]:
     return LocalFileSystem(), str(Path(address).expanduser().absolute())
 
 
-class Inventory:
-    """The numbered list of photos, made anew by each run; use as a context manager."""
+class Inventory(SqliteDatabase):
+    """The numbered list of photos, filled again by each run; use as a context manager."""
 
     def __init__(self, path: Path) -> None:
-        self.path = path
-        self._database = sqlite3.connect(path, isolation_level=None)
-        self._database.execute("PRAGMA synchronous = OFF")  # what a power cut spoils is made anew
+        super().__init__(path, schema=TABLES, version=VERSION, pragmas=REBUILT)
 
     def take(self, photos: str, column: str) -> None:
         """Lists `photos`; ValueError where there are none, or where the file lists those of another
         place."""
         origin = photos if "://" in photos else filesystem_of(photos)[1]
-        self._database.execute("CREATE TABLE IF NOT EXISTS origin (photos TEXT)")
-        known = self._database.execute("SELECT photos FROM origin").fetchone()
+        known = self.execute("SELECT photos FROM origin").fetchone()
         if known is not None and known[0] != origin:
             raise ValueError(
                 f"{self.path.parent}: holds the scores of {known[0]}, not of {origin}; give "
@@ -84,40 +88,27 @@ class Inventory:
         if not len(self):
             raise ValueError(f"{photos}: holds no photo ({', '.join(sorted(PHOTO_SUFFIXES))})")
         if known is None:  # a mistyped place has ended above, and takes no folder
-            self._database.execute("INSERT INTO origin VALUES (?)", (origin,))
+            self.execute("INSERT INTO origin VALUES (?)", (origin,))
 
-    def _fill(self, found: Iterable[Found]) -> None:
-        self._database.executescript(
-            "DROP TABLE IF EXISTS photos; CREATE TABLE photos (place INTEGER PRIMARY KEY, name "
-            "TEXT UNIQUE, "
-            "address TEXT, num_bytes INTEGER, version TEXT, reason TEXT);"
-        )
-        insert = "INSERT OR IGNORE INTO photos (name, address, num_bytes, version, reason) VALUES (?, ?, ?, ?, ?)"
-        for batch in batches(found):
-            self._database.execute("BEGIN")
-            self._database.executemany(insert, batch)
-            self._database.execute("COMMIT")
-
-    def __enter__(self) -> Inventory:
-        return self
-
-    def __exit__(self, *_: object) -> None:
-        self._database.close()
+    def _fill(self, found: Iterable[PhotoColumns]) -> None:
+        self.execute("DELETE FROM photos")
+        columns = "name, address, num_bytes, version, reason"
+        self.insert_all(f"INSERT OR IGNORE INTO photos ({columns})", found)
 
     def __len__(self) -> int:
-        (number,) = self._database.execute("SELECT COUNT(*) FROM photos").fetchone()
-        return int(number)
+        return self.count("SELECT 1 FROM photos")
 
-    def slice(self, start: int, count: int) -> list[Photo]:
+    def slice(self, start: int, count: int) -> list[ListedPhoto]:
         """The photos from number `start` on, counted from 0."""
-        rows = self._database.execute(
+        rows = self.execute(
             "SELECT * FROM photos WHERE place > ? AND place <= ?", (start, start + count)
         )
-        return [Photo(*row) for row in rows]
+        return [ListedPhoto(*row) for row in rows]
 
 
-def found_in(photos: str, column: str) -> Iterator[Found]:
-    """The photos of a folder, bucket or table; ValueError names what cannot be read and the remedy."""
+def found_in(photos: str, column: str) -> Iterator[PhotoColumns]:
+    """The photos of a folder, bucket or table; ValueError names what cannot be read and the
+    remedy."""
     filesystem, path = filesystem_of(photos)
     try:
         if filesystem.isdir(path):
@@ -134,18 +125,18 @@ def found_in(photos: str, column: str) -> Iterator[Found]:
         raise
     except Exception as error:  # every kind of store has its own words
         raise ValueError(
-            f"{photos}: cannot be listed: {said(error)}. Is it there, and are address and keys "
+            f"{photos}: cannot be listed: {one_line(error)}. Is it there, and are address and keys "
             f"right "
             "(AWS_ENDPOINT_URL, AWS_ACCESS_KEY_ID, AWS_SECRET_ACCESS_KEY for s3://)?"
         ) from error
 
 
-def said(error: Exception) -> str:
+def one_line(error: Exception) -> str:
     """An error in a line; the texts of some are empty."""
     return " ".join(f"{type(error).__name__}: {error}".split()).removesuffix(":")
 
 
-def _found_below(filesystem: Any, root: str) -> Iterator[Found]:
+def _found_below(filesystem: Any, root: str) -> Iterator[PhotoColumns]:
     """Every photo below a folder of any filesystem, by name."""
     if isinstance(filesystem, LocalFileSystem):
         yield from (_local(Path(root), name) for name in photos_under(Path(root)))
@@ -162,7 +153,7 @@ def _found_below(filesystem: Any, root: str) -> Iterator[Found]:
             yield printable(name), path, info.get("size"), _version(info), None
 
 
-def _local(folder: Path, name: str) -> Found:
+def _local(folder: Path, name: str) -> PhotoColumns:
     """A local file's row; a name that no table can hold is listed with its reason."""
     if reason := odd_name(name):
         return printable(name), "", None, "", reason
@@ -188,7 +179,8 @@ def _pages_of_s3(filesystem: Any, root: str) -> Iterator[tuple[str, Mapping[str,
 
 
 def _entries_below(filesystem: Any, folder: str) -> Iterator[tuple[str, Mapping[str, Any]]]:
-    """The files below a folder in the order of their whole names; one folder at a time in memory."""
+    """The files below a folder in the order of their whole names; one folder at a time in
+    memory."""
     entries = {
         e["name"] + "/" * (e["type"] == "directory"): e for e in filesystem.ls(folder, detail=True)
     }
@@ -206,12 +198,16 @@ def _version(info: Mapping[str, Any]) -> str:
     )
 
 
-def _found_in_table(filesystem: Any, path: str, column: str) -> Iterator[Found]:
+def _found_in_table(filesystem: Any, path: str, column: str) -> Iterator[PhotoColumns]:
     """The photos that a table names; size and time of several are asked for at a time."""
     folder = path.rpartition("/")[0]
-    with ThreadPoolExecutor(NUM_ASKING) as asking:
-        for batch in batches(enumerate(_cells(filesystem, path, column), start=1)):
-            yield from asking.map(lambda cell: _named(filesystem, folder, *cell), batch)
+    cells = enumerate(_cells(filesystem, path, column), start=1)
+    yield from map_ordered(
+        lambda cell: _named(filesystem, folder, *cell),
+        cells,
+        ThreadPoolExecutor(NUM_ASKING),
+        NUM_AHEAD,
+    )
 
 
 def _cells(filesystem: Any, path: str, column: str) -> Iterator[str | None]:
@@ -238,7 +234,7 @@ def _check_column(path: str, column: str, known: list[str]) -> None:
         )
 
 
-def _named(filesystem: Any, folder: str, number: int, cell: str | None) -> Found:
+def _named(filesystem: Any, folder: str, number: int, cell: str | None) -> PhotoColumns:
     """A table's cell as a row of the list."""
     if not cell:
         return f"row {number}", "", None, "", "the table names no photo in this row"

@@ -9,19 +9,19 @@ stays.
 from __future__ import annotations
 
 import time
-from collections import deque
 from collections.abc import Iterable, Iterator
-from concurrent.futures import Future, ThreadPoolExecutor
-from itertools import islice
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import closing
 from typing import Any
 
 from fsspec.implementations.local import LocalFileSystem
 
-from flows.score.inventory import MISSING, Photo, filesystem_of, said
+from flows.score.inventory import MISSING, ListedPhoto, filesystem_of, one_line
+from visage.parallel import map_ordered
 
 NUM_ATTEMPTS = 3
 FIRST_PAUSE_S = 0.5
-MAX_LOST = 8  # photos in a row that a store does not give: it is unreachable
+MAX_UNANSWERED = 8  # photos in a row that a store does not give: it is unreachable
 NUM_AHEAD = (
     8  # photos that are read while others are looked at; times score.max_photo_bytes in memory
 )
@@ -42,26 +42,23 @@ class Reader:
         self.photos, self.max_photo_bytes = photos, max_photo_bytes
         self._filesystem, _ = filesystem_of(photos)
 
-    def read_ahead(self, photos: Iterable[Photo]) -> Iterator[bytes | str]:
+    def read_ahead(self, photos: Iterable[ListedPhoto]) -> Iterator[bytes | str]:
         """Each photo's bytes or reason, in order."""
-        remaining, num_lost = iter(photos), 0
-        with ThreadPoolExecutor(NUM_AHEAD) as pool:
-            running: deque[Future[bytes | str]] = deque(
-                pool.submit(self.read, photo) for photo in islice(remaining, NUM_AHEAD)
-            )
-            while running:
-                content = running.popleft().result()
-                running.extend(pool.submit(self.read, photo) for photo in islice(remaining, 1))
-                num_lost = num_lost + 1 if isinstance(content, Unanswered) else 0
-                if isinstance(content, Unanswered) and num_lost == MAX_LOST:
+        num_unanswered = 0
+        with closing(
+            map_ordered(self.read, photos, ThreadPoolExecutor(NUM_AHEAD), NUM_AHEAD)
+        ) as contents:
+            for content in contents:
+                num_unanswered = num_unanswered + 1 if isinstance(content, Unanswered) else 0
+                if isinstance(content, Unanswered) and num_unanswered == MAX_UNANSWERED:
                     raise Unreachable(
-                        f"{self.photos}: {MAX_LOST} photos in a row could not be fetched, "
-                        f"{content}; when it can be "
-                        "reached again, the same command goes on where it was"
+                        f"{self.photos}: {MAX_UNANSWERED} photos in a row could not be fetched, "
+                        f"{content}; when it can be reached again, the same command goes on "
+                        f"where it was"
                     )
                 yield content
 
-    def read(self, photo: Photo) -> bytes | str:
+    def read(self, photo: ListedPhoto) -> bytes | str:
         """The photo's bytes, or the reason why there are none."""
         if photo.reason is not None:
             return photo.reason
@@ -89,7 +86,7 @@ def _fetched(filesystem: Any, path: str) -> bytes | str:
         except PermissionError:
             return "cannot be read: permission denied"
         except Exception as error:  # every kind of store has its own words for a broken connection
-            reason = f"cannot be read: {said(error)}"
+            reason = f"cannot be read: {one_line(error)}"
             if isinstance(filesystem, LocalFileSystem):
                 return reason
             time.sleep(FIRST_PAUSE_S * 2**attempt if attempt + 1 < NUM_ATTEMPTS else 0)

@@ -1,8 +1,9 @@
 """A slice of the list of photos becomes one parquet file: one row a face, one a photo without any.
 
-    part-00000.parquet: photo, face (0 the largest), value, std, low, high (label units), box (x0 y0 x1 y1), landmarks
-    (x y of five points, px of the upright photo), probability (that it is a face), chosen (as the align stage would),
-    distribution (over the model's grid), reason (null for a face; for a reject the other columns are null)
+    part-00000.parquet: photo, face (0 the largest), value, std, low, high (label units), box (x0 y0
+    x1 y1), landmarks (x y of five points, px of the upright photo), probability (that it is a
+    face), chosen (as the align stage would), distribution (over the model's grid), reason (null for
+    a face; for a reject the other columns are null)
 
 Its schema's metadata say under `visage` which model spoke, and under `score` what the file was made
 of; while that is what is wanted, the file is not made again.
@@ -21,7 +22,7 @@ from typing import Any
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from flows.score.inventory import Photo
+from flows.score.inventory import ListedPhoto
 from flows.score.reading import Reader, Unanswered, Unreachable
 from stages.align import one_thread
 from visage.atomic import atomic_write
@@ -113,7 +114,7 @@ class Job:
     tells the one to blame; such photos are `fatal`: place -> reason."""
 
     path: Path
-    photos: list[Photo]
+    photos: list[ListedPhoto]
     fingerprint: str
     one_by_one: bool = False
     fatal: Mapping[int, str] = field(default_factory=dict)
@@ -141,7 +142,9 @@ class PhotoFailed(Exception):
         self.place, self.reason = place, reason
 
 
-def fingerprint(photos: list[Photo], about: Mapping[str, Any], settings: ScoreSettings) -> str:
+def fingerprint(
+    photos: list[ListedPhoto], about: Mapping[str, Any], settings: ScoreSettings
+) -> str:
     """A digest of all that a shard is made of: photos with size and version, model, settings,
     columns."""
     content = [[photo.name, photo.num_bytes, photo.version, photo.reason] for photo in photos]
@@ -200,7 +203,7 @@ class Scorer:
 
     def _results(
         self, job: Job, begin: Callable[[int], None]
-    ) -> Iterator[tuple[Photo, PhotoResult, str | None]]:
+    ) -> Iterator[tuple[ListedPhoto, PhotoResult, str | None]]:
         """Each photo with its result, and the reason where it has no face."""
         reasons: dict[int, str] = {}
         begun = job.photos[0].place
@@ -237,7 +240,7 @@ class Scorer:
             ) from error
 
 
-def _row_of(photo: Photo, number: int, face: FacePrediction) -> dict[str, Any]:
+def _row_of(photo: ListedPhoto, number: int, face: FacePrediction) -> dict[str, Any]:
     return {
         "photo": photo.name,
         "face": number,

@@ -120,8 +120,8 @@ def _in_processes(
             if not busy:
                 return
             wait([worker.connection for worker in busy], LOOK_S)
-            told = [(worker, news) for worker in busy if (news := worker.news())]
-            for worker, (kind, reason) in told:
+            news_of = [(worker, news) for worker in busy if (news := worker.news())]
+            for worker, (kind, reason) in news_of:
                 busy.remove(worker)
                 if kind == "ended":
                     worker.stop()

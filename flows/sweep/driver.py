@@ -184,7 +184,8 @@ def _recorded(plan: Plan, inputs: Inputs, folder: Path, trainable: Any, num_face
     }
     parent = open_sweep(plan.settings.experiment, folder.name, about)
     print(
-        f"MLflow: experiment {plan.settings.experiment}, run {parent}; the trials write to {folder}",
+        f"MLflow: experiment {plan.settings.experiment}, run {parent}; the trials write to "
+        f"{folder}",
         flush=True,
     )
     try:
@@ -235,7 +236,7 @@ def _tuner(plan: Plan, folder: Path, trainable: Any, parent: str) -> tune.Tuner:
 
 
 def main() -> None:
-    """The command line; what the user can mend ends it with one line and exit status 2."""
+    """The command line; what the user can correct ends it with one line and exit status 2."""
     parser = argparse.ArgumentParser(
         prog="python -m flows.sweep.driver", description=__doc__.split("\n", 1)[0]
     )
@@ -250,15 +251,15 @@ def main() -> None:
     try:
         sweep(inputs)
     except Exception as error:
-        told = _for_the_user(error)
-        if told is None:
+        message = _for_the_user(error)
+        if message is None:
             raise
-        print(f"flows.sweep.flow: {told}", file=sys.stderr)
+        print(f"flows.sweep.flow: {message}", file=sys.stderr)
         raise SystemExit(2) from error
 
 
 def _for_the_user(error: BaseException | None) -> str | None:
-    """The words of what a person can mend, by itself or as what another error came from."""
+    """The words of what a person can correct, by itself or as what another error came from."""
     while error is not None:
         refused = isinstance(error, OSError) and exit_status_of(error) is ExitStatus.REFUSED
         if refused or isinstance(error, ValueError | Busy | NoCluster | SweepStopped):

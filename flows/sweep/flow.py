@@ -66,7 +66,7 @@ def _inputs(stages: list[Declared]) -> tuple[str, str, str]:
 
 
 def main() -> None:
-    """The command line; what the user can mend ends it with one line and exit status 2."""
+    """The command line; what the user can correct ends it with one line and exit status 2."""
     try:
         sweep()
     except (StageFailed, DriverFailed, Busy) as error:

@@ -22,7 +22,7 @@ import pandas as pd
 from flows.sweep.search import outcome
 from flows.sweep.space import LAMBDA, SIGMA, STEP, ChoiceSettings, LogRangeSettings, Plan, setting
 from flows.sweep.trial import CHECKPOINTS, EPOCH, EPOCHS, HISTORY, METRIC, VALUES
-from visage.atomic import atomic_write_bytes
+from visage.atomic import atomic_folder
 from visage.evaluation.bootstrap import student
 from visage.evaluation.plots import png
 from visage.evaluation.sweep_plots import Dimension, Part, parallel_coordinates, sensitivity
@@ -108,7 +108,8 @@ def _row(plan: Plan, one: Ended) -> dict[str, Any]:
 
 
 def best_of(table: pd.DataFrame) -> pd.Series | None:
-    """The finished trial with the lowest error after its last epoch, which is what finetune keeps."""
+    """The finished trial with the lowest error after its last epoch, which is what finetune
+    keeps."""
     finished = table[table["status"] == "finished"]
     return None if finished.empty else finished.sort_values("last_val_mae", kind="stable").iloc[0]
 
@@ -216,8 +217,8 @@ def page(plan: Plan, table: pd.DataFrame, parts: pd.DataFrame) -> str:
     text += f"{base.unit}; means over trials with 95 % intervals. {scale}.\n"
     best = best_of(table)
     if best is not None:
-        told = ", ".join(f"{path} = {_yaml(best[path])}" for path in plan.space)
-        text += f"\nBest: {best['last_val_mae']:.3f} with {told}.\n"
+        values = ", ".join(f"{path} = {_yaml(best[path])}" for path in plan.space)
+        text += f"\nBest: {best['last_val_mae']:.3f} with {values}.\n"
     for path, rows in parts.groupby("dimension", sort=False):
         name = {LAMBDA: "lambda", STEP: "step (K)"}.get(str(path), str(path))
         text += f"\n| {name} | trials | finished | MAE, finished | MAE after {plan.settings.grace_epochs} epochs, all |\n"
@@ -313,7 +314,6 @@ def _part(dimension: Dimension, row: pd.Series) -> Part:
 
 def write_results(plan: Plan, table: pd.DataFrame, results: Path) -> None:
     """Writes all files, those of the sweep before removed."""
-    shutil.rmtree(results, ignore_errors=True)
     parts, best = parts_table(plan, table), best_of(table)
     files = {
         "trials.csv": table.to_csv(index=False).encode(),
@@ -325,8 +325,9 @@ def write_results(plan: Plan, table: pd.DataFrame, results: Path) -> None:
             "best.args": best_arguments(plan, best).encode(),
             **figures_of(plan, table, parts, best),
         }
-    for name, content in files.items():
-        atomic_write_bytes(results / name, content)
+    with atomic_folder(results) as part:
+        for name, content in files.items():
+            (part / name).write_bytes(content)
 
 
 def closing(plan: Plan, table: pd.DataFrame, results: Path, throughput: Mapping[str, float]) -> str:

@@ -30,7 +30,7 @@ FIGURES = (METRIC, "train_loss", "learning_rate", "seconds")
 
 
 class Search(OptunaSearch):
-    """Optuna, which is told how trials end and not their epochs: those are ASHA's. A trial that
+    """Optuna, which gets how trials end and not their epochs: those are ASHA's. A trial that
     diverged counts as pruned without a value, which is worse than any other: its neighbourhood is
     left."""
 
@@ -145,7 +145,7 @@ class Listener(Callback):
         return {"epochs": dict(self.epochs)}
 
     def set_state(self, state: dict[str, Any]) -> None:
-        """The counts begin anew."""
+        """The counts begin again."""
         self.epochs, self.num_epochs, self.num_ended = state["epochs"], 0, 0
 
     def on_trial_start(
@@ -157,7 +157,7 @@ class Listener(Callback):
     def on_trial_result(
         self, iteration: int, trials: list[Trial], trial: Trial, result: dict[str, Any], **info: Any
     ) -> None:
-        """An epoch ended; one that is told again is left out. Errors: SweepStopped."""
+        """An epoch ended; one that is reported again is left out. Errors: SweepStopped."""
         if NO_OTHER_TRY in result:
             raise SweepStopped(f"trial {trial.trial_id}: {result[NO_OTHER_TRY]}")
         if DIVERGED in result or result[EPOCH] <= self.epochs.get(trial.trial_id, 0):

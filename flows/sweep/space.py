@@ -146,11 +146,11 @@ class Plan:
     def trial_settings(self, values: Mapping[str, Any]) -> FinetuneSettings:
         """finetune's settings with these values; ValueError names the one that cannot be."""
         changed = with_settings(self.params, values, f"{self.where}: sweep.space")[SECTION]
-        told = ", ".join(f"{path} = {value}" for path, value in values.items())
+        chosen = ", ".join(f"{path} = {value}" for path, value in values.items())
         try:
             settings: FinetuneSettings = convert(changed, FinetuneSettings, SECTION)
         except ValueError as error:
-            raise ValueError(f"{self.where}: sweep.space with {told}: {error}") from error
+            raise ValueError(f"{self.where}: sweep.space with {chosen}: {error}") from error
         return replace(settings, epochs=self.settings.epochs or settings.epochs)
 
     def listed(self) -> list[dict[str, Any]]:

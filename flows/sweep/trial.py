@@ -1,5 +1,5 @@
-"""One trial of a sweep: stages.finetune on shared faces, its epochs told to Tune as they end. Runs
-in Ray's workers.
+"""One trial of a sweep: stages.finetune on shared faces, its epochs reported to Tune as they end.
+Runs in Ray's workers.
 
 A trial's folder holds its checkpoints, epochs.csv (a row for every epoch that ended), and at its
 end history.csv and the model. A trial that is taken up again, on whichever node, goes on after its
@@ -9,19 +9,19 @@ last epoch; without a checkpoint that can be read it starts over.
 from __future__ import annotations
 
 import errno
-import fcntl
 import os
 import shutil
 import tempfile
 from collections.abc import Callable, Mapping, Sequence
-from contextlib import redirect_stderr
+from contextlib import ExitStack, redirect_stderr, suppress
 from dataclasses import dataclass
 from pathlib import Path
-from typing import IO, Any
+from typing import Any
 
 import pandas as pd
 import torch
 
+from flows.pipeline.file_lock import Locked, file_lock
 from flows.sweep.space import Plan
 from stages.exit_status import ExitStatus, exit_status_of
 from stages.finetune import FinetuneSettings, finetune
@@ -34,7 +34,7 @@ EPOCHS, HISTORY, MODEL, CHECKPOINTS = "epochs.csv", "history.csv", "model", "che
 NO_OTHER_TRY = "no_other_try"
 LEAST_BYTES = 4_000_000  # a file that did not fit may leave some free
 METRIC, DIVERGED, EPOCH, VALUES = "val_mae", "diverged", "epoch", "values"
-Tell = Callable[[Mapping[str, Any]], None]
+TuneReport = Callable[[Mapping[str, Any]], None]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -74,10 +74,10 @@ def trial(
                 plan.trial_settings(config[VALUES]), plan.max_epochs, paths, tables, tune.report
             )
     except Exception as error:
-        if told := for_a_person(
+        if reason := for_a_person(
             error, own
         ):  # as figures: an error would be written down, and there may be no room
-            tune.report({METRIC: float("nan"), NO_OTHER_TRY: told})
+            tune.report({METRIC: float("nan"), NO_OTHER_TRY: reason})
         raise
 
 
@@ -101,12 +101,12 @@ def run_trial(
     max_epochs: int,
     paths: TrialPaths,
     tables: Mapping[str, FaceTable],
-    tell: Tell,
+    report: TuneReport,
 ) -> None:
-    """Trains the trial, from where it was; `tell` is given each epoch's figures, a diverged one's
+    """Trains the trial, from where it was; `report` gets each epoch's figures, a diverged one's
     as not a number."""
-    told = Told(paths.folder, max_epochs, tell)
-    told.again()
+    reporter = TuneReporter(paths.folder, max_epochs, report)
+    reporter.report_last_again()
 
     def open_faces(_folder: Path, splits: Sequence[str], _cache_mb: int) -> FaceTable:
         [split] = splits
@@ -121,7 +121,7 @@ def run_trial(
             checkpoints=paths.folder / CHECKPOINTS,
             model=paths.folder / MODEL,
             history=paths.folder / HISTORY,
-            report=told.epoch,
+            report=reporter.epoch,
             open_faces=open_faces,
         )
 
@@ -134,25 +134,25 @@ def run_trial(
             train()
     except Diverged as error:
         print(error, flush=True)
-        tell({METRIC: float("nan"), DIVERGED: str(error)})
+        report({METRIC: float("nan"), DIVERGED: str(error)})
         return
-    told.last(pd.read_csv(paths.folder / HISTORY))
+    reporter.last(pd.read_csv(paths.folder / HISTORY))
 
 
-class Told:
-    """What Tune is told, and the trial's own record of it."""
+class TuneReporter:
+    """Reports a trial's epochs to Tune, and keeps the trial's own record of them."""
 
-    def __init__(self, folder: Path, max_epochs: int, tell: Tell) -> None:
-        self._folder, self._max_epochs, self._tell = folder, max_epochs, tell
+    def __init__(self, folder: Path, max_epochs: int, report: TuneReport) -> None:
+        self._folder, self._max_epochs, self._report = folder, max_epochs, report
         self._rows: dict[int, dict[str, float]] = {}
         if (folder / EPOCHS).is_file():
             for row in pd.read_csv(folder / EPOCHS).to_dict("records"):
                 self._rows[int(row[EPOCH])] = {str(name): value for name, value in row.items()}
 
-    def again(self) -> None:
+    def report_last_again(self) -> None:
         """The last epoch of an earlier start: what Tune decided on it may have been lost."""
         if self._rows and max(self._rows) < self._max_epochs:
-            self._send(max(self._rows))
+            self._report_epoch(max(self._rows))
 
     def epoch(self, step: int, row: Mapping[str, float]) -> None:
         self._rows[step] = dict(row)
@@ -162,17 +162,17 @@ class Told:
             )
         if (
             step < self._max_epochs
-        ):  # the last one is told when the model is written: Tune then ends the trial
-            self._send(step)
+        ):  # the last one is reported when the model is written: Tune then ends the trial
+            self._report_epoch(step)
 
     def last(self, history: pd.DataFrame) -> None:
         """The last epoch."""
         step = int(history[EPOCH].iloc[-1])
         self._rows[step] = {str(name): float(value) for name, value in history.iloc[-1].items()}
-        self._send(step)
+        self._report_epoch(step)
 
-    def _send(self, step: int) -> None:
-        self._tell(self._rows[step] | {EPOCH: step})
+    def _report_epoch(self, step: int) -> None:
+        self._report(self._rows[step] | {EPOCH: step})
 
 
 # -------------------------------------------------------------------------------
@@ -185,30 +185,26 @@ class Cores:
     each; they are free again when it ends, however that comes about."""
 
     def __init__(self) -> None:
-        self._locks: dict[int, IO[str]] = {}
+        self._cores: set[int] = set()
+        self._locks = ExitStack()
 
     def take(self, number: int) -> list[int]:
         """`number` cores, those it has already first; the empty list where so many are not free."""
         folder = Path(tempfile.gettempdir()) / f"visage-cores-{os.getuid()}"
         folder.mkdir(exist_ok=True)
-        for core in sorted(_allowed() - set(self._locks)):
-            if len(self._locks) >= number:
+        for core in sorted(_allowed() - self._cores):
+            if len(self._cores) >= number:
                 break
-            file = (folder / str(core)).open("w")
-            try:
-                fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-            except BlockingIOError:
-                file.close()
-            else:
-                self._locks[core] = file
-        if len(self._locks) < number:
+            with suppress(Locked):
+                self._locks.enter_context(file_lock(folder / str(core), wait=False))
+                self._cores.add(core)
+        if len(self._cores) < number:
             self.release()
-        return sorted(self._locks)[:number]
+        return sorted(self._cores)[:number]
 
     def release(self) -> None:
-        for file in self._locks.values():
-            file.close()
-        self._locks = {}
+        self._locks.close()
+        self._cores = set()
 
 
 def _allowed() -> set[int]:

@@ -19,7 +19,7 @@ RESULT_OF = {"fail": "failed", "quarantine": "quarantined", "report": "reported"
 
 
 @dataclass(frozen=True, kw_only=True)
-class Outcome:
+class CheckResult:
     """What one check came to. `found` counts photos outside a bound; for a check of the whole set,
     measures."""
 
@@ -50,7 +50,7 @@ class Findings:
     photos: pd.DataFrame
     is_kept: np.ndarray
     set_measures: dict[str, float]
-    outcomes: list[Outcome]
+    check_results: list[CheckResult]
     not_run: list[str]
 
     @property
@@ -61,12 +61,14 @@ class Findings:
         """(photo_id, check, reason) of every photo that leaves, by photo_id; a photo may have
         several reasons."""
         rows = []
-        for outcome in self.outcomes:
-            if outcome.leaving is not None and len(outcome.leaving):
-                reasons = ROW_RULES[outcome.check].reasons(self.photos, outcome.leaving, settings)
-                ids = self.photos["photo_id"].iloc[outcome.leaving]
+        for check_result in self.check_results:
+            if check_result.leaving is not None and len(check_result.leaving):
+                reasons = ROW_RULES[check_result.check].reasons(
+                    self.photos, check_result.leaving, settings
+                )
+                ids = self.photos["photo_id"].iloc[check_result.leaving]
                 rows += [
-                    (photo_id, outcome.check, why)
+                    (photo_id, check_result.check, why)
                     for photo_id, why in zip(ids, reasons, strict=True)
                 ]
         yield from sorted(rows)
@@ -77,7 +79,7 @@ def inspect(manifest: Path, settings: ValidateSettings) -> Findings:
     if not manifest.is_file():
         raise ValueError(f"{manifest}: no such manifest; run the download stage first")
     faults = schema_faults(manifest)
-    schema = _schema_outcome(faults)
+    schema = _schema_result(faults)
     set_measures = {"schema_faults": float(len(faults))}
     if faults:
         not_run = [check for check in settings.checks() if check != "schema"]
@@ -86,29 +88,29 @@ def inspect(manifest: Path, settings: ValidateSettings) -> Findings:
             photos=nothing,
             is_kept=np.ones(0, bool),
             set_measures=set_measures,
-            outcomes=[schema],
+            check_results=[schema],
             not_run=not_run,
         )
     photos = measure(manifest)
     about_photos = [
-        _row_outcome(check, photos, settings) for check in settings.checks() if check in ROW_RULES
+        _row_result(check, photos, settings) for check in settings.checks() if check in ROW_RULES
     ]
     is_kept = np.ones(len(photos), bool)
-    for outcome in about_photos:
-        if outcome.leaving is not None:
-            is_kept[outcome.leaving] = False
+    for check_result in about_photos:
+        if check_result.leaving is not None:
+            is_kept[check_result.leaving] = False
     about_set, measured = _set_outcomes(photos, is_kept, settings)
     return Findings(
         photos=photos,
         is_kept=is_kept,
         set_measures=set_measures | measured,
-        outcomes=[schema, *about_photos, *about_set],
+        check_results=[schema, *about_photos, *about_set],
         not_run=[],
     )
 
 
-def _schema_outcome(faults: list[str]) -> Outcome:
-    return Outcome(
+def _schema_result(faults: list[str]) -> CheckResult:
+    return CheckResult(
         check="schema",
         policy="fail",
         claim="the columns, types, nulls, splits and the order are a manifest's",
@@ -119,7 +121,7 @@ def _schema_outcome(faults: list[str]) -> Outcome:
     )
 
 
-def _row_outcome(check: str, photos: pd.DataFrame, settings: ValidateSettings) -> Outcome:
+def _row_result(check: str, photos: pd.DataFrame, settings: ValidateSettings) -> CheckResult:
     rule, policy = ROW_RULES[check], settings.policy[check]
     found_N = rule.found(photos, settings)
     rows = np.flatnonzero(found_N)
@@ -129,7 +131,7 @@ def _row_outcome(check: str, photos: pd.DataFrame, settings: ValidateSettings) -
     reasons = zip(
         photos["photo_id"].iloc[first], rule.reasons(photos, first, settings), strict=True
     )
-    return Outcome(
+    return CheckResult(
         check=check,
         policy=policy,
         claim=rule.claim,
@@ -144,14 +146,14 @@ def _row_outcome(check: str, photos: pd.DataFrame, settings: ValidateSettings) -
 
 def _set_outcomes(
     photos: pd.DataFrame, is_kept: np.ndarray, settings: ValidateSettings
-) -> tuple[list[Outcome], dict[str, float]]:
+) -> tuple[list[CheckResult], dict[str, float]]:
     fraction = float((~is_kept).mean()) if len(is_kept) else 0.0
     reason = "{value:.4f} of all photos in quarantine, above {maximum:g}"
     most = Bound(
         measure="quarantined_fraction", maximum=settings.max_quarantined_fraction, reason=reason
     )
-    outcomes = [
-        _set_outcome(
+    check_results = [
+        _set_result(
             "quarantined_fraction", "fail", "few photos are quarantined", [(most, fraction)]
         )
     ]
@@ -160,16 +162,18 @@ def _set_outcomes(
     for check in settings.checks():
         if check in SET_RULES:
             pairs = SET_RULES[check].measures(kept, settings)
-            outcomes.append(
-                _set_outcome(check, settings.policy[check], SET_RULES[check].claim, pairs)
+            check_results.append(
+                _set_result(check, settings.policy[check], SET_RULES[check].claim, pairs)
             )
             measured |= {bound.measure: value for bound, value in pairs}
-    return outcomes, measured
+    return check_results, measured
 
 
-def _set_outcome(check: str, policy: str, claim: str, pairs: list[tuple[Bound, float]]) -> Outcome:
+def _set_result(
+    check: str, policy: str, claim: str, pairs: list[tuple[Bound, float]]
+) -> CheckResult:
     outside = [(bound, value) for bound, value in pairs if bound.outside(np.array([value]))[0]]
-    return Outcome(
+    return CheckResult(
         check=check,
         policy=policy,
         claim=claim,

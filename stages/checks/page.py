@@ -27,36 +27,40 @@ def page(reports: Mapping[str, Mapping[str, Any]]) -> str:
     """Name -> report, as Markdown."""
     lines = ["| |" + "".join(f" {name} |" for name in reports), "|---|" + "---|" * len(reports)]
     rows = {
-        "photos": [f"{told['photos']:,}" for told in reports.values()],
-        "train / val / test": [_splits(told, "photos") for told in reports.values()],
-        "left after quarantine": [_splits(told, "kept") for told in reports.values()],
-        "lines of skipped.csv: repaired, skipped": [_skipped(told) for told in reports.values()],
+        "photos": [f"{report['photos']:,}" for report in reports.values()],
+        "train / val / test": [_splits(report, "photos") for report in reports.values()],
+        "left after quarantine": [_splits(report, "kept") for report in reports.values()],
+        "lines of skipped.csv: repaired, skipped": [
+            _skipped(report) for report in reports.values()
+        ],
     }
-    checks = dict.fromkeys(check["check"] for told in reports.values() for check in told["checks"])
-    rows |= {f"`{name}`": [_check(told, name) for told in reports.values()] for name in checks}
+    checks = dict.fromkeys(
+        check["check"] for report in reports.values() for check in report["checks"]
+    )
+    rows |= {f"`{name}`": [_check(report, name) for report in reports.values()] for name in checks}
     lines += [
         f"| {name} |" + "".join(f" {cell} |" for cell in cells) for name, cells in rows.items()
     ]
     return "\n".join(lines)
 
 
-def _splits(told: Mapping[str, Any], what: str) -> str:
-    return " / ".join(f"{counts[what]:,}" for counts in told["facts"]["splits"].values())
+def _splits(report: Mapping[str, Any], what: str) -> str:
+    return " / ".join(f"{counts[what]:,}" for counts in report["facts"]["splits"].values())
 
 
-def _skipped(told: Mapping[str, Any]) -> str:
-    photos = told["skipped"]["photos"]
+def _skipped(report: Mapping[str, Any]) -> str:
+    photos = report["skipped"]["photos"]
     return ", ".join(
         str(photos[action]) if action in photos else "0" for action in ("repaired", "skipped")
     )
 
 
-def _check(told: Mapping[str, Any], name: str) -> str:
-    found = [check for check in told["checks"] if check["check"] == name]
+def _check(report: Mapping[str, Any], name: str) -> str:
+    found = [check for check in report["checks"] if check["check"] == name]
     if not found:
         return "does not apply"
     [check] = found
-    if check["result"] == "not run" or not check["bounds"] or _is_unknown(told, name):
+    if check["result"] == "not run" or not check["bounds"] or _is_unknown(report, name):
         return "not run" if check["result"] == "not run" else "nothing known"
     if check["result"] == "passed":
         values = [f"{bound['value']:.3f}" for bound in check["bounds"] if name in SHOWN]
@@ -70,11 +74,11 @@ def _check(told: Mapping[str, Any], name: str) -> str:
     return f"{check['found']}{groups}{left}"
 
 
-def _is_unknown(told: Mapping[str, Any], name: str) -> bool:
+def _is_unknown(report: Mapping[str, Any], name: str) -> bool:
     """Whether a check passed only because the set says nothing of what it looks at."""
     if name in ("people_across_splits", "images_per_person"):
-        return told["facts"]["people"]["photos_named"] == 0 and "labels" in told["facts"]
-    return name == "sigma_range" and told["facts"]["sigmas"]["given"] == 0
+        return report["facts"]["people"]["photos_named"] == 0 and "labels" in report["facts"]
+    return name == "sigma_range" and report["facts"]["sigmas"]["given"] == 0
 
 
 def main(arguments: Sequence[str]) -> None:

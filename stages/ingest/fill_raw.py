@@ -7,7 +7,7 @@ nothing else comes.
 State lies in `raw_dir/.visage` and depends on the content alone: `plan.json` (what the folder is
 being filled from) and one note per finished archive. An archive with a note is not unpacked again;
 a run that was killed goes on. When the plan no longer holds something that the folder was filled
-from, the folder is emptied and filled anew: nothing stale. A hard link shares its bytes with the
+from, the folder is emptied and filled again: nothing stale. A hard link shares its bytes with the
 user's own file: photos in the raw folder are only ever read.
 """
 
@@ -47,7 +47,7 @@ class Step:
     reader: Reader | None
 
 
-def gather(
+def fill_raw(
     locations: Sequence[str],
     sha256: Mapping[str, str],
     budget: Budget,

@@ -12,58 +12,56 @@ import json
 import math
 import sqlite3
 from collections.abc import Iterable, Iterator
-from itertools import islice
 from pathlib import Path
 from typing import Any
 
 from stages.ingest.measure import Bounds, Measured
-from stages.ingest.records import Action, Row
+from stages.ingest.records import Action, ManifestRow
+from stages.sqlite_database import KEPT, SqliteDatabase
+from visage.parallel import batched
 
+VERSION = 1
 BATCH_ROWS = 2_000
-PHOTOS = """CREATE TABLE photos (photo_id TEXT PRIMARY KEY, label REAL, sigma REAL, person TEXT, sex TEXT,
-    ethnicity TEXT, given TEXT, sha256 TEXT, split TEXT) WITHOUT ROWID"""
-SKIPPED = "CREATE TABLE skipped (photo_id TEXT, action TEXT, reason TEXT)"
-MEASURED = """CREATE TABLE IF NOT EXISTS measured (photo_id TEXT PRIMARY KEY, num_bytes INTEGER, mtime_ns INTEGER,
-    sha256 TEXT, width INTEGER, height INTEGER, unreadable TEXT) WITHOUT ROWID"""
-MANIFEST = """SELECT photos.photo_id, measured.sha256, num_bytes, width, height, unreadable, label, sigma, person, sex,
-    ethnicity, split FROM photos JOIN measured USING (photo_id) ORDER BY photo_id"""
+PHOTOS = """CREATE TABLE photos (photo_id TEXT PRIMARY KEY, label REAL, sigma REAL, person TEXT,
+    sex TEXT, ethnicity TEXT, given TEXT, sha256 TEXT, split TEXT) WITHOUT ROWID;"""
+OF_THE_RUN = f"""
+DROP TABLE IF EXISTS photos;
+{PHOTOS}
+DROP TABLE IF EXISTS skipped;
+CREATE TABLE skipped (photo_id TEXT, action TEXT, reason TEXT);
+CREATE TABLE IF NOT EXISTS made_by (value TEXT);
+"""
+MEASURED = """CREATE TABLE IF NOT EXISTS measured (photo_id TEXT PRIMARY KEY, num_bytes INTEGER,
+    mtime_ns INTEGER, sha256 TEXT, width INTEGER, height INTEGER, unreadable TEXT) WITHOUT ROWID"""
+WITH_MEASURES = """SELECT photo_id, num_bytes, mtime_ns FROM photos
+    LEFT JOIN measured USING (photo_id) WHERE photo_id > :after ORDER BY photo_id"""
+MANIFEST = """SELECT photos.photo_id, measured.sha256, num_bytes, width, height, unreadable, label,
+    sigma, person, sex, ethnicity, split FROM photos JOIN measured USING (photo_id)
+    ORDER BY photo_id"""
 
 
-class Spool:
+class ManifestDatabase(SqliteDatabase):
     """The tables of one role's download; use as a context manager."""
 
     def __init__(self, path: Path, bounds: Bounds, decoder: str) -> None:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        self.database = sqlite3.connect(path, isolation_level=None)
-        self.database.execute("PRAGMA journal_mode = WAL")
-        self.database.execute("PRAGMA synchronous = NORMAL")
+        super().__init__(path, schema=OF_THE_RUN, version=VERSION, pragmas=KEPT)
         self._forget_other_measures(json.dumps([*bounds, decoder]))
-        for table, statement in (("photos", PHOTOS), ("skipped", SKIPPED)):
-            self.database.execute(f"DROP TABLE IF EXISTS {table}")
-            self.database.execute(statement)
-
-    def __enter__(self) -> Spool:
-        return self
-
-    def __exit__(self, *_: object) -> None:
-        self.database.close()
 
     def _forget_other_measures(self, made_by: str) -> None:
         """Measures of other bounds or another decoder may not hold."""
-        self.database.execute("CREATE TABLE IF NOT EXISTS made_by (value TEXT)")
-        if self.database.execute("SELECT value FROM made_by").fetchone() != (made_by,):
-            self.database.execute("DROP TABLE IF EXISTS measured")
-            self.database.execute("DELETE FROM made_by")
-            self.database.execute("INSERT INTO made_by VALUES (?)", (made_by,))
-        self.database.execute(MEASURED)
+        if self.execute("SELECT value FROM made_by").fetchone() != (made_by,):
+            self.execute("DROP TABLE IF EXISTS measured")
+            self.execute("DELETE FROM made_by")
+            self.execute("INSERT INTO made_by VALUES (?)", (made_by,))
+        self.execute(MEASURED)
 
     def report_skip(self, photo_id: str, reason: str, *, action: Action = "skipped") -> None:
-        self.database.execute("INSERT INTO skipped VALUES (?, ?, ?)", (photo_id, action, reason))
+        self.execute("INSERT INTO skipped VALUES (?, ?, ?)", (photo_id, action, reason))
 
-    def add_rows(self, rows: Iterable[Row]) -> None:
+    def add_rows(self, rows: Iterable[ManifestRow]) -> None:
         """Takes an adapter's rows; ValueError for a photo that comes twice or a number that is
         none."""
-        for batch in _batches(rows):
+        for batch in batched(rows, BATCH_ROWS):
             for row in batch:
                 if not all(
                     number is None or math.isfinite(number) for number in (row.label, row.sigma)
@@ -74,17 +72,17 @@ class Spool:
                     )
             columns = "photos (photo_id, label, sigma, person, sex, ethnicity, given)"
             try:
-                self._insert(f"INSERT INTO {columns}", batch)
+                self.insert(f"INSERT INTO {columns}", batch)
             except sqlite3.IntegrityError as error:
                 raise ValueError(
                     f"{self._named_twice(batch)}: the source names it twice; leave one"
                 ) from error
 
-    def _named_twice(self, batch: list[Row]) -> str:
+    def _named_twice(self, batch: list[ManifestRow]) -> str:
         """The first photo of a refused batch that is already known."""
         known: set[str] = set()
         for row in batch:
-            before = self.database.execute(
+            before = self.execute(
                 "SELECT 1 FROM photos WHERE photo_id = ?", (row.photo_id,)
             ).fetchone()
             if before or row.photo_id in known:
@@ -93,91 +91,67 @@ class Spool:
         raise AssertionError("no photo of the batch comes twice")
 
     def num_photos(self) -> int:
-        return int(self.database.execute("SELECT COUNT(*) FROM photos").fetchone()[0])
+        return self.count("SELECT 1 FROM photos")
 
     def to_measure(self, raw_dir: Path) -> Iterator[str]:
         """The photos whose file has changed since it was measured, or never was."""
-        page = "SELECT photo_id, num_bytes, mtime_ns FROM photos LEFT JOIN measured USING (photo_id) WHERE photo_id > ?"
-        last = ""
-        while rows := self.database.execute(
-            f"{page} ORDER BY photo_id LIMIT {BATCH_ROWS}", (last,)
-        ).fetchall():
-            for photo_id, num_bytes, mtime_ns in rows:
-                status = (raw_dir / photo_id).stat()
-                if (status.st_size, status.st_mtime_ns) != (num_bytes, mtime_ns):
-                    yield photo_id
-            last = rows[-1][0]
+        for photo_id, num_bytes, mtime_ns in self.pages(WITH_MEASURES, {}, first=""):
+            status = (raw_dir / photo_id).stat()
+            if (status.st_size, status.st_mtime_ns) != (num_bytes, mtime_ns):
+                yield photo_id
 
     def add_measured(self, measured: Iterable[Measured]) -> None:
         """Takes measures; those of a killed run stay."""
-        for batch in _batches(measured):
-            self._insert("INSERT OR REPLACE INTO measured", batch)
-        self.database.execute(
+        for batch in batched(measured, BATCH_ROWS):
+            self.insert("INSERT OR REPLACE INTO measured", batch)
+        self.execute(
             "UPDATE photos SET sha256 = measured.sha256 FROM measured WHERE measured.photo_id = "
             "photos.photo_id"
         )
 
-    def _insert(self, statement: str, batch: list[Any]) -> None:
-        self.database.execute("BEGIN")
-        try:
-            self.database.executemany(
-                f"{statement} VALUES ({','.join('?' * len(batch[0]))})", batch
-            )
-        except sqlite3.Error:
-            self.database.execute("ROLLBACK")
-            raise
-        self.database.execute("COMMIT")
-
     def skip_without_split(self) -> None:
-        """Leaves out the photos that the set's authors put in no split, unless that is all of them."""
-        if self.database.execute("SELECT 1 FROM photos WHERE given IS NOT NULL LIMIT 1").fetchone():
-            unsplit = "SELECT photo_id, 'skipped', 'the set puts it in no split' FROM photos WHERE given IS NULL"
-            self.database.execute(f"INSERT INTO skipped {unsplit}")
-            self.database.execute("DELETE FROM photos WHERE given IS NULL")
+        """Leaves out the photos that the set's authors put in no split, unless that is all of
+        them."""
+        if self.execute("SELECT 1 FROM photos WHERE given IS NOT NULL LIMIT 1").fetchone():
+            self.execute(
+                "INSERT INTO skipped SELECT photo_id, 'skipped', 'the set puts it in no split' "
+                "FROM photos WHERE given IS NULL"
+            )
+            self.execute("DELETE FROM photos WHERE given IS NULL")
 
     def leave_out_test(self) -> None:
         """Leaves out the photos that were assigned to test, counted in one line: another set is
         tested on."""
-        (number,) = self.database.execute(
-            "SELECT COUNT(*) FROM photos WHERE split = 'test'"
-        ).fetchone()
-        if number:
+        if number := self.count("SELECT 1 FROM photos WHERE split = 'test'"):
             self.report_skip(
                 "*",
                 f"{number} photos are the set's own test split; download.test_set takes its place",
             )
-            self.database.execute("DELETE FROM photos WHERE split = 'test'")
+            self.execute("DELETE FROM photos WHERE split = 'test'")
 
     def rest_is_test(self) -> int:
         """Photos that were added after the others were assigned become test; how many there are."""
-        return self.database.execute(
-            "UPDATE photos SET split = 'test' WHERE split IS NULL"
-        ).rowcount
+        return self.execute("UPDATE photos SET split = 'test' WHERE split IS NULL").rowcount
 
     def counts(self) -> dict[str, float]:
         """What was made, for the report: photos in all and of each split, unreadable, skipped and
         repaired ones."""
         counts: dict[str, float] = {"photos": self.num_photos()}
-        counts |= dict(self.database.execute("SELECT split, COUNT(*) FROM photos GROUP BY split"))
-        unreadable = "SELECT COUNT(*) FROM photos JOIN measured USING (photo_id) WHERE unreadable IS NOT NULL"
-        counts["unreadable"] = self.database.execute(unreadable).fetchone()[0]
+        counts |= dict(self.execute("SELECT split, COUNT(*) FROM photos GROUP BY split"))
+        counts["unreadable"] = self.count(
+            "SELECT 1 FROM photos JOIN measured USING (photo_id) WHERE unreadable IS NOT NULL"
+        )
         listed = "SELECT action, COUNT(*) FROM skipped WHERE photo_id <> '*' GROUP BY action"
-        return counts | {"skipped": 0, "repaired": 0} | dict(self.database.execute(listed))
+        return counts | {"skipped": 0, "repaired": 0} | dict(self.execute(listed))
 
     def manifest_rows(self) -> Iterator[list[tuple[Any, ...]]]:
         """The finished rows in the manifest's columns and order, a batch at a time."""
-        cursor = self.database.execute(MANIFEST)
+        cursor = self.execute(MANIFEST)
         while batch := cursor.fetchmany(BATCH_ROWS):
             yield batch
 
     def skipped_rows(self) -> Iterator[tuple[str, str, str]]:
         """(photo_id, action, reason), sorted."""
-        yield from self.database.execute(
+        yield from self.execute(
             "SELECT photo_id, action, reason FROM skipped ORDER BY photo_id, reason"
         )
-
-
-def _batches(items: Iterable[Any]) -> Iterator[list[Any]]:
-    remaining = iter(items)
-    while batch := list(islice(remaining, BATCH_ROWS)):
-        yield batch

@@ -11,10 +11,9 @@ import hashlib
 import io
 import os
 import warnings
-from collections import deque
 from collections.abc import Iterable, Iterator
-from concurrent.futures import Future, ProcessPoolExecutor
-from itertools import islice
+from concurrent.futures import ProcessPoolExecutor
+from functools import partial
 from multiprocessing import get_context
 from pathlib import Path
 from typing import NamedTuple
@@ -22,7 +21,7 @@ from typing import NamedTuple
 from PIL import Image, UnidentifiedImageError
 
 from visage.detection.image_io import FORMATS
-from visage.parallel import die_with_parent
+from visage.parallel import batched, die_with_parent, map_ordered
 
 DRAFT_FACTOR = 8
 CHUNK_PHOTOS = 128
@@ -95,22 +94,16 @@ def measure_all(
 ) -> Iterator[Measured]:
     """Measures photos in order, in as many processes as there are cores; only a few chunks wait at
     a time."""
-    remaining = iter(photo_ids)
     num_workers = len(os.sched_getaffinity(0))
     if num_photos <= FEW_PHOTOS or num_workers == 1:
-        yield from (measure(raw_dir, photo_id, bounds) for photo_id in remaining)
+        yield from (measure(raw_dir, photo_id, bounds) for photo_id in photo_ids)
         return
-    waiting: deque[Future[list[Measured]]] = deque()
-    with ProcessPoolExecutor(
-        num_workers, get_context("spawn"), initializer=die_with_parent
-    ) as pool:
-        while chunk := list(islice(remaining, CHUNK_PHOTOS)):
-            waiting.append(pool.submit(_measure_chunk, raw_dir, chunk, bounds))
-            if len(waiting) > 4 * num_workers:
-                yield from waiting.popleft().result()
-        while waiting:
-            yield from waiting.popleft().result()
+
+    pool = ProcessPoolExecutor(num_workers, get_context("spawn"), initializer=die_with_parent)
+    work = partial(_measure_chunk, raw_dir, bounds)
+    for chunk in map_ordered(work, batched(photo_ids, CHUNK_PHOTOS), pool, 4 * num_workers):
+        yield from chunk
 
 
-def _measure_chunk(raw_dir: Path, photo_ids: list[str], bounds: Bounds) -> list[Measured]:
+def _measure_chunk(raw_dir: Path, bounds: Bounds, photo_ids: list[str]) -> list[Measured]:
     return [measure(raw_dir, photo_id, bounds) for photo_id in photo_ids]

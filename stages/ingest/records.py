@@ -1,15 +1,20 @@
-"""What every adapter gives: a `Row` a photo, and the `Source` record that download looks up by
-name.
+"""What every adapter gives: a `ManifestRow` a photo, and the `Source` record that download looks up
+by name.
 
-An adapter is one frozen `Source`, a constant of its module (`DRAWN` in drawn.py) that stages/sources/__init__.py lists:
-- `options`: its own frozen, keyword-only dataclass without defaults; `download.<role>.options` of params.yaml must fill
-  it exactly. Paths in it (type `Path`) are relative to the repository root: open them with `from_repository`.
-- `rows(raw_dir, options, report_skip)`: yields one `Row` for every usable photo that lies under `raw_dir`, in any
-  order, each `photo_id` once. One that cannot be used goes to `report_skip(photo_id, reason)`; one whose meaning was
-  repaired goes to `report_skip(photo_id, reason, action="repaired")` and is yielded too. Nothing is renamed on disk.
-- `containers`: file suffix -> `Reader`, for a set that comes in container files of its own (no tar, no zip).
-- `produce(raw_dir, options)`, or None: for a set that is made, not fetched. It writes its photos, and whatever `rows`
-  needs to know about them (a labels.csv, say), into the empty `raw_dir`; `locations` must then be empty.
+An adapter is one frozen `Source`, a constant of its module (`DRAWN` in drawn.py) that
+stages/sources/__init__.py lists:
+- `options`: its own frozen, keyword-only dataclass without defaults; `download.<role>.options` of
+  params.yaml must fill it exactly. Paths in it (type `Path`) are relative to the repository root:
+  open them with `from_repository`.
+- `rows(raw_dir, options, report_skip)`: yields one `ManifestRow` for every usable photo that lies
+  under `raw_dir`, in any order, each `photo_id` once. One that cannot be used goes to
+  `report_skip(photo_id, reason)`; one whose meaning was repaired goes to `report_skip(photo_id,
+  reason, action="repaired")` and is yielded too. Nothing is renamed on disk.
+- `containers`: file suffix -> `Reader`, for a set that comes in container files of its own (no tar,
+  no zip).
+- `produce(raw_dir, options)`, or None: for a set that is made, not fetched. It writes its photos,
+  and whatever `rows` needs to know about them (a labels.csv, say), into the empty `raw_dir`;
+  `locations` must then be empty.
 Names that begin with a dot are not photos; `.visage` in `raw_dir` belongs to download.
 """
 
@@ -42,7 +47,7 @@ PHOTO_SUFFIXES = frozenset(
 REPOSITORY = Path(__file__).resolve().parents[2]
 
 
-class Row(NamedTuple):
+class ManifestRow(NamedTuple):
     """One photo: `photo_id` is its posix path below the raw folder; None where the set does not
     say."""
 
@@ -84,7 +89,7 @@ class Source:
 
     name: str
     options: type[Any]
-    rows: Callable[[Path, Any, ReportSkip], Iterator[Row]]
+    rows: Callable[[Path, Any, ReportSkip], Iterator[ManifestRow]]
     produce: Callable[[Path, Any], None] | None
     containers: Mapping[str, Reader] = field(default_factory=dict)
 

@@ -10,7 +10,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 from dataclasses import dataclass
 
-from stages.ingest.records import ReportSkip, Row
+from stages.ingest.records import ManifestRow, ReportSkip
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -26,7 +26,7 @@ class Scale:
             if low >= high:
                 raise ValueError(f"{name} [{low:g}, {high:g}]: the lowest label comes first")
 
-    def rows(self, rows: Iterator[Row], report_skip: ReportSkip) -> Iterator[Row]:
+    def rows(self, rows: Iterator[ManifestRow], report_skip: ReportSkip) -> Iterator[ManifestRow]:
         """The rows on the target scale; a label off the source scale is listed, rows without one
         pass."""
         (low, high), (least, most) = self.source, self.target

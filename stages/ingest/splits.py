@@ -1,24 +1,27 @@
-"""Which photos train, which choose (val), which test: rows of the spool become train | val | test.
+"""Which photos train, which choose (val), which test: rows of the database become train | val |
+test.
 
 Nothing is shuffled. A group of photos draws a number in [0, 1) from sha256(seed : purpose : group),
 so a split does not depend on the order of files, and a photo that is added later moves no other.
 Fractions hold in expectation.
 
 assign
-- `given`: the set's own split. val is carved out of its train, by `val_fraction`, unless the set brings its own val
-  (then `val_fraction` must be 0).
+- `given`: the set's own split. val is carved out of its train, by `val_fraction`, unless the set
+  brings its own val (then `val_fraction` must be 0).
 - `random`: test_draw < test_fraction is test; of the rest, val_draw < val_fraction is val.
-- `folds`: floor(test_draw * num_folds) == fold is test; of the rest, val_draw < val_fraction is val. Folds of one seed
-  are disjoint and together are everything; the same seed with other folds keeps the draws.
-- `leave_person_out`: the person number `fold` in sorted order is test; of the others, val is carved as above. There are
-  as many folds as persons, and `num_folds` must say so; `group_by` must be person.
+- `folds`: floor(test_draw * num_folds) == fold is test; of the rest, val_draw < val_fraction is
+  val. Folds of one seed are disjoint and together are everything; the same seed with other folds
+  keeps the draws.
+- `leave_person_out`: the person number `fold` in sorted order is test; of the others, val is carved
+  as above. There are as many folds as persons, and `num_folds` must say so; `group_by` must be
+  person.
 `val_fraction` is thus always a fraction of what is not test.
 
 group_by
-- `picture`: byte-identical photos (sha256) share every draw: no new split puts one in train and one in test. A given
-  split is left as it was given, duplicates included. Where photos have a person, a person left without any train photo
-  gets back the val picture whose val_draw is highest, for a classifier of persons must have seen them all. The test set
-  is never changed for that.
+- `picture`: byte-identical photos (sha256) share every draw: no new split puts one in train and one
+  in test. A given split is left as it was given, duplicates included. Where photos have a person, a
+  person left without any train photo gets back the val picture whose val_draw is highest, for a
+  classifier of persons must have seen them all. The test set is never changed for that.
 - `person`: a person's photos share every draw; persons who share a picture count as one.
 
 Photos that come later (`assign_incoming`) move none of those before them. A line's own split holds;
@@ -43,16 +46,19 @@ KNOWN = ("train", "val", "test")  # each firmer than those before it
 # own lines; `settled`: what becomes of each later photo. place_of, group_of and drawn are functions
 # of assign_incoming.
 INCOMING_SPLITS = """
-CREATE TEMP TABLE incoming AS SELECT photo_id, group_of(sha256, person) AS grp, place_of(given) AS given,
+CREATE TEMP TABLE incoming AS SELECT photo_id, group_of(sha256, person) AS grp,
+    place_of(given) AS given,
     drawn(sha256, person) AS drawn FROM photos WHERE split IS NULL;
 CREATE INDEX temp.incoming_grp ON incoming (grp);
 CREATE TEMP TABLE known AS SELECT grp, MAX(place) AS place FROM (
-    SELECT group_of(sha256, person) AS grp, place_of(split) AS place FROM photos WHERE split IS NOT NULL
+    SELECT group_of(sha256, person) AS grp, place_of(split) AS place FROM photos
+    WHERE split IS NOT NULL
     UNION ALL SELECT grp, given FROM incoming WHERE given IS NOT NULL)
     WHERE grp IN (SELECT grp FROM incoming) GROUP BY grp;
 CREATE INDEX temp.known_grp ON known (grp);
-CREATE TEMP TABLE settled AS SELECT photo_id, given, COALESCE(given, known.place, MAX(drawn) OVER (PARTITION BY grp))
-    AS place, given IS NULL AND known.place IS NULL AS is_drawn FROM incoming LEFT JOIN known USING (grp);
+CREATE TEMP TABLE settled AS SELECT photo_id, given,
+    COALESCE(given, known.place, MAX(drawn) OVER (PARTITION BY grp)) AS place,
+    given IS NULL AND known.place IS NULL AS is_drawn FROM incoming LEFT JOIN known USING (grp);
 CREATE UNIQUE INDEX temp.settled_photo_id ON settled (photo_id);
 UPDATE photos SET split = CASE settled.place WHEN 0 THEN 'train' WHEN 1 THEN 'val' ELSE 'test' END
     FROM settled WHERE settled.photo_id = photos.photo_id;
@@ -117,32 +123,34 @@ def choose(group: str, given: str | None, settings: SplitSettings, left_out: str
     )
 
 
-def assign_splits(spool: sqlite3.Connection, settings: SplitSettings) -> None:
+def assign_splits(connection: sqlite3.Connection, settings: SplitSettings) -> None:
     """Fills the column `split` of the table `photos` (photo_id, sha256, person, given, split)."""
-    _check(spool, settings)
-    merged = _merged_persons(spool) if settings.group_by == "person" else {}
+    _check(connection, settings)
+    merged = _merged_persons(connection) if settings.group_by == "person" else {}
     by_person = settings.group_by == "person"
-    left_out = _left_out(spool, merged, settings) if settings.assign == "leave_person_out" else None
+    left_out = (
+        _left_out(connection, merged, settings) if settings.assign == "leave_person_out" else None
+    )
 
     def chosen(sha256: str, person: str | None, given: str | None) -> str:
         return choose(
             merged.get(str(person), str(person)) if by_person else sha256, given, settings, left_out
         )
 
-    spool.create_function("chosen", 3, chosen, deterministic=True)
-    spool.execute("UPDATE photos SET split = chosen(sha256, person, given)")
+    connection.create_function("chosen", 3, chosen, deterministic=True)
+    connection.execute("UPDATE photos SET split = chosen(sha256, person, given)")
     if settings.group_by == "picture":
-        _help_persons(spool, settings, "split = 'val' AND given IS NOT 'val'")
-    if not spool.execute("SELECT 1 FROM photos WHERE split = 'train' LIMIT 1").fetchone():
+        _help_persons(connection, settings, "split = 'val' AND given IS NOT 'val'")
+    if not connection.execute("SELECT 1 FROM photos WHERE split = 'train' LIMIT 1").fetchone():
         raise ValueError(
             "no photo is left for train; lower split.val_fraction and split.test_fraction"
         )
 
 
-def _check(spool: sqlite3.Connection, settings: SplitSettings) -> None:
+def _check(connection: sqlite3.Connection, settings: SplitSettings) -> None:
     """ValueError where the rows do not have what the settings count on."""
     if settings.assign == "given":
-        found = {given for (given,) in spool.execute("SELECT DISTINCT given FROM photos")}
+        found = {given for (given,) in connection.execute("SELECT DISTINCT given FROM photos")}
         if not found <= set(KNOWN):
             raise ValueError(
                 f"split.assign given: the set's splits are {sorted(map(str, found))}; use random "
@@ -153,23 +161,25 @@ def _check(spool: sqlite3.Connection, settings: SplitSettings) -> None:
                 f"split.val_fraction {settings.val_fraction}: the set brings its own val; set 0"
             )
     if settings.group_by == "person":
-        _check_persons(spool)
+        _check_persons(connection)
 
 
-def _check_persons(spool: sqlite3.Connection) -> None:
-    nobody = spool.execute("SELECT photo_id FROM photos WHERE person IS NULL LIMIT 1").fetchone()
+def _check_persons(connection: sqlite3.Connection) -> None:
+    nobody = connection.execute(
+        "SELECT photo_id FROM photos WHERE person IS NULL LIMIT 1"
+    ).fetchone()
     if nobody:
         raise ValueError(f"split.group_by person: {nobody[0]} has no person; use picture")
 
 
 def assign_incoming(
-    spool: sqlite3.Connection, settings: SplitSettings, report_skip: ReportSkip
+    connection: sqlite3.Connection, settings: SplitSettings, report_skip: ReportSkip
 ) -> None:
     """Fills `split` where it is still empty: photos that came after the others were assigned."""
     by_person = settings.group_by == "person"
     if by_person:
-        _check_persons(spool)
-    merged = _merged_persons(spool) if by_person else {}
+        _check_persons(connection)
+    merged = _merged_persons(connection) if by_person else {}
 
     def group(sha256: str, person: str | None) -> str:
         return merged.get(str(person), str(person)) if by_person else sha256
@@ -180,33 +190,35 @@ def assign_incoming(
             choose(str(person) if by_person else sha256, given, settings, left_out=None)
         )
 
-    spool.create_function("group_of", 2, group, deterministic=True)
-    spool.create_function("drawn", 2, drawn, deterministic=True)
-    spool.create_function(
+    connection.create_function("group_of", 2, group, deterministic=True)
+    connection.create_function("drawn", 2, drawn, deterministic=True)
+    connection.create_function(
         "place_of", 1, lambda split: split and KNOWN.index(split), deterministic=True
     )
-    spool.executescript(INCOMING_SPLITS)
+    connection.executescript(INCOMING_SPLITS)
     if settings.assign == "given":
-        _close_test(spool, report_skip)
+        _close_test(connection, report_skip)
     if settings.group_by == "picture":
         _help_persons(
-            spool,
+            connection,
             settings,
             "split = 'val' AND photo_id IN (SELECT photo_id FROM settled WHERE is_drawn)",
         )
 
 
-def _close_test(spool: sqlite3.Connection, report_skip: ReportSkip) -> None:
+def _close_test(connection: sqlite3.Connection, report_skip: ReportSkip) -> None:
     """Leaves out the later photos that got into test by their group."""
-    for (photo_id,) in spool.execute(f"SELECT photo_id FROM photos WHERE {CLOSED}").fetchall():
+    for (photo_id,) in connection.execute(f"SELECT photo_id FROM photos WHERE {CLOSED}").fetchall():
         report_skip(photo_id, "the same picture or person is in the test split, which is given")
-    spool.execute(f"DELETE FROM photos WHERE {CLOSED}")
+    connection.execute(f"DELETE FROM photos WHERE {CLOSED}")
 
 
-def _merged_persons(spool: sqlite3.Connection) -> dict[str, str]:
-    """Persons who share a picture -> the one name (the first in order) that draws for all of them."""
+def _merged_persons(connection: sqlite3.Connection) -> dict[str, str]:
+    """Persons who share a picture -> the one name (the first in order) that draws for all of
+    them."""
     shared = """SELECT sha256, person FROM photos WHERE sha256 IN
-        (SELECT sha256 FROM photos GROUP BY sha256 HAVING COUNT(DISTINCT person) > 1) GROUP BY sha256, person"""
+        (SELECT sha256 FROM photos GROUP BY sha256 HAVING COUNT(DISTINCT person) > 1)
+        GROUP BY sha256, person"""
     leader: dict[str, str] = {}
 
     def find(person: str) -> str:
@@ -215,16 +227,18 @@ def _merged_persons(spool: sqlite3.Connection) -> dict[str, str]:
         return person
 
     first_of: dict[str, str] = {}
-    for sha256, person in spool.execute(shared):
+    for sha256, person in connection.execute(shared):
         one, other = sorted((find(person), find(first_of.setdefault(sha256, person))))
         leader[other] = one
     return {person: find(person) for person in list(leader)}
 
 
-def _left_out(spool: sqlite3.Connection, merged: dict[str, str], settings: SplitSettings) -> str:
+def _left_out(
+    connection: sqlite3.Connection, merged: dict[str, str], settings: SplitSettings
+) -> str:
     """The group number `fold` of all persons' groups in sorted order; ValueError unless there are
     `num_folds`."""
-    persons = (person for (person,) in spool.execute("SELECT DISTINCT person FROM photos"))
+    persons = (person for (person,) in connection.execute("SELECT DISTINCT person FROM photos"))
     groups = sorted({merged.get(person, person) for person in persons})
     if len(groups) != settings.num_folds:
         raise ValueError(
@@ -236,19 +250,20 @@ def _left_out(spool: sqlite3.Connection, merged: dict[str, str], settings: Split
     return str(groups[settings.fold])
 
 
-def _help_persons(spool: sqlite3.Connection, settings: SplitSettings, movable: str) -> None:
+def _help_persons(connection: sqlite3.Connection, settings: SplitSettings, movable: str) -> None:
     """Gives persons without a train photo the picture of the highest val_draw among the `movable`
     (SQL) photos."""
-    spool.create_function(
+    connection.create_function(
         "val_draw", 1, lambda group: draw(settings.seed, "val", group), deterministic=True
     )
-    spool.execute("CREATE INDEX IF NOT EXISTS photos_person ON photos (person, split)")
-    spool.execute("CREATE INDEX IF NOT EXISTS photos_sha256 ON photos (sha256)")
-    spool.execute(
+    connection.execute("CREATE INDEX IF NOT EXISTS photos_person ON photos (person, split)")
+    connection.execute("CREATE INDEX IF NOT EXISTS photos_sha256 ON photos (sha256)")
+    connection.execute(
         f"""UPDATE photos SET split = 'train' WHERE {movable} AND sha256 IN (
             SELECT sha256 FROM (
                 SELECT sha256, MAX(val_draw(sha256)) FROM photos AS candidates
                 WHERE {movable} AND person IS NOT NULL AND NOT EXISTS (
-                    SELECT 1 FROM photos AS own WHERE own.person = candidates.person AND own.split = 'train')
+                    SELECT 1 FROM photos AS own WHERE own.person = candidates.person
+                    AND own.split = 'train')
                 GROUP BY person))"""
     )

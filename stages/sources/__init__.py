@@ -1,7 +1,7 @@
 """The data sets that download can read: one frozen `Source` record each, looked up by
 `download.<role>.source`.
 
-The form of a record, of its `Row`s and of its options is written at the head of
+The form of a record, of its `ManifestRow`s and of its options is written at the head of
 `stages/ingest/records.py`.
 """
 

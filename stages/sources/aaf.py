@@ -14,7 +14,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
 
-from stages.ingest.records import ReportSkip, Row, Source, photos_under
+from stages.ingest.records import ManifestRow, ReportSkip, Source, photos_under
 
 NAME = re.compile(r"(?P<number>\d{5})A(?P<age>\d{2})\.jpe?g", re.IGNORECASE)
 NUM_FEMALE = 7381
@@ -27,7 +27,7 @@ class AafOptions:
     photos_folder: str
 
 
-def aaf_rows(raw_dir: Path, options: AafOptions, report_skip: ReportSkip) -> Iterator[Row]:
+def aaf_rows(raw_dir: Path, options: AafOptions, report_skip: ReportSkip) -> Iterator[ManifestRow]:
     """Every photo of the folder with such a name becomes a row; a number twice is taken once."""
     num_elsewhere = 0
     first_of: dict[str, str] = {}
@@ -44,7 +44,7 @@ def aaf_rows(raw_dir: Path, options: AafOptions, report_skip: ReportSkip) -> Ite
             report_skip(photo_id, f"number {found['number']} is {first}'s already")
         else:
             sex = "female" if int(found["number"]) < NUM_FEMALE else "male"
-            yield Row(photo_id, float(found["age"]), None, None, sex, None, None)
+            yield ManifestRow(photo_id, float(found["age"]), None, None, sex, None, None)
     if num_elsewhere:
         report_skip("*", f"{num_elsewhere} photos are not in a folder {options.photos_folder!r}")
 

@@ -14,7 +14,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
 
-from stages.ingest.records import Action, ReportSkip, Row, Source
+from stages.ingest.records import Action, ManifestRow, ReportSkip, Source
 from stages.sources.label_lists import LabelList, Listed, listed_rows
 from stages.sources.table import read_table
 
@@ -34,7 +34,7 @@ class AppaRealOptions:
 
 def appa_real_rows(
     raw_dir: Path, options: AppaRealOptions, report_skip: ReportSkip
-) -> Iterator[Row]:
+) -> Iterator[ManifestRow]:
     """Every listed photo, or its crop, becomes a row."""
     others: list[str] = []
 

@@ -22,7 +22,7 @@ from pathlib import Path, PurePosixPath
 from typing import Literal, NamedTuple
 
 from stages.ingest.matlab import read_struct, text
-from stages.ingest.records import ReportSkip, Row, Source, photos_under
+from stages.ingest.records import ManifestRow, ReportSkip, Source, photos_under
 
 AGE = re.compile(r"(\d{1,3})_.+_\d+\.jpe?g", re.IGNORECASE)
 SPLITS = ("val", "test")
@@ -42,7 +42,7 @@ class CacdOptions:
             )
 
 
-class Photo(NamedTuple):
+class CacdPhoto(NamedTuple):
     """What the table says of a photo."""
 
     age: int
@@ -50,7 +50,9 @@ class Photo(NamedTuple):
     rank: int
 
 
-def cacd_rows(raw_dir: Path, options: CacdOptions, report_skip: ReportSkip) -> Iterator[Row]:
+def cacd_rows(
+    raw_dir: Path, options: CacdOptions, report_skip: ReportSkip
+) -> Iterator[ManifestRow]:
     """Every photo that the table knows becomes a row."""
     split_of = {rank: split for split, ranks in options.ranks.items() for rank in ranks}
     table = _read_meta(options.meta)
@@ -71,33 +73,41 @@ def cacd_rows(raw_dir: Path, options: CacdOptions, report_skip: ReportSkip) -> I
                 )
             (photo,) = table[key]
             split = split_of.get(photo.rank) or "train"
-            yield Row(photo_id, float(photo.age), None, f"{photo.celebrity:04}", None, None, split)
+            yield ManifestRow(
+                photo_id, float(photo.age), None, f"{photo.celebrity:04}", None, None, split
+            )
     for key in table:
         if key not in first_of:
             report_skip(key, "the table names it, but there is no such photo")
 
 
-def _read_meta(meta: Path) -> dict[str, list[Photo]]:
+def _read_meta(meta: Path) -> dict[str, list[CacdPhoto]]:
     """Key of a name -> what the table's lines say of it; where that is more than one line, none is
     certain."""
     columns = read_struct(meta, "celebrityImageData", ["name", "age", "identity", "rank"])
-    found: dict[str, list[Photo]] = {}
+    found: dict[str, list[CacdPhoto]] = {}
     for name, age, celebrity, rank in zip(*columns.values(), strict=True):
-        found.setdefault(_key(text(name)), []).append(Photo(int(age), int(celebrity), int(rank)))
+        found.setdefault(_key(text(name)), []).append(
+            CacdPhoto(int(age), int(celebrity), int(rank))
+        )
     return found
 
 
 def _key(name: str) -> str:
-    """A name with every run of letters outside ASCII as one question mark, however it was encoded."""
+    """A name with every run of letters outside ASCII as one question mark, however it was
+    encoded."""
     return re.sub(r"[^\x00-\x7f]+", "?", unicodedata.normalize("NFC", name))
 
 
-def _why_not(name: str, lines: list[Photo] | None) -> str | None:
+def _why_not(name: str, lines: list[CacdPhoto] | None) -> str | None:
     """Why a photo has no row, None if it has one."""
     if lines is None:
         return "the table does not name it"
     if len(lines) > 1:
-        return f"the table names it {len(lines)} times, less the accents; which line is meant is not certain"
+        return (
+            f"the table names it {len(lines)} times, less the accents; which line is meant is not "
+            f"certain"
+        )
     found = AGE.fullmatch(name)
     if not found or int(found[1]) != lines[0].age:
         return f"name {name!r} does not begin with the table's age {lines[0].age}"

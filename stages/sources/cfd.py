@@ -17,7 +17,7 @@ from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
 from typing import NamedTuple
 
-from stages.ingest.records import ReportSkip, Row, Source, only_file, photos_under
+from stages.ingest.records import ManifestRow, ReportSkip, Source, only_file, photos_under
 from stages.ingest.spreadsheet import Line, cell_number, named_rows
 
 NAME = re.compile(
@@ -47,7 +47,7 @@ class Norm(NamedTuple):
     sigma: float | None
 
 
-def cfd_rows(raw_dir: Path, options: CfdOptions, report_skip: ReportSkip) -> Iterator[Row]:
+def cfd_rows(raw_dir: Path, options: CfdOptions, report_skip: ReportSkip) -> Iterator[ManifestRow]:
     """Every neutral photo of a normed target becomes a row."""
     norms = _read_norms(only_file(raw_dir, options.norms), options.sigma_column, report_skip)
     photographed: set[str] = set()
@@ -63,12 +63,13 @@ def cfd_rows(raw_dir: Path, options: CfdOptions, report_skip: ReportSkip) -> Ite
         elif (norm.race, norm.sex) != (name["race"].upper(), name["sex"].upper()):
             report_skip(
                 photo_id,
-                f"{options.norms} says race {norm.race} and sex {norm.sex}, its name says otherwise",
+                f"{options.norms} says race {norm.race} and sex {norm.sex}, its name says "
+                f"otherwise",
             )
         else:
             photographed.add(name["target"].upper())
             person, race, sex = name["target"].upper(), RACES[norm.race], SEXES[norm.sex]
-            yield Row(photo_id, norm.label, norm.sigma, person, sex, race, None)
+            yield ManifestRow(photo_id, norm.label, norm.sigma, person, sex, race, None)
     for target in sorted(set(norms) - photographed):
         report_skip(target, f"{options.norms} norms it, but there is no usable neutral photo of it")
     if num_expressive:

@@ -18,7 +18,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
-from stages.ingest.records import ReportSkip, Row, Source
+from stages.ingest.records import ManifestRow, ReportSkip, Source
 from stages.sources.label_lists import LabelList, Listed, listed_rows, read_lines
 
 
@@ -31,7 +31,7 @@ class ChalearnOptions:
 
 def chalearn_rows(
     raw_dir: Path, options: ChalearnOptions, report_skip: ReportSkip
-) -> Iterator[Row]:
+) -> Iterator[ManifestRow]:
     """Every listed photo becomes a row with the mean and the deviation of its guesses."""
     yield from listed_rows(raw_dir, _lines(options, report_skip), report_skip)
 

@@ -14,8 +14,8 @@ from typing import Any, Literal
 
 from stages.ingest.archives import Budget
 from stages.ingest.fetch import has_files
-from stages.ingest.fill_raw import empty, gather
-from stages.ingest.records import Action, ReportSkip, Row, from_repository
+from stages.ingest.fill_raw import empty, fill_raw
+from stages.ingest.records import Action, ManifestRow, ReportSkip, from_repository
 from stages.ingest.scale import Scale
 from stages.settings import convert
 from stages.sources import SOURCES
@@ -66,14 +66,14 @@ class OtherSetSettings(SetSettings):
 
 def set_rows(
     settings: SetSettings, raw_dir: Path, fetched_dir: Path, budget: Budget, report_skip: ReportSkip
-) -> Iterator[Row]:
+) -> Iterator[ManifestRow]:
     """Fills `raw_dir` from the set's locations and yields its rows; ValueError names file and
     remedy."""
     source = SOURCES[settings.source]
     options = convert(dict(settings.options), source.options, "options")
     if source.produce is None:
         located, sha256 = settings.locations, settings.sha256
-        gather(located, sha256, budget, raw_dir, fetched_dir, report_skip, source.containers)
+        fill_raw(located, sha256, budget, raw_dir, fetched_dir, report_skip, source.containers)
     else:
         empty(raw_dir)
         source.produce(raw_dir, options)
@@ -82,7 +82,8 @@ def set_rows(
 
 
 def below(folder: str, report_skip: ReportSkip) -> ReportSkip:
-    """The same list of left-out photos, for a set whose photos lie in a folder of the raw folder."""
+    """The same list of left-out photos, for a set whose photos lie in a folder of the raw
+    folder."""
 
     def skip(photo_id: str, reason: str, *, action: Action = "skipped") -> None:
         report_skip(photo_id if photo_id == "*" else f"{folder}/{photo_id}", reason, action=action)
@@ -91,8 +92,8 @@ def below(folder: str, report_skip: ReportSkip) -> ReportSkip:
 
 
 def as_test_rows(
-    settings: OtherSetSettings, rows: Iterator[Row], report_skip: ReportSkip
-) -> Iterator[Row]:
+    settings: OtherSetSettings, rows: Iterator[ManifestRow], report_skip: ReportSkip
+) -> Iterator[ManifestRow]:
     """The rows of the wanted splits, all of them split `test`; the others are counted in one line.
 
     A person's name gets the folder's before it: two sets may number their people alike.
@@ -120,7 +121,7 @@ def has_come(settings: SetSettings) -> bool:
     return all(map(has_files, settings.locations)) and all(table.is_file() for table in tables)
 
 
-def as_incoming_rows(rows: Iterator[Row]) -> Iterator[Row]:
+def as_incoming_rows(rows: Iterator[ManifestRow]) -> Iterator[ManifestRow]:
     """The rows below their folder, with persons as they are written: one who has the name of
     another is the other."""
     return (row._replace(photo_id=f"{INCOMING}/{row.photo_id}") for row in rows)

@@ -11,17 +11,23 @@ import re
 from collections.abc import Iterator
 from pathlib import Path, PurePosixPath
 
-from stages.ingest.records import NoOptions, ReportSkip, Row, Source, photos_under
+from stages.ingest.records import ManifestRow, NoOptions, ReportSkip, Source, photos_under
 
 NAME = re.compile(r"(?P<person>\d{3})A(?P<age>\d{2})[a-z]?\.jpe?g", re.IGNORECASE)
 
 
-def fg_net_rows(raw_dir: Path, options: NoOptions, report_skip: ReportSkip) -> Iterator[Row]:  # noqa: ARG001
+def fg_net_rows(
+    raw_dir: Path,
+    options: NoOptions,  # noqa: ARG001
+    report_skip: ReportSkip,
+) -> Iterator[ManifestRow]:
     """Every photo with such a name becomes a row."""
     for photo_id in photos_under(raw_dir):
         name = PurePosixPath(photo_id).name
         if found := NAME.fullmatch(name):
-            yield Row(photo_id, float(found["age"]), None, found["person"], None, None, None)
+            yield ManifestRow(
+                photo_id, float(found["age"]), None, found["person"], None, None, None
+            )
         else:
             report_skip(
                 photo_id,

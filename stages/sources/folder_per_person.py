@@ -14,7 +14,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
-from stages.ingest.records import NoOptions, ReportSkip, Row, Source, photos_under
+from stages.ingest.records import ManifestRow, NoOptions, ReportSkip, Source, photos_under
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -28,7 +28,9 @@ class PeopleOptions:
             raise ValueError(f"person_level {self.person_level}: the first folder is level 1")
 
 
-def people_rows(raw_dir: Path, options: PeopleOptions, report_skip: ReportSkip) -> Iterator[Row]:
+def people_rows(
+    raw_dir: Path, options: PeopleOptions, report_skip: ReportSkip
+) -> Iterator[ManifestRow]:
     """Every photo below a person's folder becomes a row with that person."""
     for photo_id in photos_under(raw_dir):
         folders = photo_id.split("/")[:-1]
@@ -38,10 +40,10 @@ def people_rows(raw_dir: Path, options: PeopleOptions, report_skip: ReportSkip) 
                 f"lies in {len(folders)} folders; the person's is number {options.person_level}",
             )
             continue
-        yield Row(photo_id, None, None, folders[options.person_level - 1], None, None, None)
+        yield ManifestRow(photo_id, None, None, folders[options.person_level - 1], None, None, None)
 
 
-def lfw_rows(raw_dir: Path, options: NoOptions, report_skip: ReportSkip) -> Iterator[Row]:  # noqa: ARG001
+def lfw_rows(raw_dir: Path, options: NoOptions, report_skip: ReportSkip) -> Iterator[ManifestRow]:  # noqa: ARG001
     """LFW: `<any>/<Person>/<Person>_<number>.jpg`."""
     for photo_id in photos_under(raw_dir):
         *folders, name = photo_id.split("/")
@@ -49,7 +51,7 @@ def lfw_rows(raw_dir: Path, options: NoOptions, report_skip: ReportSkip) -> Iter
         if not person or not re.fullmatch(re.escape(person) + r"_\d{4}\.jpg", name):
             report_skip(photo_id, f"not in the form Person/Person_0001.jpg (folder {person!r})")
             continue
-        yield Row(photo_id, None, None, person, None, None, None)
+        yield ManifestRow(photo_id, None, None, person, None, None, None)
 
 
 PEOPLE = Source(name="people", options=PeopleOptions, rows=people_rows, produce=None)

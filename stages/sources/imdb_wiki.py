@@ -27,7 +27,7 @@ import numpy as np
 import numpy.typing as npt
 
 from stages.ingest.matlab import read_struct, text
-from stages.ingest.records import ReportSkip, Row, Source, photos_under
+from stages.ingest.records import ManifestRow, ReportSkip, Source, photos_under
 
 UNIX_EPOCH = 719_529  # MATLAB's serial day of 1970-01-01
 FIELDS = ["dob", "photo_taken", "full_path", "gender", "name", "face_score", "second_face_score"]
@@ -51,7 +51,7 @@ Columns = dict[str, npt.NDArray[Any]]
 
 def imdb_wiki_rows(
     raw_dir: Path, options: ImdbWikiOptions, report_skip: ReportSkip
-) -> Iterator[Row]:
+) -> Iterator[ManifestRow]:
     """Every photo that passes the options' rules becomes a row."""
     for folder, table in options.tables.items():
         columns = read_struct(table, table.stem, FIELDS)
@@ -64,7 +64,7 @@ def imdb_wiki_rows(
 
 def _table_rows(
     raw_dir: Path, folder: str, columns: Columns, why_not: list[str], report_skip: ReportSkip
-) -> Iterator[Row]:
+) -> Iterator[ManifestRow]:
     """The rows of one .mat, in the order of its photos on disk."""
     line_of: dict[str, int] = {}
     for line, cell in enumerate(columns["full_path"]):
@@ -81,7 +81,7 @@ def _table_rows(
             report_skip(photo_id, why_not[line])
         else:
             sex = SEXES.get(float(columns["gender"][line]))
-            yield Row(
+            yield ManifestRow(
                 photo_id,
                 float(columns["age"][line]),
                 None,

@@ -16,7 +16,13 @@ from pathlib import Path
 from typing import Literal, NamedTuple
 
 from stages.ingest.archives import safe_name
-from stages.ingest.records import PHOTO_SUFFIXES, ReportSkip, Row, from_repository, photos_under
+from stages.ingest.records import (
+    PHOTO_SUFFIXES,
+    ManifestRow,
+    ReportSkip,
+    from_repository,
+    photos_under,
+)
 from stages.sources.table import number
 
 
@@ -69,7 +75,9 @@ def read_lines(path: Path) -> Iterator[tuple[int, list[str]]]:
                 yield line_number, [field.strip() for field in fields]
 
 
-def listed_rows(raw_dir: Path, lines: Iterable[Listed], report_skip: ReportSkip) -> Iterator[Row]:
+def listed_rows(
+    raw_dir: Path, lines: Iterable[Listed], report_skip: ReportSkip
+) -> Iterator[ManifestRow]:
     """A row for every photo whose lines agree, whose label is a number, and that is there."""
     by_photo: dict[str, list[Listed]] = {}
     for line in lines:
@@ -89,7 +97,7 @@ def listed_rows(raw_dir: Path, lines: Iterable[Listed], report_skip: ReportSkip)
             report_skip(photo_id, "no list names it")
 
 
-def _row(raw_dir: Path, same: list[Listed]) -> Row:
+def _row(raw_dir: Path, same: list[Listed]) -> ManifestRow:
     """The row that all lines about a photo agree on; ValueError says why there is none."""
     line = same[0]
     if other := next((other for other in same[1:] if other[:-1] != line[:-1]), None):
@@ -105,4 +113,4 @@ def _row(raw_dir: Path, same: list[Listed]) -> Row:
         raise ValueError("has no label")
     if sigma is not None and sigma < 0:
         raise ValueError(f"sigma {sigma} is below 0")
-    return Row(photo_id, label, sigma, None, None, None, line.split)
+    return ManifestRow(photo_id, label, sigma, None, None, None, line.split)

@@ -13,7 +13,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
-from stages.ingest.records import Action, ReportSkip, Row, Source, photos_under
+from stages.ingest.records import Action, ManifestRow, ReportSkip, Source, photos_under
 from stages.sources.table import TableColumns, TableOptions, table_rows
 
 PHOTOS_FOLDER = "original_images"
@@ -38,7 +38,7 @@ class MebeautyOptions:
 
 def mebeauty_rows(
     raw_dir: Path, options: MebeautyOptions, report_skip: ReportSkip
-) -> Iterator[Row]:
+) -> Iterator[ManifestRow]:
     """Every rated photo becomes a row with mean and standard deviation of its ratings."""
     table = TableOptions(
         table=options.ratings, delimiter=",", photos_folder=PHOTOS_FOLDER, columns=COLUMNS

@@ -9,14 +9,17 @@ or sexes, and several dates of birth (so that their ages do not fit together); h
 races or sexes is counted in one line of skipped.csv (photo_id `*`).
 
 Protocols (`protocol`):
-- `random`: every photo, no split of its own. Papers draw 80-20 by photo: `split` {assign: folds, group_by: picture,
-  num_folds: 5}. A person is then trained and tested on; `group_by: person` is the strict variant.
-- `caucasian`: the white photos alone, split likewise. Papers take 5,493 of them by a list that is not released with the
-  set; `listed` is a CSV with the column photo that names them, null takes all.
-- `s1_s2_s3` (Guo and Mu 2010): S1 and S2 hold as many black as white photos and about three of men to one of women, S3
-  is all the rest. Fold 0 trains on S1 and tests on S2 and S3, fold 1 trains on S2 and tests on S1 and S3; the result is
-  that of both folds' test photos together. `sets.listed` is a CSV with the columns photo and set (S1, S2, S3); where it
-  is null the photos of each race and sex are ordered by a seeded draw, the first make S1, the next S2.
+- `random`: every photo, no split of its own. Papers draw 80-20 by photo: `split` {assign: folds,
+  group_by: picture, num_folds: 5}. A person is then trained and tested on; `group_by: person` is
+  the strict variant.
+- `caucasian`: the white photos alone, split likewise. Papers take 5,493 of them by a list that is
+  not released with the set; `listed` is a CSV with the column photo that names them, null takes
+  all.
+- `s1_s2_s3` (Guo and Mu 2010): S1 and S2 hold as many black as white photos and about three of men
+  to one of women, S3 is all the rest. Fold 0 trains on S1 and tests on S2 and S3, fold 1 trains on
+  S2 and tests on S1 and S3; the result is that of both folds' test photos together. `sets.listed`
+  is a CSV with the columns photo and set (S1, S2, S3); where it is null the photos of each race and
+  sex are ordered by a seeded draw, the first make S1, the next S2.
 """
 
 from __future__ import annotations
@@ -28,7 +31,7 @@ from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
 from typing import Literal, NamedTuple
 
-from stages.ingest.records import ReportSkip, Row, Source, photos_under
+from stages.ingest.records import ManifestRow, ReportSkip, Source, photos_under
 from stages.ingest.splits import draw
 from stages.sources.table import read_table
 
@@ -83,7 +86,9 @@ class Entry(NamedTuple):
     race: str
 
 
-def morph_rows(raw_dir: Path, options: MorphOptions, report_skip: ReportSkip) -> Iterator[Row]:
+def morph_rows(
+    raw_dir: Path, options: MorphOptions, report_skip: ReportSkip
+) -> Iterator[ManifestRow]:
     """Every photo that name and CSV agree about becomes a row of the chosen protocol."""
     rows = _all_rows(raw_dir, options.table, report_skip)
     if options.protocol == "caucasian":
@@ -102,7 +107,7 @@ def morph_rows(raw_dir: Path, options: MorphOptions, report_skip: ReportSkip) ->
         )
 
 
-def _all_rows(raw_dir: Path, table: Path, report_skip: ReportSkip) -> Iterator[Row]:
+def _all_rows(raw_dir: Path, table: Path, report_skip: ReportSkip) -> Iterator[ManifestRow]:
     entries = _read_entries(table)
     first_of: dict[str, str] = {}
     for photo_id in photos_under(raw_dir):
@@ -142,7 +147,7 @@ def _base(photo: str) -> str:
     return photo.replace("\\", "/").rsplit("/", 1)[-1]
 
 
-def _row(photo_id: str, name: str, entries: set[Entry] | None) -> Row:
+def _row(photo_id: str, name: str, entries: set[Entry] | None) -> ManifestRow:
     """The row of a photo; ValueError where name and CSV leave a doubt."""
     found = NAME.fullmatch(name)
     if not found:
@@ -158,7 +163,7 @@ def _row(photo_id: str, name: str, entries: set[Entry] | None) -> Row:
             f"name {name!r} against {entry[:-1]} (person, sex, age) in the CSV: which holds is not "
             f"certain"
         )
-    return Row(
+    return ManifestRow(
         photo_id, float(age), None, person, SEXES[sex], ETHNICITIES.get(entry.race.upper()), None
     )
 
@@ -168,7 +173,9 @@ def _padded(person: str) -> str:
     return person.lstrip("0").zfill(6)
 
 
-def _caucasian(rows: Iterator[Row], listed: Path | None, report_skip: ReportSkip) -> Iterator[Row]:
+def _caucasian(
+    rows: Iterator[ManifestRow], listed: Path | None, report_skip: ReportSkip
+) -> Iterator[ManifestRow]:
     """The white photos, and of them those that are listed."""
     chosen = (
         None
@@ -192,7 +199,9 @@ def _caucasian(rows: Iterator[Row], listed: Path | None, report_skip: ReportSkip
         )
 
 
-def _with_sets(rows: list[Row], sets: SetsOptions, report_skip: ReportSkip) -> Iterator[Row]:
+def _with_sets(
+    rows: list[ManifestRow], sets: SetsOptions, report_skip: ReportSkip
+) -> Iterator[ManifestRow]:
     """The rows, each with the split that its set has in this fold."""
     set_of = drawn_sets(rows, sets) if sets.listed is None else _listed_sets(sets.listed)
     for row in rows:
@@ -205,7 +214,7 @@ def _with_sets(rows: list[Row], sets: SetsOptions, report_skip: ReportSkip) -> I
         report_skip(f"{name} in {sets.listed}", "listed, but there is no usable photo of this name")
 
 
-def drawn_sets(rows: list[Row], sets: SetsOptions) -> dict[str, str]:
+def drawn_sets(rows: list[ManifestRow], sets: SetsOptions) -> dict[str, str]:
     """File name -> S1, S2 or S3, by the rule of the module's docstring; ValueError where a group is
     too small."""
     groups: dict[tuple[str | None, str | None], list[str]] = defaultdict(list)

@@ -25,7 +25,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 from stages.ingest.recordio import Chunk, first_identity, parse_header, read_chunks
-from stages.ingest.records import NoOptions, Record, ReportSkip, Row, Source, photos_under
+from stages.ingest.records import ManifestRow, NoOptions, Record, ReportSkip, Source, photos_under
 
 NUM_COLUMNS = 7
 NAME_PART = re.compile(r"[A-Za-z0-9_-][A-Za-z0-9._-]{0,63}")
@@ -76,7 +76,8 @@ def _tsv_face(container: str, line: bytes) -> tuple[str, bytes]:
 
 
 def rec_records(path: Path, start: int, max_photo_bytes: int) -> Iterator[Record]:
-    """The pictures of a RecordIO file from position `start` on; its list of people is passed over."""
+    """The pictures of a RecordIO file from position `start` on; its list of people is passed
+    over."""
     max_bytes = max_photo_bytes + BESIDE_PHOTO_BYTES
     people_from = first_identity(path, max_bytes)
     for chunk in read_chunks(path, start, max_bytes):
@@ -111,14 +112,18 @@ def _rec_face(container: str, chunk: Chunk, people_from: int | None) -> tuple[st
     return f"{folder}/{header.number:09d}.jpg", header.picture
 
 
-def ms_celeb_rows(raw_dir: Path, options: NoOptions, report_skip: ReportSkip) -> Iterator[Row]:  # noqa: ARG001
+def ms_celeb_rows(
+    raw_dir: Path,
+    options: NoOptions,  # noqa: ARG001
+    report_skip: ReportSkip,
+) -> Iterator[ManifestRow]:
     """Every unpacked photo becomes a row with its person."""
     for photo_id in photos_under(raw_dir):
         folders = photo_id.split("/")[:-1]
         if len(folders) != 3:
             report_skip(photo_id, "does not lie in container/group/person")
             continue
-        yield Row(photo_id, None, None, folders[-1], None, None, None)
+        yield ManifestRow(photo_id, None, None, folders[-1], None, None, None)
 
 
 MS_CELEB = Source(

@@ -15,7 +15,7 @@ from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
 from typing import Any
 
-from stages.ingest.records import ReportSkip, Row, Source, only_file, photos_under
+from stages.ingest.records import ManifestRow, ReportSkip, Source, only_file, photos_under
 from stages.ingest.spreadsheet import cell_number, sheet_lines
 
 NAME = re.compile(r"SCUT-FBP-(\d+)\.jpe?g", re.IGNORECASE)
@@ -29,7 +29,9 @@ class ScutFbpOptions:
     ratings: str
 
 
-def scut_fbp_rows(raw_dir: Path, options: ScutFbpOptions, report_skip: ReportSkip) -> Iterator[Row]:
+def scut_fbp_rows(
+    raw_dir: Path, options: ScutFbpOptions, report_skip: ReportSkip
+) -> Iterator[ManifestRow]:
     """Every rated photo becomes a row with mean and standard deviation of its ratings."""
     rated = _read_ratings(only_file(raw_dir, options.ratings), report_skip)
     for photo_id in photos_under(raw_dir):
@@ -43,7 +45,7 @@ def scut_fbp_rows(raw_dir: Path, options: ScutFbpOptions, report_skip: ReportSki
             )
         else:
             mean, std = rated.pop(int(found[1]))
-            yield Row(photo_id, mean, std, None, "female", "asian", None)
+            yield ManifestRow(photo_id, mean, std, None, "female", "asian", None)
     for number in rated:
         report_skip(
             f"SCUT-FBP-{number}.jpg", f"{options.ratings} rates it, but there is no such photo"

@@ -20,7 +20,7 @@ from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
 from typing import Literal
 
-from stages.ingest.records import ReportSkip, Row, Source, only_file, photos_under
+from stages.ingest.records import ManifestRow, ReportSkip, Source, only_file, photos_under
 from stages.ingest.spreadsheet import cell_number, named_rows
 
 LABELS, RATINGS = "All_labels.txt", "All_Ratings.xlsx"
@@ -58,7 +58,7 @@ class ScutFbp5500Options:
 
 def scut_fbp5500_rows(
     raw_dir: Path, options: ScutFbp5500Options, report_skip: ReportSkip
-) -> Iterator[Row]:
+) -> Iterator[ManifestRow]:
     """Every labelled photo becomes a row with its raters' mean, their spread and its split."""
     labels = read_scores(only_file(raw_dir, LABELS), report_skip)
     splits = _read_splits(raw_dir, options, report_skip)
@@ -75,7 +75,7 @@ def scut_fbp5500_rows(
             report_skip(photo_id, f"the {split} list says {listed:g}, {LABELS} says {label:g}")
         else:
             ethnicity, sex = ETHNICITIES[found["ethnicity"]], SEXES[found["sex"]]
-            yield Row(photo_id, label, spreads.get(name), None, sex, ethnicity, split)
+            yield ManifestRow(photo_id, label, spreads.get(name), None, sex, ethnicity, split)
     for name in sorted({*labels, *splits}):
         report_skip(
             name,

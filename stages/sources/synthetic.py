@@ -14,7 +14,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
 
-from stages.ingest.records import ReportSkip, Row, Source
+from stages.ingest.records import ManifestRow, ReportSkip, Source
 from visage.synthetic import DrawnPhoto, DrawnSet, draw_set, read_labels
 
 
@@ -46,17 +46,21 @@ def draw(raw_dir: Path, options: DrawnOptions) -> None:
     draw_set(raw_dir, options.drawn_set(), num_workers=len(os.sched_getaffinity(0)))
 
 
-def drawn_rows(raw_dir: Path, options: DrawnOptions, report_skip: ReportSkip) -> Iterator[Row]:  # noqa: ARG001
+def drawn_rows(
+    raw_dir: Path,
+    options: DrawnOptions,
+    report_skip: ReportSkip,  # noqa: ARG001
+) -> Iterator[ManifestRow]:
     """The set's own table, with the label of the chosen quantity."""
     return (_row(photo, options.quantity) for photo in read_labels(raw_dir))
 
 
-def _row(photo: DrawnPhoto, quantity: str) -> Row:
+def _row(photo: DrawnPhoto, quantity: str) -> ManifestRow:
     label, sigma = {
         "age": (photo.apparent_age, photo.sigma_age),
         "attractiveness": (photo.apparent_attractiveness, photo.sigma_attractiveness),
     }[quantity]
-    return Row(photo.photo_id, label, sigma, photo.person, photo.sex, photo.ethnicity, None)
+    return ManifestRow(photo.photo_id, label, sigma, photo.person, photo.sex, photo.ethnicity, None)
 
 
 DRAWN = Source(name="drawn", options=DrawnOptions, rows=drawn_rows, produce=draw)

@@ -16,7 +16,7 @@ from dataclasses import dataclass, fields
 from pathlib import Path
 
 from stages.ingest.archives import safe_name
-from stages.ingest.records import ReportSkip, Row, Source, from_repository
+from stages.ingest.records import ManifestRow, ReportSkip, Source, from_repository
 
 SPLITS = ("train", "val", "test")
 
@@ -49,7 +49,9 @@ class TableOptions:
             raise ValueError(f"delimiter {self.delimiter!r}: must be one character")
 
 
-def table_rows(raw_dir: Path, options: TableOptions, report_skip: ReportSkip) -> Iterator[Row]:
+def table_rows(
+    raw_dir: Path, options: TableOptions, report_skip: ReportSkip
+) -> Iterator[ManifestRow]:
     """Each usable line of the CSV becomes a row; the others are listed."""
     for number, line in enumerate(
         read_table(options.table, options.delimiter, wanted_columns(options)), start=2
@@ -88,7 +90,7 @@ def wanted_columns(options: TableOptions) -> list[str]:
     return [column for column in named if column is not None]
 
 
-def line_row(name: str, line: dict[str, str], raw_dir: Path, options: TableOptions) -> Row:
+def line_row(name: str, line: dict[str, str], raw_dir: Path, options: TableOptions) -> ManifestRow:
     """One line of the CSV as a row; ValueError says why it cannot be used."""
     columns = options.columns
     photo_id = safe_name(f"{options.photos_folder}/{name}" if options.photos_folder else name)
@@ -108,7 +110,7 @@ def line_row(name: str, line: dict[str, str], raw_dir: Path, options: TableOptio
         raise ValueError("has no person")
     if split not in (None, *SPLITS):
         raise ValueError(f"split {split!r} is none of {', '.join(SPLITS)}")
-    return Row(photo_id, label, sigma, person, sex, ethnicity, split)
+    return ManifestRow(photo_id, label, sigma, person, sex, ethnicity, split)
 
 
 def number(text: str, what: str) -> float | None:

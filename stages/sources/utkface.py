@@ -1,11 +1,14 @@
 """UTKFace (aligned and cropped): the file name is the label.
 
-`[age]_[gender]_[race]_[date and time].jpg.chip.jpg`, the stamp being 17 digits; gender 0 male, 1 female; race 0 White,
-1 Black, 2 Asian, 3 Indian, 4 Others. In the complete set 23,700 of 23,708 names have that form. The other eight are
-repaired, each for a reason that holds (none is renamed on disk):
-- a blank before, or a missing dot after, the stamp, and stamps of 16 or 18 digits: the three label fields are whole;
-- one field is missing (three names): it is the race. The names made in the seconds around each of the three carry
-  gender 1 almost without exception and race 1 almost never, so the 1 that is left is the gender. Ethnicity is null.
+`[age]_[gender]_[race]_[date and time].jpg.chip.jpg`, the stamp being 17 digits; gender 0 male, 1
+female; race 0 White, 1 Black, 2 Asian, 3 Indian, 4 Others. In the complete set 23,700 of 23,708
+names have that form. The other eight are repaired, each for a reason that holds (none is renamed on
+disk):
+- a blank before, or a missing dot after, the stamp, and stamps of 16 or 18 digits: the three label
+  fields are whole;
+- one field is missing (three names): it is the race. The names made in the seconds around each of
+  the three carry gender 1 almost without exception and race 1 almost never, so the 1 that is left
+  is the gender. Ethnicity is null.
 
 Protocols: `all_ages` takes every photo and gives no split. `coral` takes the public CORAL split:
 only photos of ages 21 to 60 that `lists.train` or `lists.test` name (without `.chip.jpg`); two
@@ -23,7 +26,7 @@ from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
 from typing import Literal
 
-from stages.ingest.records import ReportSkip, Row, Source, from_repository, photos_under
+from stages.ingest.records import ManifestRow, ReportSkip, Source, from_repository, photos_under
 
 SEXES = {"0": "male", "1": "female"}
 ETHNICITIES = {"0": "white", "1": "black", "2": "asian", "3": "indian", "4": "others"}
@@ -90,10 +93,15 @@ def _what_was_wrong(name: str, stamp: str, ethnicity: str | None) -> str:
         return "the race field is missing: age and sex are taken, ethnicity is left empty"
     if len(stamp) != 17:
         return f"the stamp has {len(stamp)} digits, not 17: the label fields are whole and taken"
-    return f"the separators are not the usual ones ({name[-30:]!r}): the label fields are whole and taken"
+    return (
+        f"the separators are not the usual ones ({name[-30:]!r}): the label fields are whole and "
+        f"taken"
+    )
 
 
-def utkface_rows(raw_dir: Path, options: UtkfaceOptions, report_skip: ReportSkip) -> Iterator[Row]:
+def utkface_rows(
+    raw_dir: Path, options: UtkfaceOptions, report_skip: ReportSkip
+) -> Iterator[ManifestRow]:
     """The photos below `raw_dir` become rows with age, sex, ethnicity and, for `coral`, the lists'
     split."""
     listed = _read_lists(options) if options.protocol == "coral" else None
@@ -116,7 +124,7 @@ def utkface_rows(raw_dir: Path, options: UtkfaceOptions, report_skip: ReportSkip
                 continue
         if name.repair is not None:
             report_skip(photo_id, name.repair, action="repaired")
-        yield Row(photo_id, float(name.age), None, None, name.sex, name.ethnicity, split)
+        yield ManifestRow(photo_id, float(name.age), None, None, name.sex, name.ethnicity, split)
     for missing, (split, _) in (listed or {}).items():
         report_skip(missing, f"the {split} list names it, but there is no such photo")
     if num_outside:

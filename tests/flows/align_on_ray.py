@@ -18,7 +18,7 @@ from flows.scale_out.align_ray import AlignOut, runner
 from flows.scale_out.ray_cluster import connected
 from stages import align as stage
 from stages.align import Runner, Work
-from stages.face_shards import Outcome, Row
+from stages.face_shards import AlignedPhotos, RowDict
 from tests.stages.test_align import SETTINGS, Bench
 
 SHARDED = dataclasses.replace(SETTINGS, shard_rows=8)
@@ -28,7 +28,7 @@ FATAL = "set/5.jpg"
 LAST = {f"set/{number}.jpg" for number in range(40, 48)}
 
 
-def noted(log: Path, work: Work, rows: list[Row]) -> Outcome:
+def noted(log: Path, work: Work, rows: list[RowDict]) -> AlignedPhotos:
     """Says which process takes which photos, and takes its time, so that a test can end the process
     meanwhile: a little, and as long as there is a file `hold` beside the log, or for photos of the
     last shard `hold_last`."""
@@ -41,29 +41,31 @@ def noted(log: Path, work: Work, rows: list[Row]) -> Outcome:
     return work(rows)
 
 
-def fatal(work: Work, rows: list[Row]) -> Outcome:
+def fatal(work: Work, rows: list[RowDict]) -> AlignedPhotos:
     """Ends the process at one photo, as a fault in a decoder does."""
     if any(row["photo_id"] == FATAL for row in rows):
         os.abort()
     return work(rows)
 
 
-def failing(work: Work, rows: list[Row]) -> Outcome:
+def failing(work: Work, rows: list[RowDict]) -> AlignedPhotos:
     del work
     raise OSError(f"no such disk for {len(rows)} photos")
 
 
-def big(log: Path, work: Work, rows: list[Row]) -> Outcome:
+def big(log: Path, work: Work, rows: list[RowDict]) -> AlignedPhotos:
     """A megabyte in place of each face."""
     with log.open("a") as file:
         file.write(f"{rows[0]['photo_id']}\n")
-    return Outcome(rejects=[(row["photo_id"], "x" * 2**20) for row in rows], num_read=bool(work))
+    return AlignedPhotos(
+        rejects=[(row["photo_id"], "x" * 2**20) for row in rows], num_read=bool(work)
+    )
 
 
-def through(wrap: functools.partial[Outcome], inner: Runner) -> Runner:
+def through(wrap: functools.partial[AlignedPhotos], inner: Runner) -> Runner:
     """The runner, with each actor's work wrapped."""
 
-    def run(work: Work, chunks: Iterable[list[Row]]) -> Iterator[Outcome]:
+    def run(work: Work, chunks: Iterable[list[RowDict]]) -> Iterator[AlignedPhotos]:
         return inner(functools.partial(wrap, work), chunks)
 
     return run

@@ -221,7 +221,7 @@ def test_of_two_at_once_one_ends(copy: Path, capsys: pytest.CaptureFixture[str])
         with pytest.raises(Busy):
             reproduce(copy)
     assert state.is_cancelled()
-    assert "has been at work here since" in state.message
+    assert "in use by process" in state.message
     assert "flows.retrain: " in capsys.readouterr().err
     assert champion(MODEL) is None
 

@@ -175,7 +175,9 @@ def test_the_same_picture_with_another_label_is_listed_and_not_fatal(
         assert (photo_id, "contradicting_labels") in leaving, "which label is right is not known"
     assert not {photo_id for photo_id, _ in leaving} & set(before[before.split == "test"].photo_id)
     fatal = {
-        outcome.check for outcome in findings.outcomes if outcome.found and outcome.policy == "fail"
+        check_result.check
+        for check_result in findings.check_results
+        if check_result.found and check_result.policy == "fail"
     }
     assert fatal <= {"photo_count"}, "the set is too small here; nothing else may end the run"
 

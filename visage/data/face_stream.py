@@ -25,14 +25,8 @@ import pyarrow.parquet as pq
 import torch
 from torch import Tensor
 
-from visage.data.face_table import (
-    LANDMARKS,
-    FaceRow,
-    ahead,
-    decode_jpeg,
-    face_shards,
-    landmarks_in_crops,
-)
+from visage.data.face_table import LANDMARKS, FaceRow, ahead, face_shards, landmarks_in_crops
+from visage.data.jpeg import decode_jpeg
 from visage.networks.protocol import FaceBatch
 
 # A crop as it was stored, its person's class, and its landmarks in the photo where they are wanted

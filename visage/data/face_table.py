@@ -9,14 +9,13 @@ from __future__ import annotations
 
 import copy
 import hashlib
-import io
 import itertools
 import json
 import mmap
 import tempfile
-from collections import deque
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
+from contextlib import closing
 from functools import cached_property
 from pathlib import Path
 from typing import Any, TypeVar
@@ -26,11 +25,12 @@ import pyarrow as pa
 import pyarrow.compute as pc
 import pyarrow.parquet as pq
 import torch
-from PIL import Image
 from tqdm import tqdm
 
+from visage.data.jpeg import decode_jpeg
 from visage.data.schemas import FACE_SCHEMA, METADATA_KEY
 from visage.detection import align
+from visage.parallel import map_ordered
 
 COLUMNS = ("photo_id", "sha256", "found", "label", "sigma", "person", "sex", "ethnicity", "split")
 LANDMARKS = "landmarks"
@@ -41,12 +41,6 @@ FACE_COLUMNS = pa.schema([FACE_SCHEMA.field(name) for name in (*COLUMNS, LANDMAR
 FaceRow = tuple[str, str | None, bytes, float, float]
 Item = TypeVar("Item")
 Made = TypeVar("Made")
-
-
-def decode_jpeg(data: bytes) -> np.ndarray:
-    """An encoded crop -> uint8 (H,W,3)."""
-    with Image.open(io.BytesIO(data)) as image:
-        return np.asarray(image.convert("RGB"))
 
 
 class EncodedCrops:
@@ -260,22 +254,21 @@ def ahead(make: Callable[[Item], Made], items: Iterable[Item], num_workers: int)
         yield from map(make, items)
         return
     source = iter(items)
-    with ThreadPoolExecutor(1) as reader, ThreadPoolExecutor(num_workers) as pool:
-        waiting: deque[Future[tuple[Made, ...]]] = deque()
 
-        def made(read: Future[tuple[Item, ...]]) -> tuple[Made, ...]:
-            return tuple(make(item) for item in read.result())
+    def read() -> tuple[Item, ...]:
+        return tuple(itertools.islice(source, 1))
 
-        def ask() -> None:
-            waiting.append(
-                pool.submit(made, reader.submit(lambda: tuple(itertools.islice(source, 1))))
-            )
+    def made(item: Future[tuple[Item, ...]]) -> tuple[Made, ...]:
+        return tuple(make(one) for one in item.result())
 
-        for _ in range(2 * num_workers):
-            ask()
-        while result := waiting.popleft().result():
-            ask()
-            yield result[0]
+    with ThreadPoolExecutor(1) as reader:
+        reads = (reader.submit(read) for _ in itertools.repeat(None))
+        pool = ThreadPoolExecutor(num_workers)
+        with closing(map_ordered(made, reads, pool, 2 * num_workers)) as results:
+            for result in results:
+                if not result:  # the items have come to their end
+                    return
+                yield result[0]
 
 
 def prefetched(

@@ -8,7 +8,6 @@ crop.
 
 from __future__ import annotations
 
-import io
 import math
 from typing import Protocol
 
@@ -16,8 +15,8 @@ import numpy as np
 import numpy.typing as npt
 from PIL import Image
 
-Photo = npt.NDArray[np.uint8]
-Floats = npt.NDArray[np.floating]
+PhotoArray = npt.NDArray[np.uint8]
+FloatingArray = npt.NDArray[np.floating]
 Reals = npt.NDArray[np.float64]
 
 # Left eye, right eye, nose, left and right corner of the mouth, left meaning left in the picture,
@@ -61,7 +60,7 @@ def template(name: str, crop_px: int, face_scale: float) -> Reals:
     return points_52
 
 
-def similarity(landmarks_52: Floats, template_52: Floats) -> Reals:
+def similarity(landmarks_52: FloatingArray, template_52: FloatingArray) -> Reals:
     """The rotation, scale and shift (2, 3) that lays the landmarks nearest to the template, in
     least squares.
 
@@ -93,23 +92,23 @@ def invert(matrix_23: Reals) -> Reals:
     return np.concatenate([back_22, -back_22 @ matrix_23[:, 2:]], axis=1)
 
 
-def transform(points_N2: Floats, matrix_23: Reals) -> Reals:
+def transform(points_N2: FloatingArray, matrix_23: Reals) -> Reals:
     """Points (N, 2) through a matrix."""
     return points_N2 @ matrix_23[:, :2].T + matrix_23[:, 2]
 
 
-def landmarks_in_crop(landmarks_52: Floats, matrix_23: Reals) -> npt.NDArray[np.float32]:
+def landmarks_in_crop(landmarks_52: FloatingArray, matrix_23: Reals) -> npt.NDArray[np.float32]:
     """The photo's landmarks (5, 2) in pixels of the crop, in the same steps as `similarity` takes
     them, so that a photo gives the same landmarks in a batch of any size."""
     return transform(in_steps(landmarks_52), matrix_23).astype(np.float32)
 
 
-def in_steps(landmarks_52: Floats) -> Reals:
+def in_steps(landmarks_52: FloatingArray) -> Reals:
     """Landmarks in steps of 1/8 px."""
     return np.round(landmarks_52.astype(np.float64) * LANDMARK_STEPS) / LANDMARK_STEPS
 
 
-def crop(photo_HWC: Photo, matrix_23: Reals, crop_px: int) -> Photo:
+def crop(photo_HWC: PhotoArray, matrix_23: Reals, crop_px: int) -> PhotoArray:
     """RGB uint8 photo -> RGB uint8 (crop_px, crop_px, 3); black where the crop reaches beyond the
     photo.
 
@@ -149,20 +148,6 @@ def _piece(
     left, top = (int(value) for value in np.maximum(start, 0))
     right, bottom = (int(value) for value in np.minimum(end, (shape[1], shape[0])))
     return left, top, right, bottom
-
-
-def encode(crop_HWC: Photo, quality: int) -> bytes:
-    """A crop -> JPEG without chroma subsampling (at these sizes it would blur what colour says of
-    the skin)."""
-    stream = io.BytesIO()
-    Image.fromarray(crop_HWC).save(stream, "JPEG", quality=quality, subsampling=0)
-    return stream.getvalue()
-
-
-def decode(data: bytes) -> Photo:
-    """An encoded crop -> RGB uint8 (H, W, 3)."""
-    with Image.open(io.BytesIO(data)) as image:
-        return np.asarray(image.convert("RGB"))
 
 
 class Boxes(Protocol):

@@ -40,11 +40,18 @@ from PIL import Image
 from torch import Tensor
 from torchvision.ops import nms
 
-from visage.detection.align import Reals, crop, invert, similarity, template, transform
+from visage.detection.align import (
+    PhotoArray,
+    Reals,
+    crop,
+    invert,
+    similarity,
+    template,
+    transform,
+)
 from visage.detection.integral_image import Integral, normalised_
 
-Photo = npt.NDArray[np.uint8]
-Floats = npt.NDArray[np.float32]
+Float32Array = npt.NDArray[np.float32]
 
 CELL_PX = 12  # side of the square that one output cell of the proposal network looks at
 STRIDE_PX = 2  # distance between neighbouring cells
@@ -99,9 +106,9 @@ class Faces:
     eye, nose, left and right corner of the mouth, as seen in the picture), all in pixels of the
     photo; they may lie outside it."""
 
-    boxes_N4: Floats
-    landmarks_N52: Floats
-    probabilities_N: Floats
+    boxes_N4: Float32Array
+    landmarks_N52: Float32Array
+    probabilities_N: Float32Array
 
     def __len__(self) -> int:
         return len(self.boxes_N4)
@@ -124,7 +131,7 @@ class Detector:
             for network in (networks.pnet, networks.rnet, networks.onet)
         )
 
-    def detect(self, photos: Sequence[Photo]) -> list[Faces]:
+    def detect(self, photos: Sequence[PhotoArray]) -> list[Faces]:
         """RGB uint8 photos of any sizes (H, W, 3) -> their faces, in the same order."""
         small = [_shrink(photo, self.settings.max_side_px) for photo in photos]
         found: dict[int, Faces] = {}
@@ -246,7 +253,7 @@ class Detector:
             replace(faces, landmarks_N52=part) for faces, part in zip(found, parts, strict=True)
         ]
 
-    def _look_again(self, photos: Sequence[Photo], landmarks_N52: Reals) -> Reals:
+    def _look_again(self, photos: Sequence[PhotoArray], landmarks_N52: Reals) -> Reals:
         """One pass: each face's photo and landmarks -> its landmarks; where no face is seen now,
         they stay."""
         matrices = [similarity(points_52, LOOK_TEMPLATE) for points_52 in landmarks_N52]
@@ -341,7 +348,9 @@ def _no_faces() -> Faces:
     )
 
 
-def _suppressed(boxes_N4: Floats, landmarks_N52: Floats, score_N: Floats) -> Faces:
+def _suppressed(
+    boxes_N4: Float32Array, landmarks_N52: Float32Array, score_N: Float32Array
+) -> Faces:
     """Drops a face that lies by more than 0.7 of the smaller area in a likelier one; the largest
     box comes first."""
     area_N = (boxes_N4[:, 2] - boxes_N4[:, 0] + 1) * (boxes_N4[:, 3] - boxes_N4[:, 1] + 1)
@@ -363,7 +372,7 @@ def _suppressed(boxes_N4: Floats, landmarks_N52: Floats, score_N: Floats) -> Fac
     )
 
 
-def _shrink(photo: Photo, max_side_px: int) -> Photo:
+def _shrink(photo: PhotoArray, max_side_px: int) -> PhotoArray:
     """A photo whose longer side exceeds the limit -> the same at the limit, antialiased; others as
     they are."""
     height, width = photo.shape[:2]

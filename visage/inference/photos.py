@@ -30,6 +30,7 @@ import torch
 from PIL import Image
 from torch import Tensor
 
+from visage.data.jpeg import decode_jpeg, encode_jpeg
 from visage.detection import align
 from visage.detection.image_io import PhotoError, read_photo
 from visage.detection.mtcnn import Detector, DetectorSettings, Faces
@@ -128,7 +129,7 @@ class Predictor(CropPredictor):
         matrix_23 = align.similarity(landmarks_52, template_52)
 
         crop_HWC = align.crop(photo_HWC, matrix_23, how.crop_px)
-        stored_HWC = align.decode(align.encode(crop_HWC, how.jpeg_quality))
+        stored_HWC = decode_jpeg(encode_jpeg(crop_HWC, how.jpeg_quality))
         return AlignedFace(stored_HWC, align.landmarks_in_crop(landmarks_52, matrix_23))
 
     def predict_aligned(self, faces: Sequence[AlignedFace], flip: bool = True) -> Predictions:

@@ -13,6 +13,7 @@ import dataclasses
 import io
 import json
 from collections.abc import Callable, Iterator, Mapping
+from concurrent.futures import ProcessPoolExecutor
 from dataclasses import dataclass
 from functools import partial
 from multiprocessing import get_context
@@ -24,7 +25,7 @@ from PIL import Image
 from tqdm import tqdm
 
 from visage.atomic import atomic_write, atomic_write_bytes
-from visage.parallel import die_with_parent
+from visage.parallel import batched, die_with_parent, map_ordered
 from visage.synthetic.face import COMMENT, encode_face
 from visage.synthetic.people import (
     LABEL_YEARS,
@@ -238,8 +239,17 @@ def _mapped(
         _keep_memory()
         yield from map(draw, people)
         return
-    with get_context("spawn").Pool(num_workers, initializer=_start_worker) as pool:
-        yield from pool.imap(draw, people, CHUNK_PEOPLE)
+
+    pool = ProcessPoolExecutor(num_workers, get_context("spawn"), initializer=_start_worker)
+    chunks = batched(people, CHUNK_PEOPLE)
+    for drawn in map_ordered(partial(_draw_chunk, draw), chunks, pool, 4 * num_workers):
+        yield from drawn
+
+
+def _draw_chunk(
+    draw: Callable[[int], list[DrawnPhoto]], people: list[int]
+) -> list[list[DrawnPhoto]]:
+    return [draw(index) for index in people]
 
 
 def _start_worker() -> None:

@@ -12,7 +12,7 @@ import pandas as pd
 import pytest
 
 from flows.benchmark.flow import KEPT, TABLES, page
-from flows.benchmark.grid import Cell, Row, TableSettings, read_tables
+from flows.benchmark.grid import Cell, TableRow, TableSettings, read_tables
 from flows.benchmark.results import document, refuse_unreadable
 from flows.pipeline.dvc_stages import Declared
 from flows.pipeline.step_cache import Step
@@ -32,7 +32,7 @@ EVALUATE = Declared(
     outputs=(PREDICTIONS, "reports/metrics.json"),
 )
 ROWS = {
-    name: Row(stage="evaluate", settings={}, published={"morph": (1.969,)})
+    name: TableRow(stage="evaluate", settings={}, published={"morph": (1.969,)})
     for name in ("good", "bad", "none")
 }
 TABLE = TableSettings(

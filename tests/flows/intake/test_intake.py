@@ -20,7 +20,7 @@ import yaml
 
 import flows.intake
 from flows.intake.bring import Intake, look
-from flows.intake.storage import LocalPlace
+from flows.intake.storage import LocalStorage
 from stages.download import DownloadSettings
 from stages.ingest.archives import Budget
 from stages.settings import load_section
@@ -195,14 +195,14 @@ def test_a_bad_table_brings_nothing_in(
 def test_a_table_that_is_being_written_waits(
     house: Path, adds: list[Path], watch: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    opened = LocalPlace.open
+    opened = LocalStorage.open
 
-    def written_meanwhile(place: LocalPlace, name: str) -> Any:
+    def written_meanwhile(place: LocalStorage, name: str) -> Any:
         with (watch / "labels.csv").open("ab") as file:
             file.write(b"4.jpg,50,carl\n")
         return opened(place, name)
 
-    monkeypatch.setattr(LocalPlace, "open", written_meanwhile)
+    monkeypatch.setattr(LocalStorage, "open", written_meanwhile)
     with pytest.raises(ValueError, match="changes while it is read"):
         look(str(watch), house)
     assert not (house / "labelled").exists()
@@ -267,10 +267,10 @@ def test_unsafe_and_absent_photos_are_refused_one_by_one(house: Path, watch: Pat
 
 @pytest.mark.usefixtures("adds")
 def test_a_killed_run_goes_on(house: Path, watch: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    opened, names = LocalPlace.open, []
+    opened, names = LocalStorage.open, []
 
-    def dies_at(number: int) -> Callable[[LocalPlace, str], Any]:
-        def open_or_die(place: LocalPlace, name: str) -> Any:
+    def dies_at(number: int) -> Callable[[LocalStorage, str], Any]:
+        def open_or_die(place: LocalStorage, name: str) -> Any:
             names.append(name)
             if len(names) == number:
                 (house.parent / ".state" / "target.part").write_bytes(b"half a ph")
@@ -279,12 +279,12 @@ def test_a_killed_run_goes_on(house: Path, watch: Path, monkeypatch: pytest.Monk
 
         return open_or_die
 
-    monkeypatch.setattr(LocalPlace, "open", dies_at(3))
+    monkeypatch.setattr(LocalStorage, "open", dies_at(3))
     with pytest.raises(Killed):
         look(str(watch), house)
     assert brought(house) == {"1.jpg": b"one"}, "no table, no half photo"
     names.clear()
-    monkeypatch.setattr(LocalPlace, "open", dies_at(99))
+    monkeypatch.setattr(LocalStorage, "open", dies_at(99))
     assert counts(look(str(watch), house)) == (3, 0, 0, 0), "all that DVC has not taken yet"
     assert names == ["labels.csv", "anna/2.jpg", "anna/3.jpg"], "what came is not copied again"
     assert brought(house) == {**THREE, "labels.csv": TABLE}
@@ -308,7 +308,9 @@ def test_two_at_once_are_refused(
     house: Path, adds: list[Path], watch: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     def another(folder: Path) -> None:
-        with pytest.raises(ValueError, match="another intake is at work"):
+        with pytest.raises(
+            ValueError, match=rf"in use by process {os.getpid()} since .*; let that intake end"
+        ):
             look(str(watch), folder)
         adds.append(folder)
 

@@ -37,7 +37,7 @@ def holder(folder: Path) -> subprocess.Popen[str]:
 def test_the_second_is_told_who_is_at_work(tmp_path: Path) -> None:
     with holder(tmp_path) as process:
         with (
-            pytest.raises(Busy, match=rf"process {process.pid}\) has been at work here since 20"),
+            pytest.raises(Busy, match=rf"in use by process {process.pid} since 20"),
             only_one(tmp_path),
         ):
             pass

@@ -26,7 +26,7 @@ from ray.cluster_utils import Cluster
 from flows.scale_out.align_ray import AlignOut, AlignStopped, runner, survive
 from flows.scale_out.driver_process import DriverFailed, drive
 from stages import align as stage
-from stages.face_shards import Outcome, Row
+from stages.face_shards import AlignedPhotos, RowDict
 from tests.conftest import REPOSITORY
 from tests.flows import align_on_ray
 from tests.flows.align_on_ray import FATAL, OUT, SHARDED, big, failing, fatal, noted, through
@@ -121,16 +121,16 @@ class Death(BaseException):
     """A process that ends."""
 
 
-def deadly(rows: list[Row], *photos: str) -> Outcome:
+def deadly(rows: list[RowDict], *photos: str) -> AlignedPhotos:
     if any(row["photo_id"] in photos for row in rows):
         raise Death
-    return Outcome(
+    return AlignedPhotos(
         faces=[{"photo_id": row["photo_id"]} for row in rows if row["photo_id"] != "3"],
         rejects=[("3", "no face")] * any(row["photo_id"] == "3" for row in rows),
     )
 
 
-def lives(work: Any, mark: Path) -> tuple[Outcome, int]:
+def lives(work: Any, mark: Path) -> tuple[AlignedPhotos, int]:
     """The outcome, and how many processes died for it."""
     rows = [{"photo_id": str(number)} for number in range(6)]
     for deaths in range(50):
@@ -157,7 +157,7 @@ def test_a_chunk_whose_workers_died_of_something_else_is_done_as_before(tmp_path
     (tmp_path / "0.json").write_text(json.dumps(["", "", "2"]))
     taken: list[int] = []
 
-    def work(rows: list[Row]) -> Outcome:
+    def work(rows: list[RowDict]) -> AlignedPhotos:
         taken.append(len(rows))
         return deadly(rows)
 
@@ -167,8 +167,8 @@ def test_a_chunk_whose_workers_died_of_something_else_is_done_as_before(tmp_path
 
 
 def test_a_chunk_that_no_worker_survives_ends_the_run_and_is_named(tmp_path: Path) -> None:
-    def work(rows: list[Row]) -> Outcome:
-        return deadly(rows, "2") if len(rows) > 1 else Outcome()
+    def work(rows: list[RowDict]) -> AlignedPhotos:
+        return deadly(rows, "2") if len(rows) > 1 else AlignedPhotos()
 
     with pytest.raises(
         AlignStopped, match=r"4 workers died at the photos from 0 to 5.*more memory"
@@ -180,7 +180,7 @@ def test_what_killed_runs_left_goes_and_nothing_else(tmp_path: Path) -> None:
     (tmp_path / "align-chunks-old" / "tasks").mkdir(parents=True)
     (tmp_path / "mine").mkdir()
     assert (
-        list(runner(OUT, tmp_path)(lambda _: Outcome(), [])) == []
+        list(runner(OUT, tmp_path)(lambda _: AlignedPhotos(), [])) == []
     )  # no Ray is asked for no chunks
     assert [path.name for path in tmp_path.iterdir()] == ["mine"]
 

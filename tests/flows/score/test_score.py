@@ -29,7 +29,7 @@ from moto.server import ThreadedMotoServer
 from PIL import Image
 
 from flows.score import flow, inventory, reading, workers
-from flows.score.inventory import MISSING, Inventory, Photo
+from flows.score.inventory import MISSING, Inventory, ListedPhoto
 from flows.score.page import page, read_scores
 from flows.score.reading import Reader, Unanswered, Unreachable
 from flows.score.shards import METADATA_KEY, SCHEMA, Model, ScoreSettings
@@ -317,8 +317,8 @@ class Moody:
         return path.encode()
 
 
-def some_photos(*names: str) -> list[Photo]:
-    return [Photo(place, name, name, 1, "", None) for place, name in enumerate(names)]
+def some_photos(*names: str) -> list[ListedPhoto]:
+    return [ListedPhoto(place, name, name, 1, "", None) for place, name in enumerate(names)]
 
 
 @pytest.fixture
@@ -517,7 +517,7 @@ def test_the_output_belongs_to_one_run_and_one_set_of_photos(
         scored(photos / "more", tmp_path / "out", model)
     with (
         flow._own(tmp_path / "out"),
-        pytest.raises(ValueError, match="out: another run writes into it"),
+        pytest.raises(ValueError, match=rf"out: in use by process {os.getpid()} since"),
     ):
         scored(photos, tmp_path / "out", model)
 
@@ -566,14 +566,14 @@ def params(tmp_path: Path) -> Path:
 def test_the_champion_speaks_or_the_remedy_is_named(params: Path, model: Model) -> None:
     with (
         pytest.raises(ValueError, match=r"'small' has no champion.*--model"),
-        flow.speaking(None, params),
+        flow.chosen_model(None, params),
     ):
         pass
     run = connect().create_run(experiment("visage"))
     promote("small", package(model.folder, run.info.run_id, SMALL), "a test")
-    with flow.speaking(None, params) as speaker:
-        assert speaker.version == "1"
-        assert (speaker.folder / "config.json").read_bytes() == (
+    with flow.chosen_model(None, params) as chosen:
+        assert chosen.version == "1"
+        assert (chosen.folder / "config.json").read_bytes() == (
             model.folder / "config.json"
         ).read_bytes()
 

@@ -16,7 +16,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from scipy.stats import entropy
 
-from stages.checks.findings import Outcome, inspect
+from stages.checks.findings import CheckResult, inspect
 from stages.checks.measures import SPLITS, divergence, measure
 from stages.checks.rules import ROW_RULES
 from stages.checks.settings import ABOUT_LABELS, POLICIES, ValidateSettings
@@ -33,11 +33,13 @@ from tests.stages.manifests import (
 from visage.data.schemas import MANIFEST_SCHEMA
 
 
-def outcome(
+def check_result(
     check: str, folder: Path, rows: list[Row], settings: ValidateSettings = SETTINGS
-) -> Outcome:
-    outcomes = {each.check: each for each in inspect(write(folder, rows), settings).outcomes}
-    return outcomes[check]
+) -> CheckResult:
+    check_results = {
+        each.check: each for each in inspect(write(folder, rows), settings).check_results
+    }
+    return check_results[check]
 
 
 def quarantined(folder: Path, rows: list[Row], settings: ValidateSettings) -> list[str]:
@@ -118,11 +120,11 @@ DEFECTS: dict[str, tuple[list[Row], int, str, list[Row]]] = {
 @pytest.mark.parametrize("check", DEFECTS)
 def test_every_check_finds_its_planted_defect_and_no_other(check: str, tmp_path: Path) -> None:
     planted, num_found, reason, twin = DEFECTS[check]
-    found = outcome(check, tmp_path, clean_rows() + planted)
+    found = check_result(check, tmp_path, clean_rows() + planted)
     assert (found.found, found.result) == (num_found, "reported")
     assert reason in found.examples[0]["reason"]
     assert {each["photo_id"] for each in found.examples} <= {each["photo_id"] for each in planted}
-    assert outcome(check, tmp_path, clean_rows() + twin).result == "passed"
+    assert check_result(check, tmp_path, clean_rows() + twin).result == "passed"
 
 
 @pytest.mark.parametrize(
@@ -140,10 +142,10 @@ def test_every_check_of_the_whole_set_finds_its_defect(
         each | {name: values[place] for name, values in changes.items()}
         for place, each in enumerate(clean_rows())
     ]
-    found = outcome(check, tmp_path, rows)
+    found = check_result(check, tmp_path, rows)
     assert found.result == "reported"
     assert found.examples
-    assert outcome(check, tmp_path, clean_rows()).result == "passed"
+    assert check_result(check, tmp_path, clean_rows()).result == "passed"
 
 
 def broken_schemas() -> dict[str, tuple[list[Row], pa.Schema, str]]:
@@ -176,8 +178,8 @@ def broken_schemas() -> dict[str, tuple[list[Row], pa.Schema, str]]:
 def test_a_wrong_schema_stops_every_other_check(fault: str, tmp_path: Path) -> None:
     rows, schema, message = broken_schemas()[fault]
     findings = inspect(write(tmp_path, rows, schema), SETTINGS)
-    assert [(each.check, each.result) for each in findings.outcomes] == [("schema", "failed")]
-    assert message in findings.outcomes[0].examples[0]["reason"]
+    assert [(each.check, each.result) for each in findings.check_results] == [("schema", "failed")]
+    assert message in findings.check_results[0].examples[0]["reason"]
     assert findings.not_run == [name for name in POLICIES if name != "schema"]
 
 
@@ -226,7 +228,8 @@ def test_contradictions_leave_whole_unless_the_test_list_is_kept(tmp_path: Path)
     assert SETTINGS.labels is not None
     tolerant = replace(settings, labels=replace(SETTINGS.labels, max_gap=30.0))
     assert (
-        outcome("contradicting_labels", tmp_path, clean_rows() + same, tolerant).result == "passed"
+        check_result("contradicting_labels", tmp_path, clean_rows() + same, tolerant).result
+        == "passed"
     )
 
 
@@ -234,7 +237,7 @@ def test_photos_without_labels_need_a_person(tmp_path: Path) -> None:
     policy = {name: policy for name, policy in REPORT_ALL.items() if name not in ABOUT_LABELS}
     settings = replace(SETTINGS, labels=None, policy=policy)
     rows = [each | {"person": "Ann", "label": None, "sigma": None} for each in clean_rows()]
-    found = outcome(
+    found = check_result(
         "images_per_person", tmp_path, [*rows, row("x"), row("y", person="Bob")], settings
     )
     assert [each["reason"] for each in found.examples] == [
@@ -242,7 +245,7 @@ def test_photos_without_labels_need_a_person(tmp_path: Path) -> None:
         "person has 1 photos, under 2",
     ]
     assert found.num_groups == 2
-    assert outcome("images_per_person", tmp_path, rows, settings).result == "passed"
+    assert check_result("images_per_person", tmp_path, rows, settings).result == "passed"
 
 
 @settings(max_examples=40)
@@ -347,10 +350,12 @@ def test_the_dirt_of_utkface_is_found(shared_data: Path, tmp_path: Path) -> None
                 changes = {"num_bytes": member.size, "label": float(name[1]), "sha256": data.read()}
                 rows.append(row(member.name, sigma=None, **changes))
     assert len(malformed) == 5  # three more have a date of odd length, and are read all the same
-    outcomes = {each.check: each for each in inspect(write(tmp_path, rows), SETTINGS).outcomes}
-    assert outcomes["label_range"].found == 21
-    assert (outcomes["duplicates"].num_groups, outcomes["duplicates"].found) == (375, 765)
-    assert outcomes["contradicting_labels"].num_groups == 205
+    check_results = {
+        each.check: each for each in inspect(write(tmp_path, rows), SETTINGS).check_results
+    }
+    assert check_results["label_range"].found == 21
+    assert (check_results["duplicates"].num_groups, check_results["duplicates"].found) == (375, 765)
+    assert check_results["contradicting_labels"].num_groups == 205
     names = {
         each["photo_id"]: each["photo_id"].removeprefix("UTKFace/").removesuffix(".chip.jpg")
         for each in rows
@@ -360,4 +365,4 @@ def test_the_dirt_of_utkface_is_found(shared_data: Path, tmp_path: Path) -> None
         for each in rows
         if names[each["photo_id"]] in listed
     ]
-    assert outcome("duplicates_across_splits", tmp_path, coral).num_groups == 83
+    assert check_result("duplicates_across_splits", tmp_path, coral).num_groups == 83

@@ -22,7 +22,8 @@ from hypothesis import strategies as st
 
 from tests.small_faces import ALIGNMENT, marked, some_faces, write_faces
 from visage.data.face_stream import FaceSplit, FaceStream, drawn_batches, same_person_pairs
-from visage.data.face_table import FaceTable, decode_jpeg
+from visage.data.face_table import FaceTable
+from visage.data.jpeg import decode_jpeg
 from visage.data.schemas import FACE_SCHEMA, METADATA_KEY
 from visage.networks import FaceBatch
 from visage.training.provenance import table_digest

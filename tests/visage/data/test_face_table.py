@@ -18,14 +18,8 @@ from hypothesis import strategies as st
 from PIL import Image
 
 from tests.small_faces import ALIGNMENT, DETECTOR, face, marked, some_faces, write_faces
-from visage.data.face_table import (
-    FaceTable,
-    decode_jpeg,
-    evenly_spread,
-    in_order,
-    prefetched,
-    shuffled_batches,
-)
+from visage.data.face_table import FaceTable, evenly_spread, in_order, prefetched, shuffled_batches
+from visage.data.jpeg import decode_jpeg
 from visage.detection import align
 from visage.training.provenance import table_digest
 

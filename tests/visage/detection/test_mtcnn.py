@@ -14,8 +14,9 @@ from facenet_pytorch import MTCNN
 from facenet_pytorch.models.utils.detect_face import nms_numpy
 from PIL import Image
 
+from visage.detection.align import PhotoArray
 from visage.detection.image_io import read_photo
-from visage.detection.mtcnn import Detector, DetectorSettings, Faces, Photo, _suppressed
+from visage.detection.mtcnn import Detector, DetectorSettings, Faces, _suppressed
 from visage.synthetic import draw_face, sample_person, sample_photo
 
 SETTINGS = DetectorSettings(
@@ -30,19 +31,19 @@ def one_thread() -> None:
 
 
 @pytest.fixture(scope="module")
-def portrait() -> Photo:
+def portrait() -> PhotoArray:
     """Rear Admiral Hopper, as matplotlib ships her (public domain)."""
     return read_photo(Path(mpl.get_data_path()) / "sample_data" / "grace_hopper.jpg")
 
 
 @pytest.fixture(scope="module")
-def drawn() -> list[Photo]:
+def drawn() -> list[PhotoArray]:
     rng = np.random.default_rng(5)
     return [draw_face(sample_photo(sample_person(rng), rng), px) for px in (128, 128, 96, 128, 160)]
 
 
 @pytest.fixture(scope="module")
-def crowd(portrait: Photo, drawn: list[Photo]) -> Photo:
+def crowd(portrait: PhotoArray, drawn: list[PhotoArray]) -> PhotoArray:
     """Many faces of several sizes, some cut by the rim, overlapping."""
     canvas = Image.new("RGB", (500, 400), (90, 120, 90))
     places = [
@@ -59,7 +60,7 @@ def crowd(portrait: Photo, drawn: list[Photo]) -> Photo:
     return np.asarray(canvas)
 
 
-def reference(photo: Photo, settings: DetectorSettings = SETTINGS) -> Faces:
+def reference(photo: PhotoArray, settings: DetectorSettings = SETTINGS) -> Faces:
     networks = MTCNN(
         keep_all=True,
         min_face_size=settings.min_face_px,
@@ -89,7 +90,7 @@ def assert_same(found: Faces, expected: Faces) -> None:
 
 
 def test_equals_the_reference_on_photos_of_mixed_sizes_in_one_call(
-    portrait: Photo, drawn: list[Photo], crowd: Photo
+    portrait: PhotoArray, drawn: list[PhotoArray], crowd: PhotoArray
 ) -> None:
     photos = [crowd, *drawn, portrait, portrait[:200], np.ascontiguousarray(portrait[:, ::-1])]
     found = Detector(SETTINGS).detect(photos)
@@ -110,7 +111,7 @@ def test_equals_the_reference_on_photos_of_mixed_sizes_in_one_call(
     ],
 )
 def test_equals_the_reference_under_other_settings(
-    changes: dict[str, object], crowd: Photo
+    changes: dict[str, object], crowd: PhotoArray
 ) -> None:
     settings = dataclasses.replace(SETTINGS, **changes)  # type: ignore[arg-type]
     assert_same(Detector(settings).detect([crowd])[0], reference(crowd, settings))
@@ -148,7 +149,7 @@ def test_nothing_is_found_in_nothing() -> None:
     assert Detector(SETTINGS).detect([]) == []
 
 
-def test_neighbours_in_the_batch_change_nothing(crowd: Photo, drawn: list[Photo]) -> None:
+def test_neighbours_in_the_batch_change_nothing(crowd: PhotoArray, drawn: list[PhotoArray]) -> None:
     detector = Detector(SETTINGS)
     flipped = np.ascontiguousarray(crowd[:, ::-1])
     [alone] = detector.detect([crowd])
@@ -157,7 +158,9 @@ def test_neighbours_in_the_batch_change_nothing(crowd: Photo, drawn: list[Photo]
         assert_same(detector.detect(company)[position], alone)
 
 
-def test_a_large_photo_is_searched_small_and_answered_in_its_own_pixels(portrait: Photo) -> None:
+def test_a_large_photo_is_searched_small_and_answered_in_its_own_pixels(
+    portrait: PhotoArray,
+) -> None:
     """The portrait four times as large, searched at its own size: the same face, four times as
     large."""
     height, width = portrait.shape[:2]
@@ -172,7 +175,9 @@ def test_a_large_photo_is_searched_small_and_answered_in_its_own_pixels(portrait
     np.testing.assert_allclose(found.boxes_N4 / 4, expected.boxes_N4, atol=3.0)
 
 
-def test_landmarks_looked_at_again_hold_still_where_the_rim_cuts_the_face(portrait: Photo) -> None:
+def test_landmarks_looked_at_again_hold_still_where_the_rim_cuts_the_face(
+    portrait: PhotoArray,
+) -> None:
     """The portrait cut ever closer to the face: its landmarks should stay, and facenet-pytorch's do
     not."""
     [whole] = Detector(replace_passes(2)).detect([portrait])
@@ -194,7 +199,7 @@ def test_landmarks_looked_at_again_hold_still_where_the_rim_cuts_the_face(portra
 
 
 def test_looking_again_keeps_boxes_and_probabilities_and_needs_no_face(
-    portrait: Photo, crowd: Photo
+    portrait: PhotoArray, crowd: PhotoArray
 ) -> None:
     photos = [portrait, crowd, np.zeros((60, 60, 3), np.uint8)]
     before, after = (Detector(replace_passes(passes)).detect(photos) for passes in (0, 2))
@@ -205,7 +210,7 @@ def test_looking_again_keeps_boxes_and_probabilities_and_needs_no_face(
         assert mine.landmarks_N52.shape == theirs.landmarks_N52.shape
 
 
-def test_a_look_that_sees_no_face_is_not_believed(portrait: Photo) -> None:
+def test_a_look_that_sees_no_face_is_not_believed(portrait: PhotoArray) -> None:
     detector, [found] = Detector(replace_passes(1)), Detector(SETTINGS).detect([portrait])
     landmarks_152 = found.landmarks_N52.astype(np.float64)
     assert not np.array_equal(detector._look_again([portrait], landmarks_152), landmarks_152)
@@ -214,7 +219,7 @@ def test_a_look_that_sees_no_face_is_not_believed(portrait: Photo) -> None:
     )
 
 
-def test_landmarks_that_span_no_face_stay_as_they_are(portrait: Photo) -> None:
+def test_landmarks_that_span_no_face_stay_as_they_are(portrait: PhotoArray) -> None:
     one_point = Faces(
         boxes_N4=np.zeros((1, 4), np.float32),
         landmarks_N52=np.full((1, 5, 2), 7.0, np.float32),
@@ -229,7 +234,7 @@ def test_landmarks_that_span_no_face_stay_as_they_are(portrait: Photo) -> None:
     assert not np.array_equal(better.landmarks_N52, found.landmarks_N52)
 
 
-def test_the_mirrored_photo_has_the_mirrored_landmarks(portrait: Photo) -> None:
+def test_the_mirrored_photo_has_the_mirrored_landmarks(portrait: PhotoArray) -> None:
     [found], [mirrored] = (
         Detector(replace_passes(2)).detect([photo])
         for photo in (portrait, np.ascontiguousarray(portrait[:, ::-1]))
@@ -242,7 +247,7 @@ def test_the_mirrored_photo_has_the_mirrored_landmarks(portrait: Photo) -> None:
     )
 
 
-def test_a_face_stands_where_it_was_drawn(portrait: Photo) -> None:
+def test_a_face_stands_where_it_was_drawn(portrait: PhotoArray) -> None:
     """Landmarks in the order eyes, nose, mouth, left before right, as seen in the picture."""
     [faces] = Detector(SETTINGS).detect([portrait])
     left_eye, right_eye, nose, left_mouth, right_mouth = faces.landmarks_N52[0]

@@ -17,7 +17,7 @@ from torch import nn
 
 from tests.conftest import REPOSITORY
 from tests.small_model import small_config, small_network, some_crops
-from visage.data.face_table import decode_jpeg
+from visage.data.jpeg import decode_jpeg
 from visage.export import onnx_file
 from visage.export.int8 import fold_norms, measure_int8, write_int8
 from visage.export.onnx_file import export_model, onnx_graph, write_onnx

@@ -23,6 +23,7 @@ from tests.small_model import CROP_PX, small_config, small_model, small_network,
 from visage import cli
 from visage.cli import default_model_folder
 from visage.data.face_table import FaceTable
+from visage.data.jpeg import decode_jpeg, encode_jpeg
 from visage.data.preprocess import evaluation_view
 from visage.data.schemas import MANIFEST_SCHEMA
 from visage.detection import align
@@ -307,7 +308,7 @@ def test_a_photo_gets_the_numbers_of_evaluation() -> None:
     for offset in ((0, 0), (40, 20)):
         matrix = align.similarity(UPRIGHT + np.float32(offset), template)
         crop = align.crop(photo, matrix, how.crop_px)
-        crops.append(align.decode(align.encode(crop, how.jpeg_quality)))
+        crops.append(decode_jpeg(encode_jpeg(crop, how.jpeg_quality)))
     expected = answering.predict_crops(torch.from_numpy(np.stack(crops)).permute(0, 3, 1, 2))
     for name in ("value", "std", "low", "high"):
         np.testing.assert_array_equal(
