@@ -22,8 +22,7 @@ from visage.atomic import atomic_write
 from visage.data.face_table import FaceTable
 from visage.device import available_device
 from visage.evaluation.calibrate import LEAST_FACES, figures, fit_calibration
-from visage.inference.faces import Predictions
-from visage.inference.photos import Predictor
+from visage.inference.faces import CropPredictor, Predictions
 from visage.inference.predict_table import answer, check_preprocessing
 from visage.model_config import CONFIG_FILE, ModelConfig
 from visage.training.provenance import table_digest
@@ -78,7 +77,7 @@ def calibrate(
         )
     else:
         check_preprocessing(config, table, faces)
-        predictor = Predictor(network.to(available_device()), config)
+        predictor = CropPredictor(network.to(available_device()), config)
         told = answer(
             predictor,
             table,

@@ -35,8 +35,7 @@ from visage.device import available_device
 from visage.evaluation.html import Picture, page
 from visage.evaluation.page import headline, pictures, sections
 from visage.evaluation.tables import group_rows, metrics_document, plot_tables
-from visage.inference.faces import Predictions
-from visage.inference.photos import Predictor
+from visage.inference.faces import CropPredictor, Predictions
 from visage.inference.predict_table import answer, check_preprocessing
 from visage.labels import DECODERS
 from visage.model_config import CONFIG_FILE, ModelConfig
@@ -75,7 +74,7 @@ def evaluate(
     """Measures the model on each split; see the module docstring."""
     network, trained_config = load_model(model)
     config = dataclasses.replace(trained_config, decode=settings.decode)
-    predictor = Predictor(network.to(available_device()), config)
+    predictor = CropPredictor(network.to(available_device()), config)
 
     def told(table: FaceTable) -> Predictions:
         check_preprocessing(config, table, faces)

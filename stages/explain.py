@@ -39,7 +39,7 @@ from visage.explain.study import (
     group_views,
     single_faces,
 )
-from visage.inference.photos import Predictor
+from visage.inference.faces import CropPredictor
 from visage.inference.predict_table import check_preprocessing
 from visage.model_config import CONFIG_FILE, ModelConfig
 from visage.weights import load_model, sha256_of
@@ -92,7 +92,10 @@ def explain(
     table = open_split(faces, settings.split, "explain.split")
     check_preprocessing(config, table, faces)
     subject = Subject(
-        network=network, predictor=Predictor(network, config), table=table, flip=decision["flip"]
+        network=network,
+        predictor=CropPredictor(network, config),
+        table=table,
+        flip=decision["flip"],
     )
     value_N = read_values(predictions, table, settings.split)
     rows = drawn_rows(len(table), settings.max_faces, settings.seed)

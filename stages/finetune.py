@@ -20,6 +20,7 @@ import pandas as pd
 import torch
 from torch import Tensor, nn
 
+from stages.code import running_code
 from stages.exit_status import micro_batches
 from stages.settings import Report, print_report, stage_main
 from stages.warm_start import read_backbone, refuse_off_grid
@@ -105,7 +106,8 @@ def finetune(
     start = (
         sha256_of(backbone / "backbone.safetensors") if settings.init == "backbone" else "scratch"
     )
-    stamp = fingerprint_of(settings, train, Path(__file__), start)
+    own_code = running_code("stages.finetune:finetune", settings)
+    stamp = fingerprint_of(settings, train, own_code, start)
     rows: list[dict[str, float]] = []
     for number, phase in enumerate(_phases(settings)):
         task = _task(phase, train, validation)

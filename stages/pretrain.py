@@ -22,6 +22,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
+from stages.code import running_code
 from stages.exit_status import micro_batches
 from stages.settings import Report, print_report, stage_main
 from visage.atomic import atomic_write
@@ -171,13 +172,14 @@ def pretrain(
     digest = table_digest(train)
     people = _kept(train.people(), settings.min_images_per_person, digest["num_faces"])
     threads = str(torch.get_num_threads()) if runner is run_here else "any"
+    own_code = running_code("stages.pretrain:pretrain", settings)
     training = Training(
         settings=settings,
         faces=train.of(people),
         validation=validation.of(people),
         checkpoint=checkpoints / "last.pt",
         micro_batches=micro_batches(),
-        fingerprint=fingerprint_by(settings, train.alignment, digest, Path(__file__), threads),
+        fingerprint=fingerprint_by(settings, train.alignment, digest, own_code, threads),
     )
     runner(training, report)
     trained = training.network()

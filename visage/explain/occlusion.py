@@ -21,7 +21,7 @@ from torch import Tensor
 
 from visage.evaluation.bootstrap import Bootstrap, Estimate
 from visage.evaluation.metrics import FloatArray, IntArray
-from visage.inference.photos import Predictor
+from visage.inference.faces import CropPredictor
 from visage.model_config import NormaliseConfig
 
 Place = tuple[slice, slice]  # rows and columns of the crop
@@ -60,7 +60,7 @@ def covered(crops_BCHW: Tensor, place: Place, colour_C: Tensor) -> Tensor:
 
 
 def occlusion_errors(
-    predictor: Predictor,
+    predictor: CropPredictor,
     crops_BCHW: Tensor,
     label_B: FloatArray,
     places: Sequence[Place],

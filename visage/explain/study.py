@@ -23,7 +23,7 @@ from visage.evaluation.metrics import FloatArray, IntArray, bands
 from visage.explain import occlusion, plots
 from visage.explain.plots import GroupView, Pixels
 from visage.explain.score_map import pooled_features, score_map
-from visage.inference.photos import Predictor
+from visage.inference.faces import CropPredictor
 from visage.model_config import ModelConfig
 
 BATCH_FACES = 64
@@ -35,7 +35,7 @@ class Subject:
     it flips them."""
 
     network: nn.Module
-    predictor: Predictor
+    predictor: CropPredictor
     table: FaceTable
     flip: bool
 

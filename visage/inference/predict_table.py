@@ -12,8 +12,7 @@ import json
 from pathlib import Path
 
 from visage.data.face_table import FaceTable, in_order
-from visage.inference.faces import Predictions, joined
-from visage.inference.photos import Predictor
+from visage.inference.faces import CropPredictor, Predictions, joined
 from visage.model_config import ModelConfig
 
 DECODING_THREADS = 2
@@ -33,7 +32,7 @@ def check_preprocessing(config: ModelConfig, table: FaceTable, faces: Path) -> N
 
 
 def answer(
-    predictor: Predictor, table: FaceTable, *, flip: bool, batch_size: int, task: str
+    predictor: CropPredictor, table: FaceTable, *, flip: bool, batch_size: int, task: str
 ) -> Predictions:
     """The model's predictions for all faces, of one at least, asked batch by batch; `task` names
     the progress bar."""
