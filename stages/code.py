@@ -308,10 +308,14 @@ class Closure:
         if module not in self._files:
             stem = self._root.joinpath(*module.split("."))
             package, plain = stem / "__init__.py", stem.with_suffix(".py")
-            source = package if package.is_file() else plain
-            there = module != THIS and module != "" and source.is_file()
-            above = module if source == package else module.rpartition(".")[0]
-            self._files[module] = _parsed(source.read_bytes(), above) if there else None
+            if module in ("", THIS):
+                self._files[module] = None
+            elif package.is_file():
+                self._files[module] = _parsed(package.read_bytes(), module)
+            elif plain.is_file():
+                self._files[module] = _parsed(plain.read_bytes(), module.rpartition(".")[0])
+            else:  # a folder without __init__.py is a package that does nothing
+                self._files[module] = _parsed(b"", module) if stem.is_dir() else None
         return self._files[module]
 
     def _import(self, module: str) -> None:
