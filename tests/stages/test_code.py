@@ -20,6 +20,7 @@ from pathlib import Path
 import pytest
 
 import stages.code
+from flows.pipeline.dvc_stages import stale
 from stages.code import code_digest, names_in
 from stages.finetune import finetune
 from tests.imports import REPOSITORY
@@ -186,6 +187,13 @@ def test_a_metric_runs_what_measures(workspace: Path) -> None:
 def test_an_image_reader_aligns_again(workspace: Path) -> None:
     edit(workspace, "visage/detection/image_io.py", "MAX_PIXELS = ", "MAX_PIXELS = 1 + ")
     assert {"align@identity", "align@target"} <= ran(workspace)
+
+
+def test_stale_is_asked_of_the_code_as_it_is_now(workspace: Path) -> None:
+    """And never names `code`, which runs every time."""
+    assert stale(workspace) == []
+    edit(workspace, "visage/methods.py", "return (value_B - label_B).abs().mean()", "return 1.0")
+    assert set(stale(workspace)) == AFTER_FINETUNE
 
 
 def test_the_digests_say_which_module_changed(workspace: Path) -> None:
