@@ -278,6 +278,7 @@ class Closure:
         self._files: dict[str, File | None] = {}
         self._imported: set[str] = set()
         self._reached: set[Definition] = set()
+        self._resolved: dict[tuple[str, tuple[str, ...]], bool] = {}
         self._waiting: list[tuple[str, Definition]] = []
         self.texts: dict[str, list[tuple[str, int, str]]] = {}
 
@@ -411,17 +412,23 @@ class Closure:
 
     def _use_target(self, target: Target, rest: tuple[str, ...]) -> None:
         chain = rest if target.name is None else (target.name, *rest)
-        if self._file(target.module) is None:
+        key = (target.module, chain)
+        if self._file(target.module) is None or self._resolved.get(key) is True:
             return
+        # met again on its own way: a package that imports its module of the same name
+        is_again = key in self._resolved
+        self._resolved[key] = False
         self._import(target.module)
+        inner = f"{target.module}.{chain[0]}" if chain else ""
         if not chain:  # handed on as a value: anything of it may be used
             self._whole(target.module)
-        elif self._use_of(target.module, chain):
-            return
-        elif self._file(inner := f"{target.module}.{chain[0]}") is not None:
+        elif not is_again and self._use_of(target.module, chain):
+            pass
+        elif self._file(inner) is not None:
             self._use_target(Target(module=inner, name=None), chain[1:])
         elif not (chain[0].startswith("__") and chain[0] != "__dict__") and inner != THIS:
             self._whole(target.module)  # a module's __getattr__, say
+        self._resolved[key] = True
 
     def _outside(self, module: str, definition: Definition) -> set[str]:
         """What the names from the file's imports stand for: `np` may be numpy today."""

@@ -281,6 +281,13 @@ def test_what_a_package_does_when_imported_counts(tmp_path: Path) -> None:
     assert code_digest("visage.a", tmp_path, []) != before
 
 
+def test_a_package_that_imports_its_own_module_is_followed(tmp_path: Path) -> None:
+    tree(tmp_path, __init__="from visage import b", a="from visage import b\nprint(b.x)", b="x = 1")
+    before = code_digest("visage.a", tmp_path, [])
+    tree(tmp_path, b="x = 2")
+    assert code_digest("visage.a", tmp_path, []) != before
+
+
 def test_another_library_under_the_same_name_counts(tmp_path: Path) -> None:
     before = code_digest("visage.a", tree(tmp_path, a="import numpy as np\nprint(np.ones(1))"), [])
     after = code_digest("visage.a", tree(tmp_path, a="import cupy as np\nprint(np.ones(1))"), [])
