@@ -32,6 +32,7 @@ from flows.pipeline.dvc_stages import Declared
 from flows.pipeline.stage_outputs import EVALUATION, outputs_of
 from flows.pipeline.stage_runner import StageFailed, StageRunner
 from flows.pipeline.workspace import ROOT, Busy, only_one
+from stages.code import STAGE as CODE_STAGE
 from stages.exit_status import ExitStatus
 from stages.settings import read_params
 
@@ -46,7 +47,7 @@ EXPERIMENT = "visage"
 @flow(name="reproduce")
 def reproduce(root: Path = ROOT, experiment: str = EXPERIMENT) -> dict[str, str]:
     """Runs what is stale, records it, shows it; returns what became of each stage, `ran` or
-    `fresh`.
+    `fresh`, but of `code`, which always runs.
 
     Errors: StageFailed, when no other try may help; Busy, while another process has the working
     copy.
@@ -80,6 +81,7 @@ def _run_all(root: Path, runner: StageRunner) -> dict[str, str]:
     except StageFailed:
         show_quality(outputs)
         raise
+    made.pop(CODE_STAGE, None)
     if "ran" in made.values():
         show_quality(outputs)
         show_results(outputs)

@@ -33,6 +33,7 @@ import pyarrow.parquet as pq
 import torch
 from tqdm import tqdm
 
+from stages.code import running_code
 from stages.face_shards import (
     COPIED,
     AlignedPhotos,
@@ -49,7 +50,6 @@ from stages.settings import Report, print_report, stage_main
 from visage.atomic import atomic_write
 from visage.data.jpeg import encode_jpeg
 from visage.detection import align as alignment
-from visage.detection import image_io, integral_image, mtcnn
 from visage.detection.align import PhotoArray
 from visage.detection.image_io import PhotoError, read_photo
 from visage.detection.mtcnn import Detector, DetectorSettings, Faces
@@ -106,18 +106,9 @@ class AlignSettings:
         }
 
     def maker(self) -> str:
-        """All that decides a shard's content beside its rows: settings, and the program that cuts
-        the crops."""
-        sources = (
-            alignment.__file__,
-            mtcnn.__file__,
-            integral_image.__file__,
-            image_io.__file__,
-            __file__,
-        )
-        program = hashlib.sha256(
-            b"".join(Path(source).read_bytes() for source in sources)
-        ).hexdigest()
+        """All that decides a shard's content beside its rows: settings, and the code that makes and
+        writes it."""
+        program = running_code("stages.align:_fill_shards", self)
         return json.dumps([self.eye(), self.choose, self.fallback, program], sort_keys=True)
 
 

@@ -22,6 +22,7 @@ import pandas as pd
 import torch
 from torch import Tensor, nn
 
+from stages.code import running_code
 from stages.exit_status import micro_batches
 from stages.imported_weights import (
     SCRATCH,
@@ -120,7 +121,8 @@ def finetune(
     network = _network(settings, earlier).to(available_device())
     _say_what_cannot_be_exported(settings.network.name, network)
     landmarks = [train.landmarks_sha256()] if network.needs_landmarks else []
-    stamp = fingerprint_of(settings, train, Path(__file__), earlier.digest, *landmarks)
+    own_code = running_code("stages.finetune:finetune", settings)
+    stamp = fingerprint_of(settings, train, own_code, earlier.digest, *landmarks)
     rows: list[dict[str, float]] = []
     for number, phase in enumerate(_phases(settings)):
         task = _task(phase, train, validation, network.needs_landmarks)

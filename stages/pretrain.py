@@ -22,6 +22,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional
 
+from stages.code import running_code
 from stages.exit_status import micro_batches
 from stages.imported_weights import (
     SCRATCH,
@@ -201,6 +202,7 @@ def pretrain(
     needs_landmarks = _needs_landmarks(settings.network)
     start = start_of(settings)
     marks = [train.landmarks_sha256()] if needs_landmarks else []
+    own_code = running_code("stages.pretrain:pretrain", settings)
     training = Training(
         settings=settings,
         faces=train.of(people, needs_landmarks),
@@ -208,7 +210,7 @@ def pretrain(
         checkpoint=checkpoints / "last.pt",
         micro_batches=micro_batches(),
         fingerprint=fingerprint_by(
-            settings, train.alignment, digest, Path(__file__), threads, start.digest, *marks
+            settings, train.alignment, digest, own_code, threads, start.digest, *marks
         ),
     )
     runner(training, report)

@@ -1,8 +1,4 @@
-"""Who imports whom, read from the source without running it.
-
-`python tests/imports.py stages.align` prints the project files that a stage really imports, in the
-form that its `deps` in dvc.yaml want them.
-"""
+"""Who imports whom, read from the source without running it."""
 
 from __future__ import annotations
 
@@ -14,30 +10,20 @@ from dataclasses import dataclass
 from pathlib import Path
 
 REPOSITORY = Path(__file__).resolve().parent.parent
-ROOMS = ("visage", "stages", "flows", "model_registry")
-
-# The predictor's photo door finds faces; its crop door, which evaluate uses, must not. The door is
-# a lazy import, and the only one that no reader follows: (module, what it imports inside a
-# function).
-PHOTO_DOOR = (
-    "visage.inference.photos",
-    frozenset({"visage.detection.align", "visage.detection.mtcnn", "visage.detection.image_io"}),
-)
+PACKAGES = ("visage", "stages", "flows", "model_registry")
 
 
 @dataclass(frozen=True, kw_only=True)
 class Import:
-    """`module` (dotted, as far as it can be a module) is imported by line `line`, inside a function
-    or not."""
+    """`module` (dotted, as far as it can be a module) is imported by line `line`."""
 
     module: str
     line: int
-    lazy: bool
 
 
-def room_files(root: Path, room: str) -> list[Path]:
-    """Every Python file of a room, in order."""
-    return sorted((root / room).rglob("*.py"))
+def package_files(root: Path, package: str) -> list[Path]:
+    """Every Python file of a package, in order."""
+    return sorted((root / package).rglob("*.py"))
 
 
 def module_name(root: Path, file: Path) -> str:
@@ -72,25 +58,24 @@ def is_typing_block(node: ast.AST) -> bool:
 def imports(root: Path, file: Path) -> Iterator[Import]:
     """Every import that can run; `from a import b` counts as a.b where that is a module of ours,
     else as a."""
-    yield from _walk(root, parsed(file), lazy=False)
+    yield from _walk(root, parsed(file))
 
 
-def _walk(root: Path, node: ast.AST, *, lazy: bool) -> Iterator[Import]:
+def _walk(root: Path, node: ast.AST) -> Iterator[Import]:
     for child in ast.iter_child_nodes(node):
         if is_typing_block(child):
             continue
         if isinstance(child, ast.Import):
             for alias in child.names:
-                yield Import(module=alias.name, line=child.lineno, lazy=lazy)
+                yield Import(module=alias.name, line=child.lineno)
         elif isinstance(child, ast.ImportFrom):
             source = child.module or ""
             for alias in child.names:
                 inner = f"{source}.{alias.name}"
                 module = inner if module_file(root, inner) else source
-                yield Import(module=module, line=child.lineno, lazy=lazy)
+                yield Import(module=module, line=child.lineno)
         else:
-            inside = isinstance(child, ast.FunctionDef | ast.AsyncFunctionDef | ast.Lambda)
-            yield from _walk(root, child, lazy=lazy or inside)
+            yield from _walk(root, child)
 
 
 def with_parents(root: Path, module: str) -> list[str]:
@@ -112,10 +97,7 @@ def _says_something(file: Path | None) -> bool:
 
 def closure(root: Path, module: str) -> tuple[set[str], set[str]]:
     """(project modules, foreign top-level names) that `module` imports directly or through others,
-    itself included.
-
-    Imports inside functions count, except through the photo door.
-    """
+    itself included. Imports inside functions count."""
     project: set[str] = set()
     foreign: set[str] = set()
     waiting = with_parents(root, module)
@@ -127,26 +109,8 @@ def closure(root: Path, module: str) -> tuple[set[str], set[str]]:
         file = module_file(root, current)
         assert file is not None, current
         for found in imports(root, file):
-            if found.lazy and current == PHOTO_DOOR[0] and found.module in PHOTO_DOOR[1]:
-                continue
-            if found.module.split(".")[0] in ROOMS:
+            if found.module.split(".")[0] in PACKAGES:
                 waiting.extend(with_parents(root, found.module))
             else:
                 foreign.add(found.module.split(".")[0])
     return project, foreign - set(sys.stdlib_module_names)
-
-
-def code_dependencies(root: Path, module: str) -> list[str]:
-    """The files whose change may change what a stage makes, as dvc.yaml lists them: the stage's own
-    first."""
-    own = module_file(root, module)
-    files = {module_file(root, name) for name in closure(root, module)[0]}
-    ordered = sorted(file.relative_to(root).as_posix() for file in files if file not in (None, own))
-    assert own is not None, module
-    return [own.relative_to(root).as_posix(), *ordered]
-
-
-if __name__ == "__main__":
-    for name in sys.argv[1:]:
-        print(f"# {name}; foreign: {', '.join(sorted(closure(REPOSITORY, name)[1]))}")
-        print("\n".join(f"- {dependency}" for dependency in code_dependencies(REPOSITORY, name)))

@@ -1,22 +1,16 @@
-"""dvc.yaml against the code: the dependencies that it declares are the files that each stage really
-imports.
-
-A folder as dependency re-runs on a README, and a list of files silently goes stale when an imported
-module is missing from it; hence this test. `python tests/imports.py stages.align` prints the right
-list.
-"""
+"""dvc.yaml in itself and beside params.yaml: order, names, paths, settings. What of the code each
+stage depends on, `stages/code.py` finds; tests/stages/test_code.py runs it."""
 
 from __future__ import annotations
 
 import shlex
 import subprocess
-from pathlib import Path
 from typing import Any
 
 import pytest
 import yaml
 
-from tests.imports import REPOSITORY, ROOMS, code_dependencies, module_file
+from tests.imports import REPOSITORY, module_file
 
 ORDER = [
     "download",
@@ -44,7 +38,8 @@ def graph(role: str) -> dict[str, dict[str, Any]]:
     return {name: stage.get("do", stage) for name, stage in stages.items()}
 
 
-STAGES = graph("target")
+CODE = graph("target")["code"]
+STAGES = {name: stage for name, stage in graph("target").items() if name != "code"}
 
 
 def outputs(stage: dict[str, Any]) -> list[str]:
@@ -53,52 +48,37 @@ def outputs(stage: dict[str, Any]) -> list[str]:
     return [path for entry in entries for path in (entry if isinstance(entry, dict) else [entry])]
 
 
-def is_code(path: str) -> bool:
-    return path.split("/")[0] in ROOMS
-
-
-def code_difference(name: str, declared: list[str], root: Path) -> dict[str, list[str]]:
-    """What a stage imports and does not declare, and what it declares and does not import."""
-    real = code_dependencies(root, f"stages.{name}")
-    return {
-        "missing": sorted(set(real) - set(declared)),
-        "superfluous": sorted(set(declared) - set(real)),
-    }
+def code_files(role: str) -> list[str]:
+    """Where the digests of the stages' code stand, one a stage."""
+    own = {name: "--role" in stage["cmd"] for name, stage in STAGES.items()}
+    return [f"code/{name}@{role}.json" if own[name] else f"code/{name}.json" for name in ORDER]
 
 
 def test_stages_stand_in_running_order() -> None:
-    assert list(STAGES) == ORDER
-    made: set[str] = set()
+    assert list(graph("target")) == ["code", *ORDER]
+    made = set(outputs(CODE))
     for name, stage in STAGES.items():
-        data = {path for path in stage["deps"] if not is_code(path)}
-        assert (data - made) & BROUGHT == ({"incoming/target"} if name == "download" else set())
-        assert data <= made | BROUGHT, f"{name} needs {sorted(data - made)} before it is made"
+        reads = set(stage["deps"])
+        assert (reads - made) & BROUGHT == ({"incoming/target"} if name == "download" else set())
+        assert reads <= made | BROUGHT, f"{name} needs {sorted(reads - made)} before it is made"
         made |= set(outputs(stage)) | set(outputs(graph("identity")[name]))
 
 
-@pytest.mark.parametrize("name", ORDER)
-def test_declared_code_is_the_imported_code(name: str) -> None:
-    declared = [path for path in STAGES[name]["deps"] if is_code(path)]
-    assert code_difference(name, declared, REPOSITORY) == {"missing": [], "superfluous": []}
+@pytest.mark.parametrize("role", ROLES)
+def test_every_stage_depends_on_its_own_code_alone(role: str) -> None:
+    stages = graph(role)
+    read = [[path for path in stages[name]["deps"] if path.startswith("code/")] for name in ORDER]
+    assert read == [[path] for path in code_files(role)]
+    assert not [path for name in ORDER for path in stages[name]["deps"] if path.endswith(".py")]
 
 
-def test_a_stale_list_is_noticed(tmp_path: Path) -> None:
-    """The same comparison on a stage that imports one module too many and declares one too many."""
-    files = {
-        "stages/align.py": "from visage.crops import crop\n",
-        "visage/crops.py": "import visage.boxes\n",
-    }
-    for file, text in {
-        **files,
-        "visage/boxes.py": "",
-        "visage/__init__.py": '"""Only words."""',
-    }.items():
-        (tmp_path / file).parent.mkdir(exist_ok=True)
-        (tmp_path / file).write_text(text, encoding="utf-8")
-    found = code_difference(
-        "align", ["stages/align.py", "visage/crops.py", "visage/__init__.py"], tmp_path
-    )
-    assert found == {"missing": ["visage/boxes.py"], "superfluous": ["visage/__init__.py"]}
+def test_the_digests_are_written_every_time_and_stay_where_they_are() -> None:
+    """DVC removes none before: a file that is not written again keeps its time."""
+    assert CODE["always_changed"] is True
+    assert "deps" not in CODE
+    assert set(outputs(CODE)) == {path for role in ROLES for path in code_files(role)}
+    for out in CODE["outs"]:
+        assert list(out.values()) == [{"cache": False, "persist": True}]
 
 
 @pytest.mark.parametrize("name", ORDER)
@@ -107,11 +87,10 @@ def test_every_path_of_the_command_is_declared(name: str) -> None:
     the exception."""
     stage = STAGES[name]
     words = [word for word in shlex.split(stage["cmd"]) if "/" in word]
-    undeclared = set(words) - set(stage["deps"]) - set(outputs(stage))
+    declared = {path for path in stage["deps"] + outputs(stage) if not path.startswith("code/")}
+    undeclared = set(words) - declared
     assert {path for path in undeclared if not path.startswith("models/checkpoints/")} == set()
-    assert {path for path in stage["deps"] + outputs(stage) if not is_code(path)} - BROUGHT <= set(
-        words
-    )
+    assert declared - BROUGHT <= set(words)
 
 
 @pytest.mark.parametrize("role", ROLES)
@@ -163,15 +142,9 @@ def test_params_has_one_section_a_stage_in_the_same_order() -> None:
         assert list(params[name]) == ROLES
 
 
-def test_only_what_measures_reads_the_metrics() -> None:
-    """Editing visage/evaluation/metrics.py trains no network again."""
-    users = [name for name in ORDER if "visage/evaluation/metrics.py" in STAGES[name]["deps"]]
-    assert users == ["baseline", "evaluate", "explain"]
-
-
 def test_what_dvc_keeps_git_ignores() -> None:
     """All but metrics.json, which lives in git so that every commit shows what it scores."""
-    paths = sorted({path for stage in STAGES.values() for path in outputs(stage)})
+    paths = sorted({path for stage in graph("target").values() for path in outputs(stage)})
     command = ["git", "check-ignore", "--no-index", *paths]
     answer = subprocess.run(command, cwd=REPOSITORY, capture_output=True, text=True, check=False)
     assert set(paths) - set(answer.stdout.split()) == {"reports/metrics.json"}

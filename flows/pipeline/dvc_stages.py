@@ -27,6 +27,8 @@ from graphlib import TopologicalSorter
 from pathlib import Path
 from typing import Any, TextIO
 
+from stages.code import STAGE as CODE_STAGE
+from stages.code import code
 from stages.exit_status import MICRO_BATCHES, ExitStatus, exit_status_of, exit_status_of_process
 
 EXITED = re.compile(r", exited with (-?\d+)$")  # DVC keeps a command's status nowhere else
@@ -35,13 +37,12 @@ GRACE_SECONDS = 5.0  # between asking a stage to end and ending it
 
 @dataclass(frozen=True, kw_only=True)
 class Declared:
-    """A stage as dvc.yaml declares it: command, names of its settings, its code, paths that it
-    reads and writes."""
+    """A stage as dvc.yaml declares it: command, names of its settings, paths that it reads and
+    writes."""
 
     name: str
     command: tuple[str, ...]
     params: tuple[str, ...]
-    code: tuple[str, ...]
     inputs: tuple[str, ...]
     outputs: tuple[str, ...]
 
@@ -55,14 +56,19 @@ def declared(repository: Path) -> list[Declared]:
 
 
 def stale(repository: Path) -> list[str]:
-    """The stages whose own inputs, settings or outputs differ from what dvc.lock says; what follows
-    them may, too."""
+    """The stages whose own code, inputs, settings or outputs differ from what dvc.lock says; what
+    follows them may, too.
+
+    The stage `code` is left out, which is run every time; its digests are written first.
+    """
     from dvc.repo import Repo
 
     with Repo(str(repository)) as repo:
-        return [
-            name.rpartition(":")[2] for name in repo.status()
-        ]  # path:stage, where another folder is the current
+        if any(stage.addressing == CODE_STAGE for stage in repo.index.stages):
+            code(repository / "dvc.yaml", repository / "params.yaml", repository / CODE_STAGE)
+        # path:stage, where another folder is the current
+        names = [name.rpartition(":")[2] for name in repo.status()]
+    return [name for name in names if name != CODE_STAGE]
 
 
 def before(stages: Sequence[Declared], goal: str) -> list[str]:
@@ -108,8 +114,7 @@ def _declared(stage: Any) -> Declared:
         name=stage.name,
         command=tuple(shlex.split(stage.cmd)),
         params=tuple(params),
-        code=tuple(path for path in paths if path.endswith(".py")),
-        inputs=tuple(path for path in paths if not path.endswith(".py")),
+        inputs=tuple(paths),
         outputs=tuple(str(out.def_path) for out in stage.outs),
     )
 

@@ -26,6 +26,8 @@ from tqdm import tqdm
 
 from flows.pipeline.dvc_stages import Declared
 from flows.pipeline.file_lock import file_lock
+from stages.code import STAGE as CODE_STAGE
+from stages.code import code_digest, names_in
 from stages.ingest.records import files_under
 from visage.atomic import atomic_write
 from visage.training.provenance import git_commit, machine_of
@@ -50,6 +52,11 @@ class Step:
         return self.folder.name
 
     @property
+    def names(self) -> frozenset[str]:
+        """The texts in its settings and in those of the steps before it, which choose code."""
+        return names_in(self.params).union(*(before.names for before in self.inputs.values()))
+
+    @property
     def done(self) -> dict[str, Any] | None:
         """What was noted when the step ended well; None before."""
         note = self.folder / DONE
@@ -69,6 +76,8 @@ def plan(
     steps: dict[str, Step] = {}
     writer: dict[str, Step] = {}
     for stage in stages:
+        if stage.name == CODE_STAGE:  # of the key of every step, and no step
+            continue
         inputs = {path: writer[path] for path in stage.inputs if path in writer}
         own = _sections(params, stage)
         key = _key(stage, own, inputs)
@@ -100,13 +109,19 @@ def _sections(params: Mapping[str, Any], stage: Declared) -> dict[str, Any]:
 
 
 def _key(stage: Declared, params: Mapping[str, Any], inputs: Mapping[str, Step]) -> str:
-    code = {
-        path: hashlib.sha256((REPOSITORY / path).read_bytes()).hexdigest() for path in stage.code
-    }
+    names = names_in(params).union(*(step.names for step in inputs.values()))
+    runs_module = stage.command[:2] == ("python", "-m")
+    code = _code(stage.command[2], REPOSITORY, names) if runs_module else None
     upstream = {path: step.key for path, step in inputs.items()}
     upstream |= _brought([path for path in stage.inputs if path not in inputs], params)
     text = json.dumps([stage.command, params, code, upstream], sort_keys=True)
     return hashlib.sha256(text.encode()).hexdigest()[:KEY_LENGTH]
+
+
+@cache
+def _code(module: str, root: Path, names: frozenset[str]) -> str:
+    """Once a process: hundreds of cells ask for the same."""
+    return code_digest(module, root, names)
 
 
 def _brought(folders: Sequence[str], params: Mapping[str, Any]) -> dict[str, str]:

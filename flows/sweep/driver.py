@@ -62,13 +62,13 @@ from flows.sweep.search import (
 from flows.sweep.space import SIGMA, Plan, SweepSettings, planned
 from flows.sweep.trial import trial
 from model_registry.sweep_runs import end_sweep, open_sweep
-from stages import finetune
+from stages.code import REPOSITORY, code_digest, names_in
 from stages.exit_status import ExitStatus, exit_status_of
 from stages.settings import load_section, read_params
 from visage.atomic import atomic_write
 from visage.data.face_table import FaceTable
 from visage.model_config import CONFIG_FILE, WEIGHTS_FILE
-from visage.training.provenance import code_digest, table_digest
+from visage.training.provenance import table_digest
 from visage.weights import sha256_of
 
 BACKBONE = ("backbone.safetensors", "backbone.json")
@@ -137,7 +137,9 @@ def _folder(plan: Plan, inputs: Inputs, tables: Mapping[str, FaceTable]) -> Path
         json.dumps([table_digest(table), table.alignment], sort_keys=True)
         for table in tables.values()
     ]
-    parts += [code_digest(Path(finetune.__file__)), torch.__version__, *map(sha256_of, files)]
+    names = names_in([dataclasses.asdict(one) for one in (plan.settings, base)])
+    own_code = code_digest("stages.finetune:finetune", REPOSITORY, names)
+    parts += [own_code, torch.__version__, *map(sha256_of, files)]
     digest = hashlib.sha256("\n".join(parts).encode()).hexdigest()[:12]
     folder = (Path(plan.settings.folder) / f"{base.name}-{digest}").absolute()
     folder.mkdir(parents=True, exist_ok=True)

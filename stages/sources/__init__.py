@@ -25,23 +25,22 @@ from stages.sources.synthetic import DRAWN
 from stages.sources.table import TABLE
 from stages.sources.utkface import UTKFACE
 
-ALL = (
-    DRAWN,
-    UTKFACE,
-    LFW,
-    PEOPLE,
-    MEBEAUTY,
-    CHALEARN,
-    APPA_REAL,
-    MORPH,
-    FG_NET,
-    CACD,
-    IMDB_WIKI,
-    AAF,
-    SCUT_FBP,
-    SCUT_FBP5500,
-    CFD,
-    MS_CELEB,
-    TABLE,
-)
-SOURCES: dict[str, Source] = {source.name: source for source in ALL}
+SOURCES: dict[str, Source] = {
+    "drawn": DRAWN,
+    "utkface": UTKFACE,
+    "lfw": LFW,
+    "people": PEOPLE,
+    "mebeauty": MEBEAUTY,
+    "chalearn": CHALEARN,
+    "appa_real": APPA_REAL,
+    "morph": MORPH,
+    "fg_net": FG_NET,
+    "cacd": CACD,
+    "imdb_wiki": IMDB_WIKI,
+    "aaf": AAF,
+    "scut_fbp": SCUT_FBP,
+    "scut_fbp5500": SCUT_FBP5500,
+    "cfd": CFD,
+    "ms_celeb": MS_CELEB,
+    "table": TABLE,
+}

@@ -114,6 +114,13 @@ def test_every_stage_is_a_task_and_nothing_stale_takes_seconds(tmp_path: Path) -
 
 
 @pytest.mark.usefixtures("server")
+def test_the_stage_that_always_runs_is_not_reported(tmp_path: Path) -> None:
+    root = toy_workspace.make(tmp_path, {"code": "", "next": ""})
+    assert reproduce(root) == {"next": "ran"}
+    assert (root / "code.txt").is_file()
+
+
+@pytest.mark.usefixtures("server")
 def test_a_broken_connection_is_tried_again(tmp_path: Path) -> None:
     counts = "pathlib.Path('count').open('a').write('.'); "
     fails = "len(pathlib.Path('count').read_text()) < 3 and sys.exit(74)"

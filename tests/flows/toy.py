@@ -26,7 +26,6 @@ def stage(
         name=name,
         command=("python", "-c", program),
         params=(params,),
-        code=(),
         inputs=inputs,
         outputs=outputs,
     )

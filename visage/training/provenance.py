@@ -1,8 +1,7 @@
-"""Where a model comes from: digests of settings, face tables and code, and the machine."""
+"""Where a model comes from: digests of settings, face tables and runs, and the machine."""
 
 from __future__ import annotations
 
-import ast
 import dataclasses
 import hashlib
 import json
@@ -19,16 +18,6 @@ import numpy as np
 import torch
 
 from visage.data.face_table import FaceRow
-
-# What a trained weight depends on beside settings and data
-# (tests/visage/training/test_provenance.py holds it to the imports).
-TRAINING_CODE = (
-    "data/*.py",
-    "training/*.py",
-    "labels.py",
-    "methods.py",
-    "networks/*.py",
-)
 
 
 class Faces(Protocol):
@@ -64,32 +53,19 @@ def table_digest(table: Faces) -> dict[str, Any]:
     return {"num_faces": num_faces, "sha256": digest.hexdigest()}
 
 
-def code_digest(stage: Path) -> str:
-    """sha256 over the code that trains and that of the stage which calls it; comments and layout do
-    not count."""
-    room = Path(__file__).parents[1]
-    digest = hashlib.sha256()
-    for path in [
-        stage,
-        *(path for pattern in TRAINING_CODE for path in sorted(room.glob(pattern))),
-    ]:
-        digest.update(ast.dump(ast.parse(path.read_bytes())).encode())
-    return digest.hexdigest()
-
-
-def fingerprint_of(settings: Any, table: Faces, stage: Path, *extra: str) -> str:
-    """One digest of a run: settings dataclass, face table with its alignment, code, torch version
-    and thread count.
+def fingerprint_of(settings: Any, table: Faces, code: str, *extra: str) -> str:
+    """One digest of a run: settings dataclass, face table with its alignment, the digest `code` of
+    the code that trains, torch version and thread count.
 
     A checkpoint outlives its run; without the code in its fingerprint, an edited loss would be
     given the old weights.
     """
     threads = str(torch.get_num_threads())
-    return fingerprint_by(settings, table.alignment, table_digest(table), stage, threads, *extra)
+    return fingerprint_by(settings, table.alignment, table_digest(table), code, threads, *extra)
 
 
 def fingerprint_by(
-    settings: Any, alignment: Mapping[str, Any], digest: Mapping[str, Any], stage: Path, *extra: str
+    settings: Any, alignment: Mapping[str, Any], digest: Mapping[str, Any], code: str, *extra: str
 ) -> str:
     """`fingerprint_of` faces whose digest is known, without the thread count: where several
     machines train, no two runs end in the same bits, and the next one may have other machines."""
@@ -97,7 +73,7 @@ def fingerprint_by(
         json.dumps(dataclasses.asdict(settings), sort_keys=True),
         json.dumps(dict(alignment), sort_keys=True),
     ]
-    parts += [digest["sha256"], code_digest(stage), torch.__version__, *extra]
+    parts += [digest["sha256"], code, torch.__version__, *extra]
     return hashlib.sha256("\n".join(parts).encode()).hexdigest()
 
 

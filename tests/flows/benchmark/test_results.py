@@ -19,15 +19,12 @@ from flows.pipeline.step_cache import Step
 from visage.evaluation.bootstrap import Bootstrap
 
 BOOTSTRAP = Bootstrap(num_resamples=300, interval=0.95, seed=0)
-FACES = Declared(
-    name="align", command=(), params=(), code=(), inputs=(), outputs=("data/target/faces",)
-)
+FACES = Declared(name="align", command=(), params=(), inputs=(), outputs=("data/target/faces",))
 PREDICTIONS = "reports/predictions.parquet"
 EVALUATE = Declared(
     name="evaluate",
     command=(),
     params=(),
-    code=(),
     inputs=FACES.outputs,
     outputs=(PREDICTIONS, "reports/metrics.json"),
 )

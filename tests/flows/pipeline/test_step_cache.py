@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import multiprocessing
+import shutil
 import subprocess
 import sys
 from functools import partial
@@ -19,6 +20,12 @@ from stages.settings import read_params
 from tests.flows import toy
 from tests.imports import REPOSITORY
 from tests.stages.photo_sets import lay
+
+
+@pytest.fixture(autouse=True)
+def fresh_digests() -> None:
+    """Every test is a process of its own to the digests of code."""
+    flows.pipeline.step_cache._code.cache_clear()
 
 
 @pytest.fixture(scope="module")
@@ -40,8 +47,11 @@ def test_stages_are_those_of_dvc_yaml_in_an_order_that_runs(stages: list[Declare
     declared_in_yaml = read_params(REPOSITORY / "dvc.yaml")["stages"]
     assert len(stages) == sum(2 if "foreach" in stage else 1 for stage in declared_in_yaml.values())
     assert by_name["finetune"].params == ("finetune",)
-    assert {"data/target/faces", "models/backbone"} == set(by_name["finetune"].inputs)
-    assert "visage/methods.py" in by_name["finetune"].code
+    assert set(by_name["finetune"].inputs) == {
+        "code/finetune.json",
+        "data/target/faces",
+        "models/backbone",
+    }
     assert by_name["align@target"].params == ("align.target",)
 
 
@@ -75,22 +85,51 @@ def test_only_what_leads_to_the_goal_is_planned(stages: list[Declared]) -> None:
 
 def test_code_is_part_of_the_key(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(flows.pipeline.step_cache, "REPOSITORY", tmp_path)
-    stage = Declared(
-        name="a", command=("x",), params=("a",), code=("a.py",), inputs=(), outputs=("o",)
-    )
-    (tmp_path / "a.py").write_text("1")
+    command = ("python", "-m", "a")
+    stage = Declared(name="a", command=command, params=("a",), inputs=(), outputs=("o",))
+    (tmp_path / "a.py").write_text("print(1)")
     before = plan([stage], {"a": 1}, "a", tmp_path)["a"].key
-    (tmp_path / "a.py").write_text("2")
+    (tmp_path / "a.py").write_text("print( 1 )  # one")
+    flows.pipeline.step_cache._code.cache_clear()
+    assert plan([stage], {"a": 1}, "a", tmp_path)["a"].key == before
+    (tmp_path / "a.py").write_text("print(2)")
+    flows.pipeline.step_cache._code.cache_clear()
     assert plan([stage], {"a": 1}, "a", tmp_path)["a"].key != before
+
+
+def test_code_chosen_before_a_step_is_part_of_its_key(
+    stages: list[Declared], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """`evaluate` reads the method from the model; which it is, finetune's settings say."""
+    shutil.copytree(REPOSITORY / "stages", tmp_path / "stages")
+    shutil.copytree(REPOSITORY / "visage", tmp_path / "visage")
+    (tmp_path / "incoming/target").mkdir(parents=True)
+    (tmp_path / "incoming/identity").mkdir()
+    monkeypatch.setattr(flows.pipeline.step_cache, "REPOSITORY", tmp_path)
+    params = read_params(REPOSITORY / "params.yaml")
+    params["finetune"]["method"] = "mr_l2"
+    [evaluate] = [stage for stage in stages if stage.name == "evaluate"]
+
+    def found() -> str:
+        flows.pipeline.step_cache._code.cache_clear()
+        return plan(stages, params, "evaluate", tmp_path)[evaluate.name].key
+
+    before = found()
+    methods = tmp_path / "visage" / "methods.py"
+    text = methods.read_text(encoding="utf-8")
+    methods.write_text(text.replace("torch.tanh(", "torch.sin("), encoding="utf-8")
+    assert found() != before
+    methods.write_text(text.replace(".sort(dim=1, descending=True)", ".sort(1)"), encoding="utf-8")
+    assert found() == before  # ranking's, which nobody chose
 
 
 def test_photos_that_came_are_part_of_the_key_of_who_reads_them(
     stages: list[Declared], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    lay(
-        tmp_path,
-        {path: (REPOSITORY / path).read_bytes() for stage in stages for path in stage.code},
-    )
+    shutil.copytree(REPOSITORY / "stages", tmp_path / "stages")
+    shutil.copytree(REPOSITORY / "visage", tmp_path / "visage")
+    (tmp_path / "incoming/target").mkdir(parents=True)
+    (tmp_path / "incoming/identity").mkdir()
     monkeypatch.setattr(flows.pipeline.step_cache, "REPOSITORY", tmp_path)
     params = read_params(REPOSITORY / "params.yaml")
     alone = {
@@ -107,7 +146,7 @@ def test_photos_that_came_are_part_of_the_key_of_who_reads_them(
             for name, step in plan(stages, settings, "align@target", tmp_path).items()
         }
 
-    (tmp_path / "incoming/target/labelled").mkdir(parents=True)
+    (tmp_path / "incoming/target/labelled").mkdir()
     before = [found(params), found(alone)]
     table = tmp_path / "incoming/target/labelled/labels.csv"
     for text in ("photo,label,person\na.jpg,31,anna\n", "photo,label,person\na.jpg,32,anna\n"):
@@ -188,7 +227,6 @@ def _run_slowly(folder: Path) -> None:
         name="a",
         command=("python", "-c", program),
         params=("a",),
-        code=(),
         inputs=(),
         outputs=("o",),
     )
