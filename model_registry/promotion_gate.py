@@ -24,7 +24,7 @@ import statistics
 import tempfile
 import time
 from collections.abc import Iterator, Mapping
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -54,6 +54,7 @@ from visage.evaluation.bootstrap import Bootstrap, cluster_codes, paired_bootstr
 from visage.evaluation.metrics import bands
 from visage.inference.photos import Predictor
 from visage.model_config import INTERVAL_MASS
+from visage.strict import check_positive
 
 TEST = "test"
 NUM_TIMED, NUM_WARM = 15, 3  # faces answered one by one for the comparison of speed
@@ -67,7 +68,7 @@ class PromoteSettings:
     max_mae_increase: float
     max_group_mae_increase: float
     min_group_faces: int
-    band_width: float
+    band_width: float = field(metadata={"section": "labels"})
     max_coverage_loss: float
     max_size_ratio: float
     max_latency_ratio: float
@@ -81,8 +82,7 @@ class PromoteSettings:
             raise ValueError(
                 f"min_shared_faces is {self.min_shared_faces}: give a share above 0 and up to 1"
             )
-        if self.band_width <= 0:
-            raise ValueError(f"band_width is {self.band_width}: give a width above 0")
+        check_positive(self, "band_width")
         self.bootstrap  # noqa: B018  # refuses impossible numbers
 
     @property

@@ -52,6 +52,7 @@ from visage.detection import image_io, integral_image, mtcnn
 from visage.detection.image_io import PhotoError, read_photo
 from visage.detection.mtcnn import Detector, DetectorSettings, Faces, Photo
 from visage.parallel import die_with_parent
+from visage.strict import check_range
 
 Work = Callable[[list[Row]], Outcome]
 Runner = Callable[[Work, Iterable[list[Row]]], Iterator[Outcome]]  # outcomes in the chunks' order
@@ -72,7 +73,6 @@ class AlignSettings:
     face_scale: float
     jpeg_quality: int
     detector: DetectorSettings
-    choose: Literal["centre_largest"]
     fallback: Literal["none", "frame"]
     min_detection_rate: float
     shard_rows: int
@@ -80,15 +80,13 @@ class AlignSettings:
 
     def __post_init__(self) -> None:
         alignment.template(self.template, self.crop_px, self.face_scale)
-        for name, low, high in (
-            ("jpeg_quality", 1, 100),
-            ("min_detection_rate", 0, 1),
-            ("shard_rows", 1, 10**6),
-        ):
-            if not low <= getattr(self, name) <= high:
-                raise ValueError(f"{name} is {getattr(self, name)}: give {low} to {high}")
-        if self.num_workers < 0:
-            raise ValueError(f"num_workers is {self.num_workers}: give 0 (this process) or more")
+        check_range(
+            self,
+            jpeg_quality=(1, 100),
+            min_detection_rate=(0, 1),
+            shard_rows=(1, 10**6),
+            num_workers=(0, None),
+        )
 
     def eye(self) -> dict[str, Any]:
         """What a model's config must know of the crops, as the shards carry it."""
@@ -114,7 +112,7 @@ class AlignSettings:
         program = hashlib.sha256(
             b"".join(Path(source).read_bytes() for source in sources)
         ).hexdigest()
-        return json.dumps([self.eye(), self.choose, self.fallback, program], sort_keys=True)
+        return json.dumps([self.eye(), self.fallback, program], sort_keys=True)
 
 
 def align(

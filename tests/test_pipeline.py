@@ -149,7 +149,7 @@ def test_drawn_faces_end_to_end(tmp_path: Path) -> None:
     assert answer["model"]["name"] == "tiny-drawn-age"
 
     assert stages_that_ran(run(folder, "dvc", "repro")) == set()
-    set_params(folder, lambda params: params["calibrate"].update(flip=False))
+    set_params(folder, lambda params: params["inference"].update(flip=False))
     assert stages_that_ran(run(folder, "dvc", "repro")) == {
         "calibrate",
         "evaluate",
@@ -161,7 +161,7 @@ def test_drawn_faces_end_to_end(tmp_path: Path) -> None:
     ]
     assert calibration["num_faces"] >= 4
     assert calibration["flip"] is False
-    set_params(folder, lambda params: params["calibrate"].update(flip=True))
+    set_params(folder, lambda params: params["inference"].update(flip=True))
     assert stages_that_ran(run(folder, "dvc", "repro")) == set()  # from DVC's run cache
 
     labelled = folder / "incoming/target/labelled"

@@ -106,7 +106,8 @@ def copy(
     params = {
         "download": real["download"],
         "retrain": {"watch": {"target": "inbox"}, "experiment": "toy", "notify": "toy"},
-        "package": real["package"] | {"model": MODEL}, "promote": vars(RULES),
+        "package": real["package"] | {"model": MODEL}, "promote": {name: value for name, value in vars(RULES).items() if name != "band_width"},
+        "labels": real["labels"],
     }  # fmt: skip
     (local / "params.yaml").write_text(yaml.safe_dump(params), encoding="utf-8")
     (local / ".dvc" / "tmp").mkdir(parents=True)

@@ -19,7 +19,7 @@ from visage.evaluation.calibrate import fit_calibration
 from visage.inference.photos import Predictor
 from visage.model_config import CONFIG_FILE, WEIGHTS_FILE, ModelConfig
 
-SETTINGS = CalibrateSettings(split="val", flip=True, batch_size=16, min_faces=20)
+SETTINGS = CalibrateSettings(flip=True, batch_size=16, min_faces=20)
 NUM_VAL = 40
 
 

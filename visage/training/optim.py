@@ -10,6 +10,8 @@ from typing import Literal
 import torch
 from torch import nn
 
+from visage.strict import check_range
+
 
 @dataclass(frozen=True, kw_only=True)
 class RecipeSettings:
@@ -35,17 +37,16 @@ class RecipeSettings:
     channels_last: bool
 
     def __post_init__(self) -> None:
-        for name, low, high in (
-            ("learning_rate", 1e-12, 1e3),
-            ("weight_decay", 0, 1e3),
-            ("batch_size", 2, 1 << 20),
-            ("decay_fraction", 1e-6, 1),
-            ("decay_factor", 0, 1),
-            ("warmup_fraction", 0, 0.99),
-            ("ema_decay", 0, 0.999999),
-        ):
-            if not low <= getattr(self, name) <= high:
-                raise ValueError(f"{name} is {getattr(self, name)}: give {low} to {high}")
+        check_range(
+            self,
+            learning_rate=(1e-12, 1e3),
+            weight_decay=(0, 1e3),
+            batch_size=(2, 1 << 20),
+            decay_fraction=(1e-6, 1),
+            decay_factor=(0, 1),
+            warmup_fraction=(0, 0.99),
+            ema_decay=(0, 0.999999),
+        )
 
 
 def parameter_groups(network: nn.Module, weight_decay: float) -> list[dict[str, object]]:
