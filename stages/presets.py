@@ -68,11 +68,11 @@ def read_params(params: Path) -> dict[str, Any]:
 
 
 def with_presets(base: Mapping[str, Any], names: Sequence[str], folder: Path) -> dict[str, Any]:
-    """`base` with the presets `names` of a folder laid over it."""
+    """`base` with the presets `names` of a folder laid over it, and no longer the list of those."""
     if not isinstance(names, list) or not all(isinstance(name, str) for name in names):
         raise ValueError(f"{LISTED} is {names!r}: give a list of names, such as [utkface_coral]")
 
-    settings = dict(base)
+    settings = {name: section for name, section in base.items() if name != LISTED}
     for name, changes in layers(names, folder):
         if odd := sorted(set(changes) - set(base) - {FOLDS}):
             raise ValueError(

@@ -408,8 +408,7 @@ def test_dvc_gets_all_settings_in_one_file(params: Path) -> None:
     use(["long"], params)
     resolve(params, resolved)
     assert yaml.safe_load(resolved.read_text(encoding="utf-8")) == {
-        "presets": ["long"],
-        "finetune": {"epochs": 9, "seed": 0},
+        "finetune": {"epochs": 9, "seed": 0}
     }
     assert resolved.read_text(encoding="utf-8").startswith("# Written by dvc repro")
 

@@ -53,6 +53,24 @@ def test_rows_of_a_table_have_equal_budgets(name: str) -> None:
         assert all(len(values) in (1, len(table.metrics)) for values in row.published.values())
 
 
+def test_table_7_published_stands_beside_the_loss_that_made_it() -> None:
+    """The released code averages KL over labels; a summed row with the same lambda is another loss."""
+    rows = read_tables(TABLES)["sensitivity"].rows
+    reductions = {
+        name: row.settings.get("finetune.loss.kl_reduction", "sum") for name, row in rows.items()
+    }
+    assert {name for name, row in rows.items() if row.published} == {
+        name for name, reduction in reductions.items() if reduction == "mean"
+    }
+    assert all(
+        reduction in name.replace("averaged", "mean").replace("summed", "sum")
+        for name, reduction in reductions.items()
+    )
+    by_name = {name: row.published["chalearn15"][0] for name, row in rows.items() if row.published}
+    assert by_name["lambda 0.01 averaged, step 1"] == 3.223
+    assert by_name["lambda 1 averaged, step 1"] == 3.135
+
+
 def test_rows_of_a_table_differ() -> None:
     for table in read_tables(TABLES).values():
         described = [(row.stage, sorted(row.settings.items())) for row in table.rows.values()]
@@ -120,6 +138,12 @@ def test_a_change_of_a_set_that_no_stage_knows_is_refused(changes: dict[str, Any
         settings_of("synthetic", changes)
 
 
+def test_presets_may_be_laid_over_the_set_of_a_benchmark() -> None:
+    changed = settings_of("scut_fbp", {"extends": ["dldl_v2_paper"], "finetune": {"epochs": 2}})
+    assert (changed["finetune"]["network"], changed["finetune"]["epochs"]) == ("thin", 2)
+    assert changed["labels"]["quantity"] == "attractiveness"
+
+
 def test_settings_are_copied() -> None:
     params = settings_of("synthetic", {})
     with_settings(params, {"finetune.loss.lambda_": 5.0}, "here")
@@ -132,7 +156,7 @@ def test_unknown_names_are_refused(tmp_path: Path) -> None:
             sets={"synthetic": {}},
             tables={"single_stage": WantedSettings(sets=("faces",), seeds=(0,))},
         )
-    with pytest.raises(ValueError, match=r"no such preset; there are .*utkface_coral"):
+    with pytest.raises(ValueError, match=r"no such preset; there are synthetic, .*utkface_coral"):
         settings_of("utkfase", {})
     (tmp_path / "b.yaml").write_text(
         "sets: {synthetic: {}}\ntables: {table_six: {sets: [synthetic], seeds: [0]}}\n"
