@@ -405,6 +405,12 @@ def test_an_empty_split_and_a_face_without_a_label_are_refused(tmp_path: Path) -
         Run(tmp_path).evaluate()
 
 
+def test_without_a_rule_of_its_own_it_takes_the_models(run: Run) -> None:
+    reports = run.evaluate(replace(SETTINGS, decode=None, num_resamples=5), "own")
+    config = ModelConfig.read(run.folder / "model" / "config.json")
+    assert metrics(reports)["decision"]["decode"] == config.decode
+
+
 @pytest.mark.parametrize(
     ("change", "complaint"),
     [

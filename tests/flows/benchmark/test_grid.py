@@ -54,7 +54,7 @@ def test_rows_of_a_table_have_equal_budgets(name: str) -> None:
 
 
 def test_table_7_published_stands_beside_the_loss_that_made_it() -> None:
-    """The released code averages KL over labels; a summed row with the same lambda is another loss."""
+    """The released code averages KL over labels: a summed row of one lambda is another loss."""
     rows = read_tables(TABLES)["sensitivity"].rows
     reductions = {
         name: row.settings.get("finetune.loss.kl_reduction", "sum") for name, row in rows.items()

@@ -12,7 +12,7 @@ from typing import Any
 
 import pytest
 
-import flows.steps
+import flows.pipeline.step_cache
 from flows.pipeline.dvc_stages import Declared, declared
 from flows.pipeline.step_cache import RESOLVED, last_line, plan, run
 from stages.presets import read_params
