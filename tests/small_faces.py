@@ -209,13 +209,19 @@ def classic_settings(**changes: Any) -> BaselineSettings:
     return BaselineSettings(**(values | changes))
 
 
-def write_params(path: Path, **sections: Any) -> Path:
-    """Settings dataclasses as a params file: a section each, and what they share in its own."""
+def plain_settings(**sections: Any) -> dict[str, dict[str, Any]]:
+    """Settings dataclasses as params.yaml has them: a section each, what they share in its own."""
     plain: dict[str, dict[str, Any]] = {}
     for name, section in sections.items():
         own = json.loads(json.dumps(dataclasses.asdict(section)))
         for field, shared in shared_fields(type(section)).items():
             plain.setdefault(shared, {})[field] = own.pop(field)
         plain[name] = own
+    return plain
+
+
+def write_params(path: Path, **sections: Any) -> Path:
+    """The same as a file."""
+    plain = plain_settings(**sections)
     path.write_text(yaml.safe_dump(plain, sort_keys=False), encoding="utf-8")
     return path

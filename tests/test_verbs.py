@@ -30,7 +30,7 @@ def workplace(tmp_path: Path) -> Path:
     programs = tmp_path / ".venv" / "bin"
     programs.mkdir(parents=True)
     for name, line in {
-        "python": f'exec {sys.executable} "$@"',
+        "python": f'PYTHONPATH={REPOSITORY} exec {sys.executable} "$@"',
         "dvc": 'echo dvc "$@"',
         "uv": "exit 1",
     }.items():

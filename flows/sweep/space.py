@@ -196,8 +196,8 @@ def _dimension(path: str, spec: Mapping[str, Any], where: str) -> Dimension:
     shared = tuple(f"{of}.{name}" for name, of in shared_fields(FinetuneSettings).items())
     if not f"{path}.".startswith((f"{SECTION}.", *(f"{name}." for name in shared))):
         raise ValueError(
-            f"{where}: sweep.space: {path!r} is no setting of {SECTION}; below {SECTION} and "
-            f"{', '.join(shared)} there is what can be searched"
+            f"{where}: sweep.space: {path!r} is no setting of {SECTION}; what can be searched is "
+            f"{SECTION} itself and {', '.join(shared)}"
         )
     if path == f"{SECTION}.epochs":
         raise ValueError(
