@@ -52,9 +52,9 @@ MEGABYTE = 1 << 20
 
 @dataclass(frozen=True, kw_only=True)
 class BaselineSettings(MeasureSettings):
-    """`strengths`: the values of C that are tried. `average_mirror`: features are the mean over
-    a face and its mirror image. `fixed_sigma`: where the set gives none. `max_feature_mb` bounds the features
-    in memory, in MiB."""
+    """`strengths`: the values of C that are tried. `average_mirror`: features are the mean over a
+    face and its mirror image. `fixed_sigma`: where the set gives none. `max_feature_mb` bounds the
+    features in memory, in MiB."""
 
     quantity: str = field(metadata={"section": "labels"})
     features: Literal["bif", "cnn"]

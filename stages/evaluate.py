@@ -45,8 +45,8 @@ from visage.weights import load_model, sha256_of
 
 @dataclass(frozen=True, kw_only=True)
 class EvaluateSettings(MeasureSettings):
-    """The first of `splits` is drawn, all are measured. `decode`: another rule than the model's own,
-    to compare rules on one model; null for its own."""
+    """The first of `splits` is drawn, all are measured. `decode`: another rule than the model's
+    own, to compare rules on one model; null for its own."""
 
     decode: str | None
     flip: bool = field(metadata={"section": "inference"})

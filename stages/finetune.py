@@ -57,8 +57,8 @@ class FinetuneSettings:
     have of it. `decode`: an entry of visage.labels.DECODERS (Ranking's and CORAL's own rule is
     `rank`). `schedule`: `joint`, or `two_stage` as released (all epochs with KL alone, the head's
     bias zeroed, then all epochs jointly). The last epoch is kept, or its running average. `terms`:
-    of the data of each role, kept in the config. `recipe` and `augmentation` name entries of `recipes`
-    and `augmentations`.
+    of the data of each role, kept in the config. `recipe` and `augmentation` name entries of
+    `recipes` and `augmentations`.
     """
 
     name: str

@@ -153,8 +153,8 @@ def _cells(
 
 
 def settings_of(name: str, changes: Mapping[str, Any]) -> dict[str, Any]:
-    """All settings of a set: params.yaml (whatever presets are in use there), the set's preset below
-    those that `changes` extends, and a benchmark's changes."""
+    """All settings of a set, whatever presets are in use: params.yaml, the set's preset, those that
+    `changes` extends, and a benchmark's changes."""
     base = read_yaml(REPOSITORY / "params.yaml")
     changes = dict(changes)
     names = [*changes.pop(EXTENDS, []), *([] if name == SYNTHETIC else [name])]

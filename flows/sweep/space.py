@@ -1,8 +1,8 @@
 """The `sweep` section of params.yaml: which settings of `finetune` are searched, over which values,
 and how.
 
-Paths are dotted names below `finetune`, or of what it takes of the shared sections. Every value that a path may take is tried on the settings'
-own types before anything starts.
+Paths are dotted names below `finetune`, or of what it takes of the shared sections. Every value
+that a path may take is tried on the settings' own types before anything starts.
 """
 
 from __future__ import annotations
