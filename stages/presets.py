@@ -155,13 +155,16 @@ def use(names: Sequence[str], params: Path) -> None:
     places = [place for place, line in enumerate(lines) if line.startswith(f"{LISTED}:")]
     if len(places) != 1:
         raise ValueError(f"{params}: expected one line that begins with '{LISTED}:'; add it")
-    _, hash_sign, comment = lines[places[0]].rstrip("\n").partition("  #")
+    start = places[0]
+    end = start + 1
+    while end < len(lines) and lines[end].lstrip().startswith("- "):
+        end += 1  # a name a line, as `dvc exp run -S 'presets=[...]'` writes them
+
+    _, hash_sign, comment = lines[start].rstrip("\n").partition("  #")
     line = f"{LISTED}: [{', '.join(chosen)}]{hash_sign}{comment}\n"
-    if line == lines[places[0]]:
-        return
-    lines[places[0]] = line
-    with atomic_write(params) as part:
-        part.write_text("".join(lines), encoding="utf-8")
+    if lines[start:end] != [line]:
+        with atomic_write(params) as part:
+            part.write_text("".join([*lines[:start], line, *lines[end:]]), encoding="utf-8")
 
 
 def resolve(params: Path, resolved: Path) -> None:

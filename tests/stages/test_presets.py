@@ -402,6 +402,11 @@ def test_the_presets_in_use_are_one_line(params: Path) -> None:
     with pytest.raises(ValueError, match="no such preset; there are synthetic, long, other"):
         use(["longer"], params)
     assert params.read_text(encoding="utf-8") == wanted
+    params.write_text(
+        PARAMS.replace("presets: []", "presets:").replace("# in use", "# in use\n- long\n- other"),
+        encoding="utf-8",
+    )
+    assert read_params(params)["finetune"] == {"epochs": 9, "seed": 1}
     use(["synthetic"], params)
     assert params.read_text(encoding="utf-8") == PARAMS
     params.write_text("finetune: {epochs: 3}\n", encoding="utf-8")
