@@ -19,6 +19,7 @@ This is the only module that reads yaml.
 
 from __future__ import annotations
 
+import shutil
 import subprocess
 import sys
 from collections.abc import Iterator, Mapping, Sequence
@@ -181,6 +182,7 @@ def resolve(params: Path, resolved: Path) -> None:
 
 
 def _refuse_hidden_changes(params: Path) -> None:
+    """Looks for what was changed since the last commit and a preset in use sets as well."""
     now = read_yaml(params)
     committed = _committed(params)
     if committed is None:
@@ -193,12 +195,15 @@ def _refuse_hidden_changes(params: Path) -> None:
                 raise ValueError(
                     f"{params}: {path} is now {value}, but {LISTED}/{name}.yaml, which is in use, "
                     f"says {of_preset[path]}; change it there "
-                    f"(dvc exp run -S {LISTED}/{name}.yaml:{path}={value})"
+                    f"(dvc exp run -S {LISTED}/{name}.yaml:{path}={value}), or commit it where it "
+                    f"is meant for other sets"
                 )
 
 
 def _committed(params: Path) -> dict[str, Any] | None:
     """params.yaml of git's last commit; None outside of a repository, or where it holds none."""
+    if shutil.which("git") is None:
+        return None
     done = subprocess.run(
         ["git", "show", f"HEAD:./{params.name}"],
         cwd=params.absolute().parent,
