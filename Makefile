@@ -47,28 +47,17 @@ $(STAMP): requirements.lock pyproject.toml | $(BIN)/uv
 setup: $(STAMP)  ## make .venv as requirements.lock says (every verb does it first)
 
 .PHONY: demo
-demo: $(STAMP)  ## the whole pipeline on the embedded drawn faces: metrics, report, plots, model
-	@$(MAKE) --no-print-directory repro DATA=drawn
+demo: $(STAMP)  ## the whole pipeline on the embedded synthetic faces: metrics, report, plots, model
+	@$(MAKE) --no-print-directory repro DATA=synthetic
 	@$(BIN)/python docs/show_metrics.py
 
 .PHONY: repro
-repro: $(STAMP)  ## what is stale, as params.yaml says; DATA=utkface_coral takes presets/utkface_coral.yaml, DATA=drawn goes back
+repro: $(STAMP)  ## what is stale, as params.yaml says; DATA=utkface_coral takes presets/utkface_coral.yaml, DATA=synthetic none
 	@$(if $(DATA),$(use_data))
 	@$(BIN)/dvc repro
 
-# params.yaml describes the drawn faces. Another set's preset is laid over it; the drawn set's own settings, with whatever
-# was changed in them, wait in presets/drawn.yaml until DATA=drawn brings them back.
-define use_data
-set -e; preset="presets/$(DATA).yaml"; generated() { head -n 1 params.yaml | grep -q '^# Written by'; }; \
-if [ "$(DATA)" = drawn ]; then \
-  generated || exit 0; \
-  [ -f presets/drawn.yaml ] || { echo "presets/drawn.yaml is gone; take params.yaml from git" >&2; exit 1; }; \
-  mv presets/drawn.yaml params.yaml; exit 0; \
-fi; \
-[ -f "$$preset" ] || { echo "no $$preset; there are: drawn $$(cd presets && ls -m *.yaml | sed 's/\.yaml//g')" >&2; exit 1; }; \
-generated || cp params.yaml presets/drawn.yaml; \
-$(BIN)/python -m stages.presets use presets/drawn.yaml "$$preset" params.yaml
-endef
+# Names the presets in use in the one line of params.yaml that says so: DATA="ms_celeb chalearn15", the first wins.
+use_data = $(BIN)/python -m stages.presets use $(DATA)
 
 .PHONY: sweep
 sweep: $(STAMP)  ## search finetune's settings with Ray Tune (sweep in params.yaml); goes on where it stopped; DATA= as for repro
@@ -81,7 +70,7 @@ scale-out: $(STAMP)  ## STAGE=align@identity, align@target or pretrain on the Ra
 	@$(BIN)/python -m flows.scale_out.flow "$(STAGE)"
 
 .PHONY: cluster-demo
-cluster-demo: $(STAMP)  ## two Ray nodes on this machine: alignment, pre-training and a sweep of drawn faces on them
+cluster-demo: $(STAMP)  ## two Ray nodes on this machine: alignment, pre-training and a sweep of synthetic faces on them
 	@$(BIN)/python -m flows.scale_out.cluster_demo
 
 .PHONY: predict
@@ -172,7 +161,7 @@ lock: $(BIN)/uv  ## write requirements.lock anew from pyproject.toml; UPGRADE=1 
 
 .PHONY: clean
 clean:  ## remove caches and what the pipeline made; .venv, models/start, DVC's cache and runs/ stay
-	rm -rf .mypy_cache .ruff_cache .pytest_cache .hypothesis build *.egg-info data
+	rm -rf .mypy_cache .ruff_cache .pytest_cache .hypothesis build *.egg-info data params.resolved.yaml code
 	find models -mindepth 1 -maxdepth 1 ! -name start -exec rm -rf {} +  # models/start holds what you put there
 	find reports -mindepth 1 ! -name metrics.json -delete 2>/dev/null || true
 	find . -name __pycache__ -not -path './.venv/*' -prune -exec rm -rf {} +

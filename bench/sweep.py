@@ -37,7 +37,8 @@ from PIL import Image
 from flows.sweep.results import epochs_of
 from flows.sweep.space import LAMBDA, Plan, SweepSettings, planned
 from flows.sweep.trial import TrialPaths, pin, run_trial
-from stages.settings import load_section, read_params
+from stages.presets import read_params
+from stages.settings import load_section
 from visage.data.face_table import FaceTable
 from visage.data.schemas import FACE_SCHEMA, METADATA_KEY
 

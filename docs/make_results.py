@@ -23,7 +23,7 @@ from typing import Any
 
 import pandas as pd
 
-from stages.settings import read_params
+from stages.presets import read_params
 from visage.atomic import atomic_write
 from visage.evaluation.bootstrap import Estimate, student
 from visage.evaluation.html import Table, title_of, with_interval
@@ -126,9 +126,11 @@ def settings_of(params: Mapping[str, Any]) -> dict[str, Any]:
     sections = {
         "download": without_places(params["download"]["target"]),
         "align": params["align"]["target"],
+        "labels": params["labels"],
+        "inference": params["inference"],
         "evaluate": params["evaluate"],
+        "calibrate": params["calibrate"],
     }
-    sections["calibrate"] = params["calibrate"]
     for stage in STAGES:
         section = dict(params[stage])
         for chosen, presets in (

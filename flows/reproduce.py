@@ -34,7 +34,7 @@ from flows.pipeline.stage_runner import StageFailed, StageRunner
 from flows.pipeline.workspace import ROOT, Busy, only_one
 from stages.code import STAGE as CODE_STAGE
 from stages.exit_status import ExitStatus
-from stages.settings import read_params
+from stages.presets import read_params
 
 if TYPE_CHECKING:
     from model_registry.record import Evidence

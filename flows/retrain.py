@@ -36,7 +36,8 @@ from flows.pipeline.workspace import ROOT, Busy, only_one
 from flows.reproduce import RETRY_PAUSES_S, reproduce_and_record
 from model_registry.promote import decided, version_of
 from model_registry.record import find, lock_digest
-from stages.settings import load_section, read_params
+from stages.presets import read_params
+from stages.settings import load_section
 
 if TYPE_CHECKING:
     from model_registry.promotion_gate import Decision

@@ -31,6 +31,7 @@ import visage
 from model_registry.mlflow_client import connect
 from model_registry.served_model import FACE, LANDMARKS, PHOTO, Limits
 from visage.model_config import CONFIG_FILE, ModelConfig
+from visage.strict import check_positive
 from visage.synthetic import encode_face, sample_person, sample_photo
 from visage.weights import load_model, sha256_of
 
@@ -64,9 +65,7 @@ class PackageSettings:
     max_photo_pixels: int
 
     def __post_init__(self) -> None:
-        for name, value in dataclasses.asdict(self.limits).items():
-            if value < 1:
-                raise ValueError(f"{name} is {value}: give a number above 0")
+        check_positive(self, *(field.name for field in dataclasses.fields(Limits)))
 
     @property
     def limits(self) -> Limits:

@@ -24,7 +24,7 @@ import statistics
 import tempfile
 import time
 from collections.abc import Iterator, Mapping
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -56,6 +56,7 @@ from visage.evaluation.metrics import bands
 from visage.inference.faces import CropPredictor
 from visage.model_config import INTERVAL_MASS, AlignmentConfig
 from visage.networks.protocol import FaceBatch
+from visage.strict import check_positive
 
 TEST = "test"
 NUM_TIMED, NUM_WARM = 15, 3  # faces answered one by one for the comparison of speed
@@ -69,7 +70,7 @@ class PromoteSettings:
     max_mae_increase: float
     max_group_mae_increase: float
     min_group_faces: int
-    band_width: float
+    band_width: float = field(metadata={"section": "labels"})
     max_coverage_loss: float
     max_size_ratio: float
     max_latency_ratio: float
@@ -83,8 +84,7 @@ class PromoteSettings:
             raise ValueError(
                 f"min_shared_faces is {self.min_shared_faces}: give a share above 0 and up to 1"
             )
-        if self.band_width <= 0:
-            raise ValueError(f"band_width is {self.band_width}: give a width above 0")
+        check_positive(self, "band_width")
         self.bootstrap  # noqa: B018  # refuses impossible numbers
 
     @property

@@ -54,6 +54,7 @@ from visage.detection.align import PhotoArray
 from visage.detection.image_io import PhotoError, read_photo
 from visage.detection.mtcnn import Detector, DetectorSettings, Faces
 from visage.parallel import batched, die_with_parent, map_ordered
+from visage.strict import check_range
 
 Work = Callable[[list[RowDict]], AlignedPhotos]
 Runner = Callable[
@@ -76,7 +77,6 @@ class AlignSettings:
     face_scale: float
     jpeg_quality: int
     detector: DetectorSettings
-    choose: Literal["centre_largest"]
     fallback: Literal["none", "frame"]
     min_detection_rate: float
     shard_rows: int
@@ -84,15 +84,13 @@ class AlignSettings:
 
     def __post_init__(self) -> None:
         alignment.template(self.template, self.crop_px, self.face_scale)
-        for name, low, high in (
-            ("jpeg_quality", 1, 100),
-            ("min_detection_rate", 0, 1),
-            ("shard_rows", 1, 10**6),
-        ):
-            if not low <= getattr(self, name) <= high:
-                raise ValueError(f"{name} is {getattr(self, name)}: give {low} to {high}")
-        if self.num_workers < 0:
-            raise ValueError(f"num_workers is {self.num_workers}: give 0 (this process) or more")
+        check_range(
+            self,
+            jpeg_quality=(1, 100),
+            min_detection_rate=(0, 1),
+            shard_rows=(1, 10**6),
+            num_workers=(0, None),
+        )
 
     def eye(self) -> dict[str, Any]:
         """What a model's config must know of the crops, as the shards carry it."""
@@ -109,7 +107,7 @@ class AlignSettings:
         """All that decides a shard's content beside its rows: settings, and the code that makes and
         writes it."""
         program = running_code("stages.align:_fill_shards", self)
-        return json.dumps([self.eye(), self.choose, self.fallback, program], sort_keys=True)
+        return json.dumps([self.eye(), self.fallback, program], sort_keys=True)
 
 
 def align(

@@ -14,7 +14,7 @@ times that on top.
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, field
 from functools import partial
 from pathlib import Path
 from typing import Any, Literal
@@ -44,6 +44,7 @@ from visage.inference.faces import Predictions, joined
 from visage.labels import LabelGrid
 from visage.model_config import NormaliseConfig
 from visage.networks import build
+from visage.strict import check_positive
 from visage.training.provenance import table_digest
 
 MEGABYTE = 1 << 20
@@ -51,16 +52,17 @@ MEGABYTE = 1 << 20
 
 @dataclass(frozen=True, kw_only=True)
 class BaselineSettings(MeasureSettings):
-    """`strengths`: the values of C that are tried. `flip`: features are the mean over a face and
-    its mirror image. `fixed_sigma`: where the set gives none. `max_feature_mb` bounds the features
-    in memory, in MiB."""
+    """`strengths`: the values of C that are tried. `average_mirror`: features are the mean over a
+    face and its mirror image. `fixed_sigma`: where the set gives none. `max_feature_mb` bounds the
+    features in memory, in MiB."""
 
-    quantity: str
+    quantity: str = field(metadata={"section": "labels"})
     features: Literal["bif", "cnn"]
     estimator: Literal["svr", "ohrank", "bfgs_ldl"]
     bif: BIFSettings
-    grid: LabelGrid
-    fixed_sigma: float
+    grid: LabelGrid = field(metadata={"section": "labels"})
+    fixed_sigma: float = field(metadata={"section": "labels"})
+    average_mirror: bool
     strengths: tuple[float, ...]
     fit: FitSettings
     num_workers: int
@@ -72,8 +74,7 @@ class BaselineSettings(MeasureSettings):
             raise ValueError("strengths is empty: give at least one")
         if min(self.strengths) <= 0:
             raise ValueError(f"strengths has {min(self.strengths)}: give numbers above 0")
-        if self.fixed_sigma <= 0:
-            raise ValueError(f"fixed_sigma is {self.fixed_sigma}: give a number above 0")
+        check_positive(self, "fixed_sigma")
 
 
 def baseline(
@@ -109,7 +110,11 @@ def baseline(
     )
     data = {"train": table_digest(train), "val": table_digest(validation)} | measured.data
     decision = decision_of(
-        settings, ESTIMATORS[settings.estimator].decode, _identity(settings, trials, width), data
+        settings,
+        ESTIMATORS[settings.estimator].decode,
+        settings.average_mirror,
+        _identity(settings, trials, width),
+        data,
     )
     write_json(metrics, metrics_document(measured.evaluations, measured.losses, decision))
     write_predictions(predictions, settings.splits, measured.evaluations)
@@ -170,7 +175,7 @@ def _examples(
         table,
         extract,
         width,
-        flip=settings.flip,
+        flip=settings.average_mirror,
         batch_size=smaller(settings.batch_size),
         num_workers=settings.num_workers,
     )
@@ -209,7 +214,9 @@ def _answer(
     """The chosen model's predictions for all faces, batch by batch."""
     estimator = ESTIMATORS[settings.estimator]
     batches = in_order(table, smaller(settings.batch_size), settings.num_workers, "baseline")
-    features = (described(crops_BCHW, extract, settings.flip) for _, crops_BCHW in batches)
+    features = (
+        described(crops_BCHW, extract, settings.average_mirror) for _, crops_BCHW in batches
+    )
     return joined(
         [predict(estimator, chosen.model, features_BD, settings.grid) for features_BD in features]
     )

@@ -11,7 +11,7 @@ from __future__ import annotations
 
 import dataclasses
 import shutil
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 
 import numpy as np
@@ -25,30 +25,26 @@ from visage.evaluation.calibrate import LEAST_FACES, figures, fit_calibration
 from visage.inference.faces import CropPredictor, Predictions
 from visage.inference.predict_table import answer, check_preprocessing
 from visage.model_config import CONFIG_FILE, ModelConfig
+from visage.strict import check_range
 from visage.training.provenance import table_digest
 from visage.weights import load_model
+
+# Of train faces, which it has learnt, the model is too sure, and test faces choose nothing
+SPLIT = "val"
 
 
 @dataclass(frozen=True, kw_only=True)
 class CalibrateSettings:
     """`flip`: calibrate the mean of face and mirror image, as it is served. Fewer than `min_faces`
-    labelled faces of `split` calibrate nothing: at 100, chance alone moves the coverage by 4 points
+    labelled validation faces calibrate nothing: at 100, chance alone moves the coverage by 4 points
     (one standard deviation)."""
 
-    split: str
-    flip: bool
+    flip: bool = field(metadata={"section": "inference"})
     batch_size: int
     min_faces: int
 
     def __post_init__(self) -> None:
-        if self.split in ("train", "test"):
-            raise ValueError(
-                f"split is {self.split!r}: of train faces, which it has learnt, the model is too "
-                f"sure, and test faces "
-                "choose nothing; say val"
-            )
-        if self.batch_size < 1:
-            raise ValueError(f"batch_size is {self.batch_size}: give 1 or more")
+        check_range(self, batch_size=(1, None))
         if self.min_faces < LEAST_FACES:
             raise ValueError(
                 f"min_faces is {self.min_faces}: give {LEAST_FACES} or more, as an 80 % interval "
@@ -67,11 +63,11 @@ def calibrate(
     """Calibrates the model; see the module docstring."""
     network, config = load_model(model)
     config = dataclasses.replace(config, calibration=None)
-    table = FaceTable.open(faces, [settings.split])
+    table = FaceTable.open(faces, [SPLIT])
     num_labelled = int(np.isfinite(table.label).sum())
     if num_labelled < settings.min_faces:
         print(
-            f"not calibrated: {num_labelled} labelled faces of split {settings.split!r}, "
+            f"not calibrated: {num_labelled} labelled faces of split {SPLIT!r}, "
             f"calibrate.min_faces asks for "
             f"{settings.min_faces}; the model is passed on with its own distributions and intervals"
         )
@@ -103,10 +99,7 @@ def _fitted(
     fitted on."""
     known_N = np.isfinite(table.label)
     if not known_N.all():
-        print(
-            f"left out: {len(table) - known_N.sum()} faces of split {settings.split!r} without a "
-            f"label"
-        )
+        print(f"left out: {len(table) - known_N.sum()} faces of split {SPLIT!r} without a label")
     label_N, value_N, p_NK = table.label[known_N], told.value[known_N], told.probabilities[known_N]
     calibration = fit_calibration(p_NK, label_N, config.grid, flip=settings.flip)
     before, after = (

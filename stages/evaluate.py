@@ -13,7 +13,7 @@ from __future__ import annotations
 import dataclasses
 import json
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -44,13 +44,15 @@ from visage.weights import load_model, sha256_of
 
 @dataclass(frozen=True, kw_only=True)
 class EvaluateSettings(MeasureSettings):
-    """The first of `splits` is drawn, all are measured."""
+    """The first of `splits` is drawn, all are measured. `decode`: another rule than the model's
+    own, to compare rules on one model; null for its own."""
 
-    decode: str
+    decode: str | None
+    flip: bool = field(metadata={"section": "inference"})
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        if self.decode not in DECODERS:
+        if self.decode is not None and self.decode not in DECODERS:
             raise ValueError(f"decode {self.decode!r} is unknown; known: {', '.join(DECODERS)}")
 
 
@@ -73,7 +75,7 @@ def evaluate(
 ) -> None:
     """Measures the model on each split; see the module docstring."""
     network, trained_config = load_model(model)
-    config = dataclasses.replace(trained_config, decode=settings.decode)
+    config = dataclasses.replace(trained_config, decode=settings.decode or trained_config.decode)
     predictor = CropPredictor(network.to(available_device()), config)
 
     def told(table: FaceTable) -> Predictions:
@@ -101,9 +103,7 @@ def evaluate(
         "finetune": read_history(finetune_history),
         "pretrain": read_history(pretrain_history),
     }
-    drawn = pictures(
-        evaluations[0], config, settings.cs_thresholds, settings.decade_years, histories
-    )
+    drawn = pictures(evaluations[0], config, settings.cs_thresholds, settings.band_width, histories)
     chapters = sections(
         evaluations,
         trained_config,
@@ -112,7 +112,9 @@ def evaluate(
         read_validation(validation),
         dataclasses.asdict(settings),
     )
-    decision = decision_of(settings, config.decode, identity_of(model, config), measured.data)
+    decision = decision_of(
+        settings, config.decode, settings.flip, identity_of(model, config), measured.data
+    )
     write_json(metrics, metrics_document(evaluations, losses, decision))
     write_table(groups, group_rows(evaluations))
     write_predictions(predictions, settings.splits, evaluations)

@@ -6,7 +6,7 @@ from __future__ import annotations
 import csv
 import json
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -28,6 +28,7 @@ from visage.evaluation.evaluate import (
 from visage.evaluation.tables import prediction_rows, prediction_schema
 from visage.inference.faces import Predictions
 from visage.model_config import CalibrationConfig
+from visage.strict import check_positive
 from visage.training.provenance import table_digest
 
 
@@ -46,24 +47,22 @@ class ResampleSettings:
 
 @dataclass(frozen=True, kw_only=True)
 class MeasureSettings(ResampleSettings):
-    """`decade_years`: width of the label's bands, in label units. `epsilon_sigma` stands in for a
-    sigma that the set does not give, null leaves such faces out of the epsilon-error. `with_dedup`
-    adds `<split>_unseen`: pictures of no other split, each once, none with two labels."""
+    """`band_width` of the label and `cs_thresholds` are in label units. `epsilon_sigma` stands in
+    for a sigma that the set does not give, null leaves such faces out of the epsilon-error.
+    `with_dedup` adds `<split>_unseen`: pictures of no other split, each once, none with two labels.
+    """
 
     splits: tuple[str, ...]
-    flip: bool
     batch_size: int
-    cs_thresholds: tuple[float, ...]
-    decade_years: float
-    epsilon_sigma: float | None
+    cs_thresholds: tuple[float, ...] = field(metadata={"section": "labels"})
+    band_width: float = field(metadata={"section": "labels"})
+    epsilon_sigma: float | None = field(metadata={"section": "labels"})
     with_dedup: bool
 
     def __post_init__(self) -> None:
         if not self.splits:
             raise ValueError("splits is empty: name at least one, such as [test]")
-        for name in ("batch_size", "decade_years"):
-            if getattr(self, name) <= 0:
-                raise ValueError(f"{name} is {getattr(self, name)}: give a number above 0")
+        check_positive(self, "batch_size", "band_width")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -106,7 +105,7 @@ def measure(
             calibration,
             settings.bootstrap,
             settings.cs_thresholds,
-            settings.decade_years,
+            settings.band_width,
         )
         for answers in lists
     ]
@@ -161,13 +160,18 @@ def unanswered(table: FaceTable, split: str, manifest: Path, rejects: Path) -> U
 
 
 def decision_of(
-    settings: MeasureSettings, decode: str, model: Mapping[str, Any], data: Mapping[str, Any]
+    settings: MeasureSettings,
+    decode: str,
+    flip: bool,
+    model: Mapping[str, Any],
+    data: Mapping[str, Any],
 ) -> dict[str, Any]:
-    """All that the figures depend on beside the code; `model` tells who answered, `data` the digest
-    of each split."""
+    """All that the figures depend on beside the code. `flip`: the mean over a face and its mirror
+    image; `model` tells who answered, `data` the digest of each split."""
     return {
         "decode": decode,
-        **{name: getattr(settings, name) for name in ("flip", "interval", "num_resamples", "seed")},
+        "flip": flip,
+        **{name: getattr(settings, name) for name in ("interval", "num_resamples", "seed")},
         "resampled": "person where known, else picture",
         "epsilon_sigma": settings.epsilon_sigma,
         "model": dict(model),

@@ -13,7 +13,7 @@ from __future__ import annotations
 import dataclasses
 import json
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -43,6 +43,7 @@ from visage.explain.study import (
 from visage.inference.faces import CropPredictor
 from visage.inference.predict_table import check_preprocessing
 from visage.model_config import CONFIG_FILE, ModelConfig
+from visage.strict import check_positive, check_range
 from visage.weights import load_model, sha256_of
 
 
@@ -56,23 +57,20 @@ class ExplainSettings(ResampleSettings):
     split: str
     max_faces: int
     places_per_side: int
-    band_width: float
+    band_width: float = field(metadata={"section": "labels"})
     num_sheet_faces: int
     max_tsne_faces: int
     perplexity: float
 
     def __post_init__(self) -> None:
-        for name, least in (
-            ("max_faces", 1),
-            ("places_per_side", 1),
-            ("num_sheet_faces", 1),
-            ("max_tsne_faces", 4),
-        ):
-            if getattr(self, name) < least:
-                raise ValueError(f"{name} is {getattr(self, name)}: give {least} or more")
-        for name in ("band_width", "perplexity"):
-            if getattr(self, name) <= 0:
-                raise ValueError(f"{name} is {getattr(self, name)}: give a number above 0")
+        check_range(
+            self,
+            max_faces=(1, None),
+            places_per_side=(1, None),
+            num_sheet_faces=(1, None),
+            max_tsne_faces=(4, None),
+        )
+        check_positive(self, "band_width", "perplexity")
 
 
 def explain(

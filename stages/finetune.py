@@ -13,7 +13,7 @@ from __future__ import annotations
 
 import platform
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from dataclasses import asdict, dataclass, fields, replace
+from dataclasses import asdict, dataclass, field, fields, replace
 from pathlib import Path
 from typing import Any, Literal
 
@@ -70,24 +70,24 @@ class FinetuneSettings:
     networks that have some. `decode`: an entry of visage.labels.DECODERS (Ranking's and CORAL's own
     rule is `rank`). `schedule`: `joint`, or `two_stage` as released (all epochs with KL alone, the
     head's bias zeroed, then all epochs jointly). The last epoch is kept, or its running average.
-    `terms`: the terms of the data, kept in the config. `recipe` and `augmentation` name entries of
+    `terms`: of the data of each role, kept in the config. `recipe` and `augmentation` name entries of
     `recipes` and `augmentations`.
     """
 
     name: str
-    quantity: str
-    unit: str
+    quantity: str = field(metadata={"section": "labels"})
+    unit: str = field(metadata={"section": "labels"})
     network: NetworkSettings
     normalise: NormaliseConfig
     init: Literal["backbone", "scratch", "model", "import"]
     start_head: Literal["keep", "fresh"]
     imported: ImportSettings | None
-    grid: LabelGrid
+    grid: LabelGrid = field(metadata={"section": "labels"})
     method: str
-    decode: str
+    decode: str = field(metadata={"section": "inference"})
     loss: dict[str, Any]
     auxiliary_weight: float
-    fixed_sigma: float
+    fixed_sigma: float = field(metadata={"section": "labels"})
     schedule: Literal["joint", "two_stage"]
     epochs: int
     seed: int
@@ -97,7 +97,7 @@ class FinetuneSettings:
     augmentations: dict[str, AugmentationSettings]
     num_workers: int
     cache_mb: int
-    terms: str
+    terms: dict[str, str]
 
 
 def finetune(
@@ -342,7 +342,7 @@ def _config(
         training=training,
         data={"train": table_digest(train), "val": table_digest(validation)},
         metrics={"val": {k: v for k, v in rows[-1].items() if k.startswith("val_")}},
-        terms=settings.terms,
+        terms=" ".join(dict.fromkeys(settings.terms.values())),
         code={
             "git_commit": git_commit(),
             "torch": torch.__version__,

@@ -1,32 +1,139 @@
-"""Presets: what differs from params.yaml, laid over it key by key."""
+"""Presets: what differs from params.yaml, laid over it key by key.
+
+    python -m stages.presets use NAME ...          (make repro DATA=NAME does it first)
+    python -m stages.presets resolve params.yaml params.resolved.yaml      (a stage of dvc.yaml)
+    python -m stages.presets value SECTION.KEY
+
+params.yaml holds every setting, of the embedded synthetic set, and names in `presets` the files of
+presets/ that are laid over it. A preset holds what differs, and `extends` names the presets that it
+builds on. Order is precedence, as among the parents of a Python class: a preset wins over those
+that it extends, and of two names in a list the first wins. A preset that is reached twice is laid
+once, below all that extend it.
+
+Two things are not laid over key by key. A `download.<role>` that gives `source` describes a set of
+its own: what describes the set below (SET_KEYS) is left behind, `split` and `limits` are laid over
+like the rest. A `sweep.space` is taken whole, for its keys are the settings that are searched.
+
+This is the only module that reads yaml.
+"""
 
 from __future__ import annotations
 
+import shutil
+import subprocess
 import sys
-from collections.abc import Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 import yaml
 
-from stages.settings import read_params
 from visage.atomic import atomic_write
 
-# What a preset gives, it gives whole
-REPLACED = (
-    "download.identity",
-    "download.target",
-    "sweep.space",
-    "pretrain.network.options",
-    "finetune.network.options",
-)
+SYNTHETIC = "synthetic"  # the embedded set: params.yaml alone
+LISTED = "presets"  # the key of params.yaml that names the presets in use, and their folder
+EXTENDS = "extends"
+FOLDS = "folds"  # of a protocol with several runs: a setting and its values
+SETS = ("download.identity", "download.target")
+SET_KEYS: dict[str, Any] = {
+    "locations": [],
+    "sha256": {},
+    "options": {},
+    "scale": None,
+    "test_set": None,
+    "incoming": None,
+}
+TAKEN_WHOLE = ("sweep.space", "pretrain.network.options", "finetune.network.options")
+
+
+def read_yaml(path: Path) -> dict[str, Any]:
+    """A YAML file of sections as nested dictionaries."""
+    if not path.is_file():
+        raise ValueError(
+            f"{path}: no such settings file; run from the repository root or give --params"
+        )
+    try:
+        document = yaml.safe_load(path.read_text(encoding="utf-8"))
+    except yaml.YAMLError as error:
+        raise ValueError(f"{path}: not valid YAML: {error}") from error
+    if not isinstance(document, dict):
+        raise ValueError(f"{path}: expected sections, found {type(document).__name__}")
+    return document
+
+
+def read_params(params: Path) -> dict[str, Any]:
+    """All settings that a params file stands for: its own, with the presets that it names, found in
+    presets/ beside it, laid over them."""
+    document = read_yaml(params)
+    return with_presets(document, document.get(LISTED, []), params.parent / LISTED)
+
+
+def with_presets(base: Mapping[str, Any], names: Sequence[str], folder: Path) -> dict[str, Any]:
+    """`base` with the presets `names` of a folder laid over it, and no longer the list of those."""
+    if not isinstance(names, list) or not all(isinstance(name, str) for name in names):
+        raise ValueError(f"{LISTED} is {names!r}: give a list of names, such as [utkface_coral]")
+
+    settings = {name: section for name, section in base.items() if name != LISTED}
+    for name, changes in layers(names, folder):
+        if odd := sorted(set(changes) - set(base) - {FOLDS}):
+            raise ValueError(
+                f"{folder / name}.yaml: params.yaml has no section {odd[0]!r}; it has "
+                f"{', '.join(map(str, base))}"
+            )
+        settings = merged(settings, changes)
+    return settings
+
+
+def layers(names: Sequence[str], folder: Path) -> list[tuple[str, dict[str, Any]]]:
+    """The presets that `names` stand for, and their own keys, in the order in which they are laid:
+    each after those that it extends, the first of a list after the others."""
+    laid: dict[str, dict[str, Any]] = {}
+
+    def visit(name: str, path: tuple[str, ...]) -> None:
+        if name in path:
+            raise ValueError(
+                f"{folder / name}.yaml: extends itself, by {' -> '.join((*path, name))}; leave "
+                f"one of these out"
+            )
+        if name in laid:
+            return
+        changes = _read_preset(name, folder)
+        for parent in reversed(changes.pop(EXTENDS, [])):
+            visit(parent, (*path, name))
+        laid[name] = changes
+
+    for name in reversed(names):
+        visit(name, ())
+    return list(laid.items())
+
+
+def _read_preset(name: str, folder: Path) -> dict[str, Any]:
+    """A preset's own keys."""
+    if name not in known_presets(folder):
+        raise ValueError(
+            f"{folder / name}.yaml: no such preset; there are "
+            f"{', '.join([SYNTHETIC, *known_presets(folder)])}"
+        )
+    changes = read_yaml(folder / f"{name}.yaml")
+    if not isinstance(changes.get(EXTENDS, []), list):
+        raise ValueError(
+            f"{folder / name}.yaml: extends is {changes[EXTENDS]!r}: give a list of presets"
+        )
+    return changes
+
+
+def known_presets(folder: Path) -> list[str]:
+    """The names of a folder's presets."""
+    return sorted(path.stem for path in folder.glob("*.yaml"))
 
 
 def merged(base: Any, changes: Any, path: str = "") -> Any:
-    """`base` with the keys of `changes` laid over it, section by section; `REPLACED` sections are
-    taken whole."""
-    if path in REPLACED or not (isinstance(base, dict) and isinstance(changes, dict)):
+    """`base` with the keys of `changes` laid over it; the head of this module names the two
+    exceptions."""
+    if path in TAKEN_WHOLE or not (isinstance(base, Mapping) and isinstance(changes, Mapping)):
         return changes
+    if path in SETS and "source" in changes:
+        base = {**base, **SET_KEYS}
     laid = {
         key: merged(base.get(key), value, f"{path}.{key}".lstrip("."))
         for key, value in changes.items()
@@ -34,42 +141,109 @@ def merged(base: Any, changes: Any, path: str = "") -> Any:
     return {**base, **laid}
 
 
-def read_preset(preset: Path) -> dict[str, Any]:
-    """A preset's keys, laid over those of the preset beside it that its `extends` names."""
-    changes = read_params(preset)
-    if "extends" not in changes:
-        return changes
-    whole: dict[str, Any] = merged(read_preset(preset.parent / changes.pop("extends")), changes)
-    return whole
+# -------------------------------------------------------------------------------
+# The command line
+# -------------------------------------------------------------------------------
 
 
-def use_preset(base: Path, preset: Path, params: Path) -> None:
-    """Lays a preset's keys over the embedded set's settings (`base`) and writes the result as
-    `params`."""
-    header = f"# Written by `make repro` from {base.name} and {preset.name}; edit those.\n"
-    document = merged(read_params(base), read_preset(preset))
-    with atomic_write(params) as part:
-        part.write_text(
-            header + yaml.safe_dump(document, sort_keys=False, allow_unicode=True), encoding="utf-8"
-        )
+def use(names: Sequence[str], params: Path) -> None:
+    """Writes which presets are in use into the one line of params.yaml that says so; the rest of
+    the file stays as it is. `synthetic` alone names none."""
+    chosen = [] if list(names) == [SYNTHETIC] else list(names)
+    layers(chosen, params.parent / LISTED)  # refuses unknown ones
+
+    lines = params.read_text(encoding="utf-8").splitlines(keepends=True)
+    places = [place for place, line in enumerate(lines) if line.startswith(f"{LISTED}:")]
+    if len(places) != 1:
+        raise ValueError(f"{params}: expected one line that begins with '{LISTED}:'; add it")
+    start = places[0]
+    end = start + 1
+    while end < len(lines) and lines[end].lstrip().startswith("- "):
+        end += 1  # a name a line, as `dvc exp run -S 'presets=[...]'` writes them
+
+    _, hash_sign, comment = lines[start].rstrip("\n").partition("  #")
+    line = f"{LISTED}: [{', '.join(chosen)}]{hash_sign}{comment}\n"
+    if lines[start:end] != [line]:
+        with atomic_write(params) as part:
+            part.write_text("".join([*lines[:start], line, *lines[end:]]), encoding="utf-8")
+
+
+def resolve(params: Path, resolved: Path) -> None:
+    """Writes all settings of a run, params.yaml with its presets, as one file for DVC to compare.
+
+    ValueError for a value of params.yaml that was changed since the last commit and that a preset
+    in use sets as well: it would change nothing.
+    """
+    _refuse_hidden_changes(params)
+    header = f"# Written by dvc repro from {params.name} and presets/: edit those.\n"
+    text = yaml.safe_dump(read_params(params), sort_keys=False, allow_unicode=True)
+    with atomic_write(resolved) as part:
+        part.write_text(header + text, encoding="utf-8")
+
+
+def _refuse_hidden_changes(params: Path) -> None:
+    """Looks for what was changed since the last commit and a preset in use sets as well."""
+    now = read_yaml(params)
+    committed = _committed(params)
+    if committed is None:
+        return
+    changed = dict(leaves(now)).items() - dict(leaves(committed)).items()
+    for name, changes in layers(now.get(LISTED, []), params.parent / LISTED):
+        of_preset = dict(leaves(changes))
+        for path, value in sorted(changed):
+            if path in of_preset and of_preset[path] != value:
+                raise ValueError(
+                    f"{params}: {path} is now {value}, but {LISTED}/{name}.yaml, which is in use, "
+                    f"says {of_preset[path]}; change it there "
+                    f"(dvc exp run -S {LISTED}/{name}.yaml:{path}={value}), or commit it where it "
+                    f"is meant for other sets"
+                )
+
+
+def _committed(params: Path) -> dict[str, Any] | None:
+    """params.yaml of git's last commit; None outside of a repository, or where it holds none."""
+    if shutil.which("git") is None:
+        return None
+    done = subprocess.run(
+        ["git", "show", f"HEAD:./{params.name}"],
+        cwd=params.absolute().parent,
+        capture_output=True,
+        check=False,
+    )
+    document = yaml.safe_load(done.stdout) if done.returncode == 0 else None
+    return document if isinstance(document, dict) else None
+
+
+def leaves(document: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str, str]]:
+    """Nested sections -> dotted names with their values as text; lists are values."""
+    for key, value in document.items():
+        if isinstance(value, Mapping) and value:
+            yield from leaves(value, f"{prefix}{key}.")
+        else:
+            yield f"{prefix}{key}", str(value)
 
 
 def main(words: Sequence[str]) -> None:
-    """What the Makefile asks for: a preset laid over the settings, or one value of them."""
+    """What Makefile and dvc.yaml ask for; see the head of the module."""
     match words:
-        case ["use", base, preset, params]:
-            use_preset(Path(base), Path(preset), Path(params))
+        case ["use", *names] if names:
+            use(names, Path("params.yaml"))
+        case ["resolve", params, resolved]:
+            resolve(Path(params), Path(resolved))
         case ["value", name]:
-            value = read_params(Path("params.yaml"))
+            value: Any = read_params(Path("params.yaml"))
             for key in name.split("."):
                 value = value[key]
             print(value)
         case _:
-            raise SystemExit(
-                "usage: python -m stages.presets use BASE.yaml PRESET.yaml PARAMS.yaml | value "
+            raise ValueError(
+                "usage: python -m stages.presets use NAME ... | resolve PARAMS RESOLVED | value "
                 "SECTION.KEY"
             )
 
 
 if __name__ == "__main__":
-    main(sys.argv[1:])
+    try:
+        main(sys.argv[1:])
+    except ValueError as error:
+        raise SystemExit(f"stages.presets: {error}") from error

@@ -38,6 +38,7 @@ from visage.data.preprocess import evaluation_faces
 from visage.device import available_device
 from visage.model_config import NormaliseConfig
 from visage.networks import FaceBatch, Network, NetworkSettings, build, initialise
+from visage.strict import check_range
 from visage.training import distributed
 from visage.training.checkpoint import read_finished
 from visage.training.loop import Batch, Task, fit
@@ -75,8 +76,7 @@ class PretrainSettings:
     window_faces: int
 
     def __post_init__(self) -> None:
-        if self.window_faces < 1:
-            raise ValueError(f"window_faces is {self.window_faces}: give 1 or more")
+        check_range(self, window_faces=(1, None))
 
 
 @dataclass(frozen=True, kw_only=True)

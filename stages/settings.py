@@ -1,9 +1,12 @@
 """A section of params.yaml becomes its frozen dataclass, and a command line becomes a call of a
 stage.
 
-Values live in params.yaml, types in the dataclasses, defaults nowhere (architecture rule 7): a key
+Values live in params.yaml, types in the dataclasses, defaults nowhere (architecture rule 6): a key
 that no field knows, a field that no key fills, or a value of another type is a ValueError that
-names file, key, value and remedy. This is the only module that reads yaml.
+names file, key, value and remedy. A setting that several stages read stands once, in a section of
+its own (SHARED); a stage's dataclass says which of them it takes:
+
+    grid: LabelGrid = field(metadata={"section": "labels"})
 """
 
 from __future__ import annotations
@@ -11,23 +14,33 @@ from __future__ import annotations
 import argparse
 import dataclasses
 import json
-import re
 import sys
-import types
 import typing
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, TypeVar
 
-import yaml
-
 from stages.exit_status import ExitStatus, exit_status_of
+from stages.presets import read_params
+from visage.strict import from_plain
 
 Report = Callable[[int, Mapping[str, float]], None]
 Settings = TypeVar("Settings")
-POWER_OF_TEN = re.compile(
-    r"[-+]?\d+(\.\d*)?[eE][-+]?\d+"
-)  # 1e-05, as DVC writes it: text to PyYAML
+REMEDY = "see the committed params.yaml"
+# What several stages read. labels: what a label is, and how its spread and its bands are measured.
+# inference: how a model's output becomes a value.
+SHARED = {
+    "labels": (
+        "quantity",
+        "unit",
+        "grid",
+        "fixed_sigma",
+        "epsilon_sigma",
+        "cs_thresholds",
+        "band_width",
+    ),
+    "inference": ("decode", "flip"),
+}
 WORDS = {ExitStatus.OUT_OF_MEMORY: "out of memory; lower batch_size: "}
 
 
@@ -39,36 +52,70 @@ def print_report(step: int, values: Mapping[str, float]) -> None:
     )
 
 
-def read_params(params: Path) -> dict[str, Any]:
-    """The whole of a params file as nested dictionaries."""
-    if not params.is_file():
-        raise ValueError(
-            f"{params}: no such settings file; run from the repository root or give --params"
-        )
-    try:
-        document = yaml.safe_load(params.read_text(encoding="utf-8"))
-    except yaml.YAMLError as error:
-        raise ValueError(f"{params}: not valid YAML: {error}") from error
-    if not isinstance(document, dict):
-        raise ValueError(f"{params}: expected sections, found {type(document).__name__}")
-    return document
-
-
 def load_section(
     params: Path, section: str, cls: type[Settings], role: str | None = None
 ) -> Settings:
-    """Section `section` (of `role`, where the stage runs once a role) of a params file as the
-    dataclass `cls`."""
-    document: Any = read_params(params)
-    where = str(params)
-    for key in [section] + ([role] if role is not None else []):
-        if not isinstance(document, dict) or key not in document:
-            raise ValueError(f"{where}: no section '{key}'; add it (see the committed params.yaml)")
-        document, where = (
-            document[key],
-            f"{where}: {key}" if where == str(params) else f"{where}.{key}",
-        )
-    return typing.cast(Settings, convert(document, cls, where))
+    """Section `section` (of `role`, where the stage runs once a role) of a params file, and what it
+    takes of the shared sections, as the dataclass `cls`."""
+    return section_settings(read_params(params), section, cls, str(params), role)
+
+
+def section_settings(
+    document: Mapping[str, Any],
+    section: str,
+    cls: type[Settings],
+    where: str,
+    role: str | None = None,
+) -> Settings:
+    """The same from all settings as nested dictionaries; `where` names them in errors."""
+    own = _part(document, section, where)
+    place = f"{where}: {section}"
+    if role is not None:
+        own = _part(own, role, place)
+        place = f"{place}.{role}"
+
+    given: dict[str, Any] = {}
+    hints = typing.get_type_hints(cls)
+    for name, shared in shared_fields(cls).items():
+        if isinstance(own, Mapping) and name in own:
+            raise ValueError(
+                f"{place}: unknown key {name!r}; it stands once for all stages, in section "
+                f"{shared!r}"
+            )
+        values = _shared_section(document, shared, where)
+        value = _part(values, name, f"{where}: {shared}", "key")
+        given[name] = convert(value, hints[name], f"{where}: {shared}.{name}")
+    return typing.cast(Settings, from_plain(own, cls, place, REMEDY, given))
+
+
+def convert(value: Any, wanted: Any, where: str) -> Any:
+    """A value of params.yaml as the type `wanted`."""
+    return from_plain(value, wanted, where, REMEDY)
+
+
+def shared_fields(cls: type) -> dict[str, str]:
+    """The fields of a settings dataclass that stand in a shared section, and which one."""
+    fields = {field.name: field.metadata.get("section") for field in dataclasses.fields(cls)}
+    return {name: section for name, section in fields.items() if section is not None}
+
+
+def _shared_section(document: Mapping[str, Any], section: str, where: str) -> Any:
+    """A shared section without a key that nobody reads."""
+    values = _part(document, section, where)
+    if isinstance(values, Mapping):
+        for key in values:
+            if key not in SHARED[section]:
+                raise ValueError(
+                    f"{where}: {section}: unknown key {key!r}; known keys: "
+                    f"{', '.join(SHARED[section])}"
+                )
+    return values
+
+
+def _part(document: Any, name: str, where: str, kind: str = "section") -> Any:
+    if not isinstance(document, Mapping) or name not in document:
+        raise ValueError(f"{where}: no {kind} '{name}'; {REMEDY}")
+    return document[name]
 
 
 def read_json(path: Path) -> Any:
@@ -76,81 +123,6 @@ def read_json(path: Path) -> Any:
     if not path.is_file():
         raise ValueError(f"{path}: missing; run the stage that writes it (dvc repro) first")
     return json.loads(path.read_text(encoding="utf-8"))
-
-
-def convert(value: Any, wanted: Any, where: str) -> Any:
-    """A YAML value as the type `wanted`: dataclasses, unions with None, tuples, dicts, enums of
-    strings, numbers."""
-    if dataclasses.is_dataclass(wanted):
-        return _convert_dataclass(value, typing.cast(type, wanted), where)
-    origin, arguments = typing.get_origin(wanted), typing.get_args(wanted)
-    if origin in (types.UnionType, typing.Union):
-        if value is None and type(None) in arguments:
-            return None
-        return convert(value, next(a for a in arguments if a is not type(None)), where)
-    if origin is typing.Literal:
-        if value not in arguments:
-            raise ValueError(f"{where}: {value!r} is not one of {', '.join(map(repr, arguments))}")
-        return value
-    if origin in (tuple, list, dict, Mapping) or wanted is dict:
-        return _convert_collection(value, origin or dict, arguments or (str, Any), where)
-    return _convert_scalar(value, wanted, where)
-
-
-def _convert_dataclass(value: Any, cls: type, where: str) -> Any:
-    if not isinstance(value, dict):
-        raise ValueError(f"{where}: expected a section with keys, found {value!r}")
-    fields = {field.name: field for field in dataclasses.fields(cls)}
-    unknown, missing = sorted(set(value) - set(fields)), sorted(set(fields) - set(value))
-    if unknown:
-        raise ValueError(f"{where}: unknown key {unknown[0]!r}; known keys: {', '.join(fields)}")
-    if missing:
-        raise ValueError(
-            f"{where}: missing key {missing[0]!r}; add it (see the committed params.yaml)"
-        )
-    hints = typing.get_type_hints(cls)
-    converted = {name: convert(value[name], hints[name], f"{where}.{name}") for name in fields}
-    try:
-        return cls(**converted)
-    except ValueError as error:  # a dataclass's own __post_init__ check: say where the value stands
-        raise ValueError(f"{where}: {error}") from error
-
-
-def _convert_collection(value: Any, origin: Any, arguments: Sequence[Any], where: str) -> Any:
-    if origin in (dict, Mapping):
-        if not isinstance(value, dict):
-            raise ValueError(f"{where}: expected keys with values, found {value!r}")
-        return {
-            convert(key, arguments[0], f"{where}, key"): convert(
-                item, arguments[1], f"{where}.{key}"
-            )
-            for key, item in value.items()
-        }
-    if not isinstance(value, list):
-        raise ValueError(f"{where}: expected a list, found {value!r}")
-    if origin is tuple and arguments[-1] is not Ellipsis:
-        if len(value) != len(arguments):
-            raise ValueError(f"{where}: expected {len(arguments)} values, found {len(value)}")
-        return tuple(
-            convert(item, kind, where) for item, kind in zip(value, arguments, strict=True)
-        )
-    return origin(
-        convert(item, arguments[0], f"{where}[{index}]") for index, item in enumerate(value)
-    )
-
-
-def _convert_scalar(value: Any, wanted: Any, where: str) -> Any:
-    if wanted is Any:
-        return value
-    if wanted is float and isinstance(value, int) and not isinstance(value, bool):
-        return float(value)
-    if wanted is float and isinstance(value, str) and POWER_OF_TEN.fullmatch(value):
-        return float(value)
-    if wanted is Path and isinstance(value, str):
-        return Path(value)
-    if not isinstance(value, wanted) or (isinstance(value, bool) and wanted is not bool):
-        raise ValueError(f"{where}: expected {wanted.__name__}, found {value!r}")
-    return value
 
 
 def stage_main(

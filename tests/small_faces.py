@@ -18,6 +18,7 @@ from PIL import Image
 from stages.baseline import BaselineSettings
 from stages.finetune import FinetuneSettings
 from stages.pretrain import PretrainSettings
+from stages.settings import shared_fields
 from visage.baselines.bif import BIFSettings
 from visage.baselines.linear import FitSettings
 from visage.data.augment import AugmentationSettings
@@ -203,7 +204,7 @@ def finetune_settings(**changes: Any) -> FinetuneSettings:
         "loss": LOSS,
         "fixed_sigma": 10.0,
         "schedule": "joint",
-        "terms": "none",
+        "terms": {"target": "none"},
         "cache_mb": 1,
     }
     return FinetuneSettings(**(_training(**values) | changes))
@@ -216,7 +217,7 @@ def classic_settings(**changes: Any) -> BaselineSettings:
         "features": "cnn",
         "estimator": "bfgs_ldl",
         "bif": BIFSettings(side_px=24, num_bands=2, num_orientations=4),
-        "flip": True,
+        "average_mirror": True,
         "grid": GRID,
         "fixed_sigma": 10.0,
         "strengths": (1.0, 100.0),
@@ -229,18 +230,26 @@ def classic_settings(**changes: Any) -> BaselineSettings:
         "interval": 0.95,
         "seed": 0,
         "cs_thresholds": (5.0,),
-        "decade_years": 10.0,
+        "band_width": 10.0,
         "epsilon_sigma": None,
         "with_dedup": True,
     }
     return BaselineSettings(**(values | changes))
 
 
+def plain_settings(**sections: Any) -> dict[str, dict[str, Any]]:
+    """Settings dataclasses as params.yaml has them: a section each, what they share in its own."""
+    plain: dict[str, dict[str, Any]] = {}
+    for name, section in sections.items():
+        own = json.loads(json.dumps(dataclasses.asdict(section)))
+        for field, shared in shared_fields(type(section)).items():
+            plain.setdefault(shared, {})[field] = own.pop(field)
+        plain[name] = own
+    return plain
+
+
 def write_params(path: Path, **sections: Any) -> Path:
-    """Settings dataclasses as a params file, a section each."""
-    plain = {
-        name: json.loads(json.dumps(dataclasses.asdict(section)))
-        for name, section in sections.items()
-    }
+    """The same as a file."""
+    plain = plain_settings(**sections)
     path.write_text(yaml.safe_dump(plain, sort_keys=False), encoding="utf-8")
     return path

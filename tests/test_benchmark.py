@@ -19,7 +19,7 @@ pytestmark = pytest.mark.slow
 
 def small_set(folds: dict[str, Any]) -> dict[str, Any]:
     """All settings of a drawn set of a few hundred faces, trained for one epoch."""
-    settings = settings_of("drawn", {})
+    settings = settings_of("synthetic", {})
     for role, num_people in (("identity", 25), ("target", 50)):
         changes = {
             "num_people": num_people,
@@ -53,7 +53,7 @@ def command(
         capsys.readouterr()
         stem = tmp_path / "results" / Path(what).stem
         found = {
-            path.stem: json.loads(path.read_text(encoding="utf-8"))["sets"]["drawn"]
+            path.stem: json.loads(path.read_text(encoding="utf-8"))["sets"]["synthetic"]
             for path in stem.iterdir()
         }
         return (
@@ -67,8 +67,8 @@ def command(
 
 def test_a_benchmark_goes_on_where_it_stopped(tmp_path: Path, command: Any) -> None:
     file = tmp_path / "small.yaml"
-    tables = "tables:\n  augmentation_pooling: {sets: [drawn], seeds: [0]}\n  two_stage: {sets: [drawn], seeds: [0]}\n"
-    file.write_text("sets: {drawn: {}}\n" + tables)
+    tables = "tables:\n  augmentation_pooling: {sets: [synthetic], seeds: [0]}\n  two_stage: {sets: [synthetic], seeds: [0]}\n"
+    file.write_text("sets: {synthetic: {}}\n" + tables)
     settings = small_set({})
     settings["baseline"]["max_feature_mb"] = (
         1  # too little for BIF: its rows fail, all others stand
@@ -98,7 +98,7 @@ def test_a_protocol_adds_its_folds(command: Any) -> None:
     folds = {"folds": {"key": "download.target.split.fold", "values": [0, 1]}}
     settings = small_set(folds)
     settings["download"]["target"]["split"] |= {"assign": "folds", "num_folds": 2}
-    status, found, text = command("drawn", settings)
+    status, found, text = command("synthetic", settings)
     assert status == 0
     [row] = found["protocol"]
     assert row["num_folds"] == 2

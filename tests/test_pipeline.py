@@ -102,9 +102,9 @@ def small(params: dict[str, Any]) -> None:
 
 
 def stages_that_ran(output: str) -> set[str]:
-    """All but `code`, which always runs."""
+    """All but `code`, which always runs, and `settings`, which runs whenever params.yaml changed."""
     lines = [line for line in output.splitlines() if line.startswith("Running stage")]
-    return {line.split("'")[1] for line in lines} - {"code"}
+    return {line.split("'")[1] for line in lines} - {"code", "settings"}
 
 
 def test_drawn_faces_end_to_end(tmp_path: Path) -> None:
@@ -151,7 +151,7 @@ def test_drawn_faces_end_to_end(tmp_path: Path) -> None:
     assert answer["model"]["name"] == "tiny-drawn-age"
 
     assert stages_that_ran(run(folder, "dvc", "repro")) == set()
-    set_params(folder, lambda params: params["calibrate"].update(flip=False))
+    set_params(folder, lambda params: params["inference"].update(flip=False))
     assert stages_that_ran(run(folder, "dvc", "repro")) == {
         "calibrate",
         "evaluate",
@@ -163,8 +163,15 @@ def test_drawn_faces_end_to_end(tmp_path: Path) -> None:
     ]
     assert calibration["num_faces"] >= 4
     assert calibration["flip"] is False
-    set_params(folder, lambda params: params["calibrate"].update(flip=True))
+    set_params(folder, lambda params: params["inference"].update(flip=True))
     assert stages_that_ran(run(folder, "dvc", "repro")) == set()  # from DVC's run cache
+
+    preset = "labels: {band_width: 20.0}\n"
+    (folder / "presets" / "wide.yaml").write_text(preset, encoding="utf-8")
+    set_params(folder, lambda params: params.update(presets=["wide"]))
+    assert stages_that_ran(run(folder, "dvc", "repro")) == {"baseline", "evaluate", "explain"}
+    set_params(folder, lambda params: params.update(presets=[]))
+    assert stages_that_ran(run(folder, "dvc", "repro")) == set()
 
     labelled = folder / "incoming/target/labelled"
     labelled.mkdir()

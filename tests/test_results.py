@@ -10,7 +10,7 @@ from typing import Any
 
 import pytest
 
-from stages.settings import read_params
+from stages.presets import read_params
 from tests.small_model import small_model
 from visage.model_config import INTERVAL_MASS, CalibrationConfig
 

@@ -11,19 +11,11 @@ import sys
 from pathlib import Path
 
 import pytest
-import yaml
 
+from stages.presets import known_presets, read_params
 from tests.imports import REPOSITORY
 
-PRESETS = sorted(
-    path.stem for path in (REPOSITORY / "presets").glob("*.yaml") if path.stem != "drawn"
-)
-
-
-def drawn_settings() -> Path:
-    """The drawn set's settings: params.yaml, unless this working copy is switched to a real set."""
-    waiting = REPOSITORY / "presets" / "drawn.yaml"
-    return waiting if waiting.is_file() else REPOSITORY / "params.yaml"
+PRESETS = known_presets(REPOSITORY / "presets")
 
 
 @pytest.fixture
@@ -31,14 +23,14 @@ def workplace(tmp_path: Path) -> Path:
     """Makefile, params.yaml and presets, set up already, with a dvc that only says it was asked."""
     for name in ("Makefile", "requirements.lock", "pyproject.toml"):
         shutil.copy(REPOSITORY / name, tmp_path)
-    shutil.copy(drawn_settings(), tmp_path / "params.yaml")
+    shutil.copy(REPOSITORY / "params.yaml", tmp_path / "params.yaml")
     (tmp_path / "presets").mkdir()
     for preset in PRESETS:
         shutil.copy(REPOSITORY / "presets" / f"{preset}.yaml", tmp_path / "presets")
     programs = tmp_path / ".venv" / "bin"
     programs.mkdir(parents=True)
     for name, line in {
-        "python": f'exec {sys.executable} "$@"',
+        "python": f'PYTHONPATH={REPOSITORY} exec {sys.executable} "$@"',
         "dvc": 'echo dvc "$@"',
         "uv": "exit 1",
     }.items():
@@ -65,27 +57,35 @@ def test_help_lists_every_verb_that_the_documents_name(workplace: Path) -> None:
     assert {"demo", "test", "check", "predict", "repro", "bench", "results", "clean"} <= listed
 
 
-@pytest.mark.parametrize("preset", PRESETS)
-def test_a_preset_is_laid_over_and_taken_off_again(workplace: Path, preset: str) -> None:
+def test_a_preset_is_named_in_one_line_of_the_settings_and_taken_off_again(
+    workplace: Path,
+) -> None:
+    """All else of params.yaml stays as it is: comments, remarks, values."""
     params = workplace / "params.yaml"
     params.write_text(params.read_text(encoding="utf-8") + "\n# my own remark\n", encoding="utf-8")
     before = params.read_bytes()
-    first = make(workplace, "repro", f"DATA={preset}")
+    files = set(workplace.rglob("*"))
+    first = make(workplace, "repro", "DATA=ms_celeb chalearn15")
     assert first.returncode == 0, first.stderr
     assert first.stdout.strip().endswith("dvc repro")
+
     once = params.read_bytes()
-    laid, drawn = (yaml.safe_load(text)["download"] for text in (once, before))
-    assert laid["identity"]["options"] != drawn["identity"]["options"]
-    assert (
-        make(workplace, "repro", f"DATA={preset}").returncode == 0
-    )  # again: over the drawn set's, not over itself
-    assert params.read_bytes() == once
+    changed = [
+        (old, new)
+        for old, new in zip(before.splitlines(), once.splitlines(), strict=True)
+        if old != new
+    ]
+    [(old, new)] = changed
+    assert old.startswith(b"presets: []  # ")
+    assert new == old.replace(b"[]", b"[ms_celeb, chalearn15]")
+    assert read_params(params)["download"]["identity"]["source"] == "ms_celeb"
+    assert set(workplace.rglob("*")) == files, "no settings are kept elsewhere"
+
     assert make(workplace, "repro").returncode == 0
     assert params.read_bytes() == once
     for _ in range(2):
-        assert make(workplace, "repro", "DATA=drawn").returncode == 0
+        assert make(workplace, "repro", "DATA=synthetic").returncode == 0
         assert params.read_bytes() == before
-    assert not (workplace / "presets" / "drawn.yaml").exists()
 
 
 def test_an_unknown_preset_changes_nothing_and_names_the_known(workplace: Path) -> None:

@@ -14,8 +14,6 @@ from __future__ import annotations
 import dataclasses
 import json
 import math
-import types
-import typing
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
@@ -26,6 +24,7 @@ from visage.methods import METHODS
 from visage.networks import build
 from visage.networks import check as check_network
 from visage.networks.protocol import Network
+from visage.strict import from_plain
 
 CONFIG_FORMAT, OLDER_FORMAT = 3, 2
 WEIGHTS_FILE, CONFIG_FILE, OLDER_CONFIG_FILE = "model.safetensors", "config.json", "card.json"
@@ -188,7 +187,9 @@ class ModelConfig:
             raise ValueError(
                 f"{source}: not a config of format {CONFIG_FORMAT}; export the model again"
             )
-        config: ModelConfig = _build(cls, document, source)
+        config: ModelConfig = from_plain(
+            document, cls, f"{source}: config", "export the model again"
+        )
         config.check(source)
         return config
 
@@ -254,34 +255,3 @@ def current_network(network: Any) -> Any:
     rest = dict(network)
     pooling = rest.pop("pooling")
     return rest | {"options": {} if pooling == "flatten" else {"pooling": pooling}}
-
-
-def _build(wanted: Any, value: Any, where: str) -> Any:
-    """A JSON value as the type `wanted` (dataclass or None, Literal, tuple or plain), strict about
-    keys and types."""
-    if dataclasses.is_dataclass(wanted):
-        kinds = typing.get_type_hints(wanted)
-        odd = sorted(set(value) ^ set(kinds)) if isinstance(value, dict) else list(kinds)
-        if odd:
-            raise ValueError(
-                f"{where}: fields missing or unknown: {', '.join(odd)}; export the model again"
-            )
-        fields = {
-            name: _build(kind, value[name], f"{where}: {name}") for name, kind in kinds.items()
-        }
-        try:
-            return typing.cast(type, wanted)(**fields)
-        except ValueError as error:  # a dataclass's own check: say where the value stands
-            raise ValueError(f"{where}: {error}") from error
-    origin, arguments = typing.get_origin(wanted) or wanted, typing.get_args(wanted)
-    if origin is types.UnionType:  # a part or None
-        return None if value is None else _build(arguments[0], value, where)
-    if origin is Literal and value in arguments:
-        return value
-    if origin is tuple and isinstance(value, list) and len(value) == len(arguments):
-        return tuple(_build(kind, item, where) for kind, item in zip(arguments, value, strict=True))
-    if origin is float and type(value) is int:
-        return float(value)
-    if isinstance(origin, type) and type(value) is origin:
-        return value
-    raise ValueError(f"{where}: {value!r} is not {wanted}; export the model again")

@@ -237,7 +237,7 @@ def _found(cells: Sequence[Cell], tables: Mapping[str, TableSettings]) -> dict[s
         found[key] = {
             "machines": sorted({note["machine"]["words"] for note in notes}),
             "git_commits": sorted({note["git_commit"] for note in notes}),
-            "units": {data: params["finetune"]["unit"] for data, params in own.items()},
+            "units": {data: params["labels"]["unit"] for data, params in own.items()},
             "settings": {data: _budget(params) for data, params in own.items()},
             "sets": sets,
         }
@@ -248,7 +248,8 @@ def _budget(params: Mapping[str, Any]) -> dict[str, Any]:
     """What all rows of a set have in common."""
     finetune = params["finetune"]
     kept = {"network": finetune["network"]["name"]}
-    kept |= {name: finetune[name] for name in ("epochs", "init", "grid", "loss", "augmentation")}
+    kept |= {name: finetune[name] for name in ("epochs", "init", "loss", "augmentation")}
+    kept["grid"] = params["labels"]["grid"]
     recipe = finetune["recipes"][finetune["recipe"]]
     return {"crop_px": params["align"]["target"]["crop_px"], **kept, "recipe": recipe}
 

@@ -1,9 +1,9 @@
 """A benchmark's file becomes its cells: a table's row on a set with a seed and a fold, each with
 all its settings.
 
-Settings of a cell, each laid over the one before: params.yaml (the drawn set), the set's preset,
-what the benchmark says of the set, the row, the seed, the fold. A preset with several folds names
-them in its section `folds`.
+Settings of a cell, each laid over the one before: params.yaml (the synthetic set), the set's preset
+and those that the benchmark lays over it (`extends`), what it says of the set, the row, the seed,
+the fold. A preset with several folds names them in its section `folds`.
 """
 
 from __future__ import annotations
@@ -16,11 +16,10 @@ from typing import Any
 
 from flows.pipeline.dvc_stages import Declared
 from flows.pipeline.step_cache import REPOSITORY, Step, plan
-from stages.presets import merged, read_preset
-from stages.settings import convert, read_params
+from stages.presets import EXTENDS, SYNTHETIC, merged, read_yaml, with_presets
+from stages.settings import convert
 
 PRESETS = REPOSITORY / "presets"
-DRAWN = "drawn"  # the embedded set: params.yaml itself
 SEED = "finetune.seed"
 WHOLE = "whole"  # the fold of a set without folds
 
@@ -61,8 +60,8 @@ class WantedSettings:
 
 @dataclass(frozen=True, kw_only=True)
 class BenchmarkSettings:
-    """`sets`: preset name -> settings laid over it; `tables`: table name -> what is wanted of
-    it."""
+    """`sets`: preset name -> settings laid over it, `extends` among them: presets that win over it.
+    `tables`: table name -> what is wanted of it."""
 
     sets: Mapping[str, Mapping[str, Any]]
     tables: Mapping[str, WantedSettings]
@@ -92,7 +91,7 @@ class Cell:
 
 def read_benchmark(file: Path) -> BenchmarkSettings:
     """A benchmark's file."""
-    settings: BenchmarkSettings = convert(read_params(file), BenchmarkSettings, str(file))
+    settings: BenchmarkSettings = convert(read_yaml(file), BenchmarkSettings, str(file))
     return settings
 
 
@@ -100,7 +99,7 @@ def read_tables(file: Path) -> dict[str, TableSettings]:
     """All tables that there are."""
     return {
         name: convert(value, TableSettings, f"{file}: {name}")
-        for name, value in read_params(file).items()
+        for name, value in read_yaml(file).items()
     }
 
 
@@ -154,19 +153,14 @@ def _cells(
             )
 
 
-def settings_of(preset: str, changes: Mapping[str, Any]) -> dict[str, Any]:
-    """All settings of a set: params.yaml, its preset, and a benchmark's changes."""
-    kept = (
-        PRESETS / f"{DRAWN}.yaml"
-    )  # the drawn set's, while `make repro DATA=...` has another preset in params.yaml
-    whole = read_params(kept if kept.is_file() else REPOSITORY / "params.yaml")
-    if preset != DRAWN:
-        file = PRESETS / f"{preset}.yaml"
-        if not file.is_file():
-            known = sorted({path.stem for path in PRESETS.glob("*.yaml")} | {DRAWN})
-            raise ValueError(f"{file}: no such preset; there are {', '.join(known)}")
-        whole = merged(whole, read_preset(file))
-    _refuse_unknown(whole, changes, f"sets.{preset}")
+def settings_of(name: str, changes: Mapping[str, Any]) -> dict[str, Any]:
+    """All settings of a set, whatever presets are in use: params.yaml, the set's preset, those that
+    `changes` extends, and a benchmark's changes."""
+    base = read_yaml(REPOSITORY / "params.yaml")
+    changes = dict(changes)
+    names = [*changes.pop(EXTENDS, []), *([] if name == SYNTHETIC else [name])]
+    whole = with_presets(base, names, PRESETS)
+    _refuse_unknown(whole, changes, f"sets.{name}")
     return dict(merged(whole, changes))
 
 

@@ -72,7 +72,7 @@ def _predictions(cell: Cell) -> pd.DataFrame:
     columns = ["photo_id", "label", "sigma", "split", "prediction"]
     table: pd.DataFrame = pq.read_table(_output(cell, PREDICTIONS), columns=columns).to_pandas()
     table = table[table["split"] == table["split"].iloc[0]].assign(fold=str(cell.fold))
-    fixed = cell.params["evaluate"]["epsilon_sigma"]
+    fixed = cell.params["labels"]["epsilon_sigma"]
     table["sigma"] = table["sigma"].astype(np.float64)
     if fixed is not None:
         table["sigma"] = table["sigma"].fillna(fixed)

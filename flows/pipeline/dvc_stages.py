@@ -107,9 +107,7 @@ def _declared(stage: Any) -> Declared:
         if hasattr(dependency, "params")
         for name in dependency.params
     ]
-    paths = [
-        str(dependency.def_path) for dependency in stage.deps if not hasattr(dependency, "params")
-    ]
+    paths = [str(dependency.def_path) for dependency in stage.deps]
     return Declared(
         name=stage.name,
         command=tuple(shlex.split(stage.cmd)),

@@ -34,6 +34,7 @@ from visage.training.provenance import git_commit, machine_of
 
 REPOSITORY = Path(__file__).resolve().parents[2]
 DONE, LOG, PARAMS = ".done.json", "log.txt", "params.yaml"
+RESOLVED = "params.resolved.yaml"
 KEY_LENGTH = 16
 
 
@@ -71,8 +72,10 @@ class Step:
 def plan(
     stages: Sequence[Declared], params: Mapping[str, Any], goal: str, runs: Path
 ) -> dict[str, Step]:
-    """The steps that lead to the stage `goal` under these settings (all of params.yaml), by stage
-    name."""
+    """The steps that lead to the stage `goal` under these settings (all of params.yaml, its presets
+    laid over it), by stage name. The stage that resolves them for DVC is none of the steps: each
+    finds its own in its folder."""
+    stages = [stage for stage in stages if RESOLVED not in stage.outputs]
     steps: dict[str, Step] = {}
     writer: dict[str, Step] = {}
     for stage in stages:

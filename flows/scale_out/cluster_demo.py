@@ -1,5 +1,5 @@
 """A cluster of two nodes on this machine, and on it what outgrows one: alignment, pre-training, a
-sweep (drawn faces).
+sweep (synthetic faces).
 
     python -m flows.scale_out.cluster_demo          (or: make cluster-demo)
 
@@ -84,10 +84,8 @@ def clone(folder: Path) -> None:
     """The last commit in `folder`, anew, with the demo's settings."""
     shutil.rmtree(folder, ignore_errors=True)
     subprocess.run(["git", "clone", "--quiet", str(ROOT), str(folder)], check=True)
-    settings = ["params.yaml", "presets/cluster_demo.yaml", "params.yaml"]
-    subprocess.run(
-        [sys.executable, "-m", "stages.settings", "use", *settings], cwd=folder, check=True
-    )
+    preset = [sys.executable, "-m", "stages.presets", "use", "cluster_demo"]
+    subprocess.run(preset, cwd=folder, check=True)
 
 
 def main() -> None:

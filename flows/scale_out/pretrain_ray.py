@@ -25,6 +25,7 @@ from flows.scale_out.ray_cluster import ADDRESS
 from stages.exit_status import ExitStatus, exit_status_of
 from stages.pretrain import Runner, Training
 from stages.settings import Report
+from visage.strict import check_range
 
 REFUSED, PROGRESS = "refused.txt", "progress.jsonl"
 LOOK_SECONDS = 1.0  # between two looks at what the processes report
@@ -54,15 +55,14 @@ class PretrainOut:
                 f"min_workers is {self.min_workers}: give 1 to num_workers, which is "
                 f"{self.num_workers}"
             )
-        for name, low in (
-            ("cpus_per_worker", 1),
-            ("gpus_per_worker", 0),
-            ("max_failures", 0),
-            ("resize_seconds", 1),
-            ("micro_batches", 1),
-        ):
-            if getattr(self, name) < low:
-                raise ValueError(f"{name} is {getattr(self, name)}: give {low} or more")
+        check_range(
+            self,
+            cpus_per_worker=(1, None),
+            gpus_per_worker=(0, None),
+            max_failures=(0, None),
+            resize_seconds=(1, None),
+            micro_batches=(1, None),
+        )
 
 
 def runner(settings: PretrainOut, storage: Path) -> Runner:

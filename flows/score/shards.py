@@ -29,6 +29,7 @@ from visage.atomic import atomic_write
 from visage.data.schemas import METADATA_KEY
 from visage.inference.photos import FacePrediction, PhotoResult, Predictor
 from visage.model_config import CONFIG_FILE, ModelConfig
+from visage.strict import check_positive, check_range
 from visage.weights import load_model, sha256_of
 
 SCORE_KEY = b"score"
@@ -58,25 +59,21 @@ class ScoreSettings:
     shard_photos: int
     num_workers: int
     all_faces: bool
-    flip: bool
+    flip: bool = field(metadata={"section": "inference"})
     column: str
     max_photo_bytes: int
     max_photo_pixels: int
     max_photo_seconds: float
 
     def __post_init__(self) -> None:
-        for name, least in {
-            "shard_photos": 1,
-            "num_workers": 0,
-            "max_photo_bytes": 1,
-            "max_photo_pixels": 1,
-        }.items():
-            if getattr(self, name) < least:
-                raise ValueError(f"{name} is {getattr(self, name)}: give {least} or more")
-        if self.max_photo_seconds <= 0:
-            raise ValueError(
-                f"max_photo_seconds is {self.max_photo_seconds}: give a number above 0"
-            )
+        check_range(
+            self,
+            shard_photos=(1, None),
+            num_workers=(0, None),
+            max_photo_bytes=(1, None),
+            max_photo_pixels=(1, None),
+        )
+        check_positive(self, "max_photo_seconds")
 
     def deciding(self) -> dict[str, Any]:
         """The settings that decide what stands in a shard."""

@@ -64,7 +64,8 @@ from flows.sweep.trial import trial
 from model_registry.sweep_runs import end_sweep, open_sweep
 from stages.code import REPOSITORY, code_digest, names_in
 from stages.exit_status import ExitStatus, exit_status_of
-from stages.settings import load_section, read_params
+from stages.presets import read_params
+from stages.settings import load_section
 from visage.atomic import atomic_write
 from visage.data.face_table import FaceTable
 from visage.model_config import CONFIG_FILE, WEIGHTS_FILE

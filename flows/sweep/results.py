@@ -248,7 +248,7 @@ def _with_interval(row: pd.Series, name: str) -> str:
 
 def drawn(plan: Plan, table: pd.DataFrame, path: str) -> Dimension:
     """A dimension as the figures take it."""
-    dimension, name = plan.space[path], path.removeprefix("finetune.")
+    dimension, name = plan.space[path], path.removeprefix("finetune.").removeprefix("labels.")
     if path in (STEP, SIGMA):
         name = f"{name} ({plan.trial_settings({}).unit})"
     if not isinstance(dimension, ChoiceSettings):

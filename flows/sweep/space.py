@@ -1,8 +1,8 @@
 """The `sweep` section of params.yaml: which settings of `finetune` are searched, over which values,
 and how.
 
-Paths are dotted names below `finetune`. Every value that a path may take is tried on the settings'
-own types before anything starts.
+Paths are dotted names below `finetune`, or of what it takes of the shared sections. Every value
+that a path may take is tried on the settings' own types before anything starts.
 """
 
 from __future__ import annotations
@@ -14,10 +14,11 @@ from typing import Any, Literal
 
 from flows.benchmark.grid import with_settings
 from stages.finetune import FinetuneSettings
-from stages.settings import convert
+from stages.settings import convert, section_settings, shared_fields
+from visage.strict import check_range
 
 SECTION = "finetune"
-SIGMA, LAMBDA, STEP = "finetune.fixed_sigma", "finetune.loss.lambda_", "finetune.grid.step"
+SIGMA, LAMBDA, STEP = "labels.fixed_sigma", "finetune.loss.lambda_", "labels.grid.step"
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -117,16 +118,15 @@ class SweepSettings:
     folder: str
 
     def __post_init__(self) -> None:
-        for name, low in (
-            ("num_samples", 1),
-            ("grace_epochs", 1),
-            ("reduction_factor", 2),
-            ("cpus_per_trial", 0.01),
-            ("gpus_per_trial", 0),
-            ("max_failures", 0),
-        ):
-            if getattr(self, name) < low:
-                raise ValueError(f"{name} is {getattr(self, name)}: give {low} or more")
+        check_range(
+            self,
+            num_samples=(1, None),
+            grace_epochs=(1, None),
+            reduction_factor=(2, None),
+            cpus_per_trial=(0.01, None),
+            gpus_per_trial=(0, None),
+            max_failures=(0, None),
+        )
         for name, value in (("epochs", self.epochs), ("max_concurrent", self.max_concurrent)):
             if value is not None and value < 1:
                 raise ValueError(f"{name} is {value}: give 1 or more, or null")
@@ -145,12 +145,11 @@ class Plan:
 
     def trial_settings(self, values: Mapping[str, Any]) -> FinetuneSettings:
         """finetune's settings with these values; ValueError names the one that cannot be."""
-        changed = with_settings(self.params, values, f"{self.where}: sweep.space")[SECTION]
+        changed = with_settings(self.params, values, f"{self.where}: sweep.space")
         chosen = ", ".join(f"{path} = {value}" for path, value in values.items())
-        try:
-            settings: FinetuneSettings = convert(changed, FinetuneSettings, SECTION)
-        except ValueError as error:
-            raise ValueError(f"{self.where}: sweep.space with {chosen}: {error}") from error
+        settings = section_settings(
+            changed, SECTION, FinetuneSettings, f"{self.where}: sweep.space with {chosen}"
+        )
         return replace(settings, epochs=self.settings.epochs or settings.epochs)
 
     def listed(self) -> list[dict[str, Any]]:
@@ -194,10 +193,11 @@ def planned(params: Mapping[str, Any], settings: SweepSettings, where: str) -> P
 
 
 def _dimension(path: str, spec: Mapping[str, Any], where: str) -> Dimension:
-    if not path.startswith(f"{SECTION}."):
+    shared = tuple(f"{of}.{name}" for name, of in shared_fields(FinetuneSettings).items())
+    if not f"{path}.".startswith((f"{SECTION}.", *(f"{name}." for name in shared))):
         raise ValueError(
-            f"{where}: sweep.space: {path!r} is not below {SECTION}; only its settings can be "
-            f"searched"
+            f"{where}: sweep.space: {path!r} is no setting of {SECTION}; what can be searched is "
+            f"{SECTION} itself and {', '.join(shared)}"
         )
     if path == f"{SECTION}.epochs":
         raise ValueError(

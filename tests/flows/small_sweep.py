@@ -39,8 +39,8 @@ WORDS = [
 ]
 SPACE: dict[str, Any] = {
     "finetune.loss.lambda_": {"kind": "loguniform", "low": 0.01, "high": 10.0},
-    "finetune.grid.step": {"kind": "choice", "values": [5.0, 10.0, 20.0]},
-    "finetune.fixed_sigma": {"kind": "uniform", "low": 5.0, "high": 20.0},
+    "labels.grid.step": {"kind": "choice", "values": [5.0, 10.0, 20.0]},
+    "labels.fixed_sigma": {"kind": "uniform", "low": 5.0, "high": 20.0},
 }
 
 

@@ -27,6 +27,7 @@ from model_registry.mlflow_client import connect
 from model_registry.promote import champion, history
 from tests.imports import REPOSITORY
 from tests.model_registry.test_promote import RULES
+from tests.small_faces import plain_settings
 from tests.small_model import small_model
 
 MODEL = "toy"
@@ -106,8 +107,9 @@ def copy(
     params = {
         "download": real["download"],
         "retrain": {"watch": {"target": "inbox"}, "experiment": "toy", "notify": "toy"},
-        "package": real["package"] | {"model": MODEL}, "promote": vars(RULES),
-    }  # fmt: skip
+        "package": real["package"] | {"model": MODEL},
+        **plain_settings(promote=RULES),
+    }
     (local / "params.yaml").write_text(yaml.safe_dump(params), encoding="utf-8")
     (local / ".dvc" / "tmp").mkdir(parents=True)
     (local / ".dvc" / "config").write_text("[core]\n    no_scm = True\n", encoding="utf-8")

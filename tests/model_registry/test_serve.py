@@ -55,7 +55,7 @@ EVALUATE = EvaluateSettings(
     interval=0.95,
     seed=0,
     cs_thresholds=(3.0,),
-    decade_years=10.0,
+    band_width=10.0,
     epsilon_sigma=None,
     with_dedup=False,
 )
@@ -118,7 +118,6 @@ def evaluated(folder: Path, export: Path) -> pd.DataFrame:
         AlignSettings(
             **eye,
             detector=DetectorSettings(**asdict(config.detector)),
-            choose="centre_largest",
             fallback="none",
             min_detection_rate=0.5,
             shard_rows=5,

@@ -40,7 +40,6 @@ SETTINGS = AlignSettings(
         max_side_px=1024,
         landmark_passes=2,
     ),
-    choose="centre_largest",
     fallback="none",
     min_detection_rate=0.5,
     shard_rows=4,

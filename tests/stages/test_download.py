@@ -241,7 +241,9 @@ def test_the_drawn_set_is_made_anew_each_time(house: House) -> None:
     options = {"quantity": "age", "num_people": 3, "photos_per_person": 2, "px": 64, "seed": 1}
     options |= {"age_span_years": 90.0, "label_noise": 1.0, "dirt": {}}
     chosen = settings(
-        source="drawn", options=options, split={**SPLIT, "group_by": "person", "test_fraction": 0.5}
+        source="synthetic",
+        options=options,
+        split={**SPLIT, "group_by": "person", "test_fraction": 0.5},
     )
     rows = house.run(chosen)
     assert len(rows) == 6

@@ -37,7 +37,7 @@ SETTINGS = EvaluateSettings(
     interval=0.95,
     seed=3,
     cs_thresholds=(3.0, 30.0),
-    decade_years=10.0,
+    band_width=10.0,
     epsilon_sigma=None,
     with_dedup=True,
 )
@@ -405,13 +405,19 @@ def test_an_empty_split_and_a_face_without_a_label_are_refused(tmp_path: Path) -
         Run(tmp_path).evaluate()
 
 
+def test_without_a_rule_of_its_own_it_takes_the_models(run: Run) -> None:
+    reports = run.evaluate(replace(SETTINGS, decode=None, num_resamples=5), "own")
+    config = ModelConfig.read(run.folder / "model" / "config.json")
+    assert metrics(reports)["decision"]["decode"] == config.decode
+
+
 @pytest.mark.parametrize(
     ("change", "complaint"),
     [
         ({"splits": ()}, "splits is empty"),
         ({"decode": "mode"}, "'mode' is unknown"),
         ({"batch_size": 0}, "batch_size is 0"),
-        ({"decade_years": -1.0}, "decade_years is -1"),
+        ({"band_width": -1.0}, "band_width is -1"),
     ],
 )
 def test_settings_that_cannot_be_are_refused(change: dict[str, Any], complaint: str) -> None:

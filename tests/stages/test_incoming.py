@@ -28,7 +28,6 @@ from tests.stages.ingest.test_splits import Photo, splits_of
 from tests.stages.ingest.test_splits import settings as split_settings
 from tests.stages.photo_sets import SPLIT, House, lay, photo, settings
 from tests.stages.test_two_sets import own, own_as_test, table
-from tests.test_verbs import drawn_settings
 
 Lines = dict[str, tuple[str, bytes]]
 
@@ -166,7 +165,7 @@ def test_the_same_picture_with_another_label_is_listed_and_not_fatal(
         lines |= {f"{split}.jpg": (f"{mine.label + 5},,{split},", picture)}
         lines |= {f"{split}-again.jpg": (f"{mine.label},,{split},", picture)}
     house.run(settings(**own(incoming=table(tmp_path / "in", lines))))
-    checks = load_section(drawn_settings(), "validate", ValidateSettings, "target")
+    checks = load_section(REPOSITORY / "params.yaml", "validate", ValidateSettings, "target")
     checks = replace(checks, max_quarantined_fraction=0.2)  # of 28 photos
     findings = inspect(house.manifest, checks)
     leaving = {(photo_id, check) for photo_id, check, _ in findings.quarantine(checks)}
@@ -212,7 +211,9 @@ def test_what_does_not_fit_is_told(house: House, tmp_path: Path) -> None:
 
 
 def test_the_drawn_set_waits_where_the_graph_looks() -> None:
-    incoming = load_section(drawn_settings(), "download", DownloadSettings, "target").incoming
+    incoming = load_section(
+        REPOSITORY / "params.yaml", "download", DownloadSettings, "target"
+    ).incoming
     assert incoming is not None
     assert incoming.locations == ("incoming/target/labelled",)
     assert (REPOSITORY / "incoming/target/.gitkeep").is_file()

@@ -14,13 +14,12 @@ import pytest
 from scipy.io import savemat
 
 from stages.download import DownloadSettings
-from stages.presets import merged, read_preset
-from stages.settings import convert, read_params
+from stages.presets import read_yaml, with_presets
+from stages.settings import convert
 from tests.imports import REPOSITORY
 from tests.stages.photo_sets import House, lay, photo
 from tests.stages.sources.test_age_sources import cells, write
 from tests.stages.sources.test_morph import HEADER, line
-from tests.test_verbs import drawn_settings
 
 
 def lay_photos(folder: Path, names: list[str]) -> list[str]:
@@ -142,9 +141,8 @@ def at_home(value: Any, home: Path) -> Any:
 def test_a_native_set_becomes_the_manifest_of_its_protocol(tmp_path: Path, preset: str) -> None:
     folder, lay_set = SETS[preset]
     lay_set(tmp_path / "home" / folder)
-    document = merged(
-        read_params(drawn_settings()), read_preset(REPOSITORY / "presets" / f"{preset}.yaml")
-    )
+    base = read_yaml(REPOSITORY / "params.yaml")
+    document = with_presets(base, [preset], REPOSITORY / "presets")
     section = at_home(document["download"]["target"], tmp_path / "home")
     if preset == "morph_s1_s2_s3":
         section["options"]["sets"] |= {"men": 6, "women": 2}

@@ -5,10 +5,9 @@ from __future__ import annotations
 
 import dataclasses
 import re
-import subprocess
 import sys
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Literal
 
@@ -17,9 +16,18 @@ import yaml
 from hypothesis import given
 from hypothesis import strategies as st
 
-from stages import presets as stage_presets
-from stages.presets import merged, use_preset
-from stages.settings import convert, load_section, print_report, read_json, read_params, stage_main
+from stages.presets import read_params, read_yaml
+from stages.settings import (
+    SHARED,
+    convert,
+    load_section,
+    print_report,
+    read_json,
+    section_settings,
+    shared_fields,
+    stage_main,
+)
+from tests.imports import REPOSITORY
 from tests.small_faces import classic_settings, finetune_settings, pretrain_settings, write_params
 
 
@@ -196,6 +204,77 @@ def test_numbers_keep_their_value(real: float, whole: int) -> None:
     assert convert(whole, float, "x") == whole
 
 
+@dataclass(frozen=True, kw_only=True)
+class Sharing:
+    """A stage with a setting of its own and two that it shares."""
+
+    count: int
+    grid: Inner = field(metadata={"section": "labels"})
+    decode: str = field(metadata={"section": "inference"})
+
+
+SHARED_DOCUMENT: dict[str, Any] = {
+    "labels": {"grid": {"low": 0, "high": 1}, "unit": "years"},
+    "inference": {"decode": "median"},
+    "stage": {"count": 3},
+}
+
+
+def test_a_stage_takes_its_fields_of_the_shared_sections(tmp_path: Path) -> None:
+    path = tmp_path / "params.yaml"
+    path.write_text(yaml.safe_dump(SHARED_DOCUMENT), encoding="utf-8")
+    wanted = Sharing(count=3, grid=Inner(low=0.0, high=1.0), decode="median")
+    assert load_section(path, "stage", Sharing) == wanted
+    assert shared_fields(Sharing) == {"grid": "labels", "decode": "inference"}
+
+
+@pytest.mark.parametrize(
+    ("changes", "said"),
+    [
+        (
+            {"stage": {"count": 3, "decode": "mean"}},
+            "stage: unknown key 'decode'; it stands once for all stages, in section 'inference'",
+        ),
+        ({"labels": {"unit": "years"}}, "labels: no key 'grid'"),
+        ({"labels": {"grid": {"low": 2, "high": 1}}}, r"labels\.grid: low 2\.0 is above high 1\.0"),
+        ({"labels": {"grid": {"low": 0}}}, r"labels\.grid: missing key 'high'"),
+        ({"inference": {"decode": 3}}, r"inference\.decode: expected str, found 3"),
+        (
+            {"inference": {"decode": "mean", "filp": True}},
+            "inference: unknown key 'filp'; known keys: decode, flip",
+        ),
+        ({"inference": None}, "inference: no key 'decode'"),
+    ],
+)
+def test_a_shared_setting_is_held_to_its_type_and_its_place(
+    changes: dict[str, Any], said: str
+) -> None:
+    with pytest.raises(ValueError, match=f"here: {said}"):
+        section_settings(SHARED_DOCUMENT | changes, "stage", Sharing, "here")
+
+
+def test_a_shared_section_that_is_missing_is_named() -> None:
+    document = {name: value for name, value in SHARED_DOCUMENT.items() if name != "labels"}
+    with pytest.raises(ValueError, match="here: no section 'labels'"):
+        section_settings(document, "stage", Sharing, "here")
+
+
+def test_no_setting_stands_in_a_shared_section_and_in_a_stage() -> None:
+    """One truth a setting: params.yaml, all stages and flows."""
+    document = read_yaml(REPOSITORY / "params.yaml")
+    shared = {name for section in SHARED for name in document[section]}
+    assert shared == {name for names in SHARED.values() for name in names}
+    # Another rule than the model's own, to compare rules
+    own = {"evaluate.decode"}
+    twice = {
+        f"{section}.{name}"
+        for section, values in document.items()
+        if section not in SHARED and isinstance(values, dict)
+        for name in shared & set(values)
+    }
+    assert twice == own
+
+
 def test_settings_dataclasses_have_no_defaults() -> None:
     """Values live in params.yaml (rule 7); nested dataclasses included."""
     waiting: list[type] = [
@@ -204,71 +283,13 @@ def test_settings_dataclasses_have_no_defaults() -> None:
         type(pretrain_settings()),
     ]
     while waiting:
-        for field in dataclasses.fields(waiting.pop()):
-            assert field.default is field.default_factory is dataclasses.MISSING, field.name
+        for one in dataclasses.fields(waiting.pop()):
+            assert one.default is one.default_factory is dataclasses.MISSING, one.name
 
 
 # -------------------------------------------------------------------------------
-# Presets and command lines
+# Command lines
 # -------------------------------------------------------------------------------
-
-
-def test_merging_lays_keys_over_sections() -> None:
-    base = {"a": {"x": 1, "y": {"p": 1, "q": 2}}, "b": [1, 2], "c": 3}
-    assert merged(base, {"a": {"y": {"q": 5}}, "b": [9]}) == {
-        "a": {"x": 1, "y": {"p": 1, "q": 5}},
-        "b": [9],
-        "c": 3,
-    }
-    assert merged(base, {}) == base
-    assert base == {"a": {"x": 1, "y": {"p": 1, "q": 2}}, "b": [1, 2], "c": 3}
-
-
-def test_merging_takes_another_sets_download_whole() -> None:
-    base = {
-        "download": {"target": {"source": "drawn", "options": {"num_people": 3}}},
-        "align": {"target": {"a": 1}},
-    }
-    changes = {
-        "download": {"target": {"source": "lfw", "options": {}}},
-        "align": {"target": {"b": 2}},
-    }
-    assert merged(base, changes) == {
-        "download": {"target": {"source": "lfw", "options": {}}},
-        "align": {"target": {"a": 1, "b": 2}},
-    }
-
-
-def test_preset_is_laid_over_the_base_and_may_extend_another(tmp_path: Path) -> None:
-    (tmp_path / "params.yaml").write_text(
-        "a: {x: 1, y: 1, z: 1}\nb: &b {k: 1}\nc: *b\n", encoding="utf-8"
-    )
-    (tmp_path / "real.yaml").write_text("a: {y: 2, z: 2}\n", encoding="utf-8")
-    (tmp_path / "clean.yaml").write_text(
-        "extends: real.yaml\na: {z: 3}\nc: {k: 3}\n", encoding="utf-8"
-    )
-    out = tmp_path / "out.yaml"
-    use_preset(tmp_path / "params.yaml", tmp_path / "real.yaml", out)
-    assert yaml.safe_load(out.read_text(encoding="utf-8")) == {
-        "a": {"x": 1, "y": 2, "z": 2},
-        "b": {"k": 1},
-        "c": {"k": 1},
-    }
-    use_preset(tmp_path / "params.yaml", tmp_path / "clean.yaml", out)
-    assert yaml.safe_load(out.read_text(encoding="utf-8")) == {
-        "a": {"x": 1, "y": 2, "z": 3},
-        "b": {"k": 1},
-        "c": {"k": 3},
-    }
-    assert out.read_text(encoding="utf-8").startswith("# Written by")
-
-
-@pytest.mark.parametrize("arguments", [[], ["use"], ["use", "a", "b"], ["lose", "a", "b", "c"]])
-def test_command_line_of_presets_shows_its_usage(arguments: list[str]) -> None:
-    command = [sys.executable, str(stage_presets.__file__), *arguments]
-    done = subprocess.run(command, capture_output=True, text=True, timeout=60, check=False)
-    assert (done.returncode, done.stdout) == (1, "")
-    assert done.stderr.startswith("usage: ")
 
 
 def test_stage_takes_its_paths_absolute_and_its_section(

@@ -57,7 +57,7 @@ def table(folder: Path, lines: Mapping[str, tuple[str, bytes]]) -> dict[str, Any
 
 def own(**changes: Any) -> dict[str, Any]:
     drawn = {
-        "source": "drawn",
+        "source": "synthetic",
         "locations": [],
         "options": DRAWN,
         "limits": {**LIMITS, "max_total_bytes": 10**7},
@@ -177,7 +177,7 @@ def test_all_of_the_other_set_and_back_to_one(house: House, tmp_path: Path) -> N
 
 def own_as_test() -> dict[str, Any]:
     return {
-        "source": "drawn",
+        "source": "synthetic",
         "locations": [],
         "sha256": {},
         "options": DRAWN,

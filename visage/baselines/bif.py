@@ -24,6 +24,7 @@ from torch import Tensor
 from torch.nn import functional
 
 from visage.data.preprocess import GREY
+from visage.strict import check_range
 
 ASPECT = 0.3  # gamma, of the filters' Gaussian
 
@@ -59,10 +60,7 @@ class BIFSettings:
     num_orientations: int
 
     def __post_init__(self) -> None:
-        if not 1 <= self.num_bands <= len(BANDS):
-            raise ValueError(f"num_bands is {self.num_bands}: give 1 to {len(BANDS)}")
-        if self.num_orientations < 1:
-            raise ValueError(f"num_orientations is {self.num_orientations}: give 1 or more")
+        check_range(self, num_bands=(1, len(BANDS)), num_orientations=(1, None))
         largest = BANDS[self.num_bands - 1].filters[1][0]
         if self.side_px < largest:
             raise ValueError(

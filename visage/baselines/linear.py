@@ -12,6 +12,8 @@ from dataclasses import dataclass
 
 from torch import Tensor
 
+from visage.strict import check_range
+
 
 @dataclass(frozen=True, kw_only=True)
 class FitSettings:
@@ -28,14 +30,13 @@ class FitSettings:
     tube: float
 
     def __post_init__(self) -> None:
-        for name, low in (
-            ("max_iterations", 1),
-            ("tolerance", 1e-12),
-            ("min_sigma", 1e-6),
-            ("tube", 0),
-        ):
-            if getattr(self, name) < low:
-                raise ValueError(f"{name} is {getattr(self, name)}: give {low} or more")
+        check_range(
+            self,
+            max_iterations=(1, None),
+            tolerance=(1e-12, None),
+            min_sigma=(1e-6, None),
+            tube=(0, None),
+        )
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -21,6 +21,7 @@ from torch.nn import functional
 from visage.data.preprocess import GREY, MIRRORED
 from visage.model_config import NormaliseConfig
 from visage.networks.protocol import FaceBatch
+from visage.strict import check_range
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -50,19 +51,18 @@ class AugmentationSettings:
     erase_probability: float
 
     def __post_init__(self) -> None:
-        for name, low, high in (
-            ("flip_probability", 0, 1),
-            ("grey_probability", 0, 1),
-            ("scale_probability", 0, 1),
-            ("min_scale", 0.01, 1),
-            ("rotation_degrees", 0, 180),
-            ("zoom", 0, 0.9),
-            ("translation", 0, 1),
-            ("jitter", 0, 1),
-            ("erase_probability", 0, 1),
-        ):
-            if not low <= getattr(self, name) <= high:
-                raise ValueError(f"{name} is {getattr(self, name)}: give {low} to {high}")
+        check_range(
+            self,
+            flip_probability=(0, 1),
+            grey_probability=(0, 1),
+            scale_probability=(0, 1),
+            min_scale=(0.01, 1),
+            rotation_degrees=(0, 180),
+            zoom=(0, 0.9),
+            translation=(0, 1),
+            jitter=(0, 1),
+            erase_probability=(0, 1),
+        )
 
 
 def training_view(

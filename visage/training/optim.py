@@ -12,6 +12,8 @@ import torch
 from torch import Tensor, nn
 from torch.optim.swa_utils import AveragedModel
 
+from visage.strict import check_range
+
 Tensors = tuple[Tensor, ...] | list[Tensor]
 ParameterGroups = list[dict[str, object]]
 BETAS, EPSILON = (0.9, 0.999), 1e-8  # Adam's, as in the paper
@@ -55,18 +57,17 @@ class RecipeSettings:
             )
         if self.nesterov and not self.momentum:
             raise ValueError("nesterov is true and momentum 0: give a momentum, 0.9 as usual")
-        for name, low, high in (
-            ("momentum", 0, 0.9999),
-            ("learning_rate", 1e-12, 1e3),
-            ("weight_decay", 0, 1e3),
-            ("batch_size", 2, 1 << 20),
-            ("decay_fraction", 1e-6, 1),
-            ("decay_factor", 0, 1),
-            ("warmup_fraction", 0, 0.99),
-            ("ema_decay", 0, 0.999999),
-        ):
-            if not low <= getattr(self, name) <= high:
-                raise ValueError(f"{name} is {getattr(self, name)}: give {low} to {high}")
+        check_range(
+            self,
+            momentum=(0, 0.9999),
+            learning_rate=(1e-12, 1e3),
+            weight_decay=(0, 1e3),
+            batch_size=(2, 1 << 20),
+            decay_fraction=(1e-6, 1),
+            decay_factor=(0, 1),
+            warmup_fraction=(0, 0.99),
+            ema_decay=(0, 0.999999),
+        )
 
 
 def parameter_groups(network: nn.Module, weight_decay: float) -> ParameterGroups:

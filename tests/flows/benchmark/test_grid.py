@@ -46,11 +46,29 @@ def test_benchmarks_name_tables_and_presets_that_there_are(file: Path) -> None:
 @pytest.mark.parametrize("name", read_tables(TABLES))
 def test_rows_of_a_table_have_equal_budgets(name: str) -> None:
     table = read_tables(TABLES)[name]
-    params = settings_of("drawn", {})
+    params = settings_of("synthetic", {})
     for row in table.rows.values():
         with_settings(params, row.settings, name)  # every name exists
         assert not [key for key in row.settings if set(key.split(".")) & set(SHARED)]
         assert all(len(values) in (1, len(table.metrics)) for values in row.published.values())
+
+
+def test_table_7_published_stands_beside_the_loss_that_made_it() -> None:
+    """The released code averages KL over labels: a summed row of one lambda is another loss."""
+    rows = read_tables(TABLES)["sensitivity"].rows
+    reductions = {
+        name: row.settings.get("finetune.loss.kl_reduction", "sum") for name, row in rows.items()
+    }
+    assert {name for name, row in rows.items() if row.published} == {
+        name for name, reduction in reductions.items() if reduction == "mean"
+    }
+    assert all(
+        reduction in name.replace("averaged", "mean").replace("summed", "sum")
+        for name, reduction in reductions.items()
+    )
+    by_name = {name: row.published["chalearn15"][0] for name, row in rows.items() if row.published}
+    assert by_name["lambda 0.01 averaged, step 1"] == 3.223
+    assert by_name["lambda 1 averaged, step 1"] == 3.135
 
 
 def test_rows_of_a_table_differ() -> None:
@@ -61,8 +79,8 @@ def test_rows_of_a_table_differ() -> None:
 
 def test_cells_come_seed_by_seed_and_share_the_backbone() -> None:
     benchmark = BenchmarkSettings(
-        sets={"drawn": {"finetune": {"epochs": 2}}},
-        tables={"augmentation_pooling": WantedSettings(sets=("drawn",), seeds=(1, 0))},
+        sets={"synthetic": {"finetune": {"epochs": 2}}},
+        tables={"augmentation_pooling": WantedSettings(sets=("synthetic",), seeds=(1, 0))},
     )
     cells = cells_of(benchmark, read_tables(TABLES), declared(REPOSITORY), Path("runs"))
     assert [cell.seed for cell in cells] == [0, 0, 0, 1, 1, 1]
@@ -79,9 +97,9 @@ def test_cells_come_seed_by_seed_and_share_the_backbone() -> None:
 
 def test_a_protocol_has_a_cell_for_every_fold(monkeypatch: pytest.MonkeyPatch) -> None:
     folds = {"key": "download.target.split.fold", "values": [0, 1, 2]}
-    whole = settings_of("drawn", {}) | {"folds": folds}
+    whole = settings_of("synthetic", {}) | {"folds": folds}
     monkeypatch.setattr("flows.benchmark.grid.settings_of", lambda *_: whole)
-    settings, tables = protocol_of("drawn", [0, 1])
+    settings, tables = protocol_of("synthetic", [0, 1])
     cells = cells_of(settings, tables, declared(REPOSITORY), Path("runs"))
     assert [(cell.seed, cell.fold) for cell in cells] == [
         (seed, fold) for seed in (0, 1) for fold in (0, 1, 2)
@@ -98,12 +116,12 @@ def test_a_protocol_has_a_cell_for_every_fold(monkeypatch: pytest.MonkeyPatch) -
 )
 def test_a_setting_that_is_not_there_is_refused(changes: dict[str, Any], match: str) -> None:
     with pytest.raises(ValueError, match=match):
-        with_settings(settings_of("drawn", {}), changes, "here")
+        with_settings(settings_of("synthetic", {}), changes, "here")
 
 
 def test_a_set_without_folds_has_one_that_all_seeds_share() -> None:
     """Else no face of one seed would be found again in another."""
-    settings, tables = protocol_of("drawn", [0, 1, 2])
+    settings, tables = protocol_of("synthetic", [0, 1, 2])
     assert {
         cell.fold for cell in cells_of(settings, tables, declared(REPOSITORY), Path("runs"))
     } == {"whole"}
@@ -114,26 +132,34 @@ def test_a_set_without_folds_has_one_that_all_seeds_share() -> None:
 )
 def test_a_change_of_a_set_that_no_stage_knows_is_refused(changes: dict[str, Any]) -> None:
     with pytest.raises(
-        ValueError, match=r"sets.drawn.*: params.yaml has no setting '(epoch|finetuning|px)' there"
+        ValueError,
+        match=r"sets.synthetic.*: params.yaml has no setting '(epoch|finetuning|px)' there",
     ):
-        settings_of("drawn", changes)
+        settings_of("synthetic", changes)
+
+
+def test_presets_may_be_laid_over_the_set_of_a_benchmark() -> None:
+    changed = settings_of("scut_fbp", {"extends": ["dldl_v2_paper"], "finetune": {"epochs": 2}})
+    assert (changed["finetune"]["network"], changed["finetune"]["epochs"]) == ("thin", 2)
+    assert changed["labels"]["quantity"] == "attractiveness"
 
 
 def test_settings_are_copied() -> None:
-    params = settings_of("drawn", {})
+    params = settings_of("synthetic", {})
     with_settings(params, {"finetune.loss.lambda_": 5.0}, "here")
     assert params["finetune"]["loss"]["lambda_"] == 1.0
 
 
 def test_unknown_names_are_refused(tmp_path: Path) -> None:
-    with pytest.raises(ValueError, match="'faces' is none of drawn"):
+    with pytest.raises(ValueError, match="'faces' is none of synthetic"):
         BenchmarkSettings(
-            sets={"drawn": {}}, tables={"single_stage": WantedSettings(sets=("faces",), seeds=(0,))}
+            sets={"synthetic": {}},
+            tables={"single_stage": WantedSettings(sets=("faces",), seeds=(0,))},
         )
-    with pytest.raises(ValueError, match=r"no such preset; there are .*utkface_coral"):
+    with pytest.raises(ValueError, match=r"no such preset; there are synthetic, .*utkface_coral"):
         settings_of("utkfase", {})
     (tmp_path / "b.yaml").write_text(
-        "sets: {drawn: {}}\ntables: {table_six: {sets: [drawn], seeds: [0]}}\n"
+        "sets: {synthetic: {}}\ntables: {table_six: {sets: [synthetic], seeds: [0]}}\n"
     )
     with pytest.raises(ValueError, match="'table_six' is unknown; known: single_stage"):
         cells_of(

@@ -70,7 +70,7 @@ def cell(
         )
         decision = {"decode": "expectation", "flip": True, "model": {"name": "x"}}
         step.output("reports/metrics.json").write_text(json.dumps({"decision": decision}))
-    params = {"evaluate": {"epsilon_sigma": 2.0, "decode": "expectation"}}
+    params = {"labels": {"epsilon_sigma": 2.0}, "evaluate": {"decode": "expectation"}}
     return Cell(
         table="t", row=row, data="set", seed=seed, fold=fold, params=params, steps=(faces, step)
     )
@@ -187,7 +187,7 @@ def test_a_metric_without_sigmas_is_undefined_and_left_out(
     tmp_path: Path, noise: np.ndarray
 ) -> None:
     one = cell(tmp_path, "good", 0, noise[0])
-    one.params["evaluate"]["epsilon_sigma"] = None
+    one.params["labels"]["epsilon_sigma"] = None
     found = rows([one])
     assert set(found["good"]["metrics"]) == {"mae"}
     text = page("x", {"t": everything({"set": list(found.values())})}, {"t": TABLE})

@@ -25,8 +25,8 @@ from stages.download import DownloadSettings
 from stages.ingest.archives import Budget
 from stages.settings import load_section
 from stages.sources.dataset_rows import set_rows
+from tests.imports import REPOSITORY
 from tests.stages.photo_sets import Killed, lay
-from tests.test_verbs import drawn_settings
 
 Photos = Mapping[str, bytes]
 HEADER = "photo,label,person"
@@ -43,7 +43,7 @@ TABLE = rows("1.jpg,30,bert", "anna/2.jpg,40,anna", "anna/3.jpg,41,anna")
 @pytest.fixture
 def house(tmp_path: Path) -> Path:
     """A working copy's params.yaml, and the folder into which photos come."""
-    shutil.copy(drawn_settings(), tmp_path / "params.yaml")
+    shutil.copy(REPOSITORY / "params.yaml", tmp_path / "params.yaml")
     (tmp_path / "incoming" / "target").mkdir(parents=True)
     return tmp_path / "incoming" / "target"
 

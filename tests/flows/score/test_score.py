@@ -41,6 +41,7 @@ from stages.settings import load_section
 from tests.flows import fatal_photos
 from tests.imports import REPOSITORY
 from tests.model_registry.served import SETTINGS as SMALL
+from tests.small_faces import write_params
 from tests.small_model import small_model
 from visage.inference.photos import NO_FACE, Predictor
 from visage.synthetic import DrawnSet, draw_set
@@ -557,9 +558,7 @@ def test_the_page_counts_what_stands_in_the_shards(
 @pytest.fixture
 def params(tmp_path: Path) -> Path:
     """A settings file whose registered model is called `small`."""
-    sections = {"package": dataclasses.asdict(SMALL), "score": dataclasses.asdict(SETTINGS)}
-    (tmp_path / "params.yaml").write_text(json.dumps(sections), encoding="utf-8")
-    return tmp_path / "params.yaml"
+    return write_params(tmp_path / "params.yaml", package=SMALL, score=SETTINGS)
 
 
 @pytest.mark.usefixtures("local_registry")

@@ -25,7 +25,7 @@ from flows.sweep.results import (
 from flows.sweep.space import LAMBDA, STEP, Plan
 from tests.flows.sweep.test_space import LAMBDAS, STEPS, plan_of
 
-SIGMA = "finetune.fixed_sigma"
+SIGMA = "labels.fixed_sigma"
 DVC = str(Path(sys.executable).with_name("dvc"))
 
 
@@ -170,7 +170,11 @@ def test_dvc_exp_run_takes_the_best_setting(tmp_path: Path) -> None:
     }
     write_results(plan, trials_table(plan, [ended("a", values, [5.0])]), tmp_path / "sweep")
     (tmp_path / "params.yaml").write_text(yaml.safe_dump(dict(plan.params)), encoding="utf-8")
-    stage = {"cmd": "cp params.yaml seen.yaml", "params": ["finetune"], "outs": ["seen.yaml"]}
+    stage = {
+        "cmd": "cp params.yaml seen.yaml",
+        "params": ["finetune", "labels"],
+        "outs": ["seen.yaml"],
+    }
     (tmp_path / "dvc.yaml").write_text(
         yaml.safe_dump({"stages": {"finetune": stage}}), encoding="utf-8"
     )
@@ -186,10 +190,11 @@ def test_dvc_exp_run_takes_the_best_setting(tmp_path: Path) -> None:
         check=False,
     )
     assert done.returncode == 0, done.stderr
-    seen = yaml.safe_load((tmp_path / "seen.yaml").read_text(encoding="utf-8"))["finetune"]
+    document = yaml.safe_load((tmp_path / "seen.yaml").read_text(encoding="utf-8"))
+    seen = document["finetune"]
     assert float(seen["loss"]["lambda_"]) == 1.25e-7
     assert (
-        seen["grid"]["step"],
+        document["labels"]["grid"]["step"],
         seen["loss"]["kl_reduction"],
         seen["recipes"]["small"]["batch_size"],
     ) == (

@@ -11,7 +11,7 @@ from ray.tune.schedulers import ASHAScheduler, TrialScheduler
 from flows.sweep.search import SchedulerState, scheduler_of
 from flows.sweep.space import planned
 from flows.sweep.trial import EPOCH, METRIC
-from stages.settings import read_params
+from stages.presets import read_params
 from tests.flows.small_sweep import sweep_settings
 from tests.imports import REPOSITORY
 

@@ -1,32 +1,32 @@
-"""The sweep section of params.yaml: what is searched, and what is refused before anything starts."""
+"""The sweep section of params.yaml: what is searched, what is refused before anything starts."""
 
 from __future__ import annotations
 
 import dataclasses
-import json
 from typing import Any
 
 import pytest
 
 from flows.sweep.space import LAMBDA, STEP, Plan, SweepSettings, planned
-from stages.settings import load_section, read_params
+from stages.presets import read_params
+from stages.settings import load_section
 from tests.flows.small_sweep import SPACE, sweep_settings
-from tests.small_faces import finetune_settings
-from tests.test_verbs import drawn_settings
+from tests.imports import REPOSITORY
+from tests.small_faces import finetune_settings, plain_settings
 
 LAMBDAS = {LAMBDA: {"kind": "choice", "values": [0.01, 0.1, 1.0, 10.0]}}
 STEPS = {STEP: {"kind": "choice", "values": [2.5, 5.0, 10.0, 20.0]}}
 
 
 def plan_of(finetune: dict[str, Any] | None = None, **changes: Any) -> Plan:
-    section = json.loads(json.dumps(dataclasses.asdict(finetune_settings(**(finetune or {})))))
-    return planned({"finetune": section}, sweep_settings(**changes), "params.yaml")
+    params = plain_settings(finetune=finetune_settings(**(finetune or {})))
+    return planned(params, sweep_settings(**changes), "params.yaml")
 
 
 def test_the_committed_space_is_the_papers() -> None:
-    settings = load_section(drawn_settings(), "sweep", SweepSettings)
-    plan = planned(read_params(drawn_settings()), settings, "params.yaml")
-    assert list(plan.space) == [LAMBDA, STEP, "finetune.fixed_sigma"]
+    settings = load_section(REPOSITORY / "params.yaml", "sweep", SweepSettings)
+    plan = planned(read_params(REPOSITORY / "params.yaml"), settings, "params.yaml")
+    assert list(plan.space) == [LAMBDA, STEP, "labels.fixed_sigma"]
     assert plan.space[LAMBDA].ends == [0.01, 10.0]
     assert plan.space[STEP].ends == [0.25, 0.5, 1.0, 2.0, 4.0]
 
@@ -36,7 +36,7 @@ def test_values_reach_the_settings_of_a_trial() -> None:
     values = {
         LAMBDA: 0.3,
         STEP: 5.0,
-        "finetune.fixed_sigma": 6,
+        "labels.fixed_sigma": 6,
         "finetune.recipes.small.learning_rate": 0.01,
     }
     settings = plan.trial_settings(values)
@@ -60,7 +60,7 @@ def test_values_reach_the_settings_of_a_trial() -> None:
         ),
         (
             {"space": {"pretrain.epochs": LAMBDAS[LAMBDA]}},
-            r"'pretrain\.epochs' is not below finetune",
+            r"'pretrain\.epochs' is no setting of finetune",
         ),
         ({"space": {"finetune.epochs": LAMBDAS[LAMBDA]}}, r"sweep\.epochs sets it"),
         ({"space": {LAMBDA: {"kind": "normal"}}}, r"lambda_: kind is 'normal'; known: uniform"),

@@ -26,7 +26,7 @@ from tests.flows.two_nodes import ENVIRONMENT, two_nodes
 from tests.small_faces import CROP_PX
 
 pytestmark = pytest.mark.slow
-LAMBDA, STEP = "finetune.loss.lambda_", "finetune.grid.step"
+LAMBDA, STEP = "finetune.loss.lambda_", "labels.grid.step"
 LINE = re.compile(r"^(\w+) \(.*\)  epoch (\d+)/\d+  ", re.MULTILINE)
 
 

@@ -12,7 +12,7 @@ import numpy as np
 import pytest
 import torch
 
-from stages.settings import read_params
+from stages.presets import read_params
 from tests.conftest import REPOSITORY
 from tests.small_model import small_config, small_network, some_crops
 from visage.evaluation.drift import (

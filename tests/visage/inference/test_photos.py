@@ -352,7 +352,6 @@ def test_photo_files_get_the_numbers_of_the_align_stage_s_faces(tmp_path: Path) 
         crop_px=how.crop_px,
         face_scale=how.face_scale,
         jpeg_quality=how.jpeg_quality,
-        choose="centre_largest",
         detector=DetectorSettings(**dataclasses.asdict(CARD.detector)),
         fallback="none",
         min_detection_rate=0.5,
