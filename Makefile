@@ -172,6 +172,6 @@ lock: $(BIN)/uv  ## write requirements.lock anew from pyproject.toml; UPGRADE=1 
 
 .PHONY: clean
 clean:  ## remove caches and what the pipeline made; .venv, DVC's cache and runs/ stay
-	rm -rf .mypy_cache .ruff_cache .pytest_cache .hypothesis build *.egg-info data models
+	rm -rf .mypy_cache .ruff_cache .pytest_cache .hypothesis build *.egg-info data models code
 	find reports -mindepth 1 ! -name metrics.json -delete 2>/dev/null || true
 	find . -name __pycache__ -not -path './.venv/*' -prune -exec rm -rf {} +
