@@ -382,8 +382,8 @@ class Closure:
             return [definition]
         entries: list[Definition] = []
         for key, value in zip(table.keys, table.values, strict=True):
-            is_text = isinstance(key, ast.Constant) and isinstance(key.value, str)
-            if not is_text or self._is_named(key.value):
+            name = key.value if isinstance(key, ast.Constant) else None
+            if not isinstance(name, str) or self._is_named(name):
                 entry = ast.Dict(keys=[key], values=[value])
                 entries.append(dataclasses.replace(definition, node=entry))
         return entries
@@ -489,7 +489,7 @@ def names_in(value: Any) -> frozenset[str]:
     if isinstance(value, Mapping):
         value = list(value.values())
     if isinstance(value, list | tuple):
-        return frozenset().union(*map(names_in, value))
+        return frozenset[str]().union(*map(names_in, value))
     return frozenset()
 
 
