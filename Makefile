@@ -171,7 +171,8 @@ lock: $(BIN)/uv  ## write requirements.lock anew from pyproject.toml; UPGRADE=1 
 	  --no-emit-index-url --no-annotate --no-header $(if $(UPGRADE),--upgrade) --quiet -o requirements.lock
 
 .PHONY: clean
-clean:  ## remove caches and what the pipeline made; .venv, DVC's cache and runs/ stay
-	rm -rf .mypy_cache .ruff_cache .pytest_cache .hypothesis build *.egg-info data models
+clean:  ## remove caches and what the pipeline made; .venv, models/start, DVC's cache and runs/ stay
+	rm -rf .mypy_cache .ruff_cache .pytest_cache .hypothesis build *.egg-info data
+	find models -mindepth 1 -maxdepth 1 ! -name start -exec rm -rf {} +  # models/start holds what you put there
 	find reports -mindepth 1 ! -name metrics.json -delete 2>/dev/null || true
 	find . -name __pycache__ -not -path './.venv/*' -prune -exec rm -rf {} +

@@ -62,7 +62,7 @@ def record(name: str, run: Path, protocol: str, note: str, machine: str | None) 
         "model": {
             "config": config.name,
             "network": config.network.name,
-            "pooling": config.network.pooling,
+            "options": config.network.options,
             "method": config.method,
             "template": config.alignment.template,
             "crop_px": config.alignment.crop_px,

@@ -247,10 +247,8 @@ def _found(cells: Sequence[Cell], tables: Mapping[str, TableSettings]) -> dict[s
 def _budget(params: Mapping[str, Any]) -> dict[str, Any]:
     """What all rows of a set have in common."""
     finetune = params["finetune"]
-    kept = {
-        name: finetune[name]
-        for name in ("network", "epochs", "init", "grid", "loss", "augmentation")
-    }
+    kept = {"network": finetune["network"]["name"]}
+    kept |= {name: finetune[name] for name in ("epochs", "init", "grid", "loss", "augmentation")}
     recipe = finetune["recipes"][finetune["recipe"]]
     return {"crop_px": params["align"]["target"]["crop_px"], **kept, "recipe": recipe}
 

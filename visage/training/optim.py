@@ -137,13 +137,13 @@ def moving_average(network: nn.Module, decay: float) -> AveragedModel:
     towards it; the decay warms up over the first steps."""
 
     @torch.no_grad()
-    def move(average: Tensors, current: Tensors, num_averaged: Tensor | int) -> None:
-        count = int(num_averaged)
+    def move(own: Tensors, current: Tensors, _num_averaged: Tensor | int) -> None:
+        count = int(average.n_averaged)  # on the CPU: the argument, on a GPU, would wait for it
         warm_decay = min(decay, count / (9 + count))
-        if average[0].is_floating_point():
-            torch._foreach_lerp_(average, current, 1 - warm_decay)
+        if own[0].is_floating_point():
+            torch._foreach_lerp_(own, current, 1 - warm_decay)
         else:
-            for mine, its in zip(average, current, strict=True):
+            for mine, its in zip(own, current, strict=True):
                 mine.copy_(its)
 
     average = AveragedModel(network, multi_avg_fn=move, use_buffers=True)

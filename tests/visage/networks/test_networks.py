@@ -207,14 +207,14 @@ def test_parameters_of_any_rate_of_compression(rate: float, pooling: str) -> Non
         ("thin", HYBRID, 3.86e9),
         ("tiny", HYBRID, 0.975e9),
         ("vgg16", {}, 15.47e9),
-        ("resnet18", {}, 1.81e9),
+        ("resnet18", {}, 1.814e9),
     ],
 )
 def test_multiply_accumulates_are_as_many_as_published(
     name: str, options: dict[str, object], published: float
 ) -> None:
     with torch.device("meta"):
-        assert count_macs(build(name, options, 101), 224) == pytest.approx(published, rel=3e-3)
+        assert count_macs(build(name, options, 101), 224) == pytest.approx(published, rel=1e-3)
 
 
 def test_multiply_accumulates_against_a_naive_count() -> None:
@@ -306,13 +306,10 @@ def test_parameters_of_any_share_of_resnet_18(share: float) -> None:
     assert network(some_faces(2, 64)).features_BC.shape == (2, network.num_features)
 
 
-EVERY_NETWORK = [("tiny", HYBRID), ("vgg16", {}), ("resnet18", {}), ("resnet18-0.25", {})]
-
-
-@pytest.mark.parametrize(("name", "options"), EVERY_NETWORK)
-def test_every_convolution_but_the_first_is_quantised(name: str, options: dict[str, str]) -> None:
+@pytest.mark.parametrize("name", ["resnet18", "resnet18-0.25"])
+def test_every_convolution_of_resnet_18_but_the_first_is_quantised(name: str) -> None:
     with torch.device("meta"):
-        network: Network = build(name, options, 101)
+        network: Network = build(name, {}, 101)
     found = [network.get_submodule(module) for module in network.quantised_modules()]
     assert found == convolutions(network)[1:]
     assert convolutions(network)[0].in_channels == 3
