@@ -91,7 +91,8 @@ def registered(folder: Path) -> None:
 
 @contextmanager
 def served(port: int) -> Iterator[tuple[int, float]]:
-    """A server's process number and the seconds from its start to its first answer to GET /ready."""
+    """A server's process number and the seconds from its start to its first answer to GET
+    /ready."""
     command = [
         sys.executable,
         "-m",

@@ -1,9 +1,9 @@
 """How fast each network answers in each form, against VGG-16 in plain torch (DLDL-v2's Table 2),
 and how well.
 
-    python -m bench.speed                       # VGG-16, Thin and Tiny at 224 px on one thread: 10 minutes, 4 GB
+    python -m bench.speed    # VGG-16, Thin and Tiny at 224 px on one thread: 10 minutes, 4 GB
     python -m bench.speed --px 96 --threads 2 --networks vgg16 thin tiny vgg-0.125
-    python -m bench.speed --model models/export --faces data/target/faces     # and the error of each form of a model
+    python -m bench.speed --model models/export --faces data/target/faces   # and its errors
 
 Time does not depend on what a network has learnt, so weights are random. Each form takes uint8
 crops and gives values: normalisation, softmax and decoding are in the clock everywhere. All forms
@@ -145,7 +145,8 @@ def timed(run: Run, faces: FaceBatch) -> Seconds:
 
 
 def take_turns(runs: dict[Key, Run], faces: FaceBatch, repeats: int) -> dict[Key, list[Seconds]]:
-    """Every form's seconds on the same crops, in turn; the first turn warms up and is not counted."""
+    """Every form's seconds on the same crops, in turn; the first turn warms up and does not
+    count."""
     seconds: dict[Key, list[Seconds]] = {key: [] for key in runs}
     for _ in tqdm(range(repeats + 1), f"{len(faces.view_BCHW)} faces", unit="turn"):
         for key, run in runs.items():

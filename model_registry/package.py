@@ -124,8 +124,8 @@ def input_example() -> pd.DataFrame:
 
 
 def signature() -> ModelSignature:
-    """A photo or an aligned face a row, and a face's landmarks; three switches; what comes out is JSON, described
-    in docs/serve.md."""
+    """A photo or an aligned face a row, and a face's landmarks; three switches; what comes out is
+    JSON, described in docs/serve.md."""
     columns: list[ColSpec | TensorSpec] = [
         ColSpec(DataType.string, name, required=False) for name in (PHOTO, FACE)
     ]

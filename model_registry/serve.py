@@ -1,7 +1,9 @@
 """The registered champion answers photos over HTTP: MLflow's scoring app behind a guard, in one
 process.
 
-    python -m model_registry.serve --model models:/NAME@champion [--host 127.0.0.1] [--port 5001]     (or: make serve)
+    python -m model_registry.serve --model models:/NAME@champion [--host 127.0.0.1] [--port 5001]
+
+(or: make serve)
 
 POST /invocations answers; GET /ready says which model and version, /metrics counts for Prometheus,
 /statistics sums the newest faces up for flows/drift.py, /ping /health /version are MLflow's own. An

@@ -1,12 +1,13 @@
-"""The model brings its eye: weights as safetensors, and beside them config.json, all that a
-prediction depends on.
+"""What a model's folder says of its weights: config.json, all that a prediction depends on.
 
 The config is the one place that knows network, label grid, normalisation, alignment, detector and
-decoding rule of a model (architecture rule 8); training, evaluation, export and serving read it,
-none retypes it. Loading refuses a weights file that is truncated, edited or of another network, and
-a config edited since: the weights carry a note of what they were trained to mean, the label grid
-above all. Calibration is no part of that meaning: it is fitted to finished weights, and fitted
-again without touching them.
+decoding rule of a model (architecture rule 7); training, evaluation, export and serving read it,
+none retypes it. `visage.weights` refuses weights that were trained to mean something else, the
+label grid above all. Calibration is no part of that meaning: it is fitted to finished weights, and
+fitted again without touching them.
+
+Format 3 names a network's own settings `options`. Format 2 (the file was `card.json`) had `pooling`
+in their place and is still read; format 1, from before calibration, is refused with the remedy.
 """
 
 from __future__ import annotations
@@ -160,7 +161,7 @@ class ModelConfig:
         )
 
     def meaning(self) -> str:
-        """The fields that say what the weights compute, as JSON: the note inside the weights file."""
+        """The fields that say what the weights compute, as JSON: the note in the weights file."""
         fields = dataclasses.asdict(self)
         return json.dumps({name: fields[name] for name in MEANING}, ensure_ascii=False)
 

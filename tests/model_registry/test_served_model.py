@@ -367,7 +367,7 @@ def test_a_request_opens_no_file_and_no_connection(
 
 
 def test_an_upload_is_never_written(served: ServedModel, opened: Opened) -> None:
-    """Neither by us nor by a library: nothing at all is opened while photos and faces are answered."""
+    """Neither by us nor by a library: nothing is opened while photos and faces are answered."""
     row = {"photo": base64_of(PHOTO)}
     served.answer(
         [row, {"face": base64_of(encoded(crops(1)[0], "PNG"))}], explain=True

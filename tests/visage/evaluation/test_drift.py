@@ -1,4 +1,5 @@
-"""Drift: what a summary keeps, and that faces of the same kind do not look drifted while others do."""
+"""Drift: what a summary keeps, and that faces of the same kind do not look drifted while others
+do."""
 
 from __future__ import annotations
 

@@ -108,8 +108,8 @@ def test_a_calibrated_model_answers_alike_on_either_engine_and_its_graph_stays_r
 
 
 def test_a_reader_of_the_file_alone_gets_the_same_numbers(exported: Path) -> None:
-    """uint8 crops in, probabilities, values and features out: no normalisation, softmax or decoding left to
-    retype."""
+    """uint8 crops in, probabilities, values and features out: no normalisation, softmax or decoding
+    left to retype."""
     session = onnxruntime.InferenceSession(
         str(exported / ONNX_FILE), providers=["CPUExecutionProvider"]
     )

@@ -20,8 +20,7 @@ from PIL import Image
 from stages.align import AlignSettings
 from stages.align import align as align_photos
 from tests.small_model import CROP_PX, small_config, small_model, small_network, some_crops
-from visage import cli
-from visage.cli import default_model_folder
+from visage.cli import default_model_folder, main
 from visage.data.face_table import FaceTable
 from visage.data.jpeg import decode_jpeg, encode_jpeg
 from visage.data.preprocess import evaluation_view
@@ -550,7 +549,7 @@ def test_which_model_answers_when_none_is_named(tmp_path: Path) -> None:
 
 def run_main(monkeypatch: pytest.MonkeyPatch, *arguments: object) -> None:
     monkeypatch.setattr(sys, "argv", ["predictor", *map(str, arguments)])
-    cli.main()
+    main()
 
 
 def test_the_command_line_prints_one_document(
@@ -588,7 +587,7 @@ def test_float64_head_keeps_a_grid_of_any_size_in_step() -> None:
         network=dataclasses.replace(CARD.network, num_outputs=101),
     )
     engine, crops = TorchEngine(small_network(config), config), some_crops(16)
-    whole = engine(crops)
+    whole, _ = engine.answer(crops, None)
     for size in (1, 2, 5):
-        parts = torch.cat([engine(part) for part in crops.split(size)])
+        parts = torch.cat([engine.answer(part, None)[0] for part in crops.split(size)])
         assert (parts - whole).abs().max() < 1e-12

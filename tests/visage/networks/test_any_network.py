@@ -190,9 +190,9 @@ def test_its_convolutions_but_the_first_are_in_int8(
     config: ModelConfig, network: Network, tmp_path: Path
 ) -> None:
     check_quantisable(config.network.name, network)
-    export_model(network, config, tmp_path, "float32")
+    written = export_model(network, config, tmp_path, "float32")
     ranges = [some_faces(32, seed) for seed in (7, 8)]
-    write_int8(network, config, ranges, tmp_path / INT8_FILE)
+    write_int8(network, written, ranges, tmp_path / INT8_FILE)
 
     model = onnx.load(tmp_path / INT8_FILE)
     maker = {name: node.op_type for node in model.graph.node for name in node.output}
