@@ -14,7 +14,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from stages.checks.findings import inspect
-from stages.ingest.records import Row
+from stages.ingest.records import ManifestRow
 from stages.ingest.scale import Scale
 from tests.stages.manifests import SETTINGS, with_policy
 from tests.stages.photo_sets import LIMITS, SPLIT, House, lay, photo, settings
@@ -77,7 +77,7 @@ def test_a_scale_there_and_back_changes_nothing(
     def listed(*_: Any, **__: Any) -> None:
         raise AssertionError("nothing is off the scale")
 
-    row = Row("a.jpg", label, sigma, None, None, None, None)
+    row = ManifestRow("a.jpg", label, sigma, None, None, None, None)
     [there] = Scale(source=(1.0, 10.0), target=target).rows(iter([row]), listed)
     assert there.label is not None
     assert target[0] <= there.label <= target[1]

@@ -15,7 +15,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from scipy.io import savemat
 
-from stages.ingest.records import Row
+from stages.ingest.records import ManifestRow
 from stages.sources.imdb_wiki import ages_on_1_july
 from tests.stages.photo_sets import SPLIT, House, lay, photo, settings
 from tests.stages.sources.test_sources import read, touch
@@ -93,7 +93,7 @@ class TestChalearn:
         assert found[2][0] == rows
         assert len(found[2][1]) == len(listed), "the header is no photo"
         assert rows == [
-            Row(f"Train/image_{number}.jpg", age, sigma, None, None, None, "train")
+            ManifestRow(f"Train/image_{number}.jpg", age, sigma, None, None, None, "train")
             for number, age, sigma in ((1, 34.5, 4.2), (2, 7.0, 0.0), (3, 20.0, 3.0))
         ]
         wanted = {
@@ -390,7 +390,7 @@ class TestImdbWiki:
         ("03/absent.jpg", "Ann Lee", 1, BORN, 2005, 3.0, np.nan),
     )
 
-    def read(self, tmp_path: Path, **changes: Any) -> tuple[list[Row], Listed]:
+    def read(self, tmp_path: Path, **changes: Any) -> tuple[list[ManifestRow], Listed]:
         columns = list(zip(*self.PHOTOS, strict=True))
         struct: dict[str, Any] = {
             "full_path": cells(columns[0], column=False),
@@ -419,7 +419,7 @@ class TestImdbWiki:
     def test_the_rules_of_the_options_decide(self, tmp_path: Path) -> None:
         rows, listed = self.read(tmp_path)
         assert rows == [
-            Row(
+            ManifestRow(
                 "imdb_crop/01/nm01_rm1_1970-3-1_2000.jpg",
                 30.0,
                 None,
@@ -428,7 +428,9 @@ class TestImdbWiki:
                 None,
                 None,
             ),
-            Row("imdb_crop/01/nm01_rm2_1970-3-1_2001.jpg", 31.0, None, "nm01", None, None, None),
+            ManifestRow(
+                "imdb_crop/01/nm01_rm2_1970-3-1_2001.jpg", 31.0, None, "nm01", None, None, None
+            ),
         ]
         told = reasons(listed)
         wanted = {

@@ -13,7 +13,7 @@ from zipfile import ZipFile
 import openpyxl
 import pytest
 
-from stages.ingest.records import Row
+from stages.ingest.records import ManifestRow
 from stages.ingest.spreadsheet import named_rows
 from tests.stages.sources.test_sources import read, touch
 
@@ -79,9 +79,11 @@ class TestScutFbp:
         )
         rows, listed = read("scut_fbp", tmp_path, self.OPTIONS)
         assert rows == [
-            Row("Data_Collection/SCUT-FBP-1.jpg", 2.5, 0.75, None, "female", "asian", None),
-            Row("Data_Collection/SCUT-FBP-2.jpg", 3.25, None, None, "female", "asian", None),
-            Row("Data_Collection/SCUT-FBP-5.jpg", 4.0, 0.0, None, "female", "asian", None),
+            ManifestRow("Data_Collection/SCUT-FBP-1.jpg", 2.5, 0.75, None, "female", "asian", None),
+            ManifestRow(
+                "Data_Collection/SCUT-FBP-2.jpg", 3.25, None, None, "female", "asian", None
+            ),
+            ManifestRow("Data_Collection/SCUT-FBP-5.jpg", 4.0, 0.0, None, "female", "asian", None),
         ]
         where = "Attractiveness label.xlsx: Sheet1 line"
         reasons = {photo_id: reason for photo_id, (_, reason) in listed.items()}
@@ -160,10 +162,10 @@ class TestScutFbp5500:
         rows, listed = read("scut_fbp5500", raw, self.FOLD_2)
         spread = pytest.approx(statistics.pstdev(self.RATINGS["AF1.jpg"]))
         assert rows == [
-            Row("Images/AF1.jpg", 3.333333, spread, None, "female", "asian", "train"),
-            Row("Images/AF6.jpg", 2.5, None, None, "female", "asian", "train"),
-            Row("Images/AM2.jpg", 2.0, 0.0, None, "male", "asian", "test"),
-            Row("Images/CM4.jpg", 4.1, None, None, "male", "white", None),
+            ManifestRow("Images/AF1.jpg", 3.333333, spread, None, "female", "asian", "train"),
+            ManifestRow("Images/AF6.jpg", 2.5, None, None, "female", "asian", "train"),
+            ManifestRow("Images/AM2.jpg", 2.0, 0.0, None, "male", "asian", "test"),
+            ManifestRow("Images/CM4.jpg", 4.1, None, None, "male", "white", None),
         ]
         reasons = {photo_id: reason for photo_id, (_, reason) in listed.items()}
         assert "train list says 3.5" in reasons.pop("Images/CF3.jpg")
@@ -235,8 +237,12 @@ class TestCfd:
     def test_neutral_photos_of_normed_targets_become_rows(self, raw: Path) -> None:
         rows, listed = read("cfd", raw, self.OPTIONS)
         assert rows == [
-            Row("CFD/AF-200/CFD-AF-200-228-N.jpg", 4.25, None, "AF-200", "female", "asian", None),
-            Row("CFD/BM-001/CFD-BM-001-014-N.jpg", 2.5, None, "BM-001", "male", "black", None),
+            ManifestRow(
+                "CFD/AF-200/CFD-AF-200-228-N.jpg", 4.25, None, "AF-200", "female", "asian", None
+            ),
+            ManifestRow(
+                "CFD/BM-001/CFD-BM-001-014-N.jpg", 2.5, None, "BM-001", "male", "black", None
+            ),
         ]
         reasons = {photo_id: reason for photo_id, (_, reason) in listed.items()}
         assert reasons.pop("*").startswith("1 photos are not neutral")

@@ -9,7 +9,7 @@ from typing import Any
 
 import pytest
 
-from stages.ingest.records import Row
+from stages.ingest.records import ManifestRow
 from stages.sources.morph import NAME
 from tests.stages.sources.test_age_sources import reasons, write
 from tests.stages.sources.test_sources import read, touch
@@ -65,10 +65,10 @@ def test_name_and_table_must_agree(tmp_path: Path) -> None:
     rows, listed = read("morph", tmp_path / "raw", options)
     assert sorted(rows) == sorted(
         [
-            Row("Album2/009055_1M54.JPG", 54.0, None, "009055", "male", "black", None),
-            Row("Album2/000000_0M20.JPG", 20.0, None, "000000", "male", "white", None),
-            Row("Album2/009055_2M55.JPG", 55.0, None, "009055", "male", "white", None),
-            Row("Album2/00013_00F19.JPG", 19.0, None, "000013", "female", None, None),
+            ManifestRow("Album2/009055_1M54.JPG", 54.0, None, "009055", "male", "black", None),
+            ManifestRow("Album2/000000_0M20.JPG", 20.0, None, "000000", "male", "white", None),
+            ManifestRow("Album2/009055_2M55.JPG", 55.0, None, "009055", "male", "white", None),
+            ManifestRow("Album2/00013_00F19.JPG", 19.0, None, "000013", "female", None, None),
         ],
         key=str,
     )

@@ -12,7 +12,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from stages.ingest.records import Row, files_under, photos_under
+from stages.ingest.records import ManifestRow, files_under, photos_under
 from stages.settings import convert
 from stages.sources import SOURCES
 from stages.sources.utkface import parse_name
@@ -26,7 +26,7 @@ def touch(raw: Path, *names: str) -> None:
 
 def read(
     source: str, raw: Path, options: Mapping[str, Any]
-) -> tuple[list[Row], dict[str, tuple[str, str]]]:
+) -> tuple[list[ManifestRow], dict[str, tuple[str, str]]]:
     """(rows, photo_id -> (action, reason)) of an adapter."""
     listed: dict[str, tuple[str, str]] = {}
 
@@ -241,7 +241,7 @@ def test_lfw_checks_that_a_photo_lies_with_its_person(tmp_path: Path) -> None:
     bad = ["lfw/Ann_Lee/Bob_Ray_0001.jpg", "Ann_Lee_0002.jpg", "lfw/Ann_Lee/Ann_Lee_1.jpg"]
     touch(tmp_path, good, *bad)
     rows, listed = read("lfw", tmp_path, {})
-    assert rows == [Row(good, None, None, "Ann_Lee", None, None, None)]
+    assert rows == [ManifestRow(good, None, None, "Ann_Lee", None, None, None)]
     assert set(listed) == set(bad)
 
 
@@ -304,8 +304,8 @@ class TestTable:
     def test_good_lines_are_rows_and_bad_ones_are_listed(self, table: Path) -> None:
         rows, listed = read("table", table.parent, self.options(table))
         assert rows == [
-            Row("photos/a.jpg", 31.5, 2.5, None, "female", None, "train"),
-            Row("photos/b.jpg", 40.0, None, None, None, None, None),
+            ManifestRow("photos/a.jpg", 31.5, 2.5, None, "female", None, "train"),
+            ManifestRow("photos/b.jpg", 40.0, None, None, None, None, None),
         ]
         reasons = {photo_id: reason for photo_id, (_, reason) in listed.items()}
         wanted = {
@@ -348,8 +348,10 @@ def test_mebeauty_keeps_scale_split_and_spread(tmp_path: Path) -> None:
     )
     rows, listed = read("mebeauty", raw, {"ratings": str(ratings)})
     assert rows == [
-        Row("original_images/female/asian/1.jpg", 6.19, 1.58, None, "female", "asian", "train"),
-        Row("original_images/female/asian/2.jpg", 7.2, 2.1, None, "female", "asian", None),
+        ManifestRow(
+            "original_images/female/asian/1.jpg", 6.19, 1.58, None, "female", "asian", "train"
+        ),
+        ManifestRow("original_images/female/asian/2.jpg", 7.2, 2.1, None, "female", "asian", None),
     ]
     reasons = {photo_id.rsplit("/", 1)[1]: reason for photo_id, (_, reason) in listed.items()}
     assert "scale of 1 to 10" in reasons.pop("3.jpg")

@@ -11,12 +11,11 @@ from hypothesis import given
 from hypothesis import strategies as st
 from PIL import Image
 
+from visage.data.jpeg import decode_jpeg, encode_jpeg
 from visage.detection.align import (
     TEMPLATES,
     choose_face,
     crop,
-    decode,
-    encode,
     frame_landmarks,
     invert,
     similarity,
@@ -211,10 +210,10 @@ def test_any_matrix_gives_a_crop(
 
 def test_encoding_keeps_the_crop_nearly_and_its_size() -> None:
     photo = smooth_photo(64, 64)
-    data = encode(photo, 95)
-    assert data == encode(photo, 95)
-    assert np.abs(decode(data).astype(int) - photo).mean() < 1.5
-    assert len(encode(photo, 40)) < len(data)
+    data = encode_jpeg(photo, 95)
+    assert data == encode_jpeg(photo, 95)
+    assert np.abs(decode_jpeg(data).astype(int) - photo).mean() < 1.5
+    assert len(encode_jpeg(photo, 40)) < len(data)
 
 
 def faces(*boxes: tuple[float, float, float, float]) -> Faces:
