@@ -1,5 +1,4 @@
-"""One photo -> a picture with each of its faces, where the model looked, and the distribution it
-answered.
+"""One photo -> a picture with each of its faces, its score map, and the predicted distribution.
 
     python -m visage.explain.photo PHOTO OUT.png [--model FOLDER] [--flip | --no-flip]
 
@@ -21,11 +20,10 @@ from torch import nn
 
 from visage.atomic import atomic_write_bytes
 from visage.cli import default_model_folder
-from visage.detection.image_io import PhotoError, read_photo
 from visage.evaluation.plots import png
 from visage.explain.plots import Pixels, face_sheet
 from visage.explain.score_map import score_map
-from visage.inference.photos import MAX_PHOTO_PIXELS, FacePrediction, Predictor
+from visage.inference.photos import FacePrediction, Predictor
 from visage.weights import load_model
 
 MAX_SHOWN = 8  # faces of a photo, the largest first
@@ -33,9 +31,9 @@ MAX_SHOWN = 8  # faces of a photo, the largest first
 
 @dataclass(frozen=True, kw_only=True)
 class ExplainedFace:
-    """A face as the predictor told it, its crop (H,W,3), its score map (H,W)."""
+    """A face's prediction, its crop (H,W,3), its score map (H,W)."""
 
-    told: FacePrediction
+    prediction: FacePrediction
     crop_HW3: Pixels
     score_HW: npt.NDArray[np.float32]
 
@@ -43,40 +41,40 @@ class ExplainedFace:
 def explain_photo(
     network: nn.Module, predictor: Predictor, photo: Path, flip: bool
 ) -> list[ExplainedFace]:
-    """The faces of a photo, largest first; `network` is the one that the predictor answers with.
+    """The faces of a photo, largest first; `network` is the predictor's own.
 
     Raises ValueError for a photo that cannot be read.
     """
-    try:
-        photo_HW3 = read_photo(photo, MAX_PHOTO_PIXELS)
-    except PhotoError as error:
-        raise ValueError(f"{photo}: {error}") from error
-    [result] = predictor.predict_photos([photo], flip)
-    crops = [
-        predictor.crop(photo_HW3, np.array(face.landmarks, np.float32)) for face in result.faces
-    ]
-    if not crops:
+    [result] = predictor.predict_photos([photo], flip, keep_crops=True)
+    if not result.readable:
+        raise ValueError(f"{photo}: {result.reason}")
+    if not result.faces:
         return []
+
+    crops = [face.crop_HW3 for face in result.faces if face.crop_HW3 is not None]
     crops_FCHW = torch.from_numpy(np.stack(crops)).permute(0, 3, 1, 2)
     scores = score_map(network, predictor.config, crops_FCHW, flip).numpy()
+
     return [
-        ExplainedFace(told=told, crop_HW3=crop, score_HW=score)
-        for told, crop, score in zip(result.faces, crops, scores, strict=True)
+        ExplainedFace(prediction=face, crop_HW3=crop, score_HW=score)
+        for face, crop, score in zip(result.faces, crops, scores, strict=True)
     ]
 
 
 def check_out(photo: Path, out: Path) -> None:
-    """ValueError where the picture cannot be written, before the work, or would take the photo's
-    place."""
+    """ValueError, before the work, where the picture cannot be written or would overwrite the
+    photo."""
     if not out.parent.is_dir() or out.is_dir():
-        raise ValueError(f"{out}: not a file in a folder that is there; name one, as explained.png")
+        raise ValueError(
+            f"{out}: not a file in an existing folder; name one, such as explained.png"
+        )
     if out.resolve() == photo.resolve():
         raise ValueError(f"{out}: this is the photo itself; give the picture another name")
 
 
 def main() -> None:
-    """The command line; a photo without a face, an unfit model or a wrong OUT ends it with a line
-    and exit status 2."""
+    """The command line. A photo without a face, an unusable model or a wrong OUT ends it with one
+    line and exit status 2."""
     parser = argparse.ArgumentParser(
         prog="python -m visage.explain.photo", description=__doc__.split("\n", 1)[0]
     )
@@ -116,9 +114,9 @@ def main() -> None:
         np.stack([face.crop_HW3 for face in faces]),
         np.stack([face.score_HW for face in faces]),
         config.grid.labels(),
-        np.stack([face.told.probabilities for face in faces]),
+        np.stack([face.prediction.probabilities for face in faces]),
         None,
-        np.array([face.told.value for face in faces]),
+        np.array([face.prediction.value for face in faces]),
         config.unit,
     )
     atomic_write_bytes(arguments.out, png(figure))

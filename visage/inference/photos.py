@@ -51,7 +51,8 @@ GROUP_PHOTOS, GROUP_PIXELS = (
 class FacePrediction:
     """One face: its numbers in label units, its box x0 y0 x1 y1, its five landmarks x y in pixels
     of the upright photo, the detector's probability that it is a face. `chosen` marks the one that
-    the align stage would take."""
+    the align stage would take. `crop_HW3`: the face as the model got it, where it was asked for
+    (`keep_crops`)."""
 
     value: float
     std: float
@@ -62,6 +63,7 @@ class FacePrediction:
     landmarks: tuple[tuple[float, ...], ...]
     probability: float
     chosen: bool
+    crop_HW3: Pixels | None = None
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -91,15 +93,17 @@ class Predictor(CropPredictor):
         self.max_photo_pixels = max_photo_pixels
         self._detector: Any = None
 
-    def predict_photos(self, photos: Iterable[PhotoSource], flip: bool = True) -> list[PhotoResult]:
+    def predict_photos(
+        self, photos: Iterable[PhotoSource], flip: bool = True, keep_crops: bool = False
+    ) -> list[PhotoResult]:
         """Photos (encoded bytes, paths or Pillow images) -> one result each, in order.
 
         A photo that cannot be read gives a result that says why and leaves the others alone.
         """
-        return list(self.stream_photos(photos, flip))
+        return list(self.stream_photos(photos, flip, keep_crops))
 
     def stream_photos(
-        self, photos: Iterable[PhotoSource], flip: bool = True
+        self, photos: Iterable[PhotoSource], flip: bool = True, keep_crops: bool = False
     ) -> Iterator[PhotoResult]:
         """`predict_photos` for any number of photos: results come as soon as a group is done,
         memory stays flat.
@@ -107,9 +111,11 @@ class Predictor(CropPredictor):
         The faces of a group of photos (see GROUP_PHOTOS) go through the network together.
         """
         for group in _groups(_read(source, self.max_photo_pixels) for source in photos):
-            yield from self._predict_group(group, flip)
+            yield from self._predict_group(group, flip, keep_crops)
 
-    def _predict_group(self, group: list[Pixels | str], flip: bool) -> Iterator[PhotoResult]:
+    def _predict_group(
+        self, group: list[Pixels | str], flip: bool, keep_crops: bool
+    ) -> Iterator[PhotoResult]:
         """Decoded photos, or the reasons why there are none -> their results."""
         photos = [photo for photo in group if not isinstance(photo, str)]
         found = self._find_faces(photos)
@@ -128,7 +134,7 @@ class Predictor(CropPredictor):
         predictions = self.predict_crops(crops_BHWC.permute(0, 3, 1, 2), flip)
         starts = np.cumsum([0, *(len(faces) for faces in found)])
         results = (
-            _result(photo, faces, predictions, start)
+            _result(photo, faces, predictions, start, crops if keep_crops else None)
             for (photo, faces), start in zip(seen, starts[:-1], strict=True)
         )
         for photo_or_reason in group:
@@ -209,8 +215,14 @@ def _unread(reason: str) -> PhotoResult:
     return PhotoResult(width=0, height=0, faces=(), reason=reason, readable=False)
 
 
-def _result(photo_HWC: Pixels, faces: Any, predictions: Predictions, start: int) -> PhotoResult:
-    """A photo whose faces' predictions begin at row `start` -> its result."""
+def _result(
+    photo_HWC: Pixels,
+    faces: Any,
+    predictions: Predictions,
+    start: int,
+    crops: list[Pixels] | None,
+) -> PhotoResult:
+    """A photo whose faces' predictions (and crops) begin at row `start` -> its result."""
     from visage.detection.align import choose_face
 
     height, width = photo_HWC.shape[:2]
@@ -226,6 +238,7 @@ def _result(photo_HWC: Pixels, faces: Any, predictions: Predictions, start: int)
             landmarks=tuple(tuple(point) for point in faces.landmarks_N52[index].tolist()),
             probability=float(faces.probabilities_N[index]),
             chosen=index == chosen,
+            crop_HW3=crops[start + index] if crops else None,
         )
         for index in range(len(faces))
     )
@@ -235,10 +248,11 @@ def _result(photo_HWC: Pixels, faces: Any, predictions: Predictions, start: int)
 
 
 def as_document(result: PhotoResult, config: ModelConfig) -> dict[str, Any]:
-    """A photo's result as plain JSON values: which model spoke, about what in which unit, and each
-    face's numbers."""
+    """A photo's result as plain JSON values: which model predicted what in which unit, and each
+    face's numbers, without its crop."""
     faces = [
-        dataclasses.asdict(face) | {"probabilities": face.probabilities.tolist()}
+        {name: value for name, value in vars(face).items() if name != "crop_HW3"}
+        | {"probabilities": face.probabilities.tolist()}
         for face in result.faces
     ]
     return {
