@@ -413,7 +413,7 @@ def test_a_request_is_parsed_once(app: Any, monkeypatch: pytest.MonkeyPatch) -> 
     body = rows(PHOTO)
     monkeypatch.setattr(json, "loads", counted)
     assert ask(app, body).status_code == 200
-    assert bodies == [body]
+    assert bodies.count(body) == 1
 
 
 @pytest.mark.parametrize("path", ["/ready", "/metrics", "/statistics", "/ping", "/version"])
