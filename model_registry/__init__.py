@@ -1,6 +1,5 @@
-"""The door out: models are recorded, packaged, promoted and served here, and nothing else in the
-tree knows MLflow.
+"""Models are recorded, packaged, promoted and served here; no other package imports MLflow.
 
-`released/` holds small real models that answer a photo on a fresh clone; its README says what a
+`released/` holds small real models that a fresh clone predicts with; its README says what a
 released folder is.
 """

@@ -1,10 +1,11 @@
-"""Where MLflow keeps things: what its environment variables say, else SQLite and a folder in the
-working copy.
+"""The connection to MLflow: what its environment variables name, else SQLite and a folder in the
+working directory.
 
-MLFLOW_TRACKING_URI names a server (http://...) or a database (postgresql://...). Beside a server
-nothing else is needed: it knows where artifacts go. Beside a database, MLFLOW_DEFAULT_ARTIFACT_ROOT
-says so (s3://bucket/folder; keys and endpoint in AWS_ACCESS_KEY_ID, AWS_SECRET_ACCESS_KEY,
-MLFLOW_S3_ENDPOINT_URL); SQLite has them beside its file. Without any, all lies in .mlflow/.
+MLFLOW_TRACKING_URI names a server (http://...) or a database (postgresql://...). A server knows
+where artifacts go. With a database, MLFLOW_DEFAULT_ARTIFACT_ROOT names the place
+(s3://bucket/folder; keys and endpoint in AWS_ACCESS_KEY_ID, AWS_SECRET_ACCESS_KEY,
+MLFLOW_S3_ENDPOINT_URL). With SQLite the artifacts are in a folder next to the database file.
+Without any of these variables everything is in .mlflow/.
 """
 
 from __future__ import annotations
@@ -22,22 +23,18 @@ from mlflow.exceptions import MlflowException
 from mlflow.protos import databricks_pb2
 from mlflow.protos.databricks_pb2 import RESOURCE_ALREADY_EXISTS, TEMPORARILY_UNAVAILABLE
 
-LOCAL = ".mlflow"  # in the working directory: database and artifacts of those who have no server
+LOCAL = ".mlflow"  # folder of the working directory: database and artifacts without a server
 PASSING = databricks_pb2.ErrorCode.Name(TEMPORARILY_UNAVAILABLE)
-PAUSES = (
-    1.0,
-    2.0,
-    4.0,
-    8.0,
-    16.0,
-    32.0,
-)  # seconds between attempts: a database that restarts is back by then
+
+# Seconds between attempts: after these 63 s a database that restarts is back.
+PAUSES = (1.0, 2.0, 4.0, 8.0, 16.0, 32.0)
+
 Result = TypeVar("Result")
 _log = logging.getLogger(__name__)
 
 
 def connect() -> MlflowClient:
-    """MLflow's client, and MLflow itself, at the store that the environment names."""
+    """MLflow's client, and MLflow itself, connected to the store that the environment names."""
     uri = os.environ.get("MLFLOW_TRACKING_URI")
     if uri is None:
         folder = Path.cwd() / LOCAL
@@ -48,16 +45,18 @@ def connect() -> MlflowClient:
 
 
 def experiment(name: str) -> str:
-    """The experiment's id; it is made where it is missing, by whoever comes first."""
+    """The id of the experiment `name`, which is created where it is missing."""
     client = connect()
     known = client.get_experiment_by_name(name)
     if known is None:
         try:
             return str(client.create_experiment(name, artifact_location=artifact_root()))
         except MlflowException as error:
+            # Another process may have created it in between.
             if error.error_code != databricks_pb2.ErrorCode.Name(RESOURCE_ALREADY_EXISTS):
                 raise
             known = client.get_experiment_by_name(name)
+
     assert known is not None
     if known.lifecycle_stage == "deleted":
         raise ValueError(
@@ -68,29 +67,27 @@ def experiment(name: str) -> str:
 
 
 def artifact_root() -> str | None:
-    """Where a new experiment's artifacts go; None leaves it to the server. MLflow itself would take
+    """Where a new experiment's artifacts go; None leaves it to the server. MLflow's own default is
     ./mlruns."""
-    kind, _, place = os.environ["MLFLOW_TRACKING_URI"].partition(
-        "://"
-    )  # MLflow has set it, where it was not
+    # `connect` ran before, and MLflow then sets the variable where it was not set.
+    kind, _, place = os.environ["MLFLOW_TRACKING_URI"].partition("://")
     if kind in ("http", "https"):
         return None
     if "MLFLOW_DEFAULT_ARTIFACT_ROOT" in os.environ:
         return os.environ["MLFLOW_DEFAULT_ARTIFACT_ROOT"]
     if kind != "sqlite":
         raise ValueError(
-            f"MLFLOW_TRACKING_URI is a database ({kind}) and nothing says where files go: set "
-            "MLFLOW_DEFAULT_ARTIFACT_ROOT, such as s3://bucket/folder"
+            f"MLFLOW_TRACKING_URI is a database ({kind}), but MLFLOW_DEFAULT_ARTIFACT_ROOT is not "
+            "set: set it to where files go, such as s3://bucket/folder"
         )
     return (Path(place.removeprefix("/")).absolute().parent / "artifacts").as_uri()
 
 
 def patiently(action: Callable[[], Result]) -> Result:
-    """`action` again and again while the database is away for a moment. It must be one that may be
-    done twice.
+    """The result of `action`, tried again while the database is unavailable for a moment. The
+    action must be one that may run twice.
 
-    Of a server that is away MLflow's own client has tried for minutes before it gives up; that is
-    not done again.
+    A server that is unavailable is not retried here: MLflow's own client tries for minutes.
     """
     for pause in PAUSES:
         try:
@@ -99,7 +96,7 @@ def patiently(action: Callable[[], Result]) -> Result:
             if error.error_code != PASSING:
                 raise
             _log.warning(
-                "MLflow's store does not answer, again in %g s: %s", pause, str(error)[:200]
+                "MLflow's store is unavailable, next attempt in %g s: %s", pause, str(error)[:200]
             )
             time.sleep(pause)
     return action()

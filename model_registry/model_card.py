@@ -1,5 +1,4 @@
-"""The model card that a person reads, made of config.json and the evaluation: what for, of what,
-how well, what not.
+"""The model card, made of config.json and the evaluation: intended use, data, metrics, limits.
 
 After Mitchell et al. 2019, "Model Cards for Model Reporting". Every figure comes from the
 evaluation's files.
@@ -31,45 +30,46 @@ SHOWN = {
     "coverage_80": "in the interval",
 }
 LIMITS = """\
-- It tells what a face looks like to those who gave the labels, not a person's age or worth; it is no proof of age and
-  must decide nothing about a person on its own.
-- Faces unlike those it was trained and tested on (groups with few or no faces below, other cameras, strong pose, masks)
-  may be misjudged without a sign of it.
-- The interval holds its share over all faces of the test set; single groups lie above or below (see above)."""
+- A prediction is how old or attractive a face looks to the people who gave the labels. It is not a
+  person's age or worth, it proves no age, and it must not decide anything about a person on its
+  own.
+- Faces unlike those of the training and test data (groups with few or no faces below, other
+  cameras, strong pose, masks) may be misjudged without any sign of it.
+- The interval holds its share over all faces of the test set; single groups are above or below it
+  (see above)."""
 
 
 def write_card(model: str, version: int) -> str:
-    """Makes the card of a registered version, keeps it in its run and as its description; the text."""
+    """Writes the card of a registered version into its run and into its description; returns the
+    text."""
     client = connect()
     run_id = str(client.get_model_version(model, str(version)).run_id)
-    with tempfile.TemporaryDirectory() as place:
-        folder = fetch(f"models:/{model}/{version}", Path(place) / "model")
-        card = ModelConfig.read(folder / CONFIG_FILE)
-        metrics, groups = (
-            Path(
-                mlflow.artifacts.download_artifacts(
-                    run_id=run_id, artifact_path=name, dst_path=place
-                )
-            )
-            for name in (METRICS, GROUPS)
-        )
-        with groups.open(newline="", encoding="utf-8") as file:
-            rows = list(csv.DictReader(file))
-        text = card_text(
-            card, json.loads(metrics.read_text(encoding="utf-8")), rows, model, version
-        )
+
+    with tempfile.TemporaryDirectory() as name:
+        place = Path(name)
+        folder = fetch(f"models:/{model}/{version}", place / "model")
+        config = ModelConfig.read(folder / CONFIG_FILE)
+        metrics = json.loads(_artifact(run_id, METRICS, place).read_text(encoding="utf-8"))
+        with _artifact(run_id, GROUPS, place).open(newline="", encoding="utf-8") as file:
+            groups = list(csv.DictReader(file))
+
+    text = card_text(config, metrics, groups, model, version)
+    description = text
+    if len(text) > MAX_DESCRIPTION:
+        description = text[: MAX_DESCRIPTION - 60] + f"\n\n(the full text is in the run: {FILE})"
     patiently(lambda: client.log_text(run_id, text, FILE))
-    described = (
-        text
-        if len(text) <= MAX_DESCRIPTION
-        else text[: MAX_DESCRIPTION - 60] + f"\n\n(whole in the run: {FILE})"
-    )
-    patiently(lambda: client.update_model_version(model, str(version), described))
+    patiently(lambda: client.update_model_version(model, str(version), description))
     return text
 
 
+def _artifact(run_id: str, name: str, place: Path) -> Path:
+    return Path(
+        mlflow.artifacts.download_artifacts(run_id=run_id, artifact_path=name, dst_path=str(place))
+    )
+
+
 def card_text(
-    card: ModelConfig,
+    config: ModelConfig,
     metrics: Mapping[str, Any],
     groups: list[dict[str, str]],
     model: str,
@@ -78,56 +78,67 @@ def card_text(
     """The card as Markdown."""
     splits = {name: value for name, value in metrics.items() if name != "decision"}
     decision = metrics["decision"]
-    return "\n".join(
-        [
-            f"# {model}, version {version}: {card.quantity} from a face, in {card.unit}",
-            "",
-            f"Network `{card.network.name}`, method `{card.method}`, decoded by the {card.decode}; "
-            f"faces of "
-            f"{card.alignment.crop_px} px; {card.weights.num_parameters} parameters. It answers "
-            f"with a "
-            f"value, a "
-            "distribution and an 80 % interval.",
-            "",
-            "## Intended use",
-            "",
-            f"Statistics and research on the {card.quantity} that faces show, and the tools around "
-            f"it.",
-            "",
-            "## Data and terms",
-            "",
-            card.terms,
-            "",
-            *(f"- {name}: {_said(value)}" for name, value in card.data.items()),
-            "",
-            "## How well",
-            "",
-            f"Prediction rule: {decision['decode']}, mirror image averaged in: {decision['flip']}. "
-            f"Intervals: "
-            f"{decision['interval']:.0%}, {decision['num_resamples']} bootstrap resamples.",
-            "",
-            *_table(["faces of", "number", *SHOWN.values()], _split_rows(splits)),
-            "",
-            "By group (first list), MAE and coverage:",
-            "",
-            *_table(["group", "faces", SHOWN["mae"], SHOWN["coverage_80"]], _group_rows(groups)),
-            "",
-            "## Limits",
-            "",
-            LIMITS,
-            "",
-            "## Where it comes from",
-            "",
-            *(f"- {name}: {_said(value)}" for name, value in card.code.items()),
-            f"- weights: sha256 {card.weights.sha256}",
-            "",
-        ]
+
+    head = (
+        f"Network `{config.network.name}`, method `{config.method}`, decoded by the "
+        f"{config.decode}; faces of {config.alignment.crop_px} px; "
+        f"{config.weights.num_parameters} parameters. It predicts a value, a distribution and an "
+        "80 % interval."
     )
+    use = (
+        f"Statistics and research on the {config.quantity} that faces show, and the tools around "
+        "it."
+    )
+    rule = (
+        f"Prediction rule: {decision['decode']}, mirror image averaged in: {decision['flip']}. "
+        f"Intervals: {decision['interval']:.0%}, {decision['num_resamples']} bootstrap resamples."
+    )
+    lines = [
+        f"# {model}, version {version}: {config.quantity} from a face, in {config.unit}",
+        "",
+        head,
+        "",
+        "## Intended use",
+        "",
+        use,
+        "",
+        "## Data and terms",
+        "",
+        config.terms,
+        "",
+        *_items(config.data),
+        "",
+        "## How well",
+        "",
+        rule,
+        "",
+        *_table(["faces of", "number", *SHOWN.values()], _split_rows(splits)),
+        "",
+        "By group (first list), MAE and coverage:",
+        "",
+        *_table(["group", "faces", SHOWN["mae"], SHOWN["coverage_80"]], _group_rows(groups)),
+        "",
+        "## Limits",
+        "",
+        LIMITS,
+        "",
+        "## Where it comes from",
+        "",
+        *_items(config.code),
+        f"- weights: sha256 {config.weights.sha256}",
+        "",
+    ]
+    return "\n".join(lines)
+
+
+def _items(values: Mapping[str, Any]) -> list[str]:
+    return [f"- {name}: {_as_text(value)}" for name, value in values.items()]
 
 
 def _split_rows(splits: Mapping[str, Any]) -> Iterator[list[str]]:
     for name, figures in splits.items():
-        yield [name, str(figures["num_faces"]), *(_figure(figures.get(metric)) for metric in SHOWN)]
+        shown = [_figure(figures.get(metric)) for metric in SHOWN]
+        yield [name, str(figures["num_faces"]), *shown]
 
 
 def _group_rows(groups: list[dict[str, str]]) -> Iterator[list[str]]:
@@ -136,15 +147,12 @@ def _group_rows(groups: list[dict[str, str]]) -> Iterator[list[str]]:
     for row in groups:
         if row["list"] == first:
             figure = {name: float(row[name]) for name in ("value", "low", "high")}
-            named.setdefault((row["attribute"], row["group"], row["num_faces"]), {})[
-                row["metric"]
-            ] = figure
+            key = (row["attribute"], row["group"], row["num_faces"])
+            named.setdefault(key, {})[row["metric"]] = figure
+
     for (attribute, group, num_faces), figures in named.items():
-        yield [
-            f"{attribute} {group}",
-            num_faces,
-            *(_figure(figures.get(name)) for name in ("mae", "coverage_80")),
-        ]
+        shown = [_figure(figures.get(name)) for name in ("mae", "coverage_80")]
+        yield [f"{attribute} {group}", num_faces, *shown]
 
 
 def _figure(figure: Mapping[str, float] | None) -> str:
@@ -157,7 +165,7 @@ def _table(head: list[str], rows: Iterator[list[str]]) -> list[str]:
     return [f"| {' | '.join(cells)} |" for cells in (head, ["---"] * len(head), *rows)]
 
 
-def _said(value: Any) -> str:
+def _as_text(value: Any) -> str:
     if isinstance(value, Mapping):
         return ", ".join(f"{key} {inner}" for key, inner in value.items())
     return str(value)

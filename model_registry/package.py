@@ -1,10 +1,10 @@
 """An exported model becomes a registered version: a pyfunc from code, safe to open and complete in
 itself.
 
-models/export/ -> a package in MLflow: config and weights (safetensors), limits of a request, the
-code of `visage`, the file that answers (model_registry/served_model.py), signature, an input
-example of a drawn face, pinned requirements. No pickle is in it, and neither DVC nor Prefect nor
-Ray is needed to load it.
+models/export/ -> a package in MLflow: config and weights (safetensors), the limits of a request,
+the code that serves it (model_registry/served_model.py) and the modules of `visage` that this code
+imports, signature, an input example of a synthetic face, pinned requirements. It holds no pickle,
+and it loads without DVC, Prefect and Ray.
 """
 
 from __future__ import annotations
@@ -16,6 +16,7 @@ import tempfile
 import warnings
 from dataclasses import dataclass
 from importlib.metadata import version as installed
+from modulefinder import ModuleFinder
 from pathlib import Path
 from typing import Any
 
@@ -36,8 +37,10 @@ from visage.synthetic import encode_face, sample_person, sample_photo
 from visage.weights import load_model, sha256_of
 
 REFERENCE_FILE = "reference.json"  # the training faces' summary, against which drift is measured
-ANSWERER = Path(__file__).with_name("served_model.py")
-REQUIREMENTS = (  # what an answer imports, and what MLflow's scoring server runs on
+SERVED_MODEL = Path(__file__).with_name("served_model.py")
+
+# What a prediction imports, and what MLflow's scoring server runs on
+REQUIREMENTS = (
     "mlflow",
     "torch",
     "torchvision",
@@ -49,13 +52,18 @@ REQUIREMENTS = (  # what an answer imports, and what MLflow's scoring server run
     "fastapi",
     "uvicorn",
 )
-WEIGHTS_TAG, CARD_TAG, LIMITS_TAG = "visage.weights_sha256", "visage.card_sha256", "visage.limits"
+
+# Tags of a version. `card` is the old word for the config; renaming the tag would register every
+# known version a second time.
+WEIGHTS_TAG = "visage.weights_sha256"
+CONFIG_TAG = "visage.card_sha256"
+LIMITS_TAG = "visage.limits"
 
 
 @dataclass(frozen=True, kw_only=True)
 class PackageSettings:
-    """Name under which versions are registered, and what a request to the served model may hold:
-    bytes as sent, pixels, photos and aligned faces together, bytes and pixels of each."""
+    """The name under which versions are registered, and what a request to the served model may
+    hold: bytes as sent, pixels, photos and aligned faces together, bytes and pixels of each."""
 
     model: str
     max_request_bytes: int
@@ -69,37 +77,40 @@ class PackageSettings:
 
     @property
     def limits(self) -> Limits:
-        return Limits(
-            **{field.name: getattr(self, field.name) for field in dataclasses.fields(Limits)}
-        )
+        names = [field.name for field in dataclasses.fields(Limits)]
+        return Limits(**{name: getattr(self, name) for name in names})
 
 
 def package(export: Path, run_id: str, settings: PackageSettings) -> int:
-    """The version of `settings.model` that holds the model in `export` as made by run `run_id`,
-    registered once.
+    """Registers the model in `export`, made by run `run_id`, as a version of `settings.model`.
 
     A second call with the same run, config, weights and limits returns the same version. Raises
-    ValueError for a folder that holds no sound model; a package that cannot answer its own example
-    is not registered.
+    ValueError for a folder without a model, or with a damaged one. A package that cannot predict
+    its own example is not registered.
     """
     _, config = load_model(export)
     client = connect()
-    tags = {WEIGHTS_TAG: config.weights.sha256, CARD_TAG: sha256_of(export / CONFIG_FILE)}
-    tags[LIMITS_TAG] = settings.limits.text()
+    tags = {
+        WEIGHTS_TAG: config.weights.sha256,
+        CONFIG_TAG: sha256_of(export / CONFIG_FILE),
+        LIMITS_TAG: settings.limits.text(),
+    }
     known = _known_version(client, settings.model, run_id, tags)
     if known is not None:
         return known
+
     with tempfile.TemporaryDirectory() as folder:
         uri = _logged(client, Path(folder), export, config, run_id, settings)
-    example = mlflow.pyfunc.load_model(uri).predict(input_example())
-    if len(example) != 1:
-        raise ValueError(f"{export}: the package does not answer its own example")
+    documents = mlflow.pyfunc.load_model(uri).predict(input_example())
+    if len(documents) != 1:
+        raise ValueError(f"{export}: the package does not predict its own example")
+
     made = mlflow.register_model(uri, settings.model, tags=tags)
     return int(made.version)
 
 
 def is_as_packaged(version: int, settings: PackageSettings) -> bool:
-    """Whether a version holds the limits that the settings say now."""
+    """Whether a version holds the limits of the present settings."""
     tags = connect().get_model_version(settings.model, str(version)).tags
     return bool(tags.get(LIMITS_TAG) == settings.limits.text())
 
@@ -109,39 +120,44 @@ def fetch(uri: str, into: Path) -> Path:
     takes."""
     connect()
     into.mkdir(parents=True, exist_ok=True)
-    return Path(
-        mlflow.artifacts.download_artifacts(
-            f"{uri.rstrip('/')}/artifacts/model", dst_path=str(into)
-        )
-    )
+    address = f"{uri.rstrip('/')}/artifacts/model"
+    return Path(mlflow.artifacts.download_artifacts(address, dst_path=str(into)))
 
 
 def input_example() -> pd.DataFrame:
-    """One drawn face, which is nobody's: a person's photo has no place in a package."""
+    """One synthetic face: a person's photo has no place in a package."""
     rng = np.random.default_rng(0)
     photo = encode_face(sample_photo(sample_person(rng), rng, clean=True), 200)
     return pd.DataFrame({PHOTO: [base64.b64encode(photo).decode()]})
 
 
 def signature() -> ModelSignature:
-    """A photo or an aligned face a row, and a face's landmarks; three switches; what comes out is
-    JSON, described in docs/serve.md."""
+    """A photo or an aligned face a row, and a face's landmarks; three switches. The output is JSON,
+    described in docs/serve.md."""
     columns: list[ColSpec | TensorSpec] = [
         ColSpec(DataType.string, name, required=False) for name in (PHOTO, FACE)
     ]
     columns.append(ColSpec(Array(DataType.double), LANDMARKS, required=False))
     switches = {"all_faces": False, "explain": False, "flip": True}
-    return ModelSignature(
-        inputs=Schema(columns),
-        params=ParamSchema(
-            [ParamSpec(name, DataType.boolean, default) for name, default in switches.items()]
-        ),
-    )
+    params = [ParamSpec(name, DataType.boolean, default) for name, default in switches.items()]
+    return ModelSignature(inputs=Schema(columns), params=ParamSchema(params))
 
 
 def pinned_requirements() -> list[str]:
-    """REQUIREMENTS as installed here, without the build's own mark (+cpu), which no index knows."""
+    """REQUIREMENTS as installed here, without the build's local version (+cpu), which no package
+    index has."""
     return [f"{name}=={installed(name).partition('+')[0]}" for name in REQUIREMENTS]
+
+
+def carried_files() -> list[Path]:
+    """The files of `visage` that the served model imports, directly or through others, inside
+    functions too; relative to the folder of the package `visage`."""
+    root = Path(visage.__path__[0])
+    finder = ModuleFinder(path=[str(root.parent)])
+    finder.run_script(str(SERVED_MODEL))
+
+    files = [Path(module.__file__) for module in finder.modules.values() if module.__file__]
+    return sorted(file.relative_to(root) for file in files if file.is_relative_to(root))
 
 
 def _known_version(
@@ -160,27 +176,36 @@ def _logged(
     run_id: str,
     settings: PackageSettings,
 ) -> str:
-    """Lays the package's files out in `folder` and logs them as a model of the run; its address."""
-    model, limits, code = folder / "model", folder / "limits.json", folder / "visage"
+    """Writes the package's files into `folder`, logs them as a model of the run, and returns its
+    address."""
+    model = folder / "model"
+    limits = folder / "limits.json"
+    code = folder / "visage"
+
     model.mkdir()
     for name in (CONFIG_FILE, config.weights.file, REFERENCE_FILE):
         if (export / name).is_file():
             shutil.copyfile(export / name, model / name)
     limits.write_text(settings.limits.text(), encoding="utf-8")
-    shutil.copytree(Path(visage.__path__[0]), code, ignore=shutil.ignore_patterns("__pycache__"))
+    for file in carried_files():
+        (code / file).parent.mkdir(parents=True, exist_ok=True)
+        shutil.copyfile(Path(visage.__path__[0]) / file, code / file)
+
     contents: dict[str, Any] = {
-        "python_model": str(ANSWERER),
+        "python_model": str(SERVED_MODEL),
         "artifacts": {"model": str(model), "limits": str(limits)},
         "code_paths": [str(code)],
         "signature": signature(),
         "input_example": input_example(),
         "pip_requirements": pinned_requirements(),
     }
-    # The run's own experiment, whichever is active; and the run's status stays as it is, open or
-    # finished.
+
+    # The model goes into the run's own experiment, whichever is active, and the run keeps its
+    # status, open or finished.
     experiment = client.get_run(run_id).info.experiment_id
     logged = client.create_logged_model(experiment, name=config.name, source_run_id=run_id)
     with warnings.catch_warnings():
-        warnings.filterwarnings("ignore", module=r"mlflow\.")  # it uses what pandas 3 deprecates
+        # MLflow uses what pandas 3 deprecates.
+        warnings.filterwarnings("ignore", module=r"mlflow\.")
         info = Model.log(None, mlflow.pyfunc, model_id=logged.model_id, run_id=run_id, **contents)
     return str(info.model_uri)

@@ -1,14 +1,16 @@
-"""Who is champion: the aliases of a registered model, moved forward, moved back, and remembered.
+"""The champion of a registered model: its alias is moved forward, moved back, and its history kept.
 
     python -m model_registry.promote history|rollback MODEL
-    python -m model_registry.promote promote MODEL VERSION [--reason TEXT]      (or: make history, promote, rollback)
+    python -m model_registry.promote promote MODEL VERSION [--reason TEXT]
+    (or: make history, make promote, make rollback)
 
-The alias `champion` is the truth; moving it is one step, whatever fails before or after. Why a
-version was promoted or refused (model_registry/promotion_gate.py decides) stands on the version
-before the alias moves. The history (tags of the registered model, an event each) is written after
-it, a rollback's event before it: a rollback that died and is asked for again must not come back to
-the champion that it took away. Where history and alias differ, because a process died or somebody
-moved the alias by other means, the next call says what it found.
+The alias `champion` decides. Moving it is one atomic step, whatever fails before or after. Why a
+version was promoted or refused (model_registry/promotion_gate.py decides) is written into the
+version's tags before the alias moves. The history (tags of the registered model, one for each
+event) is written after the alias moves, except for a rollback, whose event is written before: a
+rollback that was interrupted and is run again must not return to the champion that it removed.
+History and alias can differ, because a process died or somebody moved the alias by other means; the
+next call then records what it found.
 """
 
 from __future__ import annotations
@@ -26,18 +28,19 @@ from mlflow.exceptions import MlflowException
 from model_registry.mlflow_client import connect, patiently
 
 CHAMPION, CHALLENGER = "champion", "challenger"
-EVENT, DECISION, REASONS, AGAINST = (
-    "event.",
-    "visage.decision",
-    "visage.reasons",
-    "visage.decided_against",
-)
+EVENT = "event."  # begins the tags of a registered model that hold its history
+
+# Tags of a version
+DECISION = "visage.decision"
+REASONS = "visage.reasons"
+AGAINST = "visage.decided_against"
+
 MAX_TAG = 4900  # characters that MLflow's stores keep of a version's tag
 PROMOTED, REFUSED = "promoted", "refused"
 
 
-def holder(client: MlflowClient, model: str, alias: str) -> int | None:
-    """The version that bears an alias."""
+def version_with_alias(client: MlflowClient, model: str, alias: str) -> int | None:
+    """The version that an alias names; None where it names none."""
     try:
         return int(client.get_model_version_by_alias(model, alias).version)
     except MlflowException as error:
@@ -47,13 +50,13 @@ def holder(client: MlflowClient, model: str, alias: str) -> int | None:
 
 
 def champion(model: str) -> int | None:
-    """The champion's version; None before there is one."""
+    """The champion's version; None before the first promotion."""
     client = connect()
-    return patiently(lambda: holder(client, model, CHAMPION))
+    return patiently(lambda: version_with_alias(client, model, CHAMPION))
 
 
 def version_of(model: str, run_id: str) -> int | None:
-    """The newest version that a run made; None where it made none."""
+    """The newest version of a run; None where the run has none."""
     found = connect().search_model_versions(f"name = '{model}' and run_id = '{run_id}'")
     return max((int(each.version) for each in found), default=None)
 
@@ -61,32 +64,40 @@ def version_of(model: str, run_id: str) -> int | None:
 def decided(model: str, version: int) -> tuple[str, str] | None:
     """What was decided about a version, and why; None where its decision is still open."""
     tags = connect().get_model_version(model, str(version)).tags
-    if DECISION not in tags or (tags[DECISION] == PROMOTED and not _was_champion(model, version)):
+    if DECISION not in tags:
+        return None
+
+    # The process died between the decision and the move of the alias.
+    if tags[DECISION] == PROMOTED and not _was_champion(model, version):
         return None
     return tags[DECISION], tags[REASONS]
 
 
 def promote(model: str, version: int, reason: str) -> None:
-    """The version is champion from here on; nothing happens where it is already."""
+    """Makes the version champion, where it is not already."""
     client = connect()
     patiently(lambda: _existing(client, model, version))
     _reconcile(client, model)
     if champion(model) != version:
         patiently(lambda: client.set_registered_model_alias(model, CHAMPION, str(version)))
-        note(client, model, PROMOTED, version, reason)
+        add_event(client, model, PROMOTED, version, reason)
 
 
 def rollback(model: str, reason: str = "by hand") -> int:
-    """The champion before this one comes back; its version. ValueError where there was none."""
+    """Makes the champion before this one champion again; returns its version. ValueError where
+    there was none."""
     client = connect()
     _reconcile(client, model)
+
     before = _succession(history(model))[:-1]
-    standing = [version for version in before if _exists(client, model, version)]
-    if not standing:
+    existing = [version for version in before if _exists(client, model, version)]
+    if not existing:
         raise ValueError(f"{model}: no earlier champion to go back to; promote a version by hand")
-    note(client, model, "rolled back to", standing[-1], reason)
-    patiently(lambda: client.set_registered_model_alias(model, CHAMPION, str(standing[-1])))
-    return standing[-1]
+
+    version = existing[-1]
+    add_event(client, model, "rolled back to", version, reason)
+    patiently(lambda: client.set_registered_model_alias(model, CHAMPION, str(version)))
+    return version
 
 
 def history(model: str) -> list[dict[str, Any]]:
@@ -96,7 +107,7 @@ def history(model: str) -> list[dict[str, Any]]:
 
 
 def _succession(events: list[dict[str, Any]]) -> list[int]:
-    """Who was champion after whom; a rollback takes the last one away."""
+    """The champions in order; a rollback removes those after the one it returns to."""
     line: list[int] = []
     for event in events:
         if event["action"] == "rolled back to":
@@ -113,39 +124,36 @@ def _was_champion(model: str, version: int) -> bool:
 
 
 def _reconcile(client: MlflowClient, model: str) -> None:
-    """The history learns of a champion that it has not heard of."""
-    line, now = _succession(history(model)), champion(model)
+    """Adds a champion to the history that the history does not know."""
+    line = _succession(history(model))
+    now = champion(model)
     if now is not None and (not line or line[-1] != now):
-        note(
-            client,
-            model,
-            "found as champion",
-            now,
-            "named by other means, or the step before died halfway",
-        )
+        reason = "named by other means, or the step before was interrupted"
+        add_event(client, model, "found as champion", now, reason)
 
 
 def last_event(model: str) -> tuple[str, int] | None:
+    """The newest event's action and version."""
     events = history(model)
     return (events[-1]["action"], events[-1]["version"]) if events else None
 
 
-def note(client: MlflowClient, model: str, action: str, version: int, reason: str) -> None:
+def add_event(client: MlflowClient, model: str, action: str, version: int, reason: str) -> None:
+    """Adds an event to the model's history."""
     event = {"time": time.strftime("%Y-%m-%dT%H:%M:%S%z"), "action": action, "version": version}
     text = json.dumps(event | {"reason": reason[: MAX_TAG - 200]}, ensure_ascii=False)
     patiently(lambda: client.set_registered_model_tag(model, f"{EVENT}{time.time_ns()}", text))
 
 
-def tag(client: MlflowClient, model: str, version: int, tags: Mapping[str, str]) -> None:
+def set_tags(client: MlflowClient, model: str, version: int, tags: Mapping[str, str]) -> None:
+    """Sets tags of a version, cut to what MLflow's stores keep."""
     for key, value in tags.items():
         client.set_model_version_tag(model, str(version), key, value[:MAX_TAG])
 
 
 def _existing(client: MlflowClient, model: str, version: int) -> None:
     if not _exists(client, model, version):
-        raise ValueError(
-            f"{model} has no version {version}; make history shows those that were ever named"
-        )
+        raise ValueError(f"{model} has no version {version}; `make history` shows its champions")
 
 
 def _exists(client: MlflowClient, model: str, version: int) -> bool:
@@ -159,7 +167,7 @@ def _exists(client: MlflowClient, model: str, version: int) -> bool:
 
 
 def main() -> None:
-    """The command line; what the user can mend ends it with one line and exit status 2."""
+    """The command line. An error of the user ends it with one line and exit status 2."""
     parser = argparse.ArgumentParser(
         prog="python -m model_registry.promote", description=__doc__.split("\n", 1)[0]
     )

@@ -1,21 +1,20 @@
-"""A challenger against the champion, on the faces that are test for both: may it take the
-champion's place?
+"""The promotion gate: a challenger is compared with the champion on the test faces of both, and
+replaces it or is refused.
 
 Each version's run holds its predictions, made by the pipeline that made the version; nothing is
-answered again. A face counts where both have it in their test split with the same label, so neither
-was trained on it. The rules, all of which must hold (limits in `PromoteSettings`):
+predicted again. A face counts where it is in the test split of both, with the same label, so that
+neither was trained on it. All rules must hold (limits in `PromoteSettings`):
 
-- shared: the champion's test faces are still there, `min_shared_faces` of them;
-- overall: the MAE is higher by `max_mae_increase` at most, and not provably higher: the interval of
-  the difference (paired bootstrap over whole people, visage.evaluation.bootstrap) does not lie
-  above 0;
+- shared: `min_shared_faces` of the champion's test faces are still test faces;
+- overall: the MAE is higher by at most `max_mae_increase`, and not provably higher: the interval of
+  the difference (paired bootstrap over people, visage.evaluation.bootstrap) reaches 0 or below;
 - groups (sex, ethnicity, band of the label; those of at least `min_group_faces` shared faces): the
-  MAE is higher by `max_group_mae_increase` at most. No interval: with twenty groups one would lie
-  above 0 by chance alone;
+  MAE is higher by at most `max_group_mae_increase`. No interval is asked for: with twenty groups,
+  one would be above 0 by chance alone;
 - calibration: the share of labels inside the 80 % interval is not further from 80 % than the
   champion's by more than `max_coverage_loss`;
-- size of the weights file and time for a face, both measured here side by side: `max_size_ratio`,
-  `max_latency_ratio`.
+- size of the weights file and time for a face, both measured here on the same machine:
+  `max_size_ratio`, `max_latency_ratio`.
 """
 
 from __future__ import annotations
@@ -43,11 +42,11 @@ from model_registry.promote import (
     PROMOTED,
     REASONS,
     REFUSED,
+    add_event,
     champion,
     last_event,
-    note,
     promote,
-    tag,
+    set_tags,
 )
 from model_registry.record import PREDICTIONS
 from visage.detection.align import template
@@ -59,7 +58,10 @@ from visage.networks.protocol import FaceBatch
 from visage.strict import check_positive
 
 TEST = "test"
-NUM_TIMED, NUM_WARM = 15, 3  # faces answered one by one for the comparison of speed
+
+# Faces predicted one by one to compare the speed; the first ones only warm up.
+NUM_TIMED = 15
+NUM_WARM = 3
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -94,7 +96,7 @@ class PromoteSettings:
 
 @dataclass(frozen=True, kw_only=True)
 class Check:
-    """One rule looked at: both figures, the limit in the rule's own terms, and whether it holds."""
+    """One rule's outcome: both figures, the limit in the rule's own terms, and whether it holds."""
 
     name: str
     champion: float
@@ -107,8 +109,8 @@ class Check:
 
 @dataclass(frozen=True, kw_only=True)
 class Decision:
-    """Whether the challenger may be champion; why not, or why without a comparison; every rule that
-    was looked at."""
+    """Whether the challenger becomes champion, the reasons, and the outcome of every rule that was
+    checked."""
 
     promote: bool
     champion: int | None
@@ -122,8 +124,8 @@ class Decision:
 
 @dataclass(frozen=True, kw_only=True)
 class Contender:
-    """A version as the comparison sees it: its test predictions (columns of
-    visage.evaluation.tables), its model's folder."""
+    """A version in the comparison: its test predictions (columns of visage.evaluation.tables) and
+    its model's folder."""
 
     version: int
     predictions: pd.DataFrame
@@ -133,28 +135,33 @@ class Contender:
 def decide(
     model: str, version: int, settings: PromoteSettings, lineage: Mapping[str, str]
 ) -> Decision:
-    """The version becomes challenger, is compared with the champion, and becomes champion or is
-    refused.
+    """Makes the version challenger, compares it with the champion, and promotes or refuses it.
 
-    May be called again after it was cut off anywhere. `lineage`: tags that say what the version was
-    made of.
+    May be called again after an interruption anywhere. `lineage`: tags that say what the version
+    was made of. Raises ValueError where the champion changed during the comparison.
     """
     client = connect()
     patiently(lambda: client.set_registered_model_alias(model, CHALLENGER, str(version)))
     incumbent = champion(model)
+
     decision = patiently(lambda: compare(client, model, version, incumbent, settings))
     if champion(model) != incumbent:
         raise ValueError(
             f"{model}: another champion was named while version {version} was compared; try again"
         )
-    tags = {AGAINST: str(incumbent), REASONS: "\n".join(decision.reasons), **lineage}
-    tags[DECISION] = PROMOTED if decision.promote else REFUSED
-    patiently(lambda: tag(client, model, version, tags))
+
+    tags = {
+        AGAINST: str(incumbent),
+        REASONS: "\n".join(decision.reasons),
+        **lineage,
+        DECISION: PROMOTED if decision.promote else REFUSED,
+    }
+    patiently(lambda: set_tags(client, model, version, tags))
     if decision.promote:
         promote(model, version, decision.reasons[0])
         patiently(lambda: client.delete_registered_model_alias(model, CHALLENGER))
     elif (REFUSED, version) != last_event(model):
-        note(client, model, REFUSED, version, "; ".join(decision.reasons))
+        add_event(client, model, REFUSED, version, "; ".join(decision.reasons))
     return decision
 
 
@@ -165,16 +172,17 @@ def compare(
     champion: int | None,
     settings: PromoteSettings,
 ) -> Decision:
-    """The decision about version `challenger` of `model`. Without a champion any version may take
-    the empty place."""
+    """The decision about version `challenger` of `model`. Without a champion any version is
+    promoted."""
     if champion is None:
         return Decision(
             promote=True, champion=None, reasons=("there is no champion yet",), checks=()
         )
     if champion == challenger:  # it was decided before
-        told = client.get_model_version(model, str(challenger)).tags
-        why = told.get(REASONS, "it is the champion already")
-        return Decision(promote=True, champion=champion, reasons=(why,), checks=())
+        tags = client.get_model_version(model, str(challenger)).tags
+        reason = tags.get(REASONS, "it is the champion already")
+        return Decision(promote=True, champion=champion, reasons=(reason,), checks=())
+
     with tempfile.TemporaryDirectory() as place:
         ours, theirs = (
             _contender(client, model, version, Path(place) / str(version))
@@ -184,9 +192,10 @@ def compare(
 
 
 def judge(challenger: Contender, champion: Contender, settings: PromoteSettings) -> Decision:
-    """The rules applied to two versions."""
+    """Applies the rules to two versions."""
     shared = shared_faces(challenger.predictions, champion.predictions)
     first = _shared_check(len(shared), champion.predictions["sha256"].nunique(), settings)
+
     checks = [first]
     if first.passed:
         checks += [
@@ -198,6 +207,7 @@ def judge(challenger: Contender, champion: Contender, settings: PromoteSettings)
         _size(challenger.folder, champion.folder, settings),
         _latency(challenger.folder, champion.folder, settings),
     ]
+
     refused = tuple(check.reason for check in checks if not check.passed)
     held = f"no worse than version {champion.version} on {len(shared)} shared test faces"
     return Decision(
@@ -209,8 +219,8 @@ def judge(challenger: Contender, champion: Contender, settings: PromoteSettings)
 
 
 def shared_faces(challenger: pd.DataFrame, champion: pd.DataFrame) -> pd.DataFrame:
-    """One row a face that is test for both with the same label; the champion's columns end in
-    _champion."""
+    """One row for each face that is a test face of both with the same label; the champion's columns
+    end in _champion."""
     mine, theirs = (
         table.drop_duplicates("sha256").set_index("sha256") for table in (challenger, champion)
     )
@@ -258,10 +268,9 @@ def _shared_check(num_shared: int, num_champion: int, settings: PromoteSettings)
         passed=passed,
         num_faces=num_shared,
         reason=f"{num_shared} of the champion's {num_champion} test faces are test for the "
-        f"challenger with the same "
-        f"label, fewer than {settings.min_shared_faces:.0%}: on other faces nothing can be "
-        f"compared. If the data are "
-        "meant to be others, give package.model another name, or promote by hand",
+        f"challenger with the same label, fewer than {settings.min_shared_faces:.0%}: on other "
+        "faces nothing can be compared. If the data were changed on purpose, give package.model "
+        "another name, or promote by hand",
     )
 
 
@@ -277,20 +286,17 @@ def _overall(shared: pd.DataFrame, settings: PromoteSettings) -> Check:
         passed=difference.value <= settings.max_mae_increase and difference.low <= 0,
         num_faces=len(shared),
         reason=f"MAE {mine.mean():.3f} against {theirs.mean():.3f}: higher by "
-        f"{difference.value:.3f} "
-        f"({settings.interval:.0%} interval {difference.low:.3f} to {difference.high:.3f}), which "
-        f"must be at most "
-        f"{settings.max_mae_increase:g} and not provably above 0",
+        f"{difference.value:.3f} ({settings.interval:.0%} interval {difference.low:.3f} to "
+        f"{difference.high:.3f}), which must be at most {settings.max_mae_increase:g} and not "
+        "provably above 0",
     )
 
 
 def _groups(shared: pd.DataFrame, settings: PromoteSettings) -> Iterator[Check]:
     band = pd.Series(bands(shared["label"].to_numpy(), settings.band_width), shared.index)
-    for name, values in {
-        "sex": shared["sex"],
-        "ethnicity": shared["ethnicity"],
-        "label from": band,
-    }.items():
+    attributes = {"sex": shared["sex"], "ethnicity": shared["ethnicity"], "label from": band}
+
+    for name, values in attributes.items():
         for value, rows in shared.groupby(values):
             if len(rows) < settings.min_group_faces:
                 continue
@@ -303,20 +309,14 @@ def _groups(shared: pd.DataFrame, settings: PromoteSettings) -> Iterator[Check]:
                 passed=mine - theirs <= settings.max_group_mae_increase,
                 num_faces=len(rows),
                 reason=f"MAE of {name} {value} ({len(rows)} faces) {mine:.3f} against "
-                f"{theirs:.3f}: higher by "
-                f"{mine - theirs:.3f}, which must be at most {settings.max_group_mae_increase:g}",
+                f"{theirs:.3f}: higher by {mine - theirs:.3f}, which must be at most "
+                f"{settings.max_group_mae_increase:g}",
             )
 
 
 def _calibration(shared: pd.DataFrame, settings: PromoteSettings) -> Check:
-    mine, theirs = (
-        float(
-            (
-                (shared[f"low{end}"] <= shared["label"]) & (shared["label"] <= shared[f"high{end}"])
-            ).mean()
-        )
-        for end in ("", "_champion")
-    )
+    mine = _coverage(shared, "")
+    theirs = _coverage(shared, "_champion")
     loss = abs(mine - INTERVAL_MASS) - abs(theirs - INTERVAL_MASS)
     return Check(
         name="coverage of the 80 % interval",
@@ -326,9 +326,15 @@ def _calibration(shared: pd.DataFrame, settings: PromoteSettings) -> Check:
         passed=loss <= settings.max_coverage_loss,
         num_faces=len(shared),
         reason=f"the 80 % interval holds {mine:.1%} of the labels, the champion's {theirs:.1%}: "
-        f"further from 80 % by "
-        f"{loss:.3f}, which must be at most {settings.max_coverage_loss:g}",
+        f"further from 80 % by {loss:.3f}, which must be at most {settings.max_coverage_loss:g}",
     )
+
+
+def _coverage(shared: pd.DataFrame, end: str) -> float:
+    """The share of labels inside the intervals of the version whose columns end in `end`."""
+    label = shared["label"]
+    inside = (shared[f"low{end}"] <= label) & (label <= shared[f"high{end}"])
+    return float(inside.mean())
 
 
 def _size(challenger: Path, champion: Path, settings: PromoteSettings) -> Check:
@@ -344,8 +350,7 @@ def _size(challenger: Path, champion: Path, settings: PromoteSettings) -> Check:
         passed=mine <= settings.max_size_ratio * theirs,
         num_faces=0,
         reason=f"the weights take {mine} bytes, the champion's {theirs}: {mine / theirs:.2f} times "
-        f"as many, which must "
-        f"be at most {settings.max_size_ratio:g}",
+        f"as many, which must be at most {settings.max_size_ratio:g}",
     )
 
 
@@ -359,16 +364,17 @@ def _latency(challenger: Path, champion: Path, settings: PromoteSettings) -> Che
         passed=mine <= settings.max_latency_ratio * theirs,
         num_faces=NUM_TIMED,
         reason=f"an aligned face takes {mine:.1f} ms, the champion's {theirs:.1f} ms: "
-        f"{mine / theirs:.2f} times as "
-        f"long, which must be at most {settings.max_latency_ratio:g}",
+        f"{mine / theirs:.2f} times as long, which must be at most "
+        f"{settings.max_latency_ratio:g}",
     )
 
 
 def milliseconds_a_face(folders: list[Path]) -> list[float]:
-    """The median time of each model for one aligned face, taken in turns so that all meet the same
-    machine."""
+    """The median time of each model for one aligned face. The models take turns, so that another
+    load on the machine hits them alike."""
     predictors = [CropPredictor.load(folder) for folder in folders]
-    faces = [_timed_face(predictor.config.alignment) for predictor in predictors]
+    faces = [_random_face(predictor.config.alignment) for predictor in predictors]
+
     seconds: list[list[float]] = [[] for _ in folders]
     for turn in range(NUM_WARM + NUM_TIMED):
         for place, (predictor, face) in enumerate(zip(predictors, faces, strict=True)):
@@ -376,13 +382,14 @@ def milliseconds_a_face(folders: list[Path]) -> list[float]:
             predictor.predict_crops(*face)
             if turn >= NUM_WARM:
                 seconds[place].append(time.perf_counter() - started)
+
     return [1000 * statistics.median(each) for each in seconds]
 
 
-def _timed_face(how: AlignmentConfig) -> FaceBatch:
+def _random_face(how: AlignmentConfig) -> FaceBatch:
     """A crop of random colours, uint8, its landmarks at the template's places."""
-    colours = torch.Generator().manual_seed(0)
-    crop_1CHW = torch.randint(256, (1, 3, how.crop_px, how.crop_px), generator=colours)
+    generator = torch.Generator().manual_seed(0)
+    crop_1CHW = torch.randint(256, (1, 3, how.crop_px, how.crop_px), generator=generator)
     template_52 = template(how.template, how.crop_px, how.face_scale)
     return FaceBatch(crop_1CHW.to(torch.uint8), torch.from_numpy(template_52).float()[None])
 

@@ -1,9 +1,9 @@
-"""One reproduction becomes one MLflow run: what went in, what came out, and on which machine.
+"""One run of the pipeline becomes one MLflow run: its inputs, its results, and the machine's load.
 
-`recording` opens the run before the stages start and samples the machine meanwhile; `finish` logs
+`recording` opens the run before the stages start and samples the machine meanwhile. `finish` logs
 settings, metrics with their intervals, training curves, reports, lock file, digests of the data and
-the environment. The lock file's digest names the result: what is recorded already is not recorded
-again. A run whose process died is taken up by the next one.
+the environment. The lock file's digest identifies the result: what is recorded already is not
+recorded again. A run whose process died is continued by the next one.
 """
 
 from __future__ import annotations
@@ -29,19 +29,23 @@ from model_registry.mlflow_client import connect, experiment, patiently
 from visage.parallel import batched
 
 LOCK_TAG, WORKSPACE_TAG, OPEN_TAG = "visage.lock", "visage.workspace", "visage.open"
-PREDICTIONS, METRICS, GROUPS = (
-    "predictions.parquet",
-    "metrics.json",
-    "groups.csv",
-)  # artifacts that others read
-MAX_VALUE = 6000  # characters of a parameter that every store takes
-MAX_PARAMS, MAX_METRICS = 100, 1000  # in one call
+
+# Artifacts that promotion and the model card read
+PREDICTIONS = "predictions.parquet"
+METRICS = "metrics.json"
+GROUPS = "groups.csv"
+
+# What every MLflow store accepts: characters of a parameter, parameters and metrics in one call
+MAX_VALUE = 6000
+MAX_PARAMS = 100
+MAX_METRICS = 1000
+
 SAMPLING_SECONDS = 10
 
 
 @dataclass(frozen=True, kw_only=True)
 class Evidence:
-    """What a reproduction leaves: `settings`, the whole params file, read; files; `reports`: name
+    """What a run of the pipeline leaves: `settings`, the parsed params file; files; `reports`: name
     -> file or folder; `manifests`: role -> the manifest of its photos, whose digest is the one in
     dvc.lock."""
 
@@ -57,13 +61,15 @@ class Evidence:
 
 
 def lock_digest(lock: Path) -> str:
-    """What dvc.lock says, as one name: settings, code, data and results of every stage."""
+    """The sha256 of dvc.lock, which names settings, code, data and results of every stage."""
     return hashlib.sha256(lock.read_bytes()).hexdigest()
 
 
 def find(experiment_name: str, digest: str) -> str | None:
-    """The finished run of a lock digest."""
-    client, number = connect(), experiment(experiment_name)
+    """The finished run of a lock digest; None where there is none."""
+    client = connect()
+    number = experiment(experiment_name)
+
     query = f"tags.`{LOCK_TAG}` = '{digest}' and attributes.status = 'FINISHED'"
     found = client.search_runs([number], query, max_results=1)
     return str(found[0].info.run_id) if found else None
@@ -74,13 +80,13 @@ def recording(experiment_name: str, workspace: str) -> Iterator[str]:
     """The id of an open run while the block lasts: a new one, or the one that this workspace left
     unfinished.
 
-    Where the block raises, the run is FAILED, and the next recording of the workspace takes it up
-    again.
+    Where the block raises, the run is FAILED, and the next recording of the workspace continues it.
     """
-    client, number = connect(), patiently(lambda: experiment(experiment_name))
-    run_id = patiently(
-        lambda: _open_run(client, number, hashlib.sha256(workspace.encode()).hexdigest()[:16])
-    )
+    client = connect()
+    number = patiently(lambda: experiment(experiment_name))
+    digest = hashlib.sha256(workspace.encode()).hexdigest()[:16]
+    run_id = patiently(lambda: _open_run(client, number, digest))
+
     sampler = _sampler(run_id)
     sampler.start()
     try:
@@ -93,8 +99,8 @@ def recording(experiment_name: str, workspace: str) -> Iterator[str]:
 
 
 class Sampler(SystemMetricsMonitor):
-    """MLflow's sampler of the machine, which ends for good where the store is away once: this one
-    starts it again."""
+    """MLflow's sampler of the machine. MLflow's own stops for good where the store is unavailable
+    once; this one starts again."""
 
     def monitor(self) -> None:
         sample: Any = super().monitor
@@ -104,7 +110,7 @@ class Sampler(SystemMetricsMonitor):
 
 
 def _sampler(run_id: str) -> Any:
-    """A run that is taken up goes on where it stopped."""
+    """A sampler that continues the steps of a continued run."""
     make: Any = Sampler
     return make(run_id, sampling_interval=SAMPLING_SECONDS, resume_logging=True)
 
@@ -120,40 +126,43 @@ def _open_run(client: MlflowClient, number: str, workspace: str) -> str:
 
 
 def finish(run_id: str, evidence: Evidence, code: Mapping[str, Any]) -> str:
-    """Logs the evidence and ends the run; the id of the run that holds it, which may be an earlier
-    one's.
+    """Logs the evidence and ends the run; returns the id of the run that holds it, which may be an
+    earlier one.
 
-    May be called again after it was cut off: nothing is logged twice. Where another result was
-    being written down when it was cut off, a new run takes this one: MLflow never changes a setting
-    that a run has.
+    May be called again after an interruption: nothing is logged twice. Where the interrupted call
+    was logging another result, this one goes into a new run: MLflow never changes a parameter that
+    a run has.
     """
-    client, digest = connect(), lock_digest(evidence.lock)
+    client = connect()
+    digest = lock_digest(evidence.lock)
     run = patiently(lambda: client.get_run(run_id))
     known = patiently(lambda: find(client.get_experiment(run.info.experiment_id).name, digest))
     if known is not None:
         if known != run_id:
             patiently(lambda: client.delete_run(run_id))
         return known
-    if run.data.tags.get(LOCK_TAG, digest) != digest or _says_otherwise(run, evidence):
-        run = patiently(lambda: _instead(client, run))
+
+    if run.data.tags.get(LOCK_TAG, digest) != digest or _has_other_settings(run, evidence):
+        run = patiently(lambda: _replacement(client, run))
         run_id = str(run.info.run_id)
+
     patiently(lambda: client.set_tag(run_id, LOCK_TAG, digest))
     patiently(lambda: _log_evidence(client, run_id, run.info.start_time, evidence))
-    tags = {OPEN_TAG: "false"} | {f"visage.{name}": str(value) for name, value in code.items()}
-    patiently(
-        lambda: client.log_batch(run_id, tags=[RunTag(key, value) for key, value in tags.items()])
-    )
+
+    tags = [RunTag(f"visage.{name}", str(value)) for name, value in code.items()]
+    tags.append(RunTag(OPEN_TAG, "false"))
+    patiently(lambda: client.log_batch(run_id, tags=tags))
     patiently(lambda: client.set_terminated(run_id, "FINISHED"))
     return run_id
 
 
-def _says_otherwise(run: Run, evidence: Evidence) -> bool:
-    """Whether a setting stands in the run with another value, of those too that no stage reads."""
+def _has_other_settings(run: Run, evidence: Evidence) -> bool:
+    """Whether the run holds a setting with another value, including those that no stage reads."""
     wanted = {param.key: param.value for param in _params(evidence)}
     return any(wanted.get(name) != value for name, value in run.data.params.items())
 
 
-def _instead(client: MlflowClient, run: Run) -> Run:
+def _replacement(client: MlflowClient, run: Run) -> Run:
     """A new open run of the same workspace; the old one stays FAILED."""
     client.set_tag(run.info.run_id, OPEN_TAG, "false")
     client.set_terminated(run.info.run_id, "FAILED")
@@ -161,26 +170,28 @@ def _instead(client: MlflowClient, run: Run) -> Run:
 
 
 def _log_evidence(client: MlflowClient, run_id: str, time_ms: int, evidence: Evidence) -> None:
-    """All but what closes the run. Metrics bear the run's start as their time: the same one twice
-    is one row."""
+    """Logs everything but the tags that close the run. Metrics have the run's start as their time,
+    so that MLflow keeps a metric that is logged twice as one row."""
     figures = numbers(json.loads(evidence.metrics.read_text(encoding="utf-8")))
     metrics = [Metric(key, value, time_ms, 0) for key, value in figures.items()]
     for file in evidence.history:
         metrics += [Metric(key, value, time_ms, step) for key, step, value in curve(file)]
+
     for some_params in batched(_params(evidence), MAX_PARAMS):
         client.log_batch(run_id, params=some_params)
     for some_metrics in batched(metrics, MAX_METRICS):
         client.log_batch(run_id, metrics=some_metrics)
-    client.log_inputs(
-        run_id, [_dataset(role, manifest) for role, manifest in evidence.manifests.items()]
-    )
-    for file in (
+    datasets = [_dataset(role, manifest) for role, manifest in evidence.manifests.items()]
+    client.log_inputs(run_id, datasets)
+
+    files = (
         evidence.params,
         evidence.lock,
         evidence.metrics,
         evidence.groups,
         evidence.predictions,
-    ):
+    )
+    for file in files:
         client.log_artifact(run_id, str(file))
     for name, path in evidence.reports.items():
         place = Path("reports") / name
@@ -188,6 +199,7 @@ def _log_evidence(client: MlflowClient, run_id: str, time_ms: int, evidence: Evi
             client.log_artifacts(run_id, str(path), place.as_posix())
         else:
             client.log_artifact(run_id, str(path), place.parent.as_posix())
+
     installed = sorted(f"{each.name}=={each.version}" for each in distributions())
     client.log_text(run_id, "\n".join(installed) + "\n", "environment.txt")
 
@@ -208,21 +220,17 @@ def flat(document: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
 def numbers(metrics: Mapping[str, Any]) -> dict[str, float]:
     """metrics.json -> figures by name: `test.mae` with the ends of its interval, `test.mae.low` and
     `test.mae.high`."""
-    leaves = {name.removesuffix(".value"): value for name, value in flat(metrics).items()}
-    is_number = {
-        name: isinstance(value, (int, float)) and not isinstance(value, bool)
-        for name, value in leaves.items()
-    }
-    return {
-        name: float(value)
-        for name, value in leaves.items()
-        if is_number[name] and math.isfinite(value)
-    }
+    figures: dict[str, float] = {}
+    for name, value in flat(metrics).items():
+        is_number = isinstance(value, (int, float)) and not isinstance(value, bool)
+        if is_number and math.isfinite(value):
+            figures[name.removesuffix(".value")] = float(value)
+    return figures
 
 
 def curve(history: Path) -> Iterator[tuple[str, int, float]]:
-    """A training's CSV -> (name, epoch, value), such as finetune.val_mae; nothing where the
-    training was skipped."""
+    """A training's CSV -> (name, epoch, value), such as finetune.val_mae; nothing for a training
+    that was skipped."""
     with history.open(newline="", encoding="utf-8") as file:
         for row in csv.DictReader(file):
             step = int(float(row.pop("epoch")))
@@ -232,7 +240,7 @@ def curve(history: Path) -> Iterator[tuple[str, int, float]]:
 
 
 def _dataset(role: str, manifest: Path) -> DatasetInput:
-    """A role's photos, by the digest that DVC has of their manifest."""
+    """A role's photos, identified by the digest (MD5) that DVC has of their manifest."""
     with manifest.open("rb") as file:
         digest = hashlib.file_digest(file, lambda: hashlib.md5(usedforsecurity=False)).hexdigest()
     describe: Any = MetaDataset

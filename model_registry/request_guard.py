@@ -1,51 +1,48 @@
-"""What stands before MLflow's scoring app: an ASGI layer that lets in what can be answered and
-words every refusal.
+"""POST /invocations over HTTP: what is accepted, and a sentence for everything else.
 
-Before a request is parsed its path, method, type and size are looked at, chunk by chunk, so that
-nothing large is ever held; then its form, so that MLflow meets only what it can read. Every refusal
-is a 4xx, or 503 where too many wait, and a JSON document {"error": one sentence}, without stack
-traces, paths or the request's own data.
+The method, the content type and the size are checked chunk by chunk before the body is parsed, so
+that nothing large is ever held. Then the JSON is parsed once and its form is checked. Every refusal
+is a 4xx, or a 503 when too many requests wait, with a JSON document {"error": one sentence}: no
+stack trace, no path, none of the request's own data.
 """
 
 from __future__ import annotations
 
 import asyncio
 import json
-import logging
 import time
-from collections.abc import Awaitable, Callable, Collection, MutableMapping
+from collections.abc import Awaitable, Callable, Collection, Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any
 
-Scope = MutableMapping[str, Any]
-Receive = Callable[[], Awaitable[MutableMapping[str, Any]]]
-Send = Callable[[MutableMapping[str, Any]], Awaitable[None]]
-App = Callable[[Scope, Receive, Send], Awaitable[None]]
-Page = Callable[[], tuple[bytes, str]]  # -> body, content type
+from starlette.requests import ClientDisconnect, Request
+from starlette.responses import Response
+from starlette.types import Receive, Scope, Send
 
-FORMS = (
-    "dataframe_records",
-    "dataframe_split",
-    "instances",
-    "inputs",
-)  # MLflow's names of one table of rows
+Document = dict[str, Any]
+Predict = Callable[[Document], Awaitable[bytes]]  # the request -> the response's JSON
+
+JSON = "application/json"
+
+# MLflow's names for one table of rows
+FORMS = ("dataframe_records", "dataframe_split", "instances", "inputs")
 FORM = '{"dataframe_records": [{"photo": "<base64>"}], "params": {"all_faces": true}}'
-PASSED_ON = ("/ping", "/health", "/version")  # MLflow's own pages
-SIGNS_OF_AN_ITEM, SIGNS_AROUND = (
-    8,
-    64,
-)  # brackets, braces and commas that a row and its frame take at most
-# Times the limit: what is read and thrown away of too large a request, so that its sender sees the
-# 413
+
+# Brackets, braces and commas of one row, and of what surrounds the rows, at most
+SIGNS_OF_A_ROW = 8
+SIGNS_AROUND = 64
+
+# Of a request that is too large, this many times the limit is read and thrown away. A client that
+# is cut off while it still sends would never see the 413.
 DISCARDED = 8
+
 RETRY_SECONDS = 1
-UNFORESEEN = "Encountered an unexpected error"  # MLflow calls a failure of the model a bad request
-_log = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True, kw_only=True)
 class GuardSettings:
-    """Bytes and items of a request, names of its switches, requests inside at once (answered or
+    """Bytes and rows of a request, names of its switches, requests inside at once (running or
     waiting), and seconds that a request may take to arrive."""
 
     max_request_bytes: int
@@ -56,221 +53,140 @@ class GuardSettings:
 
 
 class Refusal(Exception):
-    """An answer other than the model's."""
+    """A response other than the model's: a status and one sentence."""
 
     def __init__(self, status: int, sentence: str, headers: dict[str, str] | None = None) -> None:
         super().__init__(sentence)
-        self.status, self.headers = status, headers or {}
+        self.status = status
+        self.headers = headers or {}
+
+    def response(self) -> Response:
+        return Response(json.dumps({"error": str(self)}), self.status, self.headers, JSON)
 
 
-class Gone(Exception):
-    """The sender left before the request was here."""
-
-
-class Guard:
-    """`app` behind the guard. `pages` are further documents to GET; `seen(status, seconds)` hears
-    of every answer; `inside` counts the requests that are answered or waiting."""
+class RequestGuard:
+    """The ASGI endpoint of /invocations: it passes accepted requests to `predict`, reports every
+    response to `on_response(status, seconds)`, and counts in `inside` the requests that run or
+    wait."""
 
     def __init__(
         self,
-        app: App,
+        predict: Predict,
         settings: GuardSettings,
-        pages: dict[str, Page],
-        seen: Callable[[int, float], None],
+        on_response: Callable[[int, float], None],
     ) -> None:
-        self._app, self._settings, self._pages, self._seen = app, settings, pages, seen
+        self._predict = predict
+        self._settings = settings
+        self._on_response = on_response
         self.inside = 0
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        if scope["type"] == "lifespan":
-            await self._app(scope, receive, send)
-        elif scope["type"] == "websocket":
-            await send({"type": "websocket.close", "code": 1003})
-        elif scope["path"] == "/invocations":
-            await self._invocations(scope, receive, send)
-        else:
-            await self._page(scope, receive, send)
-
-    async def _page(self, scope: Scope, receive: Receive, send: Send) -> None:
-        known = scope["path"] in self._pages or scope["path"] in PASSED_ON
-        if not known:
-            await _respond(
-                send,
-                *_worded(Refusal(404, "there is no such page; photos go to POST /invocations")),
-            )
-        elif scope["method"] not in ("GET", "HEAD"):
-            await _respond(
-                send, *_worded(Refusal(405, "this page is only read", {"allow": "GET, HEAD"}))
-            )
-        elif scope["path"] in self._pages:
-            body, content_type = self._pages[scope["path"]]()
-            await _respond(send, 200, body, {"content-type": content_type})
-        else:
-            await self._app(scope, receive, send)
-
-    async def _invocations(self, scope: Scope, receive: Receive, send: Send) -> None:
         started = time.monotonic()
         try:
-            status, body, headers = await self._answer(scope, receive)
+            response = await self._response(Request(scope, receive))
         except Refusal as refusal:
-            status, body, headers = _worded(refusal)
-        except Gone:
+            response = refusal.response()
+        except ClientDisconnect:
             return
-        self._seen(status, time.monotonic() - started)
-        await _respond(send, status, body, headers)
 
-    async def _answer(self, scope: Scope, receive: Receive) -> tuple[int, bytes, dict[str, str]]:
-        if scope["method"] != "POST":
+        self._on_response(response.status_code, time.monotonic() - started)
+        await response(scope, receive, send)
+
+    async def _response(self, request: Request) -> Response:
+        if request.method != "POST":
             raise Refusal(405, "photos are sent with POST", {"allow": "POST"})
+
+        with self._place():
+            refuse_headers(request.headers)
+            document = parsed(await self._body(request), self._settings)
+            return Response(await self._predict(document), media_type=JSON)
+
+    @contextmanager
+    def _place(self) -> Iterator[None]:
+        """One of the `max_inside` places; 503 where all are taken."""
         if self.inside >= self._settings.max_inside:
-            wait = {"retry-after": str(RETRY_SECONDS), "connection": "close"}
-            raise Refusal(503, "too many requests wait here; try again in a moment", wait)
+            headers = {"retry-after": str(RETRY_SECONDS), "connection": "close"}
+            raise Refusal(503, "too many requests wait here; try again in a moment", headers)
+
         self.inside += 1
         try:
-            refuse_headers({name.lower(): value for name, value in scope["headers"]})
-            seconds = self._settings.arrival_seconds
-            try:
-                body = await asyncio.wait_for(self._body(receive), seconds)
-            except TimeoutError as error:
-                raise Refusal(
-                    408, f"the request took longer than {seconds:g} s to arrive"
-                ) from error
-            refuse_form(body, self._settings)
-            return await ask(self._app, scope, body)
+            yield
         finally:
             self.inside -= 1
 
-    async def _body(self, receive: Receive) -> bytes:
-        """The whole body, never holding more than the limit; the length that a header claims is not
-        believed."""
-        limit, size, parts = self._settings.max_request_bytes, 0, []
-        while True:
-            message = await receive()
-            if message["type"] == "http.disconnect":
-                raise Gone
-            size += len(message.get("body", b""))
+    async def _body(self, request: Request) -> bytes:
+        seconds = self._settings.arrival_seconds
+        try:
+            return await asyncio.wait_for(self._received(request), seconds)
+        except TimeoutError as error:
+            raise Refusal(408, f"the request took longer than {seconds:g} s to arrive") from error
+
+    async def _received(self, request: Request) -> bytes:
+        """The whole body; at most `max_request_bytes` of it are held. The length is counted, since
+        the header that claims it may lie."""
+        limit = self._settings.max_request_bytes
+        size = 0
+        parts: list[bytes] = []
+        async for part in request.stream():
+            size += len(part)
             if size <= limit:
-                parts.append(message.get("body", b""))
+                parts.append(part)
             else:
                 parts.clear()
-            if size > DISCARDED * limit or not message.get("more_body", False):
+            if size > DISCARDED * limit:
                 break
+
         if size > limit:
-            raise Refusal(
-                413,
-                f"the request is larger than the {limit} bytes allowed",
-                {"connection": "close"},
-            )
+            sentence = f"the request is larger than the {limit} bytes allowed"
+            raise Refusal(413, sentence, {"connection": "close"})
         return b"".join(parts)
 
 
-def refuse_headers(headers: dict[bytes, bytes]) -> None:
+def refuse_headers(headers: Mapping[str, str]) -> None:
     """415 for a body that is not plain JSON in UTF-8."""
-    kind, _, rest = headers.get(b"content-type", b"").decode("latin-1").lower().partition(";")
-    if kind.strip() != "application/json" or rest.strip() not in ("", "charset=utf-8"):
-        raise Refusal(415, "send JSON, with the header Content-Type: application/json")
-    if headers.get(b"content-encoding", b"identity").lower() != b"identity":
+    kind, _, rest = headers.get("content-type", "").lower().partition(";")
+    if kind.strip() != JSON or rest.strip() not in ("", "charset=utf-8"):
+        raise Refusal(415, f"send JSON, with the header Content-Type: {JSON}")
+    if headers.get("content-encoding", "identity").lower() != "identity":
         raise Refusal(415, "send the request uncompressed")
 
 
-def refuse_form(body: bytes, settings: GuardSettings) -> None:
-    """400 for what is not a JSON object with one table of rows and switches; too many rows are seen
-    before parsing.
+def parsed(body: bytes, settings: GuardSettings) -> Document:
+    """The body as a JSON object with one table of rows and switches; 400 for anything else."""
+    # Too many rows are refused before parsing: a few bytes a row would become a hundred times as
+    # much memory. base64 holds no bracket, brace or comma, so their number bounds the rows, and
+    # how deep they are nested.
+    signs = sum(map(body.count, (b"[", b"{", b",")))
+    if signs > SIGNS_OF_A_ROW * settings.max_items + SIGNS_AROUND:
+        raise Refusal(
+            400, f"more than the {settings.max_items} photos or faces allowed in a request"
+        )
 
-    base64 holds neither brackets nor braces nor commas, so their number bounds the rows, and how
-    deep they are nested.
-    """
-    too_many = Refusal(
-        400, f"more than the {settings.max_items} photos or faces allowed in a request"
-    )
-    if (
-        sum(map(body.count, (b"[", b"{", b",")))
-        > SIGNS_OF_AN_ITEM * settings.max_items + SIGNS_AROUND
-    ):
-        raise too_many
+    # ValueError: not UTF-8, not JSON, or a number of thousands of digits
     try:
         document = json.loads(body.decode("utf-8"))
-    except (
-        ValueError,
-        RecursionError,
-    ) as error:  # not UTF-8, not JSON, a number of thousands of digits, too deep
+    except (ValueError, RecursionError) as error:
         raise Refusal(400, f"the request is not valid JSON; send {FORM}") from error
-    if (
-        not isinstance(document, dict)
-        or len(set(document) & set(FORMS)) != 1
-        or set(document) - {*FORMS, "params"}
-    ):
+
+    if not isinstance(document, dict) or not _has_one_table(document):
         raise Refusal(
             400, f"the request is not an object with one table of photos and params; send {FORM}"
         )
-    switches = document.get("params") or {}
-    if not isinstance(switches, dict) or any(
-        type(value) is not bool for value in switches.values()
+    _refuse_switches(document.get("params") or {}, settings)
+    return document
+
+
+def _has_one_table(document: Document) -> bool:
+    tables = set(document) & set(FORMS)
+    return len(tables) == 1 and set(document) <= {*tables, "params"}
+
+
+def _refuse_switches(switches: Any, settings: GuardSettings) -> None:
+    if not isinstance(switches, dict) or not all(
+        type(value) is bool for value in switches.values()
     ):
         raise Refusal(400, "params is not an object of switches that are true or false")
     if unknown := sorted(set(switches) - set(settings.switches)):
         raise Refusal(
             400, f"params has {unknown[0][:40]!r}; it knows {', '.join(settings.switches)}"
         )
-
-
-async def ask(app: App, scope: Scope, body: bytes) -> tuple[int, bytes, dict[str, str]]:
-    """MLflow's answer to a request that is here: status, body, headers; its refusals and failures
-    in our words."""
-    unread = [{"type": "http.request", "body": body, "more_body": False}]
-    status, parts = 500, []
-    scope = {
-        **scope,
-        "headers": [(b"content-type", b"application/json")],
-    }  # the one spelling that MLflow knows
-
-    async def receive() -> MutableMapping[str, Any]:
-        if unread:
-            return unread.pop()
-        return await asyncio.Future()  # the sender stays until the answer is there
-
-    async def send(message: MutableMapping[str, Any]) -> None:
-        nonlocal status
-        status = message.get("status", status)
-        parts.append(message.get("body", b""))
-
-    try:
-        await app(scope, receive, send)
-    except UnicodeError as error:  # half of a surrogate pair is valid JSON
-        raise Refusal(400, "the request holds text that is not Unicode") from error
-    except (
-        Exception
-    ):  # whatever the app did not foresee is a failure of this server, told without its inside
-        _log.exception("a request failed")
-        status = 500
-    if status < 400:
-        return status, b"".join(parts), {"content-type": "application/json"}
-    raise refusal_of(status, b"".join(parts))
-
-
-def refusal_of(status: int, answer: bytes) -> Refusal:
-    """MLflow's error document, which also holds the request's data and stack traces, without these."""
-    if status == 504:
-        return Refusal(504, "the request took too long")
-    try:
-        document = json.loads(answer)
-        message, trace = str(document["message"]), document.get("stack_trace")
-    except (ValueError, KeyError, TypeError, AttributeError):
-        message, trace = "", None
-    if status >= 500 or message.startswith(UNFORESEEN):
-        _log.error("a request failed\n%s", trace or "")
-        return Refusal(500, "the server failed at this request; its log says why")
-    _, found, reason = message.rpartition("Error: ")
-    return Refusal(status, reason[:300] if found else f"the rows cannot be read; send {FORM}")
-
-
-def _worded(refusal: Refusal) -> tuple[int, bytes, dict[str, str]]:
-    body = json.dumps({"error": str(refusal)}).encode()
-    return refusal.status, body, {"content-type": "application/json", **refusal.headers}
-
-
-async def _respond(send: Send, status: int, body: bytes, headers: dict[str, str]) -> None:
-    pairs = [(name.encode(), value.encode()) for name, value in headers.items()]
-    pairs.append((b"content-length", str(len(body)).encode()))
-    await send({"type": "http.response.start", "status": status, "headers": pairs})
-    await send({"type": "http.response.body", "body": body})

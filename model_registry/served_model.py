@@ -1,10 +1,11 @@
 """The model as MLflow loads it: rows of base64 photos or aligned faces -> one JSON document each.
 
-This file is the package's code ("models from code": nothing is pickled). It and `visage`, which
-travels beside it, are all that an answer needs. Every number comes from visage.inference.photos;
-here is only what a stranger's request needs: what is accepted, how much of it, and one clear
-sentence where it is not. A request holds no path and no address: a string is base64 of a picture or
-it is refused. An aligned face may bring its five landmarks; some models need them.
+This file is the package's code ("models from code": nothing is pickled). It and the part of
+`visage` that it imports are all that a prediction needs. Every number comes from
+visage.inference.photos. This file only checks what a client sends: which pictures are accepted, how
+many, how large, and one clear sentence for each refusal. A request holds no path and no address: a
+string is the base64 of a picture, or it is refused. An aligned face may bring its five landmarks;
+some models need them.
 """
 
 from __future__ import annotations
@@ -35,26 +36,24 @@ from visage.networks.protocol import Network
 from visage.weights import load_model
 
 Document = dict[str, Any]
-PHOTO, FACE = (
-    "photo",
-    "face",
-)  # the columns: a photo whose faces are wanted, a face cut as the model's config says
-LANDMARKS = "landmarks"  # a face's: x and y of five points, ten numbers, pixels of the crop
-WINDOW_FACES, BLOCK_FACES = (
-    2_000,
-    200,
-)  # newest faces that are summed up for drift, and the step by which the oldest leave
-SCAN = b"\xff\xda"  # begins each scan of a JPEG; inside one it cannot occur
-MAX_SCANS = (
-    64  # a progressive JPEG has about ten; thousands would keep the decoder busy for minutes
-)
-NO_FACE_OF_ITS_OWN = {
-    "box": None,
-    "landmarks": None,
-    "probability": None,
-    "chosen": True,
-}  # of an aligned face
+Picture = tuple[str, bytes]  # column and encoded bytes
+
+# The columns: a photo whose faces are to be found, or a face cropped as the model's config says
+PHOTO = "photo"
+FACE = "face"
+
+# A face's landmarks: x and y of five points, ten numbers, in pixels of the crop
+LANDMARKS = "landmarks"
 NO_LANDMARKS = np.full((5, 2), np.nan, np.float32)
+
+# Begins each scan of a JPEG; it cannot occur inside one.
+SCAN = b"\xff\xda"
+
+# A progressive JPEG has about ten scans; thousands would keep the decoder busy for minutes.
+MAX_SCANS = 64
+
+# An aligned face was never detected, so it has none of the detector's results.
+NO_DETECTION = {"box": None, "landmarks": None, "probability": None, "chosen": True}
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -69,100 +68,106 @@ class Limits:
     max_photo_pixels: int
 
     def text(self) -> str:
-        """As the package and its version's tag have it."""
+        """The JSON that the package and the tag of its version hold."""
         return json.dumps(dataclasses.asdict(self))
 
 
 class Refused(ValueError):
-    """A row that is not answered; the text tells its sender why."""
+    """A row without a prediction; the text tells the client why."""
 
 
 class ServedModel(PythonModel):
-    """`told`, where set, gets every request's documents (the server counts them); `summary` is of
-    the newest faces, for drift; `version` is the registered one."""
+    """The predictor behind a request's limits. `on_documents`, where set, receives every request's
+    documents (the server counts them); `version` is the registered one."""
 
     limits: Limits
     predictor: Predictor
-    summary: Summary
     network: Network
     version: str | None = None
-    told: Callable[[Sequence[Document]], None] | None = None
+    on_documents: Callable[[Sequence[Document]], None] | None = None
 
     def load_context(self, context: Any) -> None:
-        """Reads weights, config and limits; refuses with a ValueError what does not belong
-        together."""
+        """Reads weights, config and limits; ValueError where weights and config do not match."""
         folder = Path(context.artifacts["model"])
-        self.limits = Limits(
-            **json.loads(Path(context.artifacts["limits"]).read_text(encoding="utf-8"))
-        )
+        limits = json.loads(Path(context.artifacts["limits"]).read_text(encoding="utf-8"))
+
+        self.limits = Limits(**limits)
         self.network, config = load_model(folder)
-        self.summary = Summary.of(config, window_faces=WINDOW_FACES, block_faces=BLOCK_FACES)
         self.predictor = Predictor(
-            self.network,
-            config,
-            observe=self.summary.add,
-            max_photo_pixels=self.limits.max_photo_pixels,
+            self.network, config, max_photo_pixels=self.limits.max_photo_pixels
         )
         self.version = registered_version(folder.parents[1])
 
     def predict(
-        self, context: Any, model_input: pd.DataFrame, params: dict[str, Any] | None = None
+        self,
+        context: Any,  # noqa: ARG002  # MLflow passes it
+        model_input: pd.DataFrame,
+        params: dict[str, Any] | None = None,
     ) -> list[Document]:
-        """MLflow's door: rows with `photo` or `face` -> documents; what a row lacks is a 400 with
+        """MLflow's entry point: rows with `photo` or `face` -> documents. A bad row is a 400 with
         one sentence."""
         try:
-            documents = self.answer(model_input.to_dict("records"), **(params or {}))
+            documents = self.predict_rows(model_input.to_dict("records"), **(params or {}))
         except Refused as refused:
             raise MlflowException(str(refused), error_code=INVALID_PARAMETER_VALUE) from None
-        if self.told:
-            self.told(documents)
+
+        if self.on_documents:
+            self.on_documents(documents)
         return documents
 
-    def answer(
+    def predict_rows(
         self,
         rows: Sequence[dict[Any, Any]],
         all_faces: bool = False,
         explain: bool = False,
         flip: bool = True,
     ) -> list[Document]:
-        """Rows -> documents, in order; raises Refused for the first that cannot be answered, and
-        then answers none."""
+        """Rows -> documents, in order. Raises Refused for the first row that is not accepted, and
+        then predicts none."""
         if not 0 < len(rows) <= self.limits.max_photos:
             raise Refused(
                 f"{len(rows)} items: send 1 to {self.limits.max_photos} photos or faces in a "
                 f"request"
             )
-        pictures = [self._picture(number, row) for number, row in enumerate(rows)]
-        sizes = [_num_pixels(picture) for _, picture in pictures]
-        pixels = sum(
-            size for size in sizes if size <= self.limits.max_photo_pixels
-        )  # larger ones are not decoded
-        if pixels > self.limits.max_request_pixels:  # all of them are decoded while others wait
-            raise Refused(
-                f"{pixels} pixels: send at most {self.limits.max_request_pixels} in a request"
-            )
-        documents: dict[int, Document] = {}
-        numbers = {
-            column: [number for number, (kind, _) in enumerate(pictures) if kind == column]
-            for column in (PHOTO, FACE)
+        pictures = dict(enumerate(self._picture(number, row) for number, row in enumerate(rows)))
+        self._check_pixels([picture for _, picture in pictures.values()])
+
+        photos = {number: data for number, (column, data) in pictures.items() if column == PHOTO}
+        faces = {
+            number: self._face(number, data, rows[number])
+            for number, (column, data) in pictures.items()
+            if column == FACE
         }
+        documents = self._photos(photos, all_faces, explain, flip)
+        documents |= self._faces(faces, explain, flip)
 
-        photos = {number: pictures[number][1] for number in numbers[PHOTO]}
-        documents |= zip(photos, self._photos(photos, all_faces, explain, flip), strict=True)
-
-        faces = [self._face(place, pictures[place][1], rows[place]) for place in numbers[FACE]]
-        documents |= zip(numbers[FACE], self._faces(faces, explain, flip), strict=True)
         return [documents[number] for number in range(len(rows))]
 
-    def _picture(self, number: int, row: dict[Any, Any]) -> tuple[str, bytes]:
-        """A row -> its column and its picture's bytes, undecoded."""
+    def summarise(self, window_faces: int, block_faces: int) -> Summary:
+        """A running summary of the newest `window_faces` faces that are predicted from now on; the
+        oldest leave it in steps of `block_faces`."""
+        config = self.predictor.config
+        summary = Summary.of(config, window_faces=window_faces, block_faces=block_faces)
+        self.predictor = Predictor(
+            self.network,
+            config,
+            observe=summary.add,
+            max_photo_pixels=self.limits.max_photo_pixels,
+        )
+        return summary
+
+    def _picture(self, number: int, row: dict[Any, Any]) -> Picture:
+        """A row -> its column and its picture's bytes, not decoded."""
         given = [name for name in (PHOTO, FACE) if isinstance(row.get(name), str)]
         if len(given) != 1:
             raise Refused(
                 f"item {number}: give either {PHOTO} or {FACE}, a string with a picture in base64"
             )
+
         [column] = given
-        text, limit = row[column], self.limits.max_photo_bytes
+        text = row[column]
+        limit = self.limits.max_photo_bytes
+        # base64 writes 3 bytes as 4 characters.
         if len(text) > 4 * (limit // 3 + 1):
             raise Refused(f"item {number}: the {column} is larger than the {limit} bytes allowed")
         try:
@@ -171,44 +176,59 @@ class ServedModel(PythonModel):
             raise Refused(
                 f"item {number}: the {column} is not base64 of a picture's bytes"
             ) from error
-        if not (picture.startswith((b"\xff\xd8\xff", b"\x89PNG\r\n\x1a\n")) or _is_webp(picture)):
+
+        if not (_is_jpeg(picture) or _is_png(picture) or _is_webp(picture)):
             raise Refused(f"item {number}: the {column} is not a JPEG, PNG or WebP picture")
-        if picture.startswith(b"\xff\xd8\xff") and picture.count(SCAN) > MAX_SCANS:
+        if _is_jpeg(picture) and picture.count(SCAN) > MAX_SCANS:
             raise Refused(f"item {number}: the {column} is a JPEG of more than {MAX_SCANS} scans")
         return column, picture
 
+    def _check_pixels(self, pictures: Sequence[bytes]) -> None:
+        """Refuses a request that would decode to too many pixels, before any is decoded."""
+        sizes = [_num_pixels(picture) for picture in pictures]
+
+        # A picture above its own limit is never decoded, so it does not count here.
+        pixels = sum(size for size in sizes if size <= self.limits.max_photo_pixels)
+        if pixels > self.limits.max_request_pixels:
+            raise Refused(
+                f"{pixels} pixels: send at most {self.limits.max_request_pixels} in a request"
+            )
+
     def _photos(
         self, photos: dict[int, bytes], all_faces: bool, explain: bool, flip: bool
-    ) -> list[Document]:
-        """Photos by their place -> documents as visage.inference.photos prints them, of the chosen
-        face or of all."""
-        documents = []
-        results = self.predictor.stream_photos(photos.values(), flip)
-        for (number, photo), result in zip(photos.items(), results, strict=True):
+    ) -> dict[int, Document]:
+        """Photos by row -> documents by row, with the chosen face or all of them."""
+        results = self.predictor.stream_photos(photos.values(), flip, keep_crops=explain)
+
+        documents = {}
+        for number, result in zip(photos, results, strict=True):
             if not result.readable:
                 raise Refused(f"item {number}: the {PHOTO} {result.reason}")
             faces = tuple(face for face in result.faces if all_faces or face.chosen)
             document = self._document(dataclasses.replace(result, faces=faces))
             if explain and faces:
-                pixels = read_photo(photo, self.limits.max_photo_pixels)
-                aligned = [
-                    self.predictor.align(pixels, np.array(face.landmarks, np.float32))
-                    for face in faces
-                ]
-                self._explain(document["faces"], aligned, flip)
-            documents.append(document)
+                aligned = [face.aligned for face in faces if face.aligned is not None]
+                self._add_score_maps(document["faces"], aligned, flip)
+            documents[number] = document
+
         return documents
 
-    def _faces(self, aligned: list[AlignedFace], explain: bool, flip: bool) -> list[Document]:
-        """Aligned faces -> documents with one face each, which has no box, landmarks and detector's
-        probability."""
-        predictions = self.predictor.predict_aligned(aligned, flip)
+    def _faces(
+        self, aligned: dict[int, AlignedFace], explain: bool, flip: bool
+    ) -> dict[int, Document]:
+        """Aligned faces by row -> documents by row, each of one face without a box, landmarks and
+        the detector's probability."""
+        predictions = self.predictor.predict_aligned(list(aligned.values()), flip)
         faces = [_face(predictions, place) for place in range(len(aligned))]
         if explain:
-            self._explain(faces, aligned, flip)
+            self._add_score_maps(faces, list(aligned.values()), flip)
+
         px = self.predictor.config.alignment.crop_px
-        nothing = PhotoResult(width=px, height=px, faces=(), reason=None, readable=True)
-        return [self._document(nothing) | {"faces": [face]} for face in faces]
+        empty = PhotoResult(width=px, height=px, faces=(), reason=None, readable=True)
+        return {
+            number: self._document(empty) | {"faces": [face]}
+            for number, face in zip(aligned, faces, strict=True)
+        }
 
     def _face(self, number: int, picture: bytes, row: dict[Any, Any]) -> AlignedFace:
         """A row's aligned face and its landmarks."""
@@ -235,28 +255,27 @@ class ServedModel(PythonModel):
     def _crop(self, number: int, picture: bytes) -> Any:
         px = self.predictor.config.alignment.crop_px
         try:
-            crop_HWC = read_photo(picture, self.limits.max_photo_pixels)
+            crop_HW3 = read_photo(picture, self.limits.max_photo_pixels)
         except PhotoError as error:
             raise Refused(f"item {number}: the {FACE} {error}") from error
-        if crop_HWC.shape != (px, px, 3):
-            height, width = crop_HWC.shape[:2]
+
+        if crop_HW3.shape != (px, px, 3):
+            height, width = crop_HW3.shape[:2]
             raise Refused(
                 f"item {number}: the {FACE} is {width} x {height} px, this model takes faces "
-                f"aligned to {px} x {px}; "
-                f"send the picture as {PHOTO} to have its faces found"
+                f"aligned to {px} x {px}; send the picture as {PHOTO} to have its faces found"
             )
-        return crop_HWC
+        return crop_HW3
 
     def _document(self, result: PhotoResult) -> Document:
         document = as_document(result, self.predictor.config)
         document["model"]["version"] = self.version
         return document
 
-    def _explain(
+    def _add_score_maps(
         self, faces: Sequence[Document], aligned: Sequence[AlignedFace], flip: bool
     ) -> None:
-        """Adds to each face where the model looked: its score map (h,w), as small as the network's
-        last maps."""
+        """Adds to each face its score map (h,w), at the resolution of the network's last maps."""
         config = self.predictor.config
         for start in range(0, len(faces), BATCH_ROWS):
             rows = slice(start, start + BATCH_ROWS)
@@ -266,39 +285,43 @@ class ServedModel(PythonModel):
                 face["score_map"] = map_hw.tolist()
 
 
-def _face(predictions: Predictions, place: int) -> Document:
-    numbers = {
-        name: float(getattr(predictions, name)[place]) for name in ("value", "std", "low", "high")
-    }
-    return (
-        numbers | {"probabilities": predictions.probabilities[place].tolist()} | NO_FACE_OF_ITS_OWN
-    )
-
-
-def _num_pixels(picture: bytes) -> int:
-    """As the header says, undecoded; 0 where there is none to read: whoever decodes it says what is
-    wrong."""
-    try:
-        with Image.open(io.BytesIO(picture), formats=("JPEG", "PNG", "WEBP")) as image:
-            return int(image.width * image.height)
-    except Exception:  # decoders that are fed damaged bytes raise nearly anything
-        return 0
-
-
-def _is_webp(picture: bytes) -> bool:
-    return picture[:4] == b"RIFF" and picture[8:12] == b"WEBP"
-
-
 def registered_version(package: Path) -> str | None:
-    """The version under which MLflow fetched the package from the registry, None where it did not
-    come from there."""
-    note = (
-        package / "registered_model_meta"
-    )  # two lines that MLflow leaves: model_name and model_version
+    """The version under which MLflow fetched the package from the registry; None for a package from
+    elsewhere."""
+    # MLflow writes two lines into this file: model_name and model_version.
+    note = package / "registered_model_meta"
     if not note.is_file():
         return None
     values = dict(line.split(": ", 1) for line in note.read_text(encoding="utf-8").splitlines())
     return values["model_version"].strip("'\"")
+
+
+def _face(predictions: Predictions, place: int) -> Document:
+    names = ("value", "std", "low", "high")
+    numbers = {name: float(getattr(predictions, name)[place]) for name in names}
+    return numbers | {"probabilities": predictions.probabilities[place].tolist()} | NO_DETECTION
+
+
+def _num_pixels(picture: bytes) -> int:
+    """Width times height as the header says, nothing decoded. 0 where the header cannot be read:
+    the decoder says later what is wrong."""
+    try:
+        with Image.open(io.BytesIO(picture), formats=("JPEG", "PNG", "WEBP")) as image:
+            return int(image.width * image.height)
+    except Exception:  # Pillow raises nearly any type for damaged bytes
+        return 0
+
+
+def _is_jpeg(picture: bytes) -> bool:
+    return picture.startswith(b"\xff\xd8\xff")
+
+
+def _is_png(picture: bytes) -> bool:
+    return picture.startswith(b"\x89PNG\r\n\x1a\n")
+
+
+def _is_webp(picture: bytes) -> bool:
+    return picture[:4] == b"RIFF" and picture[8:12] == b"WEBP"
 
 
 set_model(ServedModel())

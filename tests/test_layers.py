@@ -60,6 +60,7 @@ BARE_GPU_LIBRARIES = {
     "matplotlib",
     "safetensors",
     "tqdm",
+    "jinja2",  # a requirement of torch itself
 }
 SAYS_NOTHING = {"utils", "util", "helpers", "helper", "common", "misc", "base", "manager"}
 SETTINGS_NAMES = {"settings", "params", "options", "section", "document", "config"}

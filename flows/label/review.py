@@ -5,12 +5,11 @@ from __future__ import annotations
 
 import base64
 import csv
-import html
 import io
 import json
 from collections.abc import Iterator, Sequence
 from pathlib import Path
-from typing import Literal, NamedTuple
+from typing import Any, Literal, NamedTuple
 
 from PIL import Image
 
@@ -18,6 +17,7 @@ from flows.label.database import LabelDatabase, sigma_text
 from stages.sources.table import number
 from visage.atomic import atomic_write
 from visage.detection.image_io import PhotoError, read_photo
+from visage.evaluation.html import template
 from visage.parallel import batched
 
 COLUMNS = ("photo", "label", "spread", "sigma", "group", "corrected")
@@ -25,11 +25,7 @@ Unreviewed = Literal["take", "leave"]
 THUMBNAIL_PX = 160
 AROUND_FACE = 0.6  # of the box's longer side, on each of its sides
 PAGE_PHOTOS = 200
-PAGE = """<!doctype html><meta charset="utf-8"><title>{title}</title>
-<style>body{{font:14px sans-serif;margin:1em}}div{{display:inline-block;margin:4px;width:{px}px;vertical-align:top}}
-img{{width:100%}}span{{overflow-wrap:anywhere;color:#555}}</style>
-<h1>{title}</h1><p>Corrections go into the column `corrected` of review.csv, whose line stands under each face.</p>
-"""
+TEMPLATES = Path(__file__).with_name("templates")
 
 
 def write_rows(path: Path, header: Sequence[str], rows: Iterator[tuple[object, ...]]) -> int:
@@ -111,27 +107,32 @@ def write_review(database: LabelDatabase, review: Path) -> int:
 def write_pages(
     database: LabelDatabase, photos: Path, folder: Path, unit: str, num_photos: int
 ) -> None:
-    """Pages with the first `num_photos` faces of the review, each page whole in itself."""
+    """Pages with the first `num_photos` faces of the review; each page needs no other file."""
+    sheet = template("sheet.html.j2", TEMPLATES)
     rows = (row for row, _ in zip(database.review(), range(num_photos), strict=False))
     for page, batch in enumerate(batched(rows, PAGE_PHOTOS)):
         first = page * PAGE_PHOTOS + 2  # line 1 of the CSV is its header
-        with (
-            atomic_write(folder / f"sheet_{page + 1:03d}.html") as part,
-            part.open("w", encoding="utf-8") as file,
-        ):
-            file.write(
-                PAGE.format(title=f"Lines {first} to {first + len(batch) - 1}", px=THUMBNAIL_PX)
-            )
-            for line, (photo_id, label, spread, sigma, _, box, *_) in enumerate(batch, start=first):
-                picture = _thumbnail(photos / photo_id, json.loads(box))
-                file.write(
-                    f'<div><img alt="no picture" src="{picture}"><br>{line}: <b>{label:.4g}</b> '
-                    f"{unit}, spread "
-                )
-                file.write(
-                    f"{spread:.2g}, sigma "
-                    f"{sigma:.2g}<br><span>{html.escape(photo_id)}</span></div>\n"
-                )
+        text = sheet.render(
+            title=f"Lines {first} to {first + len(batch) - 1}",
+            width_px=THUMBNAIL_PX,
+            unit=unit,
+            faces=[_face(photos, line, row) for line, row in enumerate(batch, start=first)],
+        )
+        with atomic_write(folder / f"sheet_{page + 1:03d}.html") as part:
+            part.write_text(text, encoding="utf-8")
+
+
+def _face(photos: Path, line: int, row: tuple[Any, ...]) -> dict[str, Any]:
+    """A row of the review as the page shows it."""
+    photo_id, label, spread, sigma, _, box, *_ = row
+    return {
+        "line": line,
+        "picture": _thumbnail(photos / photo_id, json.loads(box)),
+        "label": f"{label:.4g}",
+        "spread": f"{spread:.2g}",
+        "sigma": f"{sigma:.2g}",
+        "photo_id": photo_id,
+    }
 
 
 def _thumbnail(photo: Path, box: Sequence[float]) -> str:

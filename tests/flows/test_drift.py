@@ -34,7 +34,7 @@ from model_registry.mlflow_client import connect
 from stages.settings import load_section
 from tests.conftest import REPOSITORY
 from tests.model_registry.served import SETTINGS as PACKAGE
-from tests.model_registry.served import Store, drawn_photos, make_store, running, serve_command
+from tests.model_registry.served import Store, make_store, running, serve_command, synthetic_photos
 from tests.services import free_port
 from tests.small_faces import write_params
 from tests.small_model import small_model, some_crops
@@ -309,7 +309,7 @@ def test_the_champion_s_reference_comes_from_the_registry(
 
 @pytest.mark.slow
 def test_the_server_sums_up_the_faces_that_it_answers(registered: Champion) -> None:
-    port, photos = free_port(), drawn_photos(6)
+    port, photos = free_port(), synthetic_photos(6)
     with running(serve_command(port), port, registered.store, "/ready") as server:
         empty = served_faces(f"http://127.0.0.1:{port}")
         answers = [

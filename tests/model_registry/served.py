@@ -1,4 +1,4 @@
-"""A small registered model in a store of its own, photos to send it, and real servers on loopback."""
+"""A small registered model in its own store, photos for it, and real servers on loopback."""
 
 from __future__ import annotations
 
@@ -65,7 +65,7 @@ class Store:
 
 
 def make_store(folder: Path, export: Path) -> Store:
-    """Registers `export` as version 1 and champion; MLFLOW_TRACKING_URI names the folder's store."""
+    """Registers `export` as version 1 and champion in the store of MLFLOW_TRACKING_URI."""
     client = connect()
     experiment = client.create_experiment(
         "small", artifact_location=(folder / "artifacts").as_uri()
@@ -77,11 +77,11 @@ def make_store(folder: Path, export: Path) -> Store:
 
 
 def package_folder(store: Store) -> Path:
-    """Where the registered package lies."""
+    """The folder of the registered package."""
     return Path(mlflow.artifacts.download_artifacts(f"models:/{SETTINGS.model}/{store.version}"))
 
 
-def drawn_photos(count: int, px: int = 160, seed: int = 0) -> list[bytes]:
+def synthetic_photos(count: int, px: int = 160, seed: int = 0) -> list[bytes]:
     rng = np.random.default_rng(seed)
     return [
         encode_face(sample_photo(sample_person(rng), rng, clean=True), px) for _ in range(count)
@@ -105,14 +105,14 @@ class Server:
         try:
             data = json.dumps(body) if isinstance(body, dict) else body
             connection.request(method, path, data, {"Content-Type": "application/json"})
-            answer = connection.getresponse()
-            text = answer.read()
-            return answer.status, json.loads(text) if text.strip().startswith(b"{") else text
+            response = connection.getresponse()
+            text = response.read()
+            return response.status, json.loads(text) if text.strip().startswith(b"{") else text
         finally:
             connection.close()
 
     def photos(self, photos: list[bytes], **switches: bool) -> list[dict[str, Any]]:
-        """The documents of photos that are answered."""
+        """The documents of photos that are accepted."""
         rows = [{"photo": base64_of(photo)} for photo in photos]
         status, document = self.send({"dataframe_records": rows, "params": switches})
         assert status == 200, document
@@ -127,8 +127,8 @@ def serve_command(port: int) -> list[str]:
 
 @contextmanager
 def running(command: list[str], port: int, store: Store, ready: str) -> Iterator[Server]:
-    """A server from its first answer at `ready`; it is stopped at the end, and its log kept beside
-    the store."""
+    """A server from its first response at `ready` on. It is stopped at the end, and its log is kept
+    next to the store."""
     with (store.folder / f"server-{port}.log").open("wb") as log:
         process = subprocess.Popen(
             command,

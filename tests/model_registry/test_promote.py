@@ -1,4 +1,4 @@
-"""Who may be champion, and who is: the rules on made-up predictions, the aliases on real versions."""
+"""Promotion: the rules on made-up predictions, the aliases on real versions."""
 
 from __future__ import annotations
 
@@ -51,7 +51,7 @@ NUM_FACES = 200
 def predictions(
     error: Any = 4.0, half_width: float = 5.5, num_faces: int = NUM_FACES, seed: int = 0
 ) -> pd.DataFrame:
-    """Test faces with their labels, answered `error` years off (one for all, or one each),
+    """Test faces with their labels, predicted `error` years off (one for all, or one each),
     alternately up and down."""
     rng = np.random.default_rng(seed)
     label = rng.uniform(20, 60, num_faces).round()
@@ -227,7 +227,7 @@ def test_a_retraining_is_promoted_or_refused_and_remembered(
         rollback(MODEL)
 
 
-@pytest.mark.parametrize("step", ["tag", "promote", "set_registered_model_alias", "note"])
+@pytest.mark.parametrize("step", ["set_tags", "promote", "set_registered_model_alias", "add_event"])
 def test_a_crash_anywhere_leaves_a_registry_that_the_next_call_completes(
     versions: Callable[[pd.DataFrame], int], monkeypatch: pytest.MonkeyPatch, step: str
 ) -> None:
@@ -241,14 +241,14 @@ def test_a_crash_anywhere_leaves_a_registry_that_the_next_call_completes(
             raise KeyboardInterrupt
 
     with monkeypatch.context() as broken:
-        place: Any = {"set_registered_model_alias": MlflowClient, "note": registry}.get(
+        place: Any = {"set_registered_model_alias": MlflowClient, "add_event": registry}.get(
             step, comparison
         )
         broken.setattr(place, step, crash)
         with pytest.raises(KeyboardInterrupt):
             decide(MODEL, better, RULES, {})
-    assert champion(MODEL) == (better if step == "note" else first)
-    if step != "note":
+    assert champion(MODEL) == (better if step == "add_event" else first)
+    if step != "add_event":
         assert decided(MODEL, better) is None
     assert decide(MODEL, better, RULES, {}).promote
     assert champion(MODEL) == better

@@ -173,7 +173,7 @@ def test_the_machine_is_watched_again_after_an_outage(
     evidence: Evidence, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr("model_registry.record.SAMPLING_SECONDS", 0.2)
-    answers = MlflowClient.get_run
+    original = MlflowClient.get_run
 
     def away(*_: object) -> None:
         raise MlflowException("the database restarts")
@@ -182,7 +182,7 @@ def test_the_machine_is_watched_again_after_an_outage(
         with monkeypatch.context() as outage:
             outage.setattr(MlflowClient, "get_run", away)
             time.sleep(1)
-        assert MlflowClient.get_run is answers
+        assert MlflowClient.get_run is original
         before = len(connect().get_metric_history(run_id, "system/system_memory_usage_percentage"))
         time.sleep(1.5)
         finish(run_id, evidence, CODE)

@@ -1,5 +1,5 @@
-"""The guard before MLflow's app, called in process: every odd request is worded, none gets through
-or leaks."""
+"""The server's application, called in process: every odd request gets one sentence, and none
+reaches the model or repeats its data."""
 
 from __future__ import annotations
 
@@ -8,6 +8,7 @@ import gzip
 import io
 import json
 import math
+import time
 from collections.abc import AsyncIterator
 from typing import Any
 
@@ -16,16 +17,17 @@ import mlflow
 import pytest
 from hypothesis import example, given
 from hypothesis import strategies as st
+from mlflow.pyfunc import scoring_server
 from PIL import Image
 
-from model_registry.request_guard import DISCARDED, Guard, GuardSettings, Refusal, refuse_form
+from model_registry.request_guard import DISCARDED, GuardSettings, Refusal, RequestGuard, parsed
 from model_registry.serve import build_app
 from model_registry.served_model import ServedModel
-from tests.model_registry.served import SETTINGS, Store, base64_of, drawn_photos, package_folder
+from tests.model_registry.served import SETTINGS, Store, base64_of, package_folder, synthetic_photos
 from visage.evaluation.drift import Summary
 
 JSON = {"Content-Type": "application/json"}
-PHOTO = base64_of(drawn_photos(1)[0])
+PHOTO = base64_of(synthetic_photos(1)[0])
 LIMITS = GuardSettings(
     max_request_bytes=1000, max_items=8, switches=["flip"], max_inside=2, arrival_seconds=0.2
 )
@@ -62,30 +64,30 @@ def rows(*photos: Any, **params: Any) -> str:
     )
 
 
-def assert_refused(answer: httpx.Response, status: int | None = None) -> str:
-    """A 4xx whose document is one sentence that tells nothing of the server's inside."""
-    assert 400 <= answer.status_code < 500 if status is None else answer.status_code == status, (
-        answer.text
-    )
-    document = answer.json()
+def assert_refused(response: httpx.Response, status: int | None = None) -> str:
+    """A 4xx whose document is one sentence that reveals nothing of the server."""
+    assert (
+        400 <= response.status_code < 500 if status is None else response.status_code == status
+    ), response.text
+    document = response.json()
     assert list(document) == ["error"]
     sentence: str = document["error"]
     assert 10 < len(sentence) < 400
-    for inside in ("Traceback", "/site-packages", ".py", "mlflow", "object at 0x", "\n"):
-        assert inside not in sentence
+    for detail in ("Traceback", "/site-packages", ".py", "mlflow", "object at 0x", "\n"):
+        assert detail not in sentence
     return sentence
 
 
-def test_a_photo_is_answered_in_each_of_mlflow_s_forms(app: Any) -> None:
+def test_a_photo_is_accepted_in_each_of_mlflow_s_forms(app: Any) -> None:
     forms: list[dict[str, Any]] = [
         {"dataframe_records": [{"photo": PHOTO}]},
         {"dataframe_split": {"columns": ["photo"], "data": [[PHOTO]]}},
         {"inputs": {"photo": [PHOTO]}},
         {"instances": [{"photo": PHOTO}]},
     ]
-    answers = [ask(app, json.dumps(form)).json() for form in forms]
-    assert all(answer == answers[0] for answer in answers)
-    [document] = answers[0]["predictions"]
+    responses = [ask(app, json.dumps(form)).json() for form in forms]
+    assert all(response == responses[0] for response in responses)
+    [document] = responses[0]["predictions"]
     assert (
         document["faces"][0]["low"] < document["faces"][0]["value"] < document["faces"][0]["high"]
     )
@@ -135,7 +137,7 @@ ODD: dict[str, Any] = {
 
 
 @pytest.mark.parametrize("name", ODD)
-def test_an_odd_body_is_a_400_and_the_next_is_answered(app: Any, name: str) -> None:
+def test_an_odd_body_is_a_400_and_the_next_is_accepted(app: Any, name: str) -> None:
     assert_refused(ask(app, ODD[name]), 400)
     assert ask(app, rows(PHOTO)).status_code == 200
 
@@ -175,12 +177,12 @@ def test_utf_8_may_be_said(app: Any) -> None:
         ("GET", "/", 404, None),
     ],
 )
-def test_only_what_is_offered_is_answered(
+def test_only_known_pages_and_methods_are_accepted(
     app: Any, method: str, path: str, status: int, allow: str | None
 ) -> None:
-    answer = ask(app, None, method, path)
-    assert_refused(answer, status)
-    assert answer.headers.get("allow") == allow
+    response = ask(app, None, method, path)
+    assert_refused(response, status)
+    assert response.headers.get("allow") == allow
 
 
 JSON_VALUES = st.recursive(
@@ -208,10 +210,10 @@ TABLES = st.dictionaries(
 @given(document=TABLES)
 @example(document={"dataframe_records": [{"photo": math.nan, "face": PHOTO}]})
 @example(document={"dataframe_split": {"columns": [], "index": [], "data": []}})
-def test_any_json_is_answered_or_refused(app: Any, document: Any) -> None:
-    answer = ask(app, json.dumps(document))
-    if answer.status_code != 200:
-        assert_refused(answer, 400)
+def test_any_json_is_accepted_or_refused(app: Any, document: Any) -> None:
+    response = ask(app, json.dumps(document))
+    if response.status_code != 200:
+        assert_refused(response, 400)
 
 
 @given(body=st.binary(max_size=200))
@@ -219,17 +221,12 @@ def test_any_bytes_are_refused(app: Any, body: bytes) -> None:
     assert_refused(ask(app, body), 400)
 
 
-async def never(*_: Any) -> None:
-    raise AssertionError("the app was asked")
+async def never(_: Any) -> bytes:
+    raise AssertionError("the model was reached")
 
 
-async def answer_nothing(send: Any) -> None:
-    await send({"type": "http.response.start", "status": 200, "headers": []})
-    await send({"type": "http.response.body", "body": b"{}"})
-
-
-def guarded(app: Any = never) -> Guard:
-    return Guard(app, LIMITS, {}, lambda *_: None)
+def guarded(predict: Any = never) -> RequestGuard:
+    return RequestGuard(predict, LIMITS, lambda *_: None)
 
 
 def test_a_request_without_a_length_is_measured_as_it_comes_and_given_up_in_time() -> None:
@@ -243,8 +240,8 @@ def test_a_request_without_a_length_is_measured_as_it_comes_and_given_up_in_time
             taken += 100
             yield b"a" * 100
 
-    answer = ask(guarded(), endless())
-    assert "1000 bytes" in assert_refused(answer, 413)
+    response = ask(guarded(), endless())
+    assert "1000 bytes" in assert_refused(response, 413)
     assert taken <= (DISCARDED + 1) * LIMITS.max_request_bytes
 
 
@@ -253,13 +250,13 @@ def test_as_many_bytes_as_allowed_pass_and_one_more_does_not() -> None:
     assert len(filled) == LIMITS.max_request_bytes
     reached = []
 
-    async def app(_: Any, receive: Any, send: Any) -> None:
-        reached.append((await receive())["body"])
-        await answer_nothing(send)
+    async def predict(document: Any) -> bytes:
+        reached.append(document)
+        return b"{}"
 
-    assert ask(guarded(app), filled).status_code == 200
-    assert_refused(ask(guarded(app), filled + b" "), 413)
-    assert reached == [filled]
+    assert ask(guarded(predict), filled).status_code == 200
+    assert_refused(ask(guarded(predict), filled + b" "), 413)
+    assert reached == [json.loads(filled)]
 
 
 @pytest.mark.parametrize("name", ["deep", "thousands of rows", "a hundred thousand empty rows"])
@@ -270,7 +267,7 @@ def test_too_many_rows_are_seen_before_parsing(name: str, monkeypatch: pytest.Mo
         "model_registry.request_guard.json.loads", lambda *_: pytest.fail("the body was parsed")
     )
     with pytest.raises(Refusal, match="more than the 8 photos"):
-        refuse_form(body, LIMITS)
+        parsed(body, LIMITS)
 
 
 def test_a_request_that_never_ends_is_a_408() -> None:
@@ -285,9 +282,9 @@ def test_beyond_the_queue_s_end_503_says_when_to_come_back() -> None:
     async def crowd() -> list[httpx.Response]:
         release = asyncio.Event()
 
-        async def slow(_: Any, __: Any, send: Any) -> None:
+        async def slow(_: Any) -> bytes:
             await release.wait()
-            await answer_nothing(send)
+            return b"{}"
 
         guard = guarded(slow)
         async with httpx.AsyncClient(
@@ -309,14 +306,14 @@ def test_beyond_the_queue_s_end_503_says_when_to_come_back() -> None:
             assert guard.inside == 0
             return [turned_away, *(task.result() for task in waiting)]
 
-    turned_away, *answered = asyncio.run(crowd())
+    turned_away, *accepted = asyncio.run(crowd())
     assert turned_away.status_code == 503
     assert "try again" in turned_away.json()["error"]
     assert turned_away.headers["retry-after"] == "1"
-    assert [answer.status_code for answer in answered] == [200, 200]
+    assert [response.status_code for response in accepted] == [200, 200]
 
 
-def test_a_failure_of_the_model_is_a_500_without_its_inside(
+def test_a_failure_of_the_model_is_a_500_without_its_cause(
     app: Any,
     model: mlflow.pyfunc.PyFuncModel,
     monkeypatch: pytest.MonkeyPatch,
@@ -325,11 +322,11 @@ def test_a_failure_of_the_model_is_a_500_without_its_inside(
     def broken(*_: Any, **__: Any) -> Any:
         raise RuntimeError("weights at /secret/place")
 
-    monkeypatch.setattr(type(model.unwrap_python_model()), "answer", broken)
-    answer = ask(app, rows(PHOTO))
-    assert answer.status_code == 500
-    assert "secret" not in answer.text
-    assert "Traceback" not in answer.text
+    monkeypatch.setattr(type(model.unwrap_python_model()), "predict_rows", broken)
+    response = ask(app, rows(PHOTO))
+    assert response.status_code == 500
+    assert "secret" not in response.text
+    assert "Traceback" not in response.text
     assert "/secret/place" in caplog.text
     assert PHOTO[:40] not in caplog.text
 
@@ -380,15 +377,15 @@ def blank_photo() -> bytes:
     return stream.getvalue()
 
 
-def test_statistics_sum_up_the_faces_answered(model: mlflow.pyfunc.PyFuncModel) -> None:
+def test_statistics_summarise_the_predicted_faces(model: mlflow.pyfunc.PyFuncModel) -> None:
     app = build_app(model, "small", num_at_once=2)
     [document] = ask(app, rows(PHOTO)).json()["predictions"]
     ask(app, rows(PHOTO, PHOTO))
-    answer = ask(app, None, "GET", "/statistics")
-    totals = Summary.from_document(answer.json(), "served").totals()
+    response = ask(app, None, "GET", "/statistics")
+    totals = Summary.from_document(response.json(), "served").totals()
     assert totals.num_faces == 3
     assert totals.value_sum == pytest.approx(3 * document["faces"][0]["value"])
-    assert PHOTO[:40] not in answer.text
+    assert PHOTO[:40] not in response.text
 
 
 def test_ready_says_which_model_and_version(
@@ -403,3 +400,52 @@ def test_ready_says_which_model_and_version(
         "sha256": served.predictor.config.weights.sha256,
     }
     assert ask(app, None, "GET", "/ping").status_code == 200
+
+
+def test_a_request_is_parsed_once(app: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    bodies: list[Any] = []
+    loads = json.loads
+
+    def counted(text: Any, *args: Any, **kwargs: Any) -> Any:
+        bodies.append(text)
+        return loads(text, *args, **kwargs)
+
+    body = rows(PHOTO)
+    monkeypatch.setattr(json, "loads", counted)
+    assert ask(app, body).status_code == 200
+    assert bodies.count(body) == 1
+
+
+@pytest.mark.parametrize("path", ["/ready", "/metrics", "/statistics", "/ping", "/version"])
+def test_a_page_may_be_asked_for_its_head(app: Any, path: str) -> None:
+    assert ask(app, None, "HEAD", path).status_code == 200
+
+
+def test_mlflow_s_pages_are_those_of_its_own_server(
+    app: Any, model: mlflow.pyfunc.PyFuncModel
+) -> None:
+    original = scoring_server.init(model)
+    for path in ("/ping", "/health", "/version"):
+        ours, theirs = (ask(server, None, "GET", path) for server in (app, original))
+        assert (ours.status_code, ours.content) == (theirs.status_code, theirs.content)
+        assert ours.headers["content-type"] == theirs.headers["content-type"]
+
+
+def test_a_prediction_that_takes_too_long_is_a_504(
+    model: mlflow.pyfunc.PyFuncModel, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("MLFLOW_SCORING_SERVER_REQUEST_TIMEOUT", "1")
+    monkeypatch.setattr(
+        type(model.unwrap_python_model()), "predict_rows", lambda *_, **__: time.sleep(3)
+    )
+    app = build_app(model, "small", num_at_once=2)
+    assert "too long" in assert_refused(ask(app, rows(PHOTO)), 504)
+
+
+def test_a_package_of_an_older_visage_is_refused_with_the_remedy() -> None:
+    class Older:
+        def unwrap_python_model(self) -> object:
+            return object()
+
+    with pytest.raises(ValueError, match="make retrain"):
+        build_app(Older(), "small", num_at_once=1)  # type: ignore[arg-type]

@@ -35,9 +35,9 @@ from tests.model_registry.served import (
     Server,
     Store,
     base64_of,
-    drawn_photos,
     running,
     serve_command,
+    synthetic_photos,
 )
 from tests.services import free_port
 from visage.data.face_table import FaceTable
@@ -69,12 +69,13 @@ def server(store: Store) -> Iterator[Server]:
 
 
 def write_photos(folder: Path) -> dict[str, bytes]:
-    """Drawn photos in several sizes, one turned by its EXIF tag, one grey, and the manifest of them
-    all."""
+    """Synthetic photos in several sizes, one turned by its EXIF tag, one grey, and the manifest of
+    them all."""
     photos = {
-        f"{i:02d}.jpg": photo for i, photo in enumerate(drawn_photos(NUM_PHOTOS, px=150, seed=5))
+        f"{i:02d}.jpg": photo
+        for i, photo in enumerate(synthetic_photos(NUM_PHOTOS, px=150, seed=5))
     }
-    photos["00.jpg"] = drawn_photos(1, px=420, seed=6)[0]
+    photos["00.jpg"] = synthetic_photos(1, px=420, seed=6)[0]
     turned, exif = (
         Image.open(io.BytesIO(photos["01.jpg"])).transpose(Image.Transpose.ROTATE_90),
         Image.Exif(),
@@ -113,10 +114,10 @@ def saved(image: Image.Image, kind: str, **options: Any) -> bytes:
 def evaluated(folder: Path, export: Path) -> pd.DataFrame:
     """What the stages align and evaluate make of the folder's photos: a row a face."""
     config = load_model(export)[1]
-    eye = asdict(config.alignment)
+    alignment = asdict(config.alignment)
     align(
         AlignSettings(
-            **eye,
+            **alignment,
             detector=DetectorSettings(**asdict(config.detector)),
             fallback="none",
             min_detection_rate=0.5,
@@ -155,7 +156,7 @@ def evaluated(folder: Path, export: Path) -> pd.DataFrame:
 
 
 @pytest.fixture(scope="module")
-def told_by_evaluate(
+def evaluated_photos(
     store: Store, tmp_path_factory: pytest.TempPathFactory
 ) -> tuple[Path, dict[str, bytes], pd.DataFrame]:
     folder = tmp_path_factory.mktemp("evaluated")
@@ -170,16 +171,16 @@ def assert_same_numbers(face: dict[str, Any], row: Any) -> None:
     np.testing.assert_allclose(face["probabilities"], row["probabilities"], atol=1e-5)
 
 
-def assert_no_skew(server: Server, told: tuple[Path, dict[str, bytes], pd.DataFrame]) -> None:
+def assert_no_skew(server: Server, evaluated: tuple[Path, dict[str, bytes], pd.DataFrame]) -> None:
     """Each photo, alone and in company, and its aligned face get the numbers that evaluation gave
     it."""
-    folder, photos, expected = told
+    folder, photos, expected = evaluated
     found = {name: server.photos([photo])[0] for name, photo in photos.items()}
     names = sorted(photos)[: SETTINGS.max_photos]
     together = dict(zip(names, server.photos([photos[name] for name in names]), strict=True))
     assert {name for name, document in found.items() if document["faces"]} == set(expected.index)
     assert len(expected) >= NUM_PHOTOS - 2
-    assert np.ptp(expected["prediction"]) > 1  # the faces are told apart
+    assert np.ptp(expected["prediction"]) > 1  # the faces differ
     for name, row in expected.iterrows():
         [face] = found[str(name)]["faces"]
         assert_same_numbers(face, row)
@@ -194,19 +195,19 @@ def assert_no_skew(server: Server, told: tuple[Path, dict[str, bytes], pd.DataFr
         {"dataframe_records": [{"face": base64_of(jpeg)} for jpeg in jpegs[:8]]}
     )
     assert status == 200
-    for name, answer in zip(table.photo_id[:8], document["predictions"], strict=True):
-        assert_same_numbers(answer["faces"][0], expected.loc[name])
+    for name, predicted in zip(table.photo_id[:8], document["predictions"], strict=True):
+        assert_same_numbers(predicted["faces"][0], expected.loc[name])
 
 
 def test_numbers_are_those_of_evaluate_for_the_same_photos(
-    server: Server, told_by_evaluate: tuple[Path, dict[str, bytes], pd.DataFrame]
+    server: Server, evaluated_photos: tuple[Path, dict[str, bytes], pd.DataFrame]
 ) -> None:
-    assert_no_skew(server, told_by_evaluate)
+    assert_no_skew(server, evaluated_photos)
 
 
 def test_it_says_which_version_answers_and_counts(server: Server, store: Store) -> None:
     assert server.send(None, "GET", "/ready")[1]["version"] == str(store.version)
-    [document] = server.photos(drawn_photos(1), explain=True, all_faces=True)
+    [document] = server.photos(synthetic_photos(1), explain=True, all_faces=True)
     assert document["model"]["version"] == str(store.version)
     assert len(document["faces"][0]["score_map"]) >= 1
     _, page = server.send(None, "GET", "/metrics")
@@ -232,11 +233,11 @@ def test_it_outlives_what_it_refuses(server: Server) -> None:
     with socket.create_connection(("127.0.0.1", server.port)) as odd:
         odd.sendall(b"\x00\xff nonsense\r\n\r\n")
         assert b"400" in odd.recv(1000)
-    assert server.photos(drawn_photos(1))[0]["faces"]
+    assert server.photos(synthetic_photos(1))[0]["faces"]
 
 
 def test_sixteen_clients_at_once_get_the_answers_of_one(server: Server) -> None:
-    photos = drawn_photos(4)
+    photos = synthetic_photos(4)
     expected = [server.photos([photo])[0]["faces"] for photo in photos]
     failed: list[Any] = []
 
@@ -256,7 +257,7 @@ def test_sixteen_clients_at_once_get_the_answers_of_one(server: Server) -> None:
 
 def long_request() -> dict[str, Any]:
     """As much work as a request may hold."""
-    photo = base64_of(drawn_photos(1, px=250)[0])
+    photo = base64_of(synthetic_photos(1, px=250)[0])
     return {
         "dataframe_records": [{"photo": photo}] * SETTINGS.max_photos,
         "params": {"explain": True},
@@ -317,7 +318,7 @@ def wait_until_inside(server: Server) -> None:
 
 @pytest.mark.slow
 def test_mlflow_s_own_server_gives_the_same_numbers(
-    store: Store, told_by_evaluate: tuple[Path, dict[str, bytes], pd.DataFrame]
+    store: Store, evaluated_photos: tuple[Path, dict[str, bytes], pd.DataFrame]
 ) -> None:
     """`mlflow models serve` on the same package: numbers, version, and 4xx for what the package
     itself refuses."""
@@ -333,8 +334,8 @@ def test_mlflow_s_own_server_gives_the_same_numbers(
     ]
     command += ["--env-manager", "local", "--host", "127.0.0.1", "--port", str(port)]
     with running(command, port, store, "/ping") as server:
-        assert_no_skew(server, told_by_evaluate)
-        [document] = server.photos(drawn_photos(1), explain=True)
+        assert_no_skew(server, evaluated_photos)
+        [document] = server.photos(synthetic_photos(1), explain=True)
         assert document["model"]["version"] == str(store.version)
         assert document["faces"][0]["score_map"]
         for photo in (
@@ -352,9 +353,10 @@ def test_mlflow_s_own_server_gives_the_same_numbers(
         )
 
 
-def test_the_server_brings_no_visage_of_its_own_so_that_the_package_s_answers() -> None:
-    """A champion of last year answers by last year's code, whatever the checkout holds."""
-    code = "import sys, model_registry.serve; print([name for name in sys.modules if name.startswith('visage')])"
+def test_the_server_imports_no_visage_of_its_own_so_that_the_package_s_is_used() -> None:
+    """A champion of last year runs last year's code, whatever the checkout holds."""
+    listed = "[name for name in sys.modules if name.startswith('visage')]"
+    code = f"import sys, model_registry.serve; print({listed})"
     done = subprocess.run(
         [sys.executable, "-c", code], cwd=REPOSITORY, capture_output=True, text=True, check=True
     )
@@ -377,6 +379,6 @@ def test_no_champion_ends_it_with_one_line(
     with pytest.raises(SystemExit) as ended:
         serve.main()
     assert ended.value.code == 2
-    told = capsys.readouterr().err
-    assert "models:/nobody@champion" in told
-    assert told.count("\n") == 1
+    printed = capsys.readouterr().err
+    assert "models:/nobody@champion" in printed
+    assert printed.count("\n") == 1

@@ -1,4 +1,4 @@
-"""The packaged model's answers: the predictor's numbers and no others, and a sentence for every bad
+"""The packaged model's predictions: exactly the predictor's numbers, and a sentence for every bad
 row."""
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ from mlflow.exceptions import MlflowException
 from PIL import Image
 
 from model_registry.served_model import MAX_SCANS, Refused, ServedModel, registered_version
-from tests.model_registry.served import SETTINGS, Store, base64_of, drawn_photos, package_folder
+from tests.model_registry.served import SETTINGS, Store, base64_of, package_folder, synthetic_photos
 from tests.small_model import CROP_PX, some_crops
 from visage.explain.score_map import scaled_up, score_map
 from visage.inference.photos import NO_FACE, Predictor, as_document
@@ -76,36 +76,36 @@ def plain(document: Any) -> Any:
 def test_a_photo_gets_the_predictors_document(
     model: Any, predictor: Predictor, store: Store
 ) -> None:
-    photos = drawn_photos(3)
+    photos = synthetic_photos(3)
     table = pd.DataFrame({"photo": [base64_of(photo) for photo in photos]})
     for flip in (True, False):
-        told = model.predict(table, params={"flip": flip, "all_faces": True})
-        for document, result in zip(told, predictor.predict_photos(photos, flip), strict=True):
+        documents = model.predict(table, params={"flip": flip, "all_faces": True})
+        for document, result in zip(documents, predictor.predict_photos(photos, flip), strict=True):
             expected = as_document(result, predictor.config)
             expected["model"]["version"] = str(store.version)
             assert plain(document) == plain(expected)
             assert document["faces"]
 
 
-def test_of_several_faces_the_chosen_one_is_told_unless_all_are_asked_for(
+def test_of_several_faces_the_chosen_one_is_returned_unless_all_are_asked_for(
     served: ServedModel,
 ) -> None:
     rows = [{"photo": base64_of(two_faces())}]
-    [every], [one] = served.answer(rows, all_faces=True), served.answer(rows)
+    [every], [one] = served.predict_rows(rows, all_faces=True), served.predict_rows(rows)
     assert len(every["faces"]) == 2
     assert one["faces"] == [face for face in every["faces"] if face["chosen"]]
 
 
 @pytest.mark.parametrize("kind", ["JPEG", "PNG", "WEBP"])
 def test_the_three_formats_are_read(served: ServedModel, predictor: Predictor, kind: str) -> None:
-    pixels = np.asarray(Image.open(io.BytesIO(drawn_photos(1)[0])).convert("RGB"))
+    pixels = np.asarray(Image.open(io.BytesIO(synthetic_photos(1)[0])).convert("RGB"))
     photo = encoded(pixels, kind)
-    [document] = served.answer([{"photo": base64_of(photo)}])
+    [document] = served.predict_rows([{"photo": base64_of(photo)}])
     assert document["faces"][0]["value"] == predictor.predict_photos([photo])[0].faces[0].value
 
 
 def test_a_photo_without_a_face_is_an_empty_list_with_a_reason(served: ServedModel) -> None:
-    [document] = served.answer(
+    [document] = served.predict_rows(
         [{"photo": base64_of(encoded(np.full((90, 120, 3), 200, np.uint8), "PNG"))}], explain=True
     )
     assert (document["faces"], document["reason"]) == ([], NO_FACE)
@@ -116,9 +116,11 @@ def test_aligned_faces_get_the_numbers_of_their_crops(
     served: ServedModel, predictor: Predictor
 ) -> None:
     faces = crops()
-    told = served.answer([{"face": base64_of(encoded(face, "PNG"))} for face in faces], flip=False)
+    documents = served.predict_rows(
+        [{"face": base64_of(encoded(face, "PNG"))} for face in faces], flip=False
+    )
     expected = predictor.predict_crops(torch.from_numpy(faces).permute(0, 3, 1, 2), flip=False)
-    for place, document in enumerate(told):
+    for place, document in enumerate(documents):
         [face] = document["faces"]
         assert [face[name] for name in ("value", "std", "low", "high")] == [
             getattr(expected, name)[place] for name in ("value", "std", "low", "high")
@@ -138,9 +140,11 @@ LANDMARKS = [9.0, 14.0, 23.0, 14.0, 16.0, 19.0, 10.0, 24.0, 22.0, 24.0]
 def test_a_face_may_bring_its_landmarks(model: Any, served: ServedModel) -> None:
     faces = [{"face": base64_of(encoded(face, "PNG"))} for face in crops()]
     faces[1] |= {"landmarks": LANDMARKS}
-    alone = [served.answer([row])[0]["faces"][0]["value"] for row in faces]
-    told = model.predict(pd.DataFrame(faces))
-    assert [document["faces"][0]["value"] for document in told] == pytest.approx(alone, abs=1e-9)
+    alone = [served.predict_rows([row])[0]["faces"][0]["value"] for row in faces]
+    documents = model.predict(pd.DataFrame(faces))
+    assert [document["faces"][0]["value"] for document in documents] == pytest.approx(
+        alone, abs=1e-9
+    )
 
 
 def test_a_face_without_the_landmarks_that_the_network_needs_is_refused(
@@ -158,29 +162,29 @@ def test_a_face_without_the_landmarks_that_the_network_needs_is_refused(
     monkeypatch.setattr(served, "predictor", Predictor(NeedsThem(), predictor.config))
     face = {"face": base64_of(encoded(crops()[0], "PNG"))}
     with pytest.raises(Refused, match=r"item 0: this model needs the landmarks of a face: give"):
-        served.answer([face])
+        served.predict_rows([face])
     for odd in (LANDMARKS[:9], "here", [*LANDMARKS[:9], float("inf")], [None] * 10):
         with pytest.raises(Refused, match="item 0: landmarks must be ten numbers"):
-            served.answer([face | {"landmarks": odd}])
+            served.predict_rows([face | {"landmarks": odd}])
 
-    served.answer([face | {"landmarks": LANDMARKS}], flip=False)
+    served.predict_rows([face | {"landmarks": LANDMARKS}], flip=False)
     assert asked[-1].flatten().tolist() == LANDMARKS
 
 
 def test_the_newest_faces_are_summed_up(served: ServedModel) -> None:
-    before = served.summary.totals().num_faces
-    served.answer([{"photo": base64_of(two_faces())}])
-    assert served.summary.totals().num_faces == before + 2
+    summary = served.summarise(100, 10)
+    served.predict_rows([{"photo": base64_of(two_faces())}])
+    assert summary.totals().num_faces == 2
 
 
-def test_rows_of_both_kinds_are_answered_in_their_order(served: ServedModel) -> None:
+def test_rows_of_both_kinds_are_returned_in_their_order(served: ServedModel) -> None:
     photo, faces = (
-        {"photo": base64_of(drawn_photos(1)[0])},
+        {"photo": base64_of(synthetic_photos(1)[0])},
         [{"face": base64_of(encoded(c, "PNG"))} for c in crops()],
     )
     mixed = [faces[0], photo, faces[1], {**faces[2], "photo": None}]
-    alone = [served.answer([row])[0] for row in mixed]
-    for one, together in zip(alone, served.answer(mixed), strict=True):
+    alone = [served.predict_rows([row])[0] for row in mixed]
+    for one, together in zip(alone, served.predict_rows(mixed), strict=True):
         assert one["faces"][0]["value"] == pytest.approx(together["faces"][0]["value"], abs=1e-9)
         assert one["photo"] == together["photo"]
 
@@ -191,15 +195,15 @@ def test_score_maps_are_those_of_explain(
 ) -> None:
     network, config = load_model(store.export)
     faces = torch.from_numpy(crops()).permute(0, 3, 1, 2)
-    told = served.answer(
+    documents = served.predict_rows(
         [{"face": base64_of(encoded(face, "PNG"))} for face in crops()], explain=True, flip=flip
     )
-    maps = torch.tensor([document["faces"][0]["score_map"] for document in told])
+    maps = torch.tensor([document["faces"][0]["score_map"] for document in documents])
     assert max(maps.shape[1:]) < CROP_PX / 2
     torch.testing.assert_close(
         scaled_up(maps, CROP_PX), score_map(network, config, faces, flip=flip)
     )
-    [document] = served.answer(
+    [document] = served.predict_rows(
         [{"photo": base64_of(two_faces())}], explain=True, all_faces=True, flip=flip
     )
     pixels = np.asarray(Image.open(io.BytesIO(two_faces())))
@@ -212,7 +216,8 @@ def test_score_maps_are_those_of_explain(
 
 def test_without_explain_there_is_no_score_map(served: ServedModel) -> None:
     assert (
-        "score_map" not in served.answer([{"photo": base64_of(drawn_photos(1)[0])}])[0]["faces"][0]
+        "score_map"
+        not in served.predict_rows([{"photo": base64_of(synthetic_photos(1)[0])}])[0]["faces"][0]
     )
 
 
@@ -243,7 +248,7 @@ def many_scans() -> bytes:
     return photo[:-2] + photo[last:-2] * MAX_SCANS + photo[-2:]
 
 
-PHOTO = drawn_photos(1)[0]
+PHOTO = synthetic_photos(1)[0]
 BAD = {
     "nothing": ({}, "give either photo or face"),
     "both": ({"photo": base64_of(PHOTO), "face": base64_of(PHOTO)}, "give either photo or face"),
@@ -278,7 +283,7 @@ BAD = {
 def test_a_bad_row_is_a_400_that_names_it(model: Any, served: ServedModel, name: str) -> None:
     row, sentence = BAD[name]
     with pytest.raises(ValueError, match=sentence):
-        served.answer([{"photo": base64_of(PHOTO)}, row])
+        served.predict_rows([{"photo": base64_of(PHOTO)}, row])
     if row and all(isinstance(value, str) and value.isprintable() for value in row.values()):
         with pytest.raises(MlflowException, match="item 0: ") as caught:
             model.predict(pd.DataFrame([row]))
@@ -291,46 +296,44 @@ def test_a_bomb_is_refused_by_its_header_alone(
 ) -> None:
     monkeypatch.setattr(Image.Image, "load", lambda *_: pytest.fail("pixels were decoded"))
     with pytest.raises(ValueError, match="3000 x 3000"):
-        served.answer([{"photo": base64_of(bomb())}])
+        served.predict_rows([{"photo": base64_of(bomb())}])
 
 
 def test_the_pixels_of_a_whole_request_are_counted_before_any_is_decoded(
     served: ServedModel, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     row = {"photo": base64_of(encoded(np.zeros((1000, 800, 3), np.uint8), "PNG"))}
-    assert len(served.answer([row] * 3)) == 3
+    assert len(served.predict_rows([row] * 3)) == 3
     monkeypatch.setattr(Image.Image, "load", lambda *_: pytest.fail("pixels were decoded"))
     with pytest.raises(ValueError, match="3200000 pixels: send at most 3000000 in a request"):
-        served.answer([row] * 4)
+        served.predict_rows([row] * 4)
 
 
 def test_as_many_items_as_allowed_and_no_more(served: ServedModel) -> None:
     row = {"face": base64_of(encoded(crops(1)[0], "PNG"))}
-    assert len(served.answer([row] * SETTINGS.max_photos)) == SETTINGS.max_photos
+    assert len(served.predict_rows([row] * SETTINGS.max_photos)) == SETTINGS.max_photos
     for count in (0, SETTINGS.max_photos + 1):
         with pytest.raises(ValueError, match=f"{count} items: send 1 to 8"):
-            served.answer([row] * count)
+            served.predict_rows([row] * count)
 
 
 def test_a_photo_as_large_as_allowed_passes(served: ServedModel) -> None:
     padded = PHOTO + bytes(
         SETTINGS.max_photo_bytes - len(PHOTO)
     )  # what follows a JPEG's end is not read
-    assert served.answer([{"photo": base64_of(padded)}])[0]["faces"]
+    assert served.predict_rows([{"photo": base64_of(padded)}])[0]["faces"]
 
 
-def test_what_is_answered_is_told_and_what_is_refused_is_not(
-    model: Any, served: ServedModel
-) -> None:
+def test_documents_are_passed_on_and_refusals_are_not(model: Any, served: ServedModel) -> None:
     heard: list[Any] = []
-    served.told = heard.append
+    served.on_documents = heard.append
     try:
-        told = model.predict(pd.DataFrame({"photo": [base64_of(PHOTO)]}))
+        documents = model.predict(pd.DataFrame({"photo": [base64_of(PHOTO)]}))
         with pytest.raises(MlflowException):
             model.predict(pd.DataFrame({"photo": ["x"]}))
     finally:
-        served.told = None
-    assert heard == [told]
+        served.on_documents = None
+    assert heard == [documents]
 
 
 @pytest.fixture
@@ -339,7 +342,7 @@ def opened() -> Iterator[Opened]:
     seen: Opened = []
     alive = True
 
-    def hear(event: str, arguments: tuple[Any, ...]) -> None:
+    def record(event: str, arguments: tuple[Any, ...]) -> None:
         if alive and event in (
             "open",
             "os.open",
@@ -349,7 +352,7 @@ def opened() -> Iterator[Opened]:
         ):
             seen.append((event, str(arguments)))
 
-    sys.addaudithook(hear)
+    sys.addaudithook(record)
     yield seen
     alive = False
 
@@ -362,21 +365,21 @@ def test_a_request_opens_no_file_and_no_connection(
 ) -> None:
     for column in ("photo", "face"):
         with pytest.raises(ValueError):
-            served.answer([{column: text}])
+            served.predict_rows([{column: text}])
     assert opened == []
 
 
 def test_an_upload_is_never_written(served: ServedModel, opened: Opened) -> None:
-    """Neither by us nor by a library: nothing is opened while photos and faces are answered."""
+    """Neither by us nor by a library: no file is opened while photos and faces are predicted."""
     row = {"photo": base64_of(PHOTO)}
-    served.answer(
+    served.predict_rows(
         [row, {"face": base64_of(encoded(crops(1)[0], "PNG"))}], explain=True
     )  # imports are done
     opened.clear()
-    served.answer([row, {"face": base64_of(encoded(crops(1)[0], "PNG"))}], explain=True)
+    served.predict_rows([row, {"face": base64_of(encoded(crops(1)[0], "PNG"))}], explain=True)
     assert opened == []
     Path("/dev/null").read_bytes()
-    assert opened  # the hook hears
+    assert opened  # the hook records
 
 
 def test_the_registered_version_is_read_from_what_mlflow_notes(tmp_path: Path) -> None:

@@ -1,4 +1,4 @@
-"""A sweep's runs in MLflow: parent and children, found again by whoever goes on."""
+"""A sweep's runs in MLflow: parent and children, found again by a continued sweep."""
 
 from __future__ import annotations
 
@@ -60,12 +60,12 @@ def test_what_is_taken_up_goes_on_in_the_same_runs(client: MlflowClient) -> None
         if one.info.status != "RUNNING"
     ]
     assert sorted(one.info.status for one in mine) == ["FAILED", "KILLED", "KILLED"]
-    told = client.get_run(run)
-    assert told.data.tags[REASON_TAG] == "ended early after epoch 1"
+    ended = client.get_run(run)
+    assert ended.data.tags[REASON_TAG] == "ended early after epoch 1"
     assert [(one.step, one.value) for one in client.get_metric_history(run, "val_mae")] == [
         (1, 5.0)
     ]
-    assert "train_loss" not in told.data.metrics
+    assert "train_loss" not in ended.data.metrics
 
 
 def test_a_trial_that_nobody_knows_any_more_is_ended_with_its_sweep(

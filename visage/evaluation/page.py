@@ -1,5 +1,5 @@
-"""An evaluation -> its pictures, and the sections of its HTML page. No photo is shown, real or
-drawn.
+"""An evaluation -> its plots, and the sections of its HTML page. The page shows no photo, neither a
+real nor a synthetic one.
 
 Shapes: F faces shown one by one, K labels of the grid.
 """
@@ -30,25 +30,25 @@ from visage.evaluation.metrics import FloatArray, bands
 from visage.model_config import ModelConfig
 
 MAX_LISTED = 200  # rejected photos named on the page
-NUM_CASES = 8  # best and worst answers shown
+NUM_CASES = 8  # best and worst predictions shown
 GROUP_METRICS = ("mae", "bias", "coverage_80", "pearson")
 History = Mapping[str, FloatArray]  # column name -> number per epoch
 
 
 def digits_of(config: ModelConfig) -> int:
-    """Decimals that figures in the model's unit are written with: hundredths of years, thousandths
-    of points."""
+    """Decimals of figures in the model's unit: hundredths of years, thousandths of points."""
     return 2 if config.grid.step >= 1 else 3
 
 
 def cases(evaluation: Evaluation) -> dict[str, np.ndarray]:
-    """Rows of the best and the worst answers by CRPS: sharp and right, sure and wrong."""
+    """Rows of the best and the worst predictions by CRPS: the best are sharp and right, the worst
+    are sharp and wrong."""
     order = np.argsort(evaluation.answers.scored.crps_N, kind="stable")
     return {"best": order[:NUM_CASES], "worst": order[::-1][:NUM_CASES]}
 
 
 def case_figure(evaluation: Evaluation, which: str, config: ModelConfig) -> Figure:
-    """Label distributions of the best or worst answers."""
+    """Label distributions of the best or worst predictions."""
     rows = cases(evaluation)[which]
     answers = evaluation.answers
     scored = replace(answers.scored.take(rows), sigma_N=answers.sigma_N[rows])
@@ -72,16 +72,22 @@ def pictures(
     histories: Mapping[str, History],
 ) -> dict[str, Picture]:
     """Every picture by file name (without suffix), in the order of the page."""
-    scored, unit = evaluation.answers.scored, config.unit
+    scored = evaluation.answers.scored
+    unit = config.unit
+
+    # The confusion matrix needs names for the bands of the labels and of the predictions.
     both = np.concatenate(
         [bands(scored.label_N, band_width), bands(scored.prediction_N, band_width)]
     )
-    names = {
-        lower: band_name(lower, band_width, config.grid.step) for lower in np.unique(both).tolist()
-    }
-    mae, curve, reliable = evaluation.figures["mae"], evaluation.cs_curve, evaluation.reliability
-    served, before = evaluation.figures["coverage_80"], list(evaluation.uncalibrated.values())
-    drawn = {
+    lowest = np.unique(both).tolist()
+    names = {lower: band_name(lower, band_width, config.grid.step) for lower in lowest}
+
+    mae = evaluation.figures["mae"]
+    curve = evaluation.cs_curve
+    reliable = evaluation.reliability
+    served = evaluation.figures["coverage_80"]
+    before = list(evaluation.uncalibrated.values())
+    figures = {
         "predicted_vs_true": plots.predicted_vs_true(scored, mae, unit),
         "error_by_band": plots.error_by_band(
             evaluation.groups[config.quantity], config.quantity, unit
@@ -93,20 +99,19 @@ def pictures(
         "pit": plots.pit(evaluation.pit_N),
         "best_cases": case_figure(evaluation, "best", config),
         "worst_cases": case_figure(evaluation, "worst", config),
-        **{
-            f"learning_{stage}": plots.learning_curves(stage, rows, unit)
-            for stage, rows in histories.items()
-            if rows
-        },
     }
+    for stage, rows in histories.items():
+        if rows:
+            figures[f"learning_{stage}"] = plots.learning_curves(stage, rows, unit)
+
     return {
         name: Picture(caption=str(figure.get_suptitle()), png=plots.png(figure))
-        for name, figure in drawn.items()
+        for name, figure in figures.items()
     }
 
 
 def headline(evaluations: Sequence[Evaluation], config: ModelConfig) -> Table:
-    """Every metric with its interval, one column a list of faces."""
+    """Every metric with its interval, one column for each list of faces."""
     columns = {
         f"{e.answers.name} ({len(e.answers.scored):,} faces)": e.figures for e in evaluations
     }
@@ -119,39 +124,32 @@ def headline(evaluations: Sequence[Evaluation], config: ModelConfig) -> Table:
 
 
 def case_table(evaluation: Evaluation, config: ModelConfig) -> Table:
-    """The worst answers by photo, so that whoever holds the photos can look."""
-    answers, rows = evaluation.answers, cases(evaluation)["worst"]
-    numbers = np.stack(
-        [
-            answers.scored.label_N,
-            answers.scored.prediction_N,
-            answers.scored.std_N,
-            answers.scored.crps_N,
-        ],
-        axis=1,
-    )
-    cells = [
-        [
-            str(answers.photo_id_N[row]),
-            *(f"{value:.{digits_of(config)}f}" for value in numbers[row]),
-        ]
-        for row in rows
-    ]
+    """The worst predictions by photo, so that a person who has the photos can look at them."""
+    answers = evaluation.answers
+    scored = answers.scored
+    columns = [scored.label_N, scored.prediction_N, scored.std_N, scored.crps_N]
+    digits = digits_of(config)
+
+    cells = []
+    for row in cases(evaluation)["worst"]:
+        numbers = [f"{column[row]:.{digits}f}" for column in columns]
+        cells.append([str(answers.photo_id_N[row]), *numbers])
+
     header = ["photo", "label", "prediction", "standard deviation", "CRPS"]
     return Table(caption="Worst answers", header=header, rows=cells)
 
 
 def left_out(losses: Mapping[str, Unanswered]) -> list[Part]:
-    """What is said of photos that got no answer: a missing face must not flatter silently."""
+    """The photos without a prediction, counted: without them the metrics would look better than
+    they are."""
     parts: list[Part] = []
     for split, loss in losses.items():
         answered = loss.num_photos - loss.num_quarantined - len(loss.rejects)
         text = (
             f"{split}: {loss.num_photos:,} photos, of which {loss.num_quarantined:,} were "
-            f"quarantined by validate, "
-            f"{len(loss.rejects):,} rejected by align, {answered:,} answered "
-            f"({loss.num_found_frame:,} of them on the "
-            "whole frame, because no face was found)."
+            f"quarantined by validate, {len(loss.rejects):,} rejected by align, {answered:,} "
+            f"answered ({loss.num_found_frame:,} of them on the whole frame, because no face was "
+            "found)."
         )
         parts.append(Words(text=text))
         if loss.rejects:
@@ -162,9 +160,10 @@ def left_out(losses: Mapping[str, Unanswered]) -> list[Part]:
 
 
 def quality(document: Mapping[str, Any] | None) -> list[Part]:
-    """What the validation report says of the data: its checks, and its facts one a row."""
+    """The validation report: its checks, and its facts one a row."""
     if document is None:
         return [Words(text="No validation report was given.")]
+
     columns = {
         "check": "check",
         "result": "result",
@@ -173,16 +172,16 @@ def quality(document: Mapping[str, Any] | None) -> list[Part]:
         "claim": "asked",
     }
     checks = [[str(check.get(name, "")) for name in columns] for check in document["checks"]]
-    told = f"{document['photos']:,} photos were checked, {document['quarantined']:,} of them quarantined."
-    facts = Table(
-        caption="Facts",
-        header=["", ""],
-        rows=[[name, str(value)] for name, value in flat(document["facts"])],
+    facts = [[name, str(value)] for name, value in flat(document["facts"])]
+    counts = (
+        f"{document['photos']:,} photos were checked, {document['quarantined']:,} of them "
+        "quarantined."
     )
+
     return [
-        Words(text=told),
+        Words(text=counts),
         Table(caption="Checks", header=list(columns.values()), rows=checks),
-        facts,
+        Table(caption="Facts", header=["", ""], rows=facts),
     ]
 
 
@@ -199,10 +198,11 @@ def flat(values: Mapping[str, Any], prefix: str = "") -> list[tuple[str, Any]]:
 
 
 def trust_in_words(config: ModelConfig) -> str:
-    """What was done so that intervals hold what they claim."""
+    """How the model was calibrated, in a sentence."""
     found = config.calibration
     if found is None:
         return "Not calibrated: distributions and intervals are the method's own."
+
     return (
         f"Calibrated on {found.num_faces:,} validation "
         f"faces{', flip averaged' if found.flip else ''}: temperature "
@@ -220,10 +220,14 @@ def sections(
     settings: Mapping[str, object],
 ) -> list[Section]:
     """The page's chapters; pictures and groups are those of the first list of faces."""
-    first, digits = evaluations[0], digits_of(config)
+    first = evaluations[0]
+    digits = digits_of(config)
     views = "flip averaged" if settings["flip"] else "one view"
     how = f"Prediction: {settings['decode']} of the distribution, {views}. "
-    intervals = f"Brackets: {settings['interval']:.0%} percentile bootstrap, {settings['num_resamples']:,} resamples."
+    intervals = (
+        f"Brackets: {settings['interval']:.0%} percentile bootstrap, "
+        f"{settings['num_resamples']:,} resamples."
+    )
     trust = Words(text=trust_in_words(config))
     tables = [
         groups_table(name, groups, GROUP_METRICS, config.unit, digits)
@@ -231,6 +235,7 @@ def sections(
     ]
     learning = [picture for name, picture in drawn.items() if name.startswith("learning_")]
     overview = ("predicted_vs_true", "cs_curve", "reliability", "pit", "confusion")
+
     return [
         Section(
             title="Figures",
@@ -246,5 +251,5 @@ def sections(
         Section(title="Training", parts=learning or [Words(text="No learning curves were given.")]),
         Section(title="Data quality", parts=quality(validation)),
         Section(title="Settings", parts=[settings_table("evaluate", settings)]),
-        Section(title="Model card", parts=[Code(text=config.to_json())]),
+        Section(title="Model config", parts=[Code(text=config.to_json())]),
     ]

@@ -1,5 +1,4 @@
-"""Evaluations -> the tables that are kept: metrics document, groups, predictions, and the data
-behind the pictures."""
+"""Evaluations -> the tables in reports/: metrics, groups, predictions, and the plots' data."""
 
 from __future__ import annotations
 
@@ -22,12 +21,14 @@ MAX_POINTS = 5000  # rows of the scatter plot's table: as many as one can show
 def metrics_document(
     evaluations: Iterable[Evaluation], losses: Mapping[str, Unanswered], decision: Mapping[str, Any]
 ) -> dict[str, Any]:
-    """One entry a list of faces: counts, the PIT's greatest distance from uniform (0 for a
-    calibrated model of many faces), and value, low, high of every metric; an undefined metric is
+    """One entry for each list of faces: counts, the PIT's greatest distance from uniform (0 for a
+    calibrated model and many faces), and value, low, high of every metric. An undefined metric is
     left out."""
     document: dict[str, Any] = {}
     for evaluation in evaluations:
-        name, scored = evaluation.answers.name, evaluation.answers.scored
+        name = evaluation.answers.name
+        scored = evaluation.answers.scored
+
         counts = {
             "num_faces": len(scored),
             "num_with_sigma": int(np.isfinite(evaluation.answers.sigma_N).sum()),
@@ -35,17 +36,18 @@ def metrics_document(
         if name in losses:
             counts |= losses[name].counts()
         spread = {"pit_max_deviation": deviation_from_uniform(evaluation.pit_N)}
-        known = {
-            key: figure for key, figure in evaluation.figures.items() if math.isfinite(figure.value)
+        figures = {
+            key: dataclasses.asdict(figure)
+            for key, figure in evaluation.figures.items()
+            if math.isfinite(figure.value)
         }
-        document[name] = (
-            counts | spread | {key: dataclasses.asdict(figure) for key, figure in known.items()}
-        )
+        document[name] = counts | spread | figures
+
     return document | {"decision": dict(decision)}
 
 
 def group_rows(evaluations: Iterable[Evaluation]) -> pd.DataFrame:
-    """One row a list of faces, attribute, group and metric."""
+    """One row for each list of faces, attribute, group and metric."""
     rows = [
         {
             "list": evaluation.answers.name,
@@ -64,11 +66,11 @@ def group_rows(evaluations: Iterable[Evaluation]) -> pd.DataFrame:
 
 
 def prediction_schema(num_labels: int) -> pa.Schema:
-    """The columns of predictions.parquet; label units, `low` and `high` of the 80% interval, all as
-    answered.
+    """The columns of predictions.parquet, in label units; `low` and `high` are the ends of the 80 %
+    interval.
 
-    `sha256` of the photo and `person` say which faces two models share, and which of them err
-    together.
+    `sha256` of the photo says which faces two models share, and `person` which faces the bootstrap
+    draws together.
     """
     text, real = pa.string(), pa.float64()
     columns = {
@@ -81,12 +83,15 @@ def prediction_schema(num_labels: int) -> pa.Schema:
     }
     columns |= dict.fromkeys(ATTRIBUTES, text)
     columns |= dict.fromkeys(("prediction", "std", "low", "high"), real)
+
     return pa.schema(columns | {"probabilities": pa.list_(pa.float32(), num_labels)})
 
 
 def prediction_rows(answers: Answers) -> pa.Table:
-    """One row a face, in the faces' order; sigma is null where unknown."""
-    scored, num_labels = answers.scored, answers.probability_NK.shape[1]
+    """One row for each face, in the faces' order; sigma is null where unknown."""
+    scored = answers.scored
+    num_labels = answers.probability_NK.shape[1]
+
     columns = {
         "photo_id": pa.array(answers.photo_id_N, pa.string()),
         "sha256": pa.array(answers.sha256_N, pa.string()),
@@ -107,9 +112,11 @@ def prediction_rows(answers: Answers) -> pa.Table:
 def plot_tables(evaluation: Evaluation, config: ModelConfig, seed: int) -> dict[str, pd.DataFrame]:
     """What `dvc plots show` draws, by file name: at most `MAX_POINTS` random points, error by band,
     CS curve, coverage of central intervals (and before calibration), PIT histogram."""
-    scored, rows = evaluation.answers.scored, np.arange(len(evaluation.answers.scored))
+    scored = evaluation.answers.scored
+    rows = np.arange(len(scored))
     if len(rows) > MAX_POINTS:
         rows = np.sort(np.random.default_rng(seed).choice(rows, MAX_POINTS, replace=False))
+
     by_band = [
         {"label": group.name, "num_faces": group.num_faces, "mae": mae.value, "mae_low": mae.low}
         | {"mae_high": mae.high, "bias": group.estimates["bias"].value}
@@ -120,6 +127,8 @@ def plot_tables(evaluation: Evaluation, config: ModelConfig, seed: int) -> dict[
         {"error": error, "share": s.value, "low": s.low, "high": s.high}
         for error, s in evaluation.cs_curve.items()
     ]
+    pit = dict(zip(("low", "high", "share"), pit_histogram(evaluation.pit_N), strict=True))
+
     return {
         "predicted_vs_true": pd.DataFrame(
             {"label": scored.label_N[rows], "prediction": scored.prediction_N[rows]}
@@ -127,18 +136,17 @@ def plot_tables(evaluation: Evaluation, config: ModelConfig, seed: int) -> dict[
         "error_by_label": pd.DataFrame(by_band),
         "cs_curve": pd.DataFrame(curve),
         "reliability": reliability_table(evaluation),
-        "pit": pd.DataFrame(
-            dict(zip(("low", "high", "share"), pit_histogram(evaluation.pit_N), strict=True))
-        ),
+        "pit": pd.DataFrame(pit),
     }
 
 
 def reliability_table(evaluation: Evaluation) -> pd.DataFrame:
-    """One row a mass: share of labels inside, its interval, and the share before calibration where
-    there was one."""
-    rows = [
-        {"mass": mass, "share": inside.value, "low": inside.low, "high": inside.high}
-        | ({"share_before": evaluation.uncalibrated[mass].value} if evaluation.uncalibrated else {})
-        for mass, inside in evaluation.reliability.items()
-    ]
+    """One row for each mass: the share of labels inside, its interval, and the share before
+    calibration where there was one."""
+    rows = []
+    for mass, inside in evaluation.reliability.items():
+        row = {"mass": mass, "share": inside.value, "low": inside.low, "high": inside.high}
+        if evaluation.uncalibrated:
+            row["share_before"] = evaluation.uncalibrated[mass].value
+        rows.append(row)
     return pd.DataFrame(rows)

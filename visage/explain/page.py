@@ -1,4 +1,4 @@
-"""What was found out about a model's looking -> explain.json and the sections of explain.html.
+"""Score maps and occlusion of a model -> explain.json and the sections of explain.html.
 
 Shapes: P places, H and W crop side in pixels.
 """
@@ -43,6 +43,7 @@ def group_document(group: GroupView) -> dict[str, Any]:
     within each square."""
     side = math.isqrt(len(group.squares))
     places = squares(len(group.score_HW), side)
+
     return {
         "num_faces": group.num_faces,
         "mae": group.mae,
@@ -80,27 +81,28 @@ def loss_text(loss: Estimate) -> str:
 
 
 def stripe_table(groups: Sequence[GroupView]) -> Table:
-    """One row a stripe, from the top, one column a group."""
-    rows = [
-        [f"stripe {place + 1}", *(loss_text(group.stripes[place]) for group in groups)]
-        for place in range(len(groups[0].stripes))
-    ]
+    """One row for each stripe, from the top, and one column for each group."""
+    rows = []
+    for place in range(len(groups[0].stripes)):
+        losses = [loss_text(group.stripes[place]) for group in groups]
+        rows.append([f"stripe {place + 1}", *losses])
+
     return Table(
         caption="Stripes, from the top", header=["", *(group.name for group in groups)], rows=rows
     )
 
 
 def square_table(groups: Sequence[GroupView]) -> Table:
-    """The squares that cost the first group most."""
-    losses, side = groups[0].squares, math.isqrt(len(groups[0].squares))
+    """The squares whose hiding costs the first group most."""
+    losses = groups[0].squares
+    side = math.isqrt(len(losses))
     order = sorted(range(len(losses)), key=lambda place: -losses[place].value)[:NUM_SQUARES]
-    rows = [
-        [
-            f"row {place // side + 1}, column {place % side + 1}",
-            *(loss_text(group.squares[place]) for group in groups),
-        ]
-        for place in order
-    ]
+
+    rows = []
+    for place in order:
+        texts = [loss_text(group.squares[place]) for group in groups]
+        rows.append([f"row {place // side + 1}, column {place % side + 1}", *texts])
+
     caption = f"Squares that cost most, {side} x {side} in a crop"
     return Table(caption=caption, header=["", *(group.name for group in groups)], rows=rows)
 
@@ -122,6 +124,7 @@ def sections(
         stripe_table(groups),
         square_table(groups),
     ]
+
     return [
         Section(title="Score maps", parts=[Words(text=PRIVATE), how_to_read, drawn["score_maps"]]),
         Section(title="Hidden places", parts=hidden),

@@ -1,5 +1,4 @@
-"""One photo -> a picture with each of its faces, where the model looked, and the distribution it
-answered.
+"""One photo -> a picture with each of its faces, its score map, and the predicted distribution.
 
     python -m visage.explain.photo PHOTO OUT.png [--model FOLDER] [--flip | --no-flip]
 
@@ -19,11 +18,10 @@ import numpy.typing as npt
 
 from visage.atomic import atomic_write_bytes
 from visage.cli import default_model_folder
-from visage.detection.image_io import PhotoError, read_photo
 from visage.evaluation.plots import png
 from visage.explain.plots import Pixels, face_sheet
 from visage.explain.score_map import score_map
-from visage.inference.photos import MAX_PHOTO_PIXELS, FacePrediction, Predictor
+from visage.inference.photos import FacePrediction, Predictor
 from visage.networks.protocol import Network
 from visage.weights import load_model
 
@@ -32,9 +30,9 @@ MAX_SHOWN = 8  # faces of a photo, the largest first
 
 @dataclass(frozen=True, kw_only=True)
 class ExplainedFace:
-    """A face as the predictor told it, its crop (H,W,3), its score map (H,W)."""
+    """A face's prediction, its crop (H,W,3), its score map (H,W)."""
 
-    told: FacePrediction
+    prediction: FacePrediction
     crop_HW3: Pixels
     score_HW: npt.NDArray[np.float32]
 
@@ -42,41 +40,39 @@ class ExplainedFace:
 def explain_photo(
     network: Network, predictor: Predictor, photo: Path, flip: bool
 ) -> list[ExplainedFace]:
-    """The faces of a photo, largest first; `network` is the one that the predictor answers with.
+    """The faces of a photo, largest first; `network` is the predictor's own.
 
     Raises ValueError for a photo that cannot be read.
     """
-    try:
-        photo_HW3 = read_photo(photo, MAX_PHOTO_PIXELS)
-    except PhotoError as error:
-        raise ValueError(f"{photo}: {error}") from error
-    [result] = predictor.predict_photos([photo], flip)
+    [result] = predictor.predict_photos([photo], flip, keep_crops=True)
+    if not result.readable:
+        raise ValueError(f"{photo}: {result.reason}")
     if not result.faces:
         return []
 
-    aligned = [
-        predictor.align(photo_HW3, np.array(face.landmarks, np.float32)) for face in result.faces
-    ]
-    faces = predictor.stacked(aligned)
-    scores = score_map(network, predictor.config, *faces, flip=flip).numpy()
+    aligned = [face.aligned for face in result.faces if face.aligned is not None]
+    scores = score_map(network, predictor.config, *predictor.stacked(aligned), flip=flip).numpy()
+
     return [
-        ExplainedFace(told=told, crop_HW3=face.crop_HWC, score_HW=score)
-        for told, face, score in zip(result.faces, aligned, scores, strict=True)
+        ExplainedFace(prediction=face, crop_HW3=crop.crop_HWC, score_HW=score)
+        for face, crop, score in zip(result.faces, aligned, scores, strict=True)
     ]
 
 
 def check_out(photo: Path, out: Path) -> None:
-    """ValueError where the picture cannot be written, before the work, or would take the photo's
-    place."""
+    """ValueError, before the work, where the picture cannot be written or would overwrite the
+    photo."""
     if not out.parent.is_dir() or out.is_dir():
-        raise ValueError(f"{out}: not a file in a folder that is there; name one, as explained.png")
+        raise ValueError(
+            f"{out}: not a file in an existing folder; name one, such as explained.png"
+        )
     if out.resolve() == photo.resolve():
         raise ValueError(f"{out}: this is the photo itself; give the picture another name")
 
 
 def main() -> None:
-    """The command line; a photo without a face, an unfit model or a wrong OUT ends it with a line
-    and exit status 2."""
+    """The command line. A photo without a face, an unusable model or a wrong OUT ends it with one
+    line and exit status 2."""
     parser = argparse.ArgumentParser(
         prog="python -m visage.explain.photo", description=__doc__.split("\n", 1)[0]
     )
@@ -116,9 +112,9 @@ def main() -> None:
         np.stack([face.crop_HW3 for face in faces]),
         np.stack([face.score_HW for face in faces]),
         config.grid.labels(),
-        np.stack([face.told.probabilities for face in faces]),
+        np.stack([face.prediction.probabilities for face in faces]),
         None,
-        np.array([face.told.value for face in faces]),
+        np.array([face.prediction.value for face in faces]),
         config.unit,
     )
     atomic_write_bytes(arguments.out, png(figure))

@@ -54,7 +54,8 @@ GROUP_PHOTOS, GROUP_PIXELS = (
 class FacePrediction:
     """One face: its numbers in label units, its box x0 y0 x1 y1, its five landmarks x y in pixels
     of the upright photo, the detector's probability that it is a face. `chosen` marks the one that
-    the align stage would take."""
+    the align stage would take. `aligned`: the face as the model got it, where it was asked for
+    (`keep_crops`)."""
 
     value: float
     std: float
@@ -65,6 +66,7 @@ class FacePrediction:
     landmarks: tuple[tuple[float, ...], ...]
     probability: float
     chosen: bool
+    aligned: AlignedFace | None = None
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -104,15 +106,17 @@ class Predictor(CropPredictor):
         self.max_photo_pixels = max_photo_pixels
         self._detector: Detector | None = None
 
-    def predict_photos(self, photos: Iterable[PhotoSource], flip: bool = True) -> list[PhotoResult]:
+    def predict_photos(
+        self, photos: Iterable[PhotoSource], flip: bool = True, keep_crops: bool = False
+    ) -> list[PhotoResult]:
         """Photos (encoded bytes, paths or Pillow images) -> one result each, in order.
 
         A photo that cannot be read gives a result that says why and leaves the others alone.
         """
-        return list(self.stream_photos(photos, flip))
+        return list(self.stream_photos(photos, flip, keep_crops))
 
     def stream_photos(
-        self, photos: Iterable[PhotoSource], flip: bool = True
+        self, photos: Iterable[PhotoSource], flip: bool = True, keep_crops: bool = False
     ) -> Iterator[PhotoResult]:
         """`predict_photos` for any number of photos: results come as soon as a group is done,
         memory stays flat.
@@ -120,7 +124,7 @@ class Predictor(CropPredictor):
         The faces of a group of photos (see GROUP_PHOTOS) go through the network together.
         """
         for group in _groups(_read(source, self.max_photo_pixels) for source in photos):
-            yield from self._predict_group(group, flip)
+            yield from self._predict_group(group, flip, keep_crops)
 
     def align(self, photo_HWC: Pixels, landmarks_52: npt.NDArray[np.float32]) -> AlignedFace:
         """One face as the align stage would have stored it."""
@@ -146,7 +150,9 @@ class Predictor(CropPredictor):
         crops_BCHW = torch.from_numpy(crops_BHWC).permute(0, 3, 1, 2)
         return crops_BCHW, torch.from_numpy(landmarks_B52)
 
-    def _predict_group(self, group: list[Pixels | str], flip: bool) -> Iterator[PhotoResult]:
+    def _predict_group(
+        self, group: list[Pixels | str], flip: bool, keep_crops: bool
+    ) -> Iterator[PhotoResult]:
         """Decoded photos, or the reasons why there are none -> their results."""
         photos = [photo for photo in group if not isinstance(photo, str)]
         found = self._find_faces(photos)
@@ -161,7 +167,7 @@ class Predictor(CropPredictor):
 
         starts = np.cumsum([0, *(len(faces) for faces in found)])
         results = (
-            _result(photo, faces, predictions, start)
+            _result(photo, faces, predictions, start, aligned if keep_crops else None)
             for (photo, faces), start in zip(seen, starts[:-1], strict=True)
         )
         for photo_or_reason in group:
@@ -224,8 +230,14 @@ def _unread(reason: str) -> PhotoResult:
     return PhotoResult(width=0, height=0, faces=(), reason=reason, readable=False)
 
 
-def _result(photo_HWC: Pixels, faces: Faces, predictions: Predictions, start: int) -> PhotoResult:
-    """A photo whose faces' predictions begin at row `start` -> its result."""
+def _result(
+    photo_HWC: Pixels,
+    faces: Faces,
+    predictions: Predictions,
+    start: int,
+    aligned: list[AlignedFace] | None,
+) -> PhotoResult:
+    """A photo whose faces' predictions (and aligned faces) begin at row `start` -> its result."""
     height, width = photo_HWC.shape[:2]
     chosen = align.choose_face(faces, width, height) if len(faces) else -1
     rows = tuple(
@@ -239,6 +251,7 @@ def _result(photo_HWC: Pixels, faces: Faces, predictions: Predictions, start: in
             landmarks=tuple(tuple(point) for point in faces.landmarks_N52[index].tolist()),
             probability=float(faces.probabilities_N[index]),
             chosen=index == chosen,
+            aligned=aligned[start + index] if aligned else None,
         )
         for index in range(len(faces))
     )
@@ -248,10 +261,11 @@ def _result(photo_HWC: Pixels, faces: Faces, predictions: Predictions, start: in
 
 
 def as_document(result: PhotoResult, config: ModelConfig) -> dict[str, Any]:
-    """A photo's result as plain JSON values: which model spoke, about what in which unit, and each
-    face's numbers."""
+    """A photo's result as plain JSON values: which model predicted what in which unit, and each
+    face's numbers, without its crop."""
     faces = [
-        dataclasses.asdict(face) | {"probabilities": face.probabilities.tolist()}
+        {name: value for name, value in vars(face).items() if name != "aligned"}
+        | {"probabilities": face.probabilities.tolist()}
         for face in result.faces
     ]
     return {

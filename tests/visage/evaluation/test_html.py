@@ -52,6 +52,43 @@ def test_every_text_is_escaped_and_every_tag_closed() -> None:
     assert balance.open == []
 
 
+class Texts(html.parser.HTMLParser):
+    """Collects what a reader sees, and the pictures' addresses."""
+
+    def __init__(self) -> None:
+        super().__init__(convert_charrefs=True)
+        self.seen: list[str] = []
+        self.tags: list[str] = []
+
+    def handle_starttag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
+        self.tags.append(tag)
+        self.seen += [str(value) for name, value in attrs if name in ("src", "href")]
+
+    def handle_data(self, data: str) -> None:
+        if self.tags and self.tags[-1] != "style":
+            self.seen += [data] if data.strip() else []
+
+
+def test_the_page_shows_its_contents_in_order_and_needs_nothing_else() -> None:
+    table = Table(caption="By sex", header=["", "MAE"], rows=[["male", "4.5"], ["a<b", "-0.5"]])
+    code = '{\n  "a": 1\n\n}'
+    sections = [
+        Section(title="First", parts=[table, Words(text='It\'s "so" & so.')]),
+        Section(title="Second", parts=[Code(text=code), Picture(caption="a map", png=b"png")]),
+    ]
+    text = page("Title", sections)
+    texts = Texts()
+    texts.feed(text)
+    assert texts.seen == [
+        *("Title", "Title", "First", "By sex", "MAE", "male", "4.5", "a<b", "-0.5"),
+        *('It\'s "so" & so.', "Second", code, "data:image/png;base64,cG5n", "a map"),
+    ]
+    assert text.count('<td class="number">') == 2
+    assert not {"script", "link", "iframe"} & set(texts.tags)
+    assert "http" not in text
+    assert page("Title", sections) == text
+
+
 def test_figures_are_written_with_interval_unit_and_digits() -> None:
     share = Estimate(value=0.689, low=0.67, high=1.0)
     columns = {

@@ -12,6 +12,7 @@ import torch
 from PIL import Image
 
 from tests.small_model import CROP_PX, small_config, small_model, small_network
+from visage.detection import image_io
 from visage.detection.mtcnn import Faces
 from visage.explain import photo as command
 from visage.explain.photo import explain_photo
@@ -51,18 +52,30 @@ def answering(*offsets: int) -> tuple[torch.nn.Module, Predictor]:
     return network, predictor
 
 
-def test_crops_give_the_told_numbers_and_the_maps(photo: Path) -> None:
+def test_crops_give_the_predicted_numbers_and_the_maps(photo: Path) -> None:
     network, predictor = answering(0, 20)
     faces = explain_photo(network, predictor, photo, True)
     assert len(faces) == 2
     crops = torch.from_numpy(np.stack([face.crop_HW3 for face in faces])).permute(0, 3, 1, 2)
     assert crops.shape == (2, 3, CROP_PX, CROP_PX)
     np.testing.assert_array_equal(
-        predictor.predict_crops(crops, flip=True).value, [face.told.value for face in faces]
+        predictor.predict_crops(crops, flip=True).value, [face.prediction.value for face in faces]
     )
     scores = score_map(network, predictor.config, crops, flip=True).numpy()
     np.testing.assert_array_equal(scores, np.stack([face.score_HW for face in faces]))
     assert np.abs(scores[0] - scores[1]).max() > 1e-3
+
+
+def test_a_photo_is_decoded_and_cropped_once(photo: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    network, predictor = answering(0, 20)
+    calls: list[str] = []
+    read, crop = image_io.read_photo, Predictor.crop
+    monkeypatch.setattr(image_io, "read_photo", lambda *a: [calls.append("read"), read(*a)][1])
+    monkeypatch.setattr(Predictor, "crop", lambda *a: [calls.append("crop"), crop(*a)][1])
+
+    assert len(explain_photo(network, predictor, photo, True)) == 2
+    assert calls == ["read", "crop", "crop"]
+    assert predictor.predict_photos([photo])[0].faces[0].crop_HW3 is None
 
 
 def test_a_photo_without_a_face_explains_nothing_and_an_unreadable_one_is_refused(
@@ -109,7 +122,7 @@ def test_a_wrong_out_is_told_before_the_work(
     link = photo.with_name("link.png")
     link.symlink_to(photo)
     wrong = [
-        (absent, "a folder that is there"),
+        (absent, "an existing folder"),
         (photo.parent, "not a file"),
         (photo, "itself"),
         (link, "itself"),
