@@ -170,7 +170,7 @@ def test_groups_are_the_ranges_that_were_named(run: Run) -> None:
 
 def test_a_photo_that_is_gone_is_named(run: Run, tmp_path: Path) -> None:
     names = {"model": "model", "faces": "faces", "predictions": "predictions.parquet"}
-    paths = {name: run.folder / path for name, path in names.items()}
+    paths: dict[str, Any] = {name: run.folder / path for name, path in names.items()}
     paths |= {"metrics": run.folder / "metrics.json", "raw": tmp_path / "raw"}
     with pytest.raises(ValueError, match=rf"{tmp_path / 'raw'}/.*run the download stage again"):
         explain(SETTINGS, **paths, explain=tmp_path / "explain")
@@ -217,7 +217,10 @@ def test_what_does_not_belong_together_is_refused(run: Run, tmp_path: Path) -> N
     other = write_faces(
         tmp_path / "faces", some_faces(), alignment={**ALIGNMENT, "face_scale": 0.5}
     )
-    paths = {"model": run.folder / "model", "predictions": run.folder / "predictions.parquet"}
+    paths: dict[str, Any] = {
+        "model": run.folder / "model",
+        "predictions": run.folder / "predictions.parquet",
+    }
     paths |= {"metrics": run.folder / "metrics.json", "raw": run.folder / "raw"}
     with pytest.raises(ValueError, match="align the photos with the config's settings"):
         explain(SETTINGS, **paths, faces=other, explain=tmp_path / "no")

@@ -11,8 +11,10 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
+from matplotlib.patches import StepPatch
 
 from tests.small_faces import some_faces, write_faces
+from visage.detection.align import template
 from visage.evaluation import aligned_figure, framework_figure, label_figure
 from visage.evaluation.label_figure import label_shares, read_labels
 
@@ -43,7 +45,9 @@ def test_labels_of_several_sets_lie_over_each_other(
     sets = {"ours": read_labels(manifest), "others": read_labels(faces)}
     figure = label_figure.label_figure(sets, 1.0, "years")
     [axes] = figure.axes
-    first = axes.patches[0].get_data()
+    outline = axes.patches[0]
+    assert isinstance(outline, StepPatch)
+    first = outline.get_data()
     np.testing.assert_allclose(first.values, [2 / 3, 0, 0, 0, 0, 0, 0, 1 / 3])
     assert first.edges.tolist() == list(range(1, 10))
     assert "ours 1" in figure.get_suptitle()
@@ -106,11 +110,11 @@ def test_aligned_faces_have_their_landmarks_near_the_template() -> None:
     figure = aligned_figure.aligned_figure((30.0,), 20)
     photo, aligned = figure.axes
     side = aligned_figure.CROP_PX
-    wanted_52 = aligned_figure.template(aligned_figure.TEMPLATE, side, aligned_figure.FACE_SCALE)
+    wanted_52 = template(aligned_figure.TEMPLATE, side, aligned_figure.FACE_SCALE)
     [points] = aligned.lines
     assert np.abs(np.column_stack(points.get_data()) + 0.5 - wanted_52).max() < 0.1 * side
-    assert photo.images[0].get_array().shape == (240, 240, 3)
-    assert aligned.images[0].get_array().shape == (side, side, 3)
+    assert np.shape(photo.images[0].get_array()) == (240, 240, 3)
+    assert np.shape(aligned.images[0].get_array()) == (side, side, 3)
 
 
 @pytest.mark.parametrize("module", [framework_figure, aligned_figure])
