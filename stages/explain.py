@@ -1,11 +1,11 @@
 """Model and labelled faces become pictures of what the model looks at: score maps, occlusion,
 sheets of faces, t-SNE.
 
-models/calibrated/ + data/target/faces/ + reports/{predictions.parquet, metrics.json} ->
-reports/explain/{*.png, explain.json, explain.html} (DLDL-v2 section 5); decoded and flip averaged
-as evaluate did. The pictures show faces of the data set: they stay on this disk, as the photos do.
-A face is answered for 1 + 49 + 7 times, each with its mirror image: about 20 s for 64 faces of 64
-px on one core.
+models/calibrated/ + data/target/faces/ + data/raw/target/ + reports/{predictions.parquet,
+metrics.json} -> reports/explain/{*.png, explain.json, explain.html} (DLDL-v2 section 5); decoded
+and flip averaged as evaluate did. The pictures show faces of the data set: they stay on this disk,
+as the photos do. A face is predicted 1 + 49 + 7 times, each time with its mirror image: about 20 s
+for 64 faces of 64 px on one core.
 """
 
 from __future__ import annotations
@@ -33,11 +33,14 @@ from visage.explain.page import group_document, sections
 from visage.explain.plots import GroupView
 from visage.explain.score_map import has_class_maps
 from visage.explain.study import (
+    Grouping,
     Subject,
     contact_sheets,
     drawn_rows,
     feature_map,
+    group_faces,
     group_views,
+    grouped,
     single_faces,
 )
 from visage.inference.faces import CropPredictor
@@ -50,15 +53,19 @@ from visage.weights import load_model, sha256_of
 @dataclass(frozen=True, kw_only=True)
 class ExplainSettings(ResampleSettings):
     """`split` must be one that evaluate measured. `max_faces` are drawn for score maps and
-    occlusion, `places_per_side` squares and as many stripes each; groups are bands of the label,
-    `band_width` label units wide. `num_sheet_faces` on each sheet of faces. `max_tsne_faces` are
-    drawn for t-SNE; its `perplexity` is held to a third of them."""
+    occlusion, `places_per_side` squares and as many stripes each. `groups` are closed ranges of the
+    label ([[0, 3], [20, 35], [65, 100]] are those of the paper's Fig. 6); without any, the groups
+    are bands `band_width` label units wide. `num_sheet_faces` on each sheet and row of faces; a
+    prediction more than `poor_error` label units off is coloured there. `max_tsne_faces` are drawn
+    for t-SNE; its `perplexity` is held to a third of them."""
 
     split: str
     max_faces: int
     places_per_side: int
+    groups: tuple[tuple[float, float], ...]
     band_width: float = field(metadata={"section": "labels"})
     num_sheet_faces: int
+    poor_error: float
     max_tsne_faces: int
     perplexity: float
 
@@ -70,7 +77,15 @@ class ExplainSettings(ResampleSettings):
             num_sheet_faces=(1, None),
             max_tsne_faces=(4, None),
         )
-        check_positive(self, "band_width", "perplexity")
+        check_positive(self, "band_width", "perplexity", "poor_error")
+
+        ends = [end for group in self.groups for end in group]
+        between = zip(ends[1::2], ends[2::2], strict=False)
+        if ends != sorted(ends) or any(high == low for high, low in between):
+            raise ValueError(
+                f"groups is {[list(group) for group in self.groups]}: give ranges that do not "
+                f"overlap, the lowest first"
+            )
 
 
 def explain(
@@ -78,6 +93,7 @@ def explain(
     *,
     model: Path,
     faces: Path,
+    raw: Path,
     predictions: Path,
     metrics: Path,
     explain: Path,
@@ -94,14 +110,14 @@ def explain(
         network=network,
         predictor=CropPredictor(network, config),
         table=table,
+        raw=raw,
         flip=decision["flip"],
     )
     value_N = read_values(predictions, table, settings.split)
     rows = drawn_rows(len(table), settings.max_faces, settings.seed)
-    groups = group_views(
-        subject, rows, settings.places_per_side, settings.band_width, settings.bootstrap
-    )
-    drawn = pictures(subject, groups, rows, value_N, settings)
+    grouping = grouped(table.label[rows], settings.groups, settings.band_width, config.grid.step)
+    groups = group_views(subject, rows, grouping, settings.places_per_side, settings.bootstrap)
+    drawn = pictures(subject, groups, grouping, rows, value_N, settings)
     chapters = sections(
         has_class_maps(network, config), groups, drawn, dataclasses.asdict(settings)
     )
@@ -134,6 +150,7 @@ def read_values(predictions: Path, table: FaceTable, split: str) -> FloatArray:
 def pictures(
     subject: Subject,
     groups: Sequence[GroupView],
+    grouping: Grouping,
     rows: IntArray,
     value_N: FloatArray,
     settings: ExplainSettings,
@@ -142,9 +159,10 @@ def pictures(
     tsne_rows = drawn_rows(len(subject.table), settings.max_tsne_faces, settings.seed)
     figures = {
         "score_maps": plots.score_maps(groups, subject.config.unit),
+        "group_faces": group_faces(subject, rows, grouping, settings.num_sheet_faces),
         "occlusion": plots.occlusion(groups, subject.config.unit),
         "faces": single_faces(subject, rows, settings.num_sheet_faces),
-        **contact_sheets(subject, value_N, settings.num_sheet_faces),
+        **contact_sheets(subject, value_N, settings.num_sheet_faces, settings.poor_error),
         "tsne": feature_map(subject, value_N, tsne_rows, settings.perplexity, settings.seed),
     }
     return {name: Picture(caption=str(f.get_suptitle()), png=png(f)) for name, f in figures.items()}
@@ -175,5 +193,8 @@ def document(
 
 if __name__ == "__main__":
     stage_main(
-        "explain", ExplainSettings, explain, ["model", "faces", "predictions", "metrics", "explain"]
+        "explain",
+        ExplainSettings,
+        explain,
+        ["model", "faces", "raw", "predictions", "metrics", "explain"],
     )

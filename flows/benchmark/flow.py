@@ -1,8 +1,8 @@
 """The paper's tables, or a protocol of several folds, from one command, cell by cell, on whatever
 data the user owns.
 
-    python -m flows.benchmark.flow benchmarks/quick.yaml      (or: make benchmark SIZE=quick)
-    python -m flows.benchmark.flow utkface_all_ages    (or: make protocol DATA=utkface_all_ages)
+    python -m flows.benchmark.flow benchmarks/quick.yaml   (or: make benchmark SIZE=quick)
+    python -m flows.benchmark.flow utkface_all_ages        (or: make protocol DATA=utkface_all_ages)
 
 The second runs all folds of a preset. Cells that are finished stay finished (`runs/`), so that it
 can be stopped and started at any time; those that failed are tried again and named at the end.
@@ -24,6 +24,7 @@ from typing import Any
 from flows.benchmark.grid import (
     BenchmarkSettings,
     Cell,
+    PriorRow,
     TableRow,
     TableSettings,
     WantedSettings,
@@ -38,6 +39,9 @@ from stages.settings import read_json
 from visage.atomic import atomic_write
 from visage.evaluation.bootstrap import Bootstrap, Estimate
 from visage.evaluation.html import Table, title_of, with_interval
+from visage.labels import LabelGrid
+from visage.networks import build
+from visage.networks.macs import count_macs
 
 TABLES = REPOSITORY / "benchmarks" / "tables.yaml"
 RESULTS, KEPT = REPOSITORY / "reports" / "benchmark", REPOSITORY / "docs" / "benchmark"
@@ -51,6 +55,11 @@ ABOUT = (
     "folds together."
 )
 
+PRIOR = (
+    "As the paper's table has it (quoted, not run here; time: forward of 32 faces on an M40 GPU; "
+    "external: more faces with labels than the set's own)."
+)
+
 
 def protocol_of(
     preset: str, seeds: Sequence[int]
@@ -61,6 +70,7 @@ def protocol_of(
         title=f"Protocol of {preset}",
         metrics=("mae", "rmse", "pearson", "epsilon_error"),
         reference=preset,
+        prior={},
         rows={preset: row},
     )
     wanted = {"protocol": WantedSettings(sets=(preset,), seeds=tuple(seeds))}
@@ -82,6 +92,11 @@ def page(name: str, found: Mapping[str, Any], tables: Mapping[str, TableSettings
         for data, rows in one["sets"].items():
             table = rows_table(rows, tables[key], one["units"][data])
             parts += [f"{data}: {_words(one['settings'][data])}", table.markdown()]
+            if tables[key].prior:
+                costs = costs_table(tables[key], one["settings"][data])
+                parts += [f"{data}: what these networks cost, counted.", costs.markdown()]
+        if tables[key].prior:
+            parts += [PRIOR, prior_table(tables[key]).markdown()]
     return "\n\n".join(parts) + "\n"
 
 
@@ -109,6 +124,55 @@ def rows_table(rows: Sequence[Mapping[str, Any]], table: TableSettings, unit: st
     header += ["rule", "seeds", *(f"published: {name}" for name in published)]
     known = [row for row in rows if row["row"] in table.rows]  # results may be older than the table
     return Table(caption="", header=header, rows=[_line(row, table, published) for row in known])
+
+
+def costs_table(table: TableSettings, budget: Mapping[str, Any]) -> Table:
+    """Parameters and multiply-accumulates of each row's network, at the crops and labels of a
+    set."""
+    num_labels = LabelGrid(**budget["grid"]).num_labels
+    lines = []
+    for name, row in table.rows.items():
+        # The two poolings have the same layers with weights
+        network = build(
+            row.settings.get("finetune.network", budget["network"]), "hybrid", num_labels
+        )
+        parameters = sum(weight.numel() for weight in network.parameters())
+        macs = count_macs(network, budget["crop_px"])
+        lines.append([name, f"{parameters / 1e6:.3f}", f"{macs / 1e9:.3f}"])
+    header = ["", "parameters (M)", f"multiply-accumulates a face of {budget['crop_px']} px (G)"]
+    return Table(caption="", header=header, rows=lines)
+
+
+def prior_table(table: TableSettings) -> Table:
+    """What the paper quotes beside its own rows."""
+    sets = list(dict.fromkeys(name for row in table.prior.values() for name in row.published))
+    header = ["", "venue", "external", "single model", "parameters (M)", "time (ms)"]
+    header += [f"{name}: {' / '.join(table.metrics)}" for name in sets]
+    return Table(
+        caption="",
+        header=header,
+        rows=[_prior_line(name, row, sets) for name, row in table.prior.items()],
+    )
+
+
+def _prior_line(name: str, row: PriorRow, sets: Sequence[str]) -> list[str]:
+    costs = [
+        "" if row.parameters_millions is None else f"{row.parameters_millions:.1f}",
+        "" if row.milliseconds is None else f"{row.milliseconds:.2f}",
+    ]
+    figures = [
+        " / ".join("-" if value is None else f"{value:.3f}" for value in row.published.get(one, ()))
+        for one in sets
+    ]
+    yes_or_no = {True: "yes", False: "no", None: ""}
+    return [
+        name,
+        row.venue,
+        yes_or_no[row.external_labels],
+        yes_or_no[row.single_model],
+        *costs,
+        *figures,
+    ]
 
 
 def _line(row: Mapping[str, Any], table: TableSettings, published: Sequence[str]) -> list[str]:

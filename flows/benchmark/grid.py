@@ -35,12 +35,32 @@ class TableRow:
 
 
 @dataclass(frozen=True, kw_only=True)
+class PriorRow:
+    """A line of the paper's table that is only quoted; None where the paper gives nothing.
+
+    `milliseconds`: forward of 32 faces on an M40. `published`: set -> a figure a metric.
+    """
+
+    venue: str
+    external_labels: bool | None
+    single_model: bool | None
+    parameters_millions: float | None
+    milliseconds: float | None
+    published: Mapping[str, tuple[float | None, ...]]
+
+
+@dataclass(frozen=True, kw_only=True)
 class TableSettings:
-    """A table: its metrics, its rows, and the row that the others are compared with."""
+    """A table: its metrics, its rows, and the row that the others are compared with.
+
+    `prior`: what the paper quotes beside them; where there is any, the rows' networks are counted,
+    too.
+    """
 
     title: str
     metrics: tuple[str, ...]
     reference: str
+    prior: Mapping[str, PriorRow]
     rows: Mapping[str, TableRow]
 
     def __post_init__(self) -> None:
@@ -109,8 +129,7 @@ def cells_of(
     stages: Sequence[Declared],
     runs: Path,
 ) -> list[Cell]:
-    """All cells, seed by seed, so that a run that is cut short has whole tables of the first
-    seeds."""
+    """All cells, seed by seed: a run that is cut short has whole tables of the first seeds."""
     if odd := sorted(set(benchmark.tables) - set(tables)):
         raise ValueError(f"tables: {odd[0]!r} is unknown; known: {', '.join(tables)}")
     bases = {name: settings_of(name, changes) for name, changes in benchmark.sets.items()}

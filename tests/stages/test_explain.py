@@ -29,10 +29,12 @@ SETTINGS = ExplainSettings(
     split="test",
     max_faces=100,
     places_per_side=3,
+    groups=(),
     band_width=25.0,
     num_resamples=50,
     interval=0.9,
     num_sheet_faces=3,
+    poor_error=5.0,
     max_tsne_faces=100,
     perplexity=30.0,
     seed=0,
@@ -40,6 +42,7 @@ SETTINGS = ExplainSettings(
 NUM_TEST = 12
 PICTURES = {
     "score_maps",
+    "group_faces",
     "occlusion",
     "faces",
     "best_faces",
@@ -66,7 +69,7 @@ class Run:
 
     def explain(self, out: str, report: Any = lambda *_: None, **changes: Any) -> dict[str, Any]:
         names = {"model": "model", "faces": "faces", "predictions": "predictions.parquet"}
-        names |= {"metrics": "metrics.json", "explain": out}
+        names |= {"metrics": "metrics.json", "raw": "raw", "explain": out}
         paths = {name: self.folder / path for name, path in names.items()}
         explain(dataclasses.replace(SETTINGS, **changes), **paths, report=report)
         document: dict[str, Any] = json.loads(
@@ -81,6 +84,10 @@ def run(tmp_path_factory: pytest.TempPathFactory) -> Run:
     small_model(run.folder / "model")
     write_faces(run.folder / "faces", some_faces(4, 2, NUM_TEST))
     table = run.table
+    for photo_id in table.photo_id.tolist():
+        photo = run.folder / "raw" / photo_id
+        photo.parent.mkdir(parents=True, exist_ok=True)
+        Image.new("RGB", (40, 30), (200, 100, 50)).save(photo)
     told = run.predictor.predict_crops(table.decode(np.arange(len(table))))
     columns = {
         "photo_id": table.photo_id.tolist(),
@@ -152,6 +159,23 @@ def test_groups_are_bands_of_the_label(run: Run, document: dict[str, Any]) -> No
         assert all(place["low"] <= place["high"] for place in group["stripes"])
 
 
+def test_groups_are_the_ranges_that_were_named(run: Run) -> None:
+    label = run.table.label
+    low, high = np.sort(label)[[2, 6]].tolist()
+    groups = run.explain("named", groups=((low, high), (1000.0, 2000.0)))["groups"]
+    assert set(groups) == {"all", f"{low:g}-{high:g}"}
+    assert groups["all"]["num_faces"] == NUM_TEST
+    assert groups[f"{low:g}-{high:g}"]["num_faces"] == ((label >= low) & (label <= high)).sum()
+
+
+def test_a_photo_that_is_gone_is_named(run: Run, tmp_path: Path) -> None:
+    names = {"model": "model", "faces": "faces", "predictions": "predictions.parquet"}
+    paths: dict[str, Any] = {name: run.folder / path for name, path in names.items()}
+    paths |= {"metrics": run.folder / "metrics.json", "raw": tmp_path / "raw"}
+    with pytest.raises(ValueError, match=rf"{tmp_path / 'raw'}/.*run the download stage again"):
+        explain(SETTINGS, **paths, explain=tmp_path / "explain")
+
+
 def test_a_cap_draws_faces_by_the_seed(run: Run) -> None:
     told: list[Mapping[str, float]] = []
     first = run.explain(
@@ -193,8 +217,11 @@ def test_what_does_not_belong_together_is_refused(run: Run, tmp_path: Path) -> N
     other = write_faces(
         tmp_path / "faces", some_faces(), alignment={**ALIGNMENT, "face_scale": 0.5}
     )
-    paths = {"model": run.folder / "model", "predictions": run.folder / "predictions.parquet"}
-    paths |= {"metrics": run.folder / "metrics.json"}
+    paths: dict[str, Any] = {
+        "model": run.folder / "model",
+        "predictions": run.folder / "predictions.parquet",
+    }
+    paths |= {"metrics": run.folder / "metrics.json", "raw": run.folder / "raw"}
     with pytest.raises(ValueError, match="align the photos with the config's settings"):
         explain(SETTINGS, **paths, faces=other, explain=tmp_path / "no")
     with pytest.raises(ValueError, match=f"places_per_side is {CROP_PX + 1}"):
@@ -208,6 +235,9 @@ def test_what_does_not_belong_together_is_refused(run: Run, tmp_path: Path) -> N
     [
         ({"max_faces": 0}, "max_faces is 0"),
         ({"band_width": 0.0}, "band_width is 0"),
+        ({"poor_error": 0.0}, "poor_error is 0"),
+        ({"groups": ((0.0, 3.0), (3.0, 9.0))}, "do not overlap"),
+        ({"groups": ((20.0, 35.0), (0.0, 3.0))}, "the lowest first"),
         ({"max_tsne_faces": 3}, "max_tsne_faces is 3: give 4"),
     ],
 )

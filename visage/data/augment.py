@@ -30,7 +30,10 @@ class AugmentationSettings:
     turns one off.
 
     `scale_probability`, `min_scale`: so many faces are down-sampled to U(min_scale, 1) of their
-    side and back (the paper's "random scaling" of every face, 112 to 224 of 224 px).
+    side and back (the paper's "random scaling" of every face, 112 to 224 of 224 px). `scaling`:
+    `released` shrinks by Torch7's bicubic without antialiasing, moves the small face, and stretches
+    it by the same bicubic, as the released code does; `antialiased` goes down and up by antialiased
+    bilinear resampling before the move, which blurs more.
     `rotation_degrees`: U(-r, r), black fill. `zoom` and `translation`: U(1-z, 1+z) and U(-t, t) of
     the side. `interpolation` of these three: `bilinear` as released, or `bicubic`. Bilinear, and
     down-sampling every face, blur small crops so that the network takes the sharper ones of
@@ -43,6 +46,7 @@ class AugmentationSettings:
     grey_probability: float
     scale_probability: float
     min_scale: float
+    scaling: Literal["antialiased", "released"]
     rotation_degrees: float
     zoom: float
     translation: float
@@ -63,6 +67,11 @@ class AugmentationSettings:
             jitter=(0, 1),
             erase_probability=(0, 1),
         )
+        if self.scaling == "released" and self.translation > 0:
+            raise ValueError(
+                f"translation is {self.translation} with scaling released, where the face is moved "
+                f"while it is small: give 0, or scaling antialiased"
+            )
 
 
 def training_view(
@@ -78,9 +87,18 @@ def training_view(
     the colours of each face.
     """
     view_BCHW = crops.view_BCHW.to(torch.float32)
-    if settings.scale_probability > 0:
+    stretch_BHH = None
+    if settings.scale_probability > 0 and settings.scaling == "released":
+        view_BCHW, stretch_BHH = _shrunk(view_BCHW, settings, generator)
+    elif settings.scale_probability > 0:
         view_BCHW = _down_and_up(view_BCHW, settings, generator)
+
+    # Turning a face while it is small moves its landmarks as turning it at full size: both turn
+    # about the middle.
     view_BCHW, landmarks_B52 = _move(view_BCHW, crops.landmarks_B52, settings, generator)
+    if stretch_BHH is not None:
+        view_BCHW = _resampled(view_BCHW, stretch_BHH)
+
     matrix_BCC, offset_BC = _colour_maps(
         view_BCHW.mean(dim=(2, 3)).cpu() / 255.0, settings, normalise, generator
     )
@@ -135,6 +153,76 @@ def _down_and_up_matrix(side: int, smaller: int) -> Tensor:
         pixels, size=(max(1, smaller), side), mode="bilinear", antialias=True
     )
     return functional.interpolate(small, size=(side, side), mode="bilinear")[0, 0]
+
+
+def _shrunk(
+    view_BCHW: Tensor, settings: AugmentationSettings, generator: torch.Generator
+) -> tuple[Tensor, Tensor]:
+    """Square faces, shrunk by Torch7's bicubic to random sides, in the middle of a black square as
+    large as before; and the matrices (B,H,H) that stretch them again.
+
+    A face loses an even number of pixels, so that its middle is the square's: what then turns,
+    mirrors or zooms the square turns, mirrors or zooms the small face, and the black around it is
+    the fill that it would have on its own. The released code draws any whole side.
+    """
+    count, side = len(view_BCHW), view_BCHW.shape[-1]
+    is_scaled_B = torch.rand(count, generator=generator) < settings.scale_probability
+    scale_B = _uniform(settings.min_scale, 1.0, count, generator).masked_fill(~is_scaled_B, 1.0)
+    lost_B = [2 * round((1 - scale) * side / 2) for scale in scale_B.tolist()]
+
+    smaller_B = [max(side - lost, 2 + side % 2) for lost in lost_B]
+    shrink_BHH = torch.stack([_in_the_middle(side, smaller)[0] for smaller in smaller_B])
+    stretch_BHH = torch.stack([_in_the_middle(side, smaller)[1] for smaller in smaller_B])
+
+    device = view_BCHW.device
+    return _resampled(view_BCHW, shrink_BHH.to(device)), stretch_BHH.to(device)
+
+
+def _resampled(view_BCHW: Tensor, matrix_BHH: Tensor) -> Tensor:
+    """The rows and the columns of square faces, each face through its own matrix."""
+    across_BCHW = (view_BCHW.flatten(1, 2) @ matrix_BHH.mT).view_as(view_BCHW)
+    return matrix_BHH[:, None] @ across_BCHW
+
+
+@cache
+def _in_the_middle(side: int, smaller: int) -> tuple[Tensor, Tensor]:
+    """Matrices (side, side) that shrink a row of pixels into the `smaller` middle ones of black,
+    and stretch those middle ones back."""
+    rim = (side - smaller) // 2
+    middle = slice(rim, rim + smaller)
+    shrink_HH, stretch_HH = torch.zeros(2, side, side).unbind()
+    shrink_HH[middle] = bicubic_matrix(side, smaller)
+    stretch_HH[:, middle] = bicubic_matrix(smaller, side)
+    return shrink_HH, stretch_HH
+
+
+def bicubic_matrix(side: int, wanted: int) -> Tensor:
+    """The (wanted, side) matrix of Torch7's `image.scale(..., "bicubic")` for a row of `side` >= 2
+    pixels.
+
+    The outermost pixels keep their places, between two pixels runs a Catmull-Rom curve through four
+    of them, a row goes on beyond its ends in a straight line, and nothing is averaged on the way
+    down.
+    """
+    place_W = torch.arange(wanted, dtype=torch.float64) * ((side - 1) / (wanted - 1))
+    left_W = place_W.long().clamp_max(side - 2)
+    t_W = place_W - left_W
+    weight_W4 = 0.5 * torch.stack(
+        [
+            -t_W + 2 * t_W**2 - t_W**3,
+            2 - 5 * t_W**2 + 3 * t_W**3,
+            t_W + 4 * t_W**2 - 3 * t_W**3,
+            -(t_W**2) + t_W**3,
+        ],
+        dim=1,
+    )
+
+    # Of the row with one more pixel at each end
+    longer = torch.zeros(wanted, side + 2, dtype=torch.float64)
+    longer.scatter_(1, left_W[:, None] + torch.arange(4), weight_W4)
+    ends = torch.eye(side, dtype=torch.float64)
+    beyond = [2 * ends[:1] - ends[1:2], ends, 2 * ends[-1:] - ends[-2:-1]]
+    return (longer @ torch.cat(beyond)).float()
 
 
 def _move(

@@ -2,11 +2,14 @@
 
 The crop is covered with squares of a seventh of its side, one after the other, and with stripes of
 that height (32 x 32 and 32 x 224 of 224 px in the paper). Where the side does not divide,
-neighbouring places differ by one pixel; together they always tile the crop. What is hidden becomes
-the training mean, rounded to whole colours on the crop itself: so the covered crop passes through
-the one predictor, whatever engine, flip averaging and decoding it has, and the mirror image is
-covered at the mirrored place (the released code covers image and mirror image at the same pixels,
-which mixes two places of the face). The rounding is at most 1/510 of the colour range. Shapes: B
+neighbouring places differ by one pixel; together they always tile the crop.
+
+What is hidden becomes the mean that the model normalises by. In the paper it becomes the mean of
+all training faces, which is the same where `normalise` is the set's own
+(visage.data.normalisation). It is rounded to whole colours on the crop itself, by at most 1/510 of
+the colour range: so the covered crop passes through the one predictor, whatever engine, flip
+averaging and decoding it has, and the mirror image is covered at the mirrored place. The released
+code covers image and mirror image at the same pixels, which mixes two places of the face. Shapes: B
 faces of a call, N faces, P places, R resamples, H and W crop side in pixels.
 """
 
@@ -49,7 +52,7 @@ def squares(px: int, count: int) -> list[Place]:
 
 
 def mean_colour(normalise: NormaliseConfig) -> Tensor:
-    """The training mean as the nearest colour of a crop, uint8 (3,)."""
+    """The mean that the model normalises by, as the nearest colour of a crop, uint8 (3,)."""
     return (torch.tensor(normalise.mean) * 255).round().to(torch.uint8)
 
 

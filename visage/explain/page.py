@@ -29,11 +29,10 @@ HOW_TO_READ = (
     "network's last maps."
 )
 HOW_HIDDEN = (
-    "A hidden place has the training mean's colour. The loss is (MAE with the place hidden - MAE) "
-    "/ MAE, of the drawn "
-    "faces; below 0 the model is better without the place. Brackets: percentile bootstrap over "
-    "people, or pictures "
-    "where people are unknown. In a small group a single face decides; look at the brackets."
+    "A hidden place has the mean colour that the model normalises by. The loss is (MAE with the "
+    "place hidden - MAE) / MAE, of the drawn faces; below 0 the model is better without the place. "
+    "Brackets: percentile bootstrap over people, or pictures where people are unknown. In a small "
+    "group a single face decides; look at the brackets."
 )
 PRIVATE = "This page shows faces of the data set: it is as private as they are."
 
@@ -126,7 +125,10 @@ def sections(
     ]
 
     return [
-        Section(title="Score maps", parts=[Words(text=PRIVATE), how_to_read, drawn["score_maps"]]),
+        Section(
+            title="Score maps",
+            parts=[Words(text=PRIVATE), how_to_read, drawn["score_maps"], drawn["group_faces"]],
+        ),
         Section(title="Hidden places", parts=hidden),
         Section(title="Single faces", parts=[drawn["faces"]]),
         Section(title="Best, worst, highest, lowest", parts=sheets),

@@ -197,19 +197,83 @@ def face_sheet(
     return figure
 
 
-def contact_sheet(
-    title: str, faces_FHW3: Pixels, label_F: FloatArray, value_F: FloatArray, unit: str
+def group_rows(
+    names: Sequence[str],
+    faces: Sequence[Pixels],
+    scores: Sequence[npt.NDArray[np.floating]],
+    values: Sequence[FloatArray],
+    unit: str,
 ) -> Figure:
-    """Fig. 4 and 5: faces with what they are labelled and what was answered."""
+    """Fig. 6: a few single faces of each group with their predictions, their score maps below.
+
+    One entry a group: faces (F,H,W,3), score maps (F,H,W), predictions (F,); groups may have
+    different numbers of faces.
+    """
+    columns = max(len(value_F) for value_F in values)
+    figure = canvas("Single faces of each group", 1.2 * columns + 1.4, 2.6 * len(names) + 0.6)
+    panels = figure.subplots(2 * len(names), columns, squeeze=False)
+    for axes in panels.ravel():
+        axes.set_axis_off()
+
+    for group, name in enumerate(names):
+        top, bottom = panels[2 * group], panels[2 * group + 1]
+        for face, value in enumerate(values[group]):
+            show_face(top[face], faces[group][face])
+            top[face].set_title(f"{value:.3g}", fontsize=8)
+            show_score(bottom[face], faces[group][face], scores[group][face])
+        top[0].annotate(
+            name,
+            (-0.1, 0),
+            xycoords="axes fraction",
+            rotation=90,
+            ha="right",
+            va="center",
+            fontsize=9,
+        )
+
+    score_bar(figure, panels.ravel().tolist())
+    figure.supxlabel(f"predictions in {unit}; rows: groups by label", fontsize=8)
+    return figure
+
+
+def contact_sheet(
+    title: str,
+    photos: Sequence[Pixels],
+    faces_FHW3: Pixels,
+    score_FHW: npt.NDArray[np.floating],
+    label_F: FloatArray,
+    value_F: FloatArray,
+    poor_error: float,
+    unit: str,
+) -> Figure:
+    """Fig. 4, 5 and 7: each face as the photo that came in, as aligned, and with its score map,
+    under its prediction and its label; one that is more than `poor_error` label units off is
+    written in another colour."""
     columns = min(SHEET_COLUMNS, len(faces_FHW3))
     rows = -(-len(faces_FHW3) // columns)
-    figure = canvas(title, max(5.0, 1.25 * columns), 1.42 * rows + 0.55)
-    for face, axes in enumerate(figure.subplots(rows, columns, squeeze=False).ravel()):
+    figure = canvas(title, max(5.0, 1.25 * columns), 3.9 * rows + 0.55)
+    panels = figure.subplots(3 * rows, columns, squeeze=False)
+    for axes in panels.ravel():
         axes.set_axis_off()
-        if face < len(faces_FHW3):
-            axes.set_title(f"{value_F[face]:.3g} ({label_F[face]:.3g})", fontsize=9)
-            axes.imshow(faces_FHW3[face])
-    figure.supxlabel(f"prediction (label) in {unit}", fontsize=8)
+
+    for face, photo in enumerate(photos):
+        row, column = divmod(face, columns)
+        above, crop, score = panels[3 * row : 3 * row + 3, column]
+        is_poor = abs(value_F[face] - label_F[face]) > poor_error
+        above.set_title(
+            f"{value_F[face]:.3g} ({label_F[face]:.3g})",
+            fontsize=9,
+            color=VERMILION if is_poor else "black",
+        )
+        show_face(above, photo)
+        show_face(crop, faces_FHW3[face])
+        show_score(score, faces_FHW3[face], score_FHW[face])
+
+    figure.supxlabel(
+        f"prediction (label) in {unit}, orange: more than {poor_error:g} off; photo, aligned face, "
+        f"score map",
+        fontsize=8,
+    )
     return figure
 
 

@@ -7,15 +7,18 @@ a call, P places, G groups, C channels, H and W crop side in pixels. Everything 
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from pathlib import Path
 
 import numpy as np
 from matplotlib.figure import Figure
+from PIL import Image
 from sklearn.manifold import TSNE
 from tqdm import tqdm
 
 from visage.data.face_table import FaceTable, evenly_spread
+from visage.detection.image_io import read_photo
 from visage.evaluation.bootstrap import Bootstrap, cluster_codes, who_is_shown
 from visage.evaluation.evaluate import band_name
 from visage.evaluation.metrics import FloatArray, IntArray, bands
@@ -28,16 +31,18 @@ from visage.model_config import ModelConfig
 from visage.networks.protocol import FaceBatch, Network
 
 BATCH_FACES = 64
+PHOTO_PX = 256  # longer side of a photo on a sheet, which is printed much smaller
 
 
 @dataclass(frozen=True, kw_only=True)
 class Subject:
-    """A model, as a network and as what answers, the labelled faces it is asked about, and whether
-    it flips them."""
+    """A model, as a network and as what answers, the labelled faces it is asked about, the folder
+    of their photos, and whether it flips them."""
 
     network: Network
     predictor: CropPredictor
     table: FaceTable
+    raw: Path
     flip: bool
 
     @property
@@ -53,6 +58,47 @@ class Subject:
         crops: Pixels = self.table.decode(rows).permute(0, 2, 3, 1).numpy()
         return crops
 
+    def photos(self, rows: IntArray) -> list[Pixels]:
+        """The photos that some faces were found in, each at most PHOTO_PX wide and high; ValueError
+        for one that is not there."""
+        small = []
+        for row in rows.tolist():
+            path = self.raw / str(self.table.photo_id[row])
+            try:
+                photo = Image.fromarray(read_photo(path))
+            except ValueError as error:
+                raise ValueError(f"{path}: {error}; run the download stage again") from error
+            photo.thumbnail((PHOTO_PX, PHOTO_PX))
+            small.append(np.asarray(photo))
+        return small
+
+
+@dataclass(frozen=True, kw_only=True)
+class Grouping:
+    """Faces by groups of their label: `names` of the groups, and each face's group (N,), or
+    len(names) for a face that is in none."""
+
+    names: tuple[str, ...]
+    group_N: IntArray
+
+
+def grouped(
+    label_N: FloatArray, groups: Sequence[tuple[float, float]], band_width: float, step: float
+) -> Grouping:
+    """Labels fall into `groups`, closed ranges of labels such as 0 to 3, or, where none are named,
+    into equal bands; groups without a face are left out."""
+    if not groups:
+        lower_G, group_N = np.unique(bands(label_N, band_width), return_inverse=True)
+        names = tuple(band_name(lower, band_width, step) for lower in lower_G.tolist())
+        return Grouping(names=names, group_N=group_N.astype(np.int64))
+
+    inside = {f"{low:g}-{high:g}": (low <= label_N) & (label_N <= high) for low, high in groups}
+    held = {name: is_in_N for name, is_in_N in inside.items() if is_in_N.any()}
+    group_N = np.full(len(label_N), len(held), np.int64)
+    for group, is_in_N in enumerate(held.values()):
+        group_N[is_in_N] = group
+    return Grouping(names=tuple(held), group_N=group_N)
+
 
 def drawn_rows(num_faces: int, wanted: int, seed: int) -> IntArray:
     """At most `wanted` of the faces by the luck of the seed, in their order."""
@@ -61,11 +107,15 @@ def drawn_rows(num_faces: int, wanted: int, seed: int) -> IntArray:
 
 
 def group_views(
-    subject: Subject, rows: IntArray, places_per_side: int, band_width: float, bootstrap: Bootstrap
+    subject: Subject,
+    rows: IntArray,
+    grouping: Grouping,
+    places_per_side: int,
+    bootstrap: Bootstrap,
 ) -> list[GroupView]:
-    """All the faces `rows` as one group, then one group a band of the label."""
+    """All the faces `rows` as one group, then the groups of their labels."""
     table, num_squares = subject.table, places_per_side**2
-    lower_G, group_N = np.unique(bands(table.label[rows], band_width), return_inverse=True)
+    group_N = grouping.group_N
     error_NP, face_GHW3, score_GHW = looked_at(subject, rows, group_N, places_per_side)
     cluster_N = cluster_codes(who_is_shown(table.person[rows], table.sha256[rows]))
 
@@ -81,15 +131,10 @@ def group_views(
             stripes=losses[num_squares:],
         )
 
-    names = [band_name(lower, band_width, subject.config.grid.step) for lower in lower_G.tolist()]
-    whole = view("all", np.arange(len(rows)), list(range(len(names))))
-    return [
-        whole,
-        *(
-            view(name, np.flatnonzero(group_N == group), [group])
-            for group, name in enumerate(names)
-        ),
-    ]
+    views = [view("all", np.arange(len(rows)), list(range(len(face_GHW3))))]
+    for group, name in enumerate(grouping.names):
+        views.append(view(name, np.flatnonzero(group_N == group), [group]))
+    return views
 
 
 def looked_at(
@@ -141,7 +186,24 @@ def single_faces(subject: Subject, rows: IntArray, count: int) -> Figure:
     )
 
 
-def contact_sheets(subject: Subject, value_N: FloatArray, count: int) -> dict[str, Figure]:
+def group_faces(subject: Subject, rows: IntArray, grouping: Grouping, count: int) -> Figure:
+    """A sheet of at most `count` of the faces `rows` of each group, from the lowest label to the
+    highest."""
+    faces, scores, values = [], [], []
+    for group in range(len(grouping.names)):
+        own = rows[grouping.group_N == group]
+        by_label = own[np.argsort(subject.table.label[own], kind="stable")]
+        shown = by_label[evenly_spread(len(own), count)]
+        crops_FCHW = subject.table.decode(shown)
+        faces.append(subject.pixels(shown))
+        scores.append(score_map(subject.network, subject.config, crops_FCHW, subject.flip).numpy())
+        values.append(subject.predictor.predict_crops(crops_FCHW, subject.flip).value)
+    return plots.group_rows(grouping.names, faces, scores, values, subject.config.unit)
+
+
+def contact_sheets(
+    subject: Subject, value_N: FloatArray, count: int, poor_error: float
+) -> dict[str, Figure]:
     """The `count` faces of the whole table with the least and the largest error, the highest and
     the lowest value."""
     label_N, unit = subject.table.label, subject.config.unit
@@ -167,8 +229,16 @@ def contact_sheets(subject: Subject, value_N: FloatArray, count: int) -> dict[st
     sheets = {}
     for name, (key_N, title) in wanted.items():
         rows = np.argsort(key_N, kind="stable")[:count]
+        crops_FCHW = subject.table.decode(rows)
         sheets[f"{name}_faces"] = plots.contact_sheet(
-            title(rows), subject.pixels(rows), label_N[rows], value_N[rows], unit
+            title(rows),
+            subject.photos(rows),
+            subject.pixels(rows),
+            score_map(subject.network, subject.config, crops_FCHW, subject.flip).numpy(),
+            label_N[rows],
+            value_N[rows],
+            poor_error,
+            unit,
         )
     return sheets
 

@@ -11,7 +11,7 @@ import numpy as np
 import pandas as pd
 import pytest
 
-from flows.benchmark.flow import KEPT, TABLES, page
+from flows.benchmark.flow import KEPT, TABLES, costs_table, page, prior_table
 from flows.benchmark.grid import Cell, TableRow, TableSettings, read_tables
 from flows.benchmark.results import document, refuse_unreadable
 from flows.pipeline.dvc_stages import Declared
@@ -33,7 +33,7 @@ ROWS = {
     for name in ("good", "bad", "none")
 }
 TABLE = TableSettings(
-    title="A table", metrics=("mae", "epsilon_error"), reference="good", rows=ROWS
+    title="A table", metrics=("mae", "epsilon_error"), reference="good", prior={}, rows=ROWS
 )
 LABEL = np.linspace(20, 60, 60)
 
@@ -227,3 +227,40 @@ def test_kept_results_are_what_their_page_says() -> None:
         }
         assert found
         assert written.read_text(encoding="utf-8") == page(written.stem, found, tables)
+
+
+def test_table_2_counts_its_networks_and_quotes_the_others() -> None:
+    """Thin and Tiny at the paper's size (3.7 M and 0.9 M, section 3.3), and lines with gaps."""
+    table = read_tables(TABLES)["networks_age"]
+    grid = {"minimum": 0, "step": 1, "maximum": 100}
+    budget = {"network": "tiny", "crop_px": 224, "grid": grid}
+    rows = {row[0]: row[1:] for row in costs_table(table, budget).rows}
+    assert rows == {"TinyAgeNet": ["0.935", "0.975"], "ThinAgeNet": ["3.708", "3.858"]}
+
+    quoted = prior_table(table)
+    lines = {row[0]: dict(zip(quoted.header, row, strict=True)) for row in quoted.rows}
+    assert lines["Human"]["chalearn15: mae / epsilon_error"] == "- / 0.340"
+    assert lines["LDAE (eleven models)"]["parameters (M)"] == "1480.6"
+    assert lines["LDAE (eleven models)"]["single model"] == "no"
+    assert lines["DRFs"]["time (ms)"] == ""
+    for name in ("TinyAgeNet", "ThinAgeNet"):
+        published = table.rows[name].published
+        assert table.prior[f"DLDL-v2, {name}"].published == published
+
+
+@pytest.mark.parametrize("name", read_tables(TABLES))
+def test_quoted_lines_have_a_figure_a_metric(name: str) -> None:
+    table = read_tables(TABLES)[name]
+    for row in table.prior.values():
+        assert all(len(values) in (1, len(table.metrics)) for values in row.published.values())
+
+
+def test_a_table_without_quoted_lines_has_no_more_columns() -> None:
+    found = {
+        "machines": ["m"],
+        "git_commits": ["c"],
+        "units": {"set": "years"},
+        "settings": {},
+        "sets": {},
+    }
+    assert "As the paper's table" not in page("t", {"t": found}, {"t": TABLE})

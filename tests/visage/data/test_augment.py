@@ -15,7 +15,7 @@ from torch import Tensor
 from torch.nn import functional
 
 from tests.small_faces import EXTENDED, NOTHING, PAPER
-from visage.data.augment import AugmentationSettings, training_view
+from visage.data.augment import AugmentationSettings, bicubic_matrix, training_view
 from visage.data.preprocess import (
     GREY,
     PAPER_NORMALISE,
@@ -413,3 +413,85 @@ def test_evaluation_moves_no_landmark() -> None:
     seen = evaluation_faces(faces, PAPER_NORMALISE)
     assert seen.landmarks_B52 is faces.landmarks_B52
     assert torch.equal(seen.view_BCHW, evaluation_view(faces.view_BCHW, PAPER_NORMALISE))
+
+
+# -------------------------------------------------------------------------------
+# Scaling as released
+# -------------------------------------------------------------------------------
+
+
+def torch7_row(pixels: list[float], wanted: int) -> list[float]:
+    """A row resampled pixel by pixel as Torch7's image.scale does with "bicubic"."""
+    row = []
+    for number in range(wanted - 1):
+        place = number * (len(pixels) - 1) / (wanted - 1)
+        left, t = int(place), place - int(place)
+        second, third = pixels[left], pixels[left + 1]
+        first = pixels[left - 1] if left > 0 else 2 * second - third
+        fourth = pixels[left + 2] if left + 2 < len(pixels) else 2 * third - second
+        slope = third - first
+        bend = 2 * first - 5 * second + 4 * third - fourth
+        twist = 3 * (second - third) + fourth - first
+        row.append(second + 0.5 * t * (slope + t * (bend + t * twist)))
+    return [*row, pixels[-1]]
+
+
+def torch7_scale(face_CHW: np.ndarray, side: int) -> np.ndarray:
+    """Rows, then columns."""
+    wide = np.array([[torch7_row(row, side) for row in plane] for plane in face_CHW.tolist()])
+    columns = np.array(
+        [[torch7_row(column, side) for column in plane.T.tolist()] for plane in wide]
+    )
+    return columns.transpose(0, 2, 1)
+
+
+@pytest.mark.parametrize(("side", "wanted"), [(8, 5), (9, 5), (5, 9), (16, 16), (2, 6)])
+def test_bicubic_is_torch7s(side: int, wanted: int) -> None:
+    pixels = np.random.default_rng(side).random(side)
+    found = bicubic_matrix(side, wanted).double() @ torch.from_numpy(pixels)
+    np.testing.assert_allclose(found, torch7_row(pixels.tolist(), wanted), atol=1e-6)
+
+
+@pytest.mark.parametrize("side", [12, 13])
+def test_released_scaling_turns_the_face_while_it_is_small(side: int) -> None:
+    settings = only(
+        scale_probability=1.0,
+        min_scale=0.5,
+        scaling="released",
+        flip_probability=0.5,
+        rotation_degrees=15.0,
+    )
+    crops_BCHW, generator = crops(6, side), torch.Generator().manual_seed(7)
+    torch.rand(6, generator=generator)  # every face is scaled
+    scale_B = (0.5 + 0.5 * torch.rand(6, generator=generator)).tolist()
+    flip_B = (torch.rand(6, generator=generator) < 0.5).tolist()
+    angle_B = ((2 * torch.rand(6, generator=generator) - 1) * math.radians(15)).tolist()
+    found = view(crops_BCHW, settings, seed=7).numpy()
+    for b in range(6):
+        smaller = side - 2 * round((1 - scale_B[b]) * side / 2)
+        small = torch7_scale(crops_BCHW[b].numpy() / 255, smaller)
+        turned = naive_move(small, angle_B[b], 1.0, (0.0, 0.0), flip_B[b])
+        np.testing.assert_allclose(found[b], torch7_scale(turned, side), atol=2e-5)
+    assert 0 < sum(flip_B) < 6
+
+
+def test_released_scaling_keeps_more_detail_than_the_antialiased_one() -> None:
+    """Of the energy of differences between neighbouring pixels of drawn faces (LOG.md)."""
+    rng = np.random.default_rng(0)
+    faces = [draw_face(sample_photo(sample_person(rng), rng, clean=True), 96) for _ in range(40)]
+    crops_BCHW = torch.from_numpy(np.stack(faces)).permute(0, 3, 1, 2)
+
+    def detail(**changes: Any) -> float:
+        inner = view(crops_BCHW, only(**changes), seed=1)[:, :, 24:72, 24:72]
+        return float(inner.diff(dim=3).square().mean() + inner.diff(dim=2).square().mean())
+
+    scaled = {"scale_probability": 1.0, "min_scale": 0.5}
+    released = detail(**scaled, scaling="released") / detail()
+    antialiased = detail(**scaled, scaling="antialiased") / detail()
+    assert 0.6 < released < 0.72
+    assert 0.35 < antialiased < 0.43
+
+
+def test_released_scaling_refuses_a_translation() -> None:
+    with pytest.raises(ValueError, match=r"translation is 0.1 with scaling released"):
+        only(scaling="released", translation=0.1)

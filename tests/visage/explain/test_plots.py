@@ -15,7 +15,7 @@ from PIL import Image
 
 from visage.evaluation.bootstrap import Estimate
 from visage.evaluation.html import Picture, Words, page
-from visage.evaluation.plots import png
+from visage.evaluation.plots import VERMILION, png
 from visage.evaluation.ranking_figure import main as ranking_main
 from visage.evaluation.ranking_figure import ranking_figure
 from visage.explain import plots
@@ -71,17 +71,28 @@ def every_figure() -> dict[str, Figure]:
         "faces": plots.face_sheet(
             "t", faces, scores, np.arange(0, 101, 10.0), p_FK, label, value, "years"
         ),
+        "group_faces": plots.group_rows(
+            ["0-3", "65-100"],
+            [faces, faces[:1]],
+            [scores, scores[:1]],
+            [value, value[:1]],
+            "years",
+        ),
         "tsne": plots.embedding(
             rng.normal(size=(9, 2)), np.arange(9.0), rng.random(9), "age", "years"
         ),
         **{
-            f"{name}_faces": plots.contact_sheet("t", faces, label, value, "years")
+            f"{name}_faces": plots.contact_sheet(
+                "t", list(faces), faces, scores, label, value, 5.0, "years"
+            )
             for name in ("best", "worst", "highest", "lowest")
         },
     }
 
 
-@pytest.mark.parametrize("name", ["score_maps", "occlusion", "faces", "tsne", "best_faces"])
+@pytest.mark.parametrize(
+    "name", ["score_maps", "group_faces", "occlusion", "faces", "tsne", "best_faces"]
+)
 def test_figures_are_pictures_and_the_same_every_time(name: str) -> None:
     first, second = png(every_figure()[name]), png(every_figure()[name])
     assert first == second
@@ -114,6 +125,30 @@ def test_score_maps_and_labels_stand_above_their_faces() -> None:
     group = view("all", 1)
     over = plots.score_maps([group], "years").axes[1].images[1]
     np.testing.assert_array_equal(over.get_array(), group.score_HW)
+
+
+def test_sheets_show_the_photo_above_the_aligned_face_and_colour_poor_predictions() -> None:
+    photo = np.full((30, 40, 3), 7, np.uint8)
+    face_1HW3, score_1HW = np.full((1, PX, PX, 3), 9, np.uint8), np.ones((1, PX, PX))
+    colours = {}
+    for value in (34.9, 35.1):
+        figure = plots.contact_sheet(
+            "t", [photo], face_1HW3, score_1HW, np.array([30.0]), np.array([value]), 5.0, "years"
+        )
+        above, crop, score = figure.axes
+        np.testing.assert_array_equal(above.images[0].get_array(), photo)
+        np.testing.assert_array_equal(crop.images[0].get_array(), face_1HW3[0])
+        np.testing.assert_array_equal(score.images[1].get_array(), score_1HW[0])
+        colours[value] = above.title.get_color()
+    assert colours == {34.9: "black", 35.1: VERMILION}
+
+
+def test_rows_of_groups_hold_their_own_faces() -> None:
+    figure = every_figure()["group_faces"]
+    shown = [len(axes.images) for axes in figure.axes[:12]]
+    assert shown == [1, 1, 1, 2, 2, 2, 1, 0, 0, 2, 0, 0]
+    assert "0-3" in words(figure)
+    assert "65-100" in words(figure)
 
 
 def test_undefined_losses_are_left_blank() -> None:
@@ -158,7 +193,7 @@ def test_page_says_that_it_is_private_and_shows_every_picture() -> None:
     }
     text = page("t", sections(True, [view("all", 1)], drawn, {"split": "test"}))
     assert "as private as they are" in text
-    assert text.count("<img") == len(drawn) == 8
+    assert text.count("<img") == len(drawn) == 9
 
 
 @pytest.mark.parametrize(("class_maps", "says"), [(True, CLASS_MAPS), (False, SLOPES)])

@@ -13,7 +13,7 @@ from visage.data.face_table import FaceTable
 from visage.evaluation.bootstrap import Bootstrap
 from visage.explain import study
 from visage.explain.score_map import score_map
-from visage.explain.study import Subject, group_views
+from visage.explain.study import Subject, group_views, grouped
 from visage.inference.photos import Predictor
 
 
@@ -27,11 +27,17 @@ def test_groups_hold_the_averages_of_their_faces(
         FaceTable.open(write_faces(tmp_path, some_faces(10, 0, 0)), ["train"]),
     )
     network = small_network(config)
-    subject = Subject(network=network, predictor=Predictor(network, config), table=table, flip=True)
-    rows = np.array([0, 2, 3, 4, 6, 7, 9])
-    whole, *groups = group_views(
-        subject, rows, 2, 25.0, Bootstrap(num_resamples=5, interval=0.9, seed=0)
+    subject = Subject(
+        network=network,
+        predictor=Predictor(network, config),
+        table=table,
+        raw=tmp_path,
+        flip=True,
     )
+    rows = np.array([0, 2, 3, 4, 6, 7, 9])
+    grouping = grouped(table.label[rows], (), 25.0, config.grid.step)
+    bootstrap = Bootstrap(num_resamples=5, interval=0.9, seed=0)
+    whole, *groups = group_views(subject, rows, grouping, 2, bootstrap)
     assert whole.name == "all"
     assert len(groups) > 1
     crops = table.decode(rows)
@@ -50,3 +56,16 @@ def test_groups_hold_the_averages_of_their_faces(
             group.score_HW, scores[member].mean(axis=0), rtol=1e-4, atol=1e-5
         )
         assert (len(group.squares), len(group.stripes)) == (4, 2)
+
+
+def test_named_groups_are_closed_and_empty_ones_are_left_out() -> None:
+    label_N = np.array([0.0, 3.0, 3.5, 20.0, 35.0, 36.0])
+    found = grouped(label_N, ((0, 3), (20, 35), (65, 100)), 25.0, 1.0)
+    assert found.names == ("0-3", "20-35")
+    assert found.group_N.tolist() == [0, 0, 2, 1, 1, 2]
+
+
+def test_without_named_groups_they_are_bands() -> None:
+    found = grouped(np.array([0.0, 24.0, 25.0, 99.0]), (), 25.0, 1.0)
+    assert found.names == ("0-24", "25-49", "75-99")
+    assert found.group_N.tolist() == [0, 0, 1, 2]

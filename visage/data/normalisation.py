@@ -1,0 +1,64 @@
+"""The mean and deviation of a set's own training faces, as the `normalise` of params.yaml wants
+them.
+
+    python -m visage.data.normalisation data/target/faces
+
+Aligned faces of split train -> one line of YAML. The released constants are of other faces
+(ChaLearn16 and faces from Google); a network that starts from a backbone needs the backbone's.
+Legend: B batch, C colour channels, H height, W width.
+"""
+
+from __future__ import annotations
+
+import argparse
+import sys
+from pathlib import Path
+
+import torch
+
+from visage.data.face_table import FaceTable, in_order
+from visage.model_config import NormaliseConfig
+
+BATCH_FACES = 256
+SPLIT = "train"  # nothing may be learnt from other faces
+DIGITS = 4  # as many as the released constants have
+
+
+def own_normalise(table: FaceTable) -> NormaliseConfig:
+    """Mean and standard deviation of each colour over all pixels of all faces, of a range of 0 to
+    1."""
+    sum_C, square_C = torch.zeros(2, 3, dtype=torch.float64)
+    num_pixels = 0
+    for _, crops_BCHW in in_order(table, BATCH_FACES, 1, "normalisation"):
+        face_BCHW = crops_BCHW.double() / 255
+        sum_C += face_BCHW.sum(dim=(0, 2, 3))
+        square_C += face_BCHW.square().sum(dim=(0, 2, 3))
+        num_pixels += face_BCHW[:, 0].numel()
+
+    mean_C = sum_C / num_pixels
+    std_C = (square_C / num_pixels - mean_C.square()).sqrt()
+    red, green, blue = (round(mean, DIGITS) for mean in mean_C.tolist())
+    red_std, green_std, blue_std = (round(std, DIGITS) for std in std_C.tolist())
+    return NormaliseConfig(mean=(red, green, blue), std=(red_std, green_std, blue_std))
+
+
+def main() -> None:
+    """The command line; a folder without training faces ends it with one line and status 2."""
+    parser = argparse.ArgumentParser(
+        prog="python -m visage.data.normalisation", description=__doc__.split("\n", 1)[0]
+    )
+    parser.add_argument("faces", type=Path, help="a folder of aligned faces, data/<role>/faces")
+    folder = parser.parse_args().faces
+    try:
+        table = FaceTable.open(folder, [SPLIT])
+        if not len(table):
+            raise ValueError(f"{folder}: no face of split {SPLIT!r}; align a set that has one")
+    except ValueError as error:
+        print(f"visage.data.normalisation: {error}", file=sys.stderr)
+        raise SystemExit(2) from error
+    found = own_normalise(table)
+    print(f"normalise: {{mean: {list(found.mean)}, std: {list(found.std)}}}")
+
+
+if __name__ == "__main__":
+    main()
