@@ -1,14 +1,14 @@
-"""How fast each network answers in each form, against VGG-16 in plain torch (DLDL-v2's Table 2),
-and how well.
+"""Speed of each network in each form (runtime and precision), against VGG-16 in plain torch
+(DLDL-v2's Table 2), and the error of each form.
 
-    python -m bench.speed                       # VGG-16, Thin and Tiny at 224 px on one thread: 10 minutes, 4 GB
+    python -m bench.speed       # VGG-16, Thin and Tiny at 224 px on one thread: 10 minutes, 4 GB
     python -m bench.speed --px 96 --threads 2 --networks vgg16 thin tiny vgg-0.125
-    python -m bench.speed --model models/export --faces data/target/faces     # and the error of each form of a model
+    python -m bench.speed --model models/export --faces data/target/faces    # also a model's error
 
-Time does not depend on what a network has learnt, so weights are random. Each form takes uint8
-crops and gives values: normalisation, softmax and decoding are in the clock everywhere. All forms
-of all networks take turns in one process, so that other load hits them alike; medians over the
-turns. Processor time stands beside the clock's: with one thread it does not care for other load.
+Time does not depend on the weights, so they are random. Each form takes uint8 crops and gives
+values; normalisation, softmax and decoding are measured in every form. All forms of all networks
+take turns in one process, so that other load affects them alike. Figures are medians over the
+turns. Processor time is reported beside wall time; with one thread, other load hardly changes it.
 """
 
 from __future__ import annotations
@@ -55,7 +55,8 @@ Seconds = tuple[float, float]  # wall, processor over all threads
 def in_torch(
     network: nn.Module, config: ModelConfig, layout: torch.memory_format, *, bfloat16: bool
 ) -> Run:
-    """A network whose weights lie in `layout`, as torch runs it; autocast rounds the head, too."""
+    """A network with weights in the memory format `layout`, in torch; autocast rounds the head,
+    too."""
     inference = Inference(network, config, torch.float32).eval()
 
     @torch.inference_mode()
@@ -68,7 +69,7 @@ def in_torch(
 
 
 def in_onnx(path: Path) -> Run:
-    """An ONNX file in ONNX Runtime, on as many threads as torch has."""
+    """An ONNX file in ONNX Runtime, with as many threads as torch."""
     options = onnxruntime.SessionOptions()
     options.intra_op_num_threads = torch.get_num_threads()
     session = onnxruntime.InferenceSession(path, options, providers=["CPUExecutionProvider"])
@@ -107,8 +108,8 @@ def random_crops(count: int, px: int) -> Tensor:
 
 
 def random_network(name: str, px: int) -> tuple[Network, ModelConfig]:
-    """A network with random weights, and a released model's config with this network and crop size
-    in it."""
+    """A network with random weights, and a released model's config, changed to this network and
+    crop size."""
     config = ModelConfig.read(
         RELEASED / (RELEASED / "default.txt").read_text(encoding="utf-8").strip() / CONFIG_FILE
     )
@@ -129,7 +130,7 @@ def timed(run: Run, crops_BCHW: Tensor) -> Seconds:
 
 
 def take_turns(runs: dict[Key, Run], crops_BCHW: Tensor, repeats: int) -> dict[Key, list[Seconds]]:
-    """Every form's seconds on the same crops, in turn; the first turn warms up and is not counted."""
+    """Every form's seconds on the same crops, in turn; the first turn is a warm-up, not counted."""
     seconds: dict[Key, list[Seconds]] = {key: [] for key in runs}
     for _ in tqdm(range(repeats + 1), f"{len(crops_BCHW)} faces", unit="turn"):
         for key, run in runs.items():
@@ -138,15 +139,15 @@ def take_turns(runs: dict[Key, Run], crops_BCHW: Tensor, repeats: int) -> dict[K
 
 
 def medians(turns: list[Seconds]) -> Seconds:
-    """Of the wall and of the processor, each on its own."""
-    return statistics.median(wall for wall, _ in turns), statistics.median(
-        processor for _, processor in turns
-    )
+    """Medians of wall and of processor time, each on its own."""
+    wall = statistics.median(wall for wall, _ in turns)
+    processor = statistics.median(processor for _, processor in turns)
+    return wall, processor
 
 
 def print_times(names: list[str], px: int, repeats: int) -> None:
-    """Parameters and multiply-accumulates, then the times of every form, as ratios to the first
-    network's in torch."""
+    """Prints parameters and multiply-accumulates, then the times of every form, with ratios to the
+    first network in torch."""
     runs: dict[Key, Run] = {}
     print(f"| network | parameters | multiply-accumulates at {px} px |\n|---|---|---|")
     for name in names:
@@ -155,20 +156,15 @@ def print_times(names: list[str], px: int, repeats: int) -> None:
         print(
             f"| {name} | {num_parameters:,} | {count_macs(network, px) / 1e9:.3f} G |", flush=True
         )
-        runs |= {
-            (name, form): run
-            for form, run in forms(network, config, [random_crops(BATCH, px)]).items()
-        }
+        for form, run in forms(network, config, [random_crops(BATCH, px)]).items():
+            runs[name, form] = run
+
     batch = take_turns(runs, random_crops(BATCH, px), repeats)
     single = take_turns(runs, random_crops(1, px), SINGLES * repeats)
-    print(
-        f"\nTimes on the clock; ratios: {names[0]} in torch / this, on the clock (and of "
-        f"processor)\n"
-    )
-    print(
-        f"| network | form | {BATCH} faces, ms | ratio | one face, ms | ratio "
-        f"|\n|---|---|---|---|---|---|"
-    )
+
+    print(f"\nWall times; ratios: {names[0]} in torch / this, of wall (and of processor) time\n")
+    print(f"| network | form | {BATCH} faces, ms | ratio | one face, ms | ratio |")
+    print("|---|---|---|---|---|---|")
     for key in runs:
         cells = [cell(turns[key], turns[names[0], "torch"]) for turns in (batch, single)]
         print(f"| {' | '.join([*key, *cells])} |")
@@ -181,15 +177,17 @@ def cell(turns: list[Seconds], reference: list[Seconds]) -> str:
 
 
 def print_errors(folder: Path, faces: Path) -> None:
-    """The mean absolute error of every form of a trained model on its test faces; ranges from its
-    training faces."""
+    """Prints the mean absolute error of every form of a trained model on its test faces; the ranges
+    of int8 are from its training faces."""
     network, config = load_model(folder)
-    train, test = (FaceTable.open(faces, [split]) for split in ("train", "test"))
+    train = FaceTable.open(faces, ["train"])
+    test = FaceTable.open(faces, ["test"])
     if not (len(train) and len(test)):
         raise ValueError(
             f"{faces}: {len(train)} faces of split train, {len(test)} of test; both are needed"
         )
     check_preprocessing(config, train, faces)
+
     spread = evenly_spread(len(train), RANGE_FACES)
     runs = forms(
         network,
@@ -200,6 +198,7 @@ def print_errors(folder: Path, faces: Path) -> None:
     for _, crops_BCHW in in_order(test, BATCH, DECODING_THREADS, "test faces"):
         for form, run in runs.items():
             values[form].append(run(crops_BCHW))
+
     print(f"\n{config.name}, {len(test)} test faces, no flip, {config.unit}\n")
     print("| form | MAE | differs from torch on average | at most |\n|---|---|---|---|")
     value_N = {form: np.concatenate(parts) for form, parts in values.items()}
@@ -232,6 +231,7 @@ def main() -> None:
             "--model and --faces go together: a model, and the aligned faces to measure its error "
             "on"
         )
+
     torch.set_num_threads(arguments.threads)
     print(
         f"{arguments.px} px, {arguments.threads} threads, torch {torch.__version__}, "
