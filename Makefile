@@ -171,7 +171,7 @@ lock: $(BIN)/uv  ## write requirements.lock from pyproject.toml; UPGRADE=1 takes
 	  --no-emit-index-url --no-annotate --no-header $(if $(UPGRADE),--upgrade) --quiet -o requirements.lock
 
 .PHONY: clean
-clean:  ## remove caches and the pipeline's outputs; keep .venv, DVC's cache and runs/
+clean:  ## remove caches and the pipeline's outputs; keep .venv, models/start, DVC's cache and runs/
 	rm -rf .mypy_cache .ruff_cache .pytest_cache .hypothesis build *.egg-info data models
 	find reports -mindepth 1 ! -name metrics.json -delete 2>/dev/null || true
 	find . -name __pycache__ -not -path './.venv/*' -prune -exec rm -rf {} +
