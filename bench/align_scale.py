@@ -141,7 +141,7 @@ def draw(folder: Path, count: int, side_px: int) -> None:
         path.unlink(missing_ok=True)
         path.write_bytes(data)
     none: Row = dict.fromkeys(MANIFEST_SCHEMA.names)
-    with pq.ParquetWriter(manifest, MANIFEST_SCHEMA) as writer:
+    with pq.ParquetWriter(folder / "manifest.parquet", MANIFEST_SCHEMA) as writer:
         for start in range(0, count, 1000):
             raw = folder / "raw" / f"{start // 1000:05d}"
             raw.mkdir(parents=True, exist_ok=True)

@@ -32,10 +32,8 @@ TURN = 50  # chips
 
 
 def drawn_chips(count: int) -> tuple[list[Photo], list[Reals]]:
-    """Synthetic faces cropped from hair line to chin, and their true landmarks.
-
-    Corner and side vary a little, as in real crops.
-    """
+    """Drawn faces cut from hair line to chin, and their true landmarks; corner and side differ a
+    little, as cuts do."""
     rng = np.random.default_rng(0)
     chips = []
     points = []

@@ -251,7 +251,6 @@ def peak_mb(faces: Path, window_faces: int, result: Path) -> None:
     second."""
     split = FaceSplit.open(faces, "train")
     stream = split.of({name: index for index, name in enumerate(sorted(split.people()))})
-
     started = time.perf_counter()
     encoded = stream._faces(range(len(stream.shards)), 0, len(stream))
     sizes = [64] * (len(stream) // 64)

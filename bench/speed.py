@@ -108,8 +108,8 @@ def random_crops(count: int, px: int) -> Tensor:
 
 
 def random_network(name: str, px: int) -> tuple[Network, ModelConfig]:
-    """A network with random weights, and a released model's config, changed to this network and
-    crop size."""
+    """A network with random weights, and a released model's config with this network and crop size
+    in it."""
     config = ModelConfig.read(
         RELEASED / (RELEASED / "default.txt").read_text(encoding="utf-8").strip() / CONFIG_FILE
     )
@@ -130,7 +130,7 @@ def timed(run: Run, crops_BCHW: Tensor) -> Seconds:
 
 
 def take_turns(runs: dict[Key, Run], crops_BCHW: Tensor, repeats: int) -> dict[Key, list[Seconds]]:
-    """Every form's seconds on the same crops, in turn; the first turn is a warm-up, not counted."""
+    """Every form's seconds on the same crops, in turn; the first turn warms up and is not counted."""
     seconds: dict[Key, list[Seconds]] = {key: [] for key in runs}
     for _ in tqdm(range(repeats + 1), f"{len(crops_BCHW)} faces", unit="turn"):
         for key, run in runs.items():
@@ -156,15 +156,20 @@ def print_times(names: list[str], px: int, repeats: int) -> None:
         print(
             f"| {name} | {num_parameters:,} | {count_macs(network, px) / 1e9:.3f} G |", flush=True
         )
-        for form, run in forms(network, config, [random_crops(BATCH, px)]).items():
-            runs[name, form] = run
-
+        runs |= {
+            (name, form): run
+            for form, run in forms(network, config, [random_crops(BATCH, px)]).items()
+        }
     batch = take_turns(runs, random_crops(BATCH, px), repeats)
     single = take_turns(runs, random_crops(1, px), SINGLES * repeats)
-
-    print(f"\nWall times; ratios: {names[0]} in torch / this, of wall (and of processor) time\n")
-    print(f"| network | form | {BATCH} faces, ms | ratio | one face, ms | ratio |")
-    print("|---|---|---|---|---|---|")
+    print(
+        f"\nTimes on the clock; ratios: {names[0]} in torch / this, on the clock (and of "
+        f"processor)\n"
+    )
+    print(
+        f"| network | form | {BATCH} faces, ms | ratio | one face, ms | ratio "
+        f"|\n|---|---|---|---|---|---|"
+    )
     for key in runs:
         cells = [cell(turns[key], turns[names[0], "torch"]) for turns in (batch, single)]
         print(f"| {' | '.join([*key, *cells])} |")
@@ -198,7 +203,6 @@ def print_errors(folder: Path, faces: Path) -> None:
     for _, crops_BCHW in in_order(test, BATCH, DECODING_THREADS, "test faces"):
         for form, run in runs.items():
             values[form].append(run(crops_BCHW))
-
     print(f"\n{config.name}, {len(test)} test faces, no flip, {config.unit}\n")
     print("| form | MAE | differs from torch on average | at most |\n|---|---|---|---|")
     value_N = {form: np.concatenate(parts) for form, parts in values.items()}

@@ -103,7 +103,7 @@ class Clock:
     def taking_turns(
         self, feeds: dict[str, Iterator[tuple[Tensor, ...]]], num_turns: int
     ) -> Iterator[tuple[Tensor, ...]]:
-        """Batches of each feed in turn, BLOCK at a time, timed."""
+        """Batches of each feed in blocks, timed."""
         for _ in range(num_turns):
             for name, feed in feeds.items():
                 for place in range(BLOCK):
@@ -132,7 +132,7 @@ def train(
     feeds: dict[str, Iterator[tuple[Tensor, ...]]],
     turns: int,
 ) -> None:
-    """Trains one epoch with the real loop, on feeds that take turns."""
+    """One epoch of the real loop on feeds that take turns."""
     model = build(network, "hybrid", GRID.num_labels)
     initialise(model, torch.Generator().manual_seed(0))
     task = Task(
@@ -155,7 +155,7 @@ def train(
 
 
 def fixed_batch(table: FaceTable, batch_size: int) -> Iterator[tuple[Tensor, ...]]:
-    """The same prepared batch, without end."""
+    """The same prepared batch for ever."""
     device, places = available_device(), np.arange(batch_size)
     faces_BCHW = evaluation_view(table.decode(places).to(device), PAPER_NORMALISE)
     label_B = torch.tensor(table.label[places], dtype=torch.float32, device=device)
