@@ -1,13 +1,14 @@
-"""Alignment on Ray against the local runner: photos a second, memory as the photos grow in number,
+"""Alignment on Ray against the local runner: photos per second, memory by the number of photos, and
 a plan for millions.
 
-    python -m bench.align_scale                                    # 1,500 photos on both sides: two minutes
-    python -m bench.align_scale --count 100000 --folder /big/disk  # 15 minutes on two cores; goes on if stopped
+    python -m bench.align_scale                 # 1,500 photos on both sides: two minutes
+    python -m bench.align_scale --count 100000 --folder /big/disk   # 15 minutes on two cores
 
-Drawn photos of 200 px (--side), repeated under as many names as asked for (hard links). The local
-side does at most LOCAL_COUNT of them. Rates are of the time between the first and the last outcome,
-so that start-up stands apart; processor time is that of all processes of a side, and cares less for
-other load. Where both sides did the same photos, their files are compared byte for byte.
+A stopped run resumes. The photos are synthetic, 200 px (--side), repeated under --count names (hard
+links). The local side aligns at most LOCAL_COUNT of them. Rates are of the time between the first
+and the last outcome, so that start-up is separate. Processor time is that of all processes of a
+side; it depends less on other load. If both sides aligned the same photos, their files are compared
+byte for byte.
 """
 
 from __future__ import annotations
@@ -37,12 +38,13 @@ from visage.data.schemas import MANIFEST_SCHEMA
 from visage.detection.mtcnn import DetectorSettings
 from visage.synthetic import encode_face, sample_person, sample_photo
 
-NUM_DRAWN, SIDE_PX = 200, 200  # photos that differ; pixels of a side, unless told
+NUM_DRAWN = 200  # different photos
+SIDE_PX = 200  # default side of a photo
 LOCAL_COUNT = 1500
 SHARD_ROWS = 2000
-EVERY_SECONDS = 5.0  # between two looks at memory
-STORE_BYTES = 500 * 2**20  # of Ray's object store, on a machine of its own
-HOURS = 8.0  # that the plan's millions may take
+EVERY_SECONDS = 5.0  # between two readings of memory
+STORE_BYTES = 500 * 2**20  # of Ray's object store
+HOURS = 8.0  # the plan's limit for all photos
 CORES_A_NODE = 32
 
 SETTINGS = AlignSettings(
@@ -66,7 +68,7 @@ SETTINGS = AlignSettings(
 
 @dataclass
 class Watched:
-    """A runner, and what was seen while it ran."""
+    """A runner, and what was measured while it ran."""
 
     inner: Runner
     store_bytes: Callable[[], int]
@@ -75,12 +77,11 @@ class Watched:
     last: float = 0.0
     num_first: int = 0
     num_photos: int = 0
-    num_looked: int = 0  # photos at the last look
-    driver_seconds: float = 0.0  # of its processor, between the first and the last outcome
-    processor_seconds: float = 0.0  # of all processes
-    looks: list[tuple[int, int, int]] = field(
-        default_factory=list
-    )  # photos, resident bytes, bytes in the object store
+    num_looked: int = 0  # photos at the last reading
+    driver_seconds: float = 0.0  # processor time of the driver since the first outcome
+    processor_seconds: float = 0.0  # the same of all processes
+    # Each reading: photos, resident bytes, bytes in the object store.
+    looks: list[tuple[int, int, int]] = field(default_factory=list)
 
     def __call__(self, work: Work, chunks: Iterable[list[RowDict]]) -> Iterator[AlignedPhotos]:
         process, looked = psutil.Process(), 0.0
@@ -91,28 +92,27 @@ class Watched:
             if not self.first:
                 self.first, self.num_first = self.last, self.num_photos
                 driver, processor = spent(process), family_spent(process)
+
             if self.last - looked > EVERY_SECONDS:
                 self.looks.append((self.num_photos, process.memory_info().rss, self.store_bytes()))
-                self.driver_seconds, self.processor_seconds = (
-                    spent(process) - driver,
-                    family_spent(process) - processor,
-                )
+                self.driver_seconds = spent(process) - driver
+                self.processor_seconds = family_spent(process) - processor
                 self.num_looked, looked = self.num_photos, self.last
             yield outcome
 
     @property
     def rate(self) -> float:
-        """Photos a second between the first and the last outcome."""
+        """Photos per second between the first and the last outcome."""
         return (self.num_photos - self.num_first) / max(1e-9, self.last - self.first)
 
     @property
     def processor_ms(self) -> float:
-        """Of all processes, a photo."""
+        """Of all processes, per photo."""
         return 1e3 * self.processor_seconds / max(1, self.num_looked - self.num_first)
 
 
 def spent(process: psutil.Process) -> float:
-    """Its processor seconds; none where it has ended meanwhile."""
+    """A process's processor seconds; 0 if it has ended."""
     try:
         return float(sum(process.cpu_times()[:2]))
     except psutil.NoSuchProcess:
@@ -120,15 +120,16 @@ def spent(process: psutil.Process) -> float:
 
 
 def family_spent(process: psutil.Process) -> float:
+    """Processor seconds of a process and all its descendants."""
     return spent(process) + sum(map(spent, process.children(recursive=True)))
 
 
 def draw(folder: Path, count: int, side_px: int) -> None:
-    """`count` photos and their manifest; kept where they are there already."""
-    if (folder / "gate.json").is_file() and pq.read_metadata(
-        folder / "manifest.parquet"
-    ).num_rows == count:
+    """Writes `count` photos and their manifest, unless they exist."""
+    manifest = folder / "manifest.parquet"
+    if (folder / "gate.json").is_file() and pq.read_metadata(manifest).num_rows == count:
         return
+
     rng = np.random.default_rng(5)
     people = (sample_person(rng) for _ in range(NUM_DRAWN))
     photos = [encode_face(sample_photo(person, rng, clean=True), side_px) for person in people]
@@ -148,29 +149,26 @@ def draw(folder: Path, count: int, side_px: int) -> None:
                 path, which = raw / f"{number}.jpg", number % NUM_DRAWN
                 path.unlink(missing_ok=True)
                 os.link(drawn[which], path)
-                rows.append(
-                    none
-                    | {
-                        "photo_id": f"{raw.name}/{path.name}",
-                        "sha256": sums[which],
-                        "num_bytes": len(photos[which]),
-                    }
-                    | {
-                        "width": side_px,
-                        "height": side_px,
-                        "label": float(which % 80),
-                        "person": f"p{which}",
-                    }
-                    | {"split": "train"}
-                )
+                photo = {
+                    "photo_id": f"{raw.name}/{path.name}",
+                    "sha256": sums[which],
+                    "num_bytes": len(photos[which]),
+                    "width": side_px,
+                    "height": side_px,
+                    "label": float(which % 80),
+                    "person": f"p{which}",
+                    "split": "train",
+                }
+                rows.append(none | photo)
             writer.write_table(pa.Table.from_pylist(rows, schema=MANIFEST_SCHEMA))
     (folder / "quarantine.csv").write_text("photo_id,check,reason\n")
     (folder / "gate.json").write_text("{}")
 
 
 def run(folder: Path, side: str, count: int, watched: Watched) -> dict[str, str]:
-    """One side's run over the first `count` photos; the sha256 of each file that it wrote."""
-    manifest, out = folder / f"manifest-{side}.parquet", folder / side
+    """Aligns the first `count` photos on one side; the sha256 of each file that it wrote."""
+    manifest = folder / f"manifest-{side}.parquet"
+    out = folder / side
     if not manifest.is_file() or pq.read_metadata(manifest).num_rows != count:
         whole = pq.ParquetFile(folder / "manifest.parquet")
         left = count
@@ -178,6 +176,7 @@ def run(folder: Path, side: str, count: int, watched: Watched) -> dict[str, str]
             for batch in whole.iter_batches(batch_size=1000):
                 writer.write_batch(batch[:left])
                 left -= len(batch[:left])
+
     align(
         SETTINGS,
         manifest=manifest,
@@ -190,16 +189,20 @@ def run(folder: Path, side: str, count: int, watched: Watched) -> dict[str, str]
         report=lambda *_: None,
         runner=watched,
     )
-    files = sorted(path for path in out.rglob("*") if path.is_file())
-    return {
-        path.relative_to(out).as_posix(): hashlib.sha256(path.read_bytes()).hexdigest()
-        for path in files
-    }
+
+    digests = {}
+    for path in sorted(out.rglob("*")):
+        if path.is_file():
+            digest = hashlib.sha256(path.read_bytes()).hexdigest()
+            digests[path.relative_to(out).as_posix()] = digest
+    return digests
 
 
 def store_bytes() -> int:
-    """Bytes in the object stores of the connected Ray. From Ray's own internals: its public
-    resources are promises."""
+    """Bytes in the object stores of the connected Ray.
+
+    From Ray's internals: its public resource counts are reservations, not use.
+    """
     from ray._private import internal_api as untyped
 
     internal: Any = untyped
@@ -208,54 +211,51 @@ def store_bytes() -> int:
     return int(reply.store_stats.object_store_bytes_used)
 
 
-def told(side: str, watched: Watched) -> None:
+def print_side(side: str, watched: Watched) -> None:
+    """Prints one side's row of the table."""
     if not watched.num_photos:
         print(f"| {side} | 0 (its shards are finished: remove them to measure) | | | | |")
         return
     start = watched.first - watched.begun
     print(
         f"| {side} | {watched.num_photos:,} | {start:.1f} | {watched.last - watched.begun:.1f} | "
-        f"{watched.rate:.1f} "
-        f"| {watched.processor_ms:.1f} |"
+        f"{watched.rate:.1f} | {watched.processor_ms:.1f} |"
     )
 
 
-def tell_memory(looks: list[tuple[int, int, int]]) -> None:
-    print("\n| photos back | driver resident, MB | object store, MB |\n|---|---|---|")
-    for index in sorted(
-        {round(share * (len(looks) - 1)) for share in (0, 0.1, 0.25, 0.5, 0.75, 1)}
-    ):
+def print_memory(looks: list[tuple[int, int, int]]) -> None:
+    """Prints up to six readings of memory, spread over the run."""
+    print("\n| photos done | driver resident, MB | object store, MB |\n|---|---|---|")
+    places = {round(share * (len(looks) - 1)) for share in (0, 0.1, 0.25, 0.5, 0.75, 1)}
+    for index in sorted(places):
         photos, resident, stored = looks[index]
         print(f"| {photos:,} | {resident / 1e6:.0f} | {stored / 1e6:.1f} |")
 
 
-def tell_plan(folder: Path, count: int, rate_a_worker: float, watched: Watched) -> None:
-    """What more photos would take, from this run's rate, sizes and the driver's processor time for
-    an outcome."""
+def print_plan(folder: Path, count: int, rate_per_worker: float, watched: Watched) -> None:
+    """Prints an estimate for more photos, from this run's rate and sizes and from the driver's
+    processor time per outcome."""
     photo = (folder / "drawn" / "0.jpg").stat().st_size
     face = sum(path.stat().st_size for path in (folder / "ray" / "faces").iterdir()) / count
-    row = len(
-        json.dumps(
-            pq.ParquetFile(folder / "manifest.parquet").read_row_group(0).slice(0, 1).to_pylist()
-        )
-    )
+    first_row = pq.ParquetFile(folder / "manifest.parquet").read_row_group(0).slice(0, 1)
+    row = len(json.dumps(first_row.to_pylist()))
+
     ceiling = (watched.num_looked - watched.num_first) / max(1e-9, watched.driver_seconds)
     print(
-        f"\nThe driver is busy {1e6 / ceiling:.0f} us a photo: {ceiling / rate_a_worker:.0f} "
-        f"actors would fill its day."
+        f"\nThe driver needs {1e6 / ceiling:.0f} us per photo: {ceiling / rate_per_worker:.0f} "
+        f"actors saturate it."
     )
     print(
-        f"One actor: {rate_a_worker:.1f} photos/s; a task: {TASK_CHUNKS * CHUNK_ROWS} photos, what "
-        f"a death costs.\n"
+        f"One actor: {rate_per_worker:.1f} photos/s. A task, the loss when a worker dies: "
+        f"{TASK_CHUNKS * CHUNK_ROWS} photos.\n"
     )
+
     columns = "photos", "hours, one core", f"cores for {HOURS:g} h", f"nodes of {CORES_A_NODE}"
-    print(
-        f"| {' | '.join(columns)} | photos, GB | faces, GB | scratch, GB "
-        f"|\n|---|---|---|---|---|---|---|"
-    )
+    print(f"| {' | '.join(columns)} | photos, GB | faces, GB | scratch, GB |")
+    print("|---|---|---|---|---|---|---|")
     for millions in (1, 5):
         photos = millions * 1_000_000
-        hours = photos / rate_a_worker / 3600
+        hours = photos / rate_per_worker / 3600
         cores = max(1, -(-hours // HOURS))
         sizes = " | ".join(f"{photos * size / 1e9:.2f}" for size in (photo, face, row))
         print(
@@ -273,6 +273,7 @@ def main() -> None:
     parser.add_argument("--folder", type=Path, default=Path("data/bench-align-scale"))
     parser.add_argument("--side", type=int, default=SIDE_PX, help="of a photo, in pixels")
     options = parser.parse_args()
+
     draw(options.folder, options.count, options.side)
     local_count = min(options.count, LOCAL_COUNT)
     local = Watched(functools.partial(run_local, options.workers), store_bytes=lambda: 0)
@@ -281,31 +282,27 @@ def main() -> None:
     with connected(STORE_BYTES):
         on_ray = Watched(runner(out, options.folder / "scratch"), store_bytes)
         of_ray = run(options.folder, "ray", options.count, on_ray)
-    columns = (
-        "side",
-        "photos",
-        "first outcome after, s",
-        "all, s",
-        "photos/s",
-        "processor ms a photo",
+
+    print(
+        "\n| side | photos | first outcome after, s | all, s | photos/s | processor ms per photo |"
     )
-    print(f"\n| {' | '.join(columns)} |\n|---|---|---|---|---|---|")
-    told("local processes", local)
-    told("actors on Ray", on_ray)
+    print("|---|---|---|---|---|---|")
+    print_side("local processes", local)
+    print_side("actors on Ray", on_ray)
     if local.num_photos and on_ray.num_photos:
         print(
             f"\nRay / local, {options.workers} workers each: photos/s "
             f"{on_ray.rate / local.rate:.3f}, "
-            f"processor a photo {on_ray.processor_ms / local.processor_ms:.3f}."
+            f"processor per photo {on_ray.processor_ms / local.processor_ms:.3f}."
         )
     if local_count == options.count:
         print(
-            f"The {len(of_ray)} files are {'the same' if of_ray == of_local else 'NOT THE SAME'} "
+            f"The {len(of_ray)} files are {'equal' if of_ray == of_local else 'NOT EQUAL'} "
             f"on both sides."
         )
     if on_ray.num_photos:
-        tell_memory(on_ray.looks)
-        tell_plan(options.folder, options.count, on_ray.rate / options.workers, on_ray)
+        print_memory(on_ray.looks)
+        print_plan(options.folder, options.count, on_ray.rate / options.workers, on_ray)
 
 
 if __name__ == "__main__":

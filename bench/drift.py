@@ -1,12 +1,12 @@
-"""What the two numbers of visage.evaluation.drift come to: for faces of the same kind, of other
-kinds, and for changed photos.
+"""Values of the two drift measures (visage.evaluation.drift) for faces of the same kind, for other
+faces, and for changed photos.
 
     python -m bench.drift --model models/export --faces data/target/faces [--others FOLDER ...]
 
-The model answers up to 2,000 training faces (the reference), all test faces and each other folder's
-faces, once; draws of 200 test faces then say what chance does. `older` takes test faces with
-weights that raise their mean label by about 4 years, `brighter` multiplies the pixels by 1.3.
-Folders are aligned faces cut as the model's config says.
+The model predicts up to 2,000 training faces (the reference), all test faces, and the faces of
+every other folder. Random samples of 200 test faces then show the variation by chance. `older`
+samples test faces with weights that raise their mean label by about 4 years. `brighter` multiplies
+the pixels by 1.3. The folders hold aligned faces, cropped as the model's config says.
 """
 
 from __future__ import annotations
@@ -62,7 +62,7 @@ def summary(
 
 
 def older(label_N: npt.NDArray[np.float64], rng: np.random.Generator) -> npt.NDArray[np.int64]:
-    """As many test faces, drawn so that older ones are likelier."""
+    """As many rows of test faces, sampled so that older ones are more likely."""
     weight_N = np.exp(OLDER_YEARS / label_N.var() * label_N)
     return rng.choice(len(label_N), len(label_N), p=weight_N / weight_N.sum())
 
@@ -108,7 +108,7 @@ def line(kind: str, num_faces: int, psi: float, distance: float) -> str:
 
 
 def main() -> None:
-    """Prints a line a kind of faces, and the draws' 99th percentiles."""
+    """Prints a line per kind of faces, and the 99th percentiles of the random samples."""
     parser = argparse.ArgumentParser(
         prog="python -m bench.drift", description=__doc__.split("\n", 1)[0]
     )
@@ -120,20 +120,23 @@ def main() -> None:
         help="its aligned faces, all splits",
     )
     parser.add_argument(
-        "--others", type=Path, nargs="*", default=[], help="other aligned faces of the same cut"
+        "--others", type=Path, nargs="*", default=[], help="other aligned faces, cropped alike"
     )
     arguments = parser.parse_args()
+
     if not (arguments.model / "config.json").is_file():
         raise SystemExit(
-            f"bench.drift: no model in {arguments.model}; make demo makes one, or give --model and "
+            f"bench.drift: no model in {arguments.model}; run make demo, or give --model and "
             f"--faces"
         )
+
     draws: list[Any] = []
     for kind, found in measured(arguments.model, arguments.faces, arguments.others):
         if kind.startswith("draw "):
             draws.append((found.value_psi, found.feature_distance))
         else:
             print(line(kind, found.num_faces, found.value_psi, found.feature_distance))
+
     psi, distance = np.quantile(draws, 0.99, axis=0)
     print(line(f"{DRAWN_FACES} test faces, 99th of 100", DRAWN_FACES, psi, distance))
 

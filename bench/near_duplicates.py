@@ -1,14 +1,13 @@
-"""What near duplicates among many photos cost: processor time and memory of
-visage/dedup/near_duplicates.py.
+"""Processor time and memory of finding near duplicates (visage/dedup/near_duplicates.py).
 
     python -m bench.near_duplicates                    # a million hashes: a quarter of a minute
     python -m bench.near_duplicates --count 100000
 
-Random hashes, a tenth of them copies of others with up to 5 bits changed, as in a folder from the
-web; and the same with a twentieth in dense clusters, 1000 that differ from one middle in up to 5
-bits, as when one picture is everywhere. Each in a process of its own, whose peak memory is told
-whole: Python, numpy and scipy are 60 MB of it. One thread; processor time does not care for other
-load.
+Two cases. Random hashes, of which a tenth are copies of others with up to 5 bits changed, as in a
+folder from the web. The same with a twentieth in dense clusters: 1000 hashes that differ from one
+centre in up to 5 bits, as when one picture is everywhere. Each case runs in its own process. The
+peak memory is that of the process, of which Python, numpy and scipy take 60 MB. One thread;
+processor time depends little on other load.
 """
 
 from __future__ import annotations
@@ -36,44 +35,42 @@ def near(hashes_N: Hashes, rng: np.random.Generator) -> Hashes:
 
 
 def hashes(count: int, is_clustered: bool) -> Hashes:
-    """`count` hashes in random order, see the module's docstring."""
+    """`count` hashes in random order, as the module's docstring describes."""
     rng = np.random.default_rng(0)
-    num_copies, num_clustered = int(COPIES * count), int(CLUSTERED * count) if is_clustered else 0
+    num_copies = int(COPIES * count)
+    num_clustered = int(CLUSTERED * count) if is_clustered else 0
+
     own_N = rng.integers(0, 1 << 64, count - num_copies - num_clustered, dtype=np.uint64)
-    middles = np.resize(
-        rng.integers(0, 1 << 64, -(-num_clustered // CLUSTER), dtype=np.uint64), num_clustered
-    )
-    return rng.permutation(
-        np.concatenate([own_N, near(rng.choice(own_N, num_copies), rng), near(middles, rng)])
-    )
+    centres = rng.integers(0, 1 << 64, -(-num_clustered // CLUSTER), dtype=np.uint64)
+    copies_N = near(rng.choice(own_N, num_copies), rng)
+    clustered_N = near(np.resize(centres, num_clustered), rng)
+
+    return rng.permutation(np.concatenate([own_N, copies_N, clustered_N]))
 
 
 def measured(count: int, is_clustered: bool) -> tuple[int, float, float]:
-    """Groups, seconds of processor, peak memory of the process in MB."""
+    """Number of groups, processor seconds, peak memory of the process in MB."""
     hashes_N = hashes(count, is_clustered)
+
     start = time.process_time()
     groups_N = near_groups(hashes_N)
     seconds = time.process_time() - start
-    return (
-        int(groups_N.max()) + 1,
-        seconds,
-        resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024,
-    )
+
+    peak_mb = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024
+    return int(groups_N.max()) + 1, seconds, peak_mb
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(prog="python -m bench.near_duplicates", description=__doc__)
     parser.add_argument("--count", type=int, default=1_000_000)
     arguments = parser.parse_args()
-    print(
-        f"{arguments.count:,} hashes\n\n| hashes | groups | processor, s | peak, MB "
-        f"|\n|---|---|---|---|"
-    )
+
+    print(f"{arguments.count:,} hashes\n")
+    print("| hashes | groups | processor, s | peak, MB |\n|---|---|---|---|")
     for name, is_clustered in (("random, copies", False), ("random, copies, clusters", True)):
         with ProcessPoolExecutor(1, get_context("spawn")) as pool:
-            num_groups, seconds, megabytes = pool.submit(
-                measured, arguments.count, is_clustered
-            ).result()
+            running = pool.submit(measured, arguments.count, is_clustered)
+            num_groups, seconds, megabytes = running.result()
         print(f"| {name} | {num_groups:,} | {seconds:.1f} | {megabytes:.0f} |", flush=True)
 
 

@@ -1,15 +1,19 @@
-"""Pre-training's throughput against the compute-bound limit, what it reads and holds, and a plan
-for many GPUs.
+"""Pre-training: throughput against the compute-bound limit, memory, shuffling, and a plan for many
+GPUs.
 
-    python -m bench.pretrain_scale                 # TinyAgeNet, 96 px, 1 and 2 processes of one thread: 5 minutes
-    python -m bench.pretrain_scale --plan          # the plan alone, from the costs that stand below
+    python -m bench.pretrain_scale          # TinyAgeNet, 96 px, 1 and 2 processes: 5 minutes
+    python -m bench.pretrain_scale --plan   # only the plan, from the costs that are listed below
 
-Measured: a training step on a batch that lies there (no reading: the limit), the same in two
-processes at once, the whole of reading, decoding, augmenting and training in 1 and 2 processes
-(torch.distributed's gloo, as under Ray), an all-reduce, the stream alone, its peak memory for
-growing sets, and the share of same-person pairs in its batches. Seconds of the processor stand
-beside the clock's: they care least for what else runs on the machine. `step_seconds` is the one
-model: it is held against what was measured here, and then answers for 8 and 64 GPUs.
+Each process has one thread. Measured are
+- the limit: a training step on a batch in memory, without reading, in one and in two processes;
+- reading, decoding, augmenting and training in 1 and 2 processes (gloo, as under Ray);
+- an all-reduce;
+- the stream alone: its peak memory for growing data sets, the share of same-person pairs in its
+  batches.
+
+Processor time is reported beside wall time, because it depends less on other load. `step_seconds`
+is the only model of a step: it is compared with these measurements, and then used for 8 and 64
+GPUs.
 """
 
 from __future__ import annotations
@@ -61,10 +65,12 @@ Seconds = tuple[float, float]  # wall, processor
 
 @dataclass(frozen=True, kw_only=True)
 class Costs:
-    """What a step is made of. `compute_seconds`: a process's share of the batch through network and
-    optimiser; `feed_seconds`: reading, decoding and augmenting it, on one core; `feed_cores`: cores
-    that do nothing else (0: the core that computes does it, too); `reduce_seconds`: gradients
-    meeting."""
+    """The parts of a step.
+
+    `compute_seconds`: network and optimiser, for a process's share of the batch. `feed_seconds`:
+    reading, decoding and augmenting it, on one core. `feed_cores`: cores that only do this (0: the
+    computing core does it, too). `reduce_seconds`: the all-reduce of the gradients.
+    """
 
     compute_seconds: float
     feed_seconds: float
@@ -73,9 +79,12 @@ class Costs:
 
 
 def step_seconds(costs: Costs) -> float:
-    """Cores of its own feed ahead, and the slower of both counts; else feeding comes on top.
-    Gradients are taken as meeting after the backward pass: what DistributedDataParallel hides of it
-    is left out."""
+    """Seconds of a step: with separate feeding cores, the slower of computing and feeding; else
+    their sum.
+
+    The all-reduce is added after the backward pass: the part that DistributedDataParallel overlaps
+    is ignored.
+    """
     busy = costs.compute_seconds + costs.reduce_seconds
     if costs.feed_cores == 0:
         return busy + costs.feed_seconds
@@ -83,18 +92,19 @@ def step_seconds(costs: Costs) -> float:
 
 
 def reduce_seconds(num_bytes: float, num_processes: int, bytes_per_second: float) -> float:
-    """A ring: every process sends and gets 2 (n - 1) / n of the bytes."""
+    """Seconds of a ring all-reduce: every process sends and receives 2 (n - 1) / n of the bytes."""
     return 2 * (num_processes - 1) / num_processes * num_bytes / bytes_per_second
 
 
 def pair_share(
     window_faces: int, photos_per_person: float, num_faces: float, num_ranks: int
 ) -> float:
-    """Expected share of a global batch's pairs that show one person, shards sorted by person.
+    """Expected share of a global batch's pairs that show the same person, with shards sorted by
+    person.
 
-    A process meets a person's photos in a row and draws each of them from its buffer after W faces
-    on average; two of them wait together for half of that: photos / 2W. Pairs of two processes
-    share nobody but at a border.
+    A process reads a person's photos in a row and draws each of them from its buffer after W faces
+    on average. Two of them are in the buffer together for half of that time: photos / 2W. Pairs of
+    two processes show the same person only at a border of their shards.
     """
     ideal = photos_per_person / num_faces
     own = max(photos_per_person / (2 * window_faces), ideal * num_ranks)
@@ -110,13 +120,14 @@ def write_random(folder: Path, num_faces: int, px: int, num_shards: int) -> Path
     """Shards of random crops with about as much detail as a face, `PHOTOS_PER_PERSON` of each
     person in a row."""
     rng = np.random.default_rng(0)
-    eye = {METADATA_KEY: json.dumps({"alignment": {"crop_px": px}, "detector": {}})}
+    shard_metadata = {METADATA_KEY: json.dumps({"alignment": {"crop_px": px}, "detector": {}})}
     crops = []
     for _ in range(min(num_faces, 2000)):
         coarse = Image.fromarray(rng.integers(0, 256, (px // 6, px // 6, 3), dtype=np.uint8))
         buffer = io.BytesIO()
         coarse.resize((px, px), Image.Resampling.BICUBIC).save(buffer, "JPEG", quality=95)
         crops.append(buffer.getvalue())
+
     folder.mkdir(parents=True, exist_ok=True)
     for shard, places in enumerate(np.array_split(np.arange(num_faces), num_shards)):
         rows = [
@@ -125,7 +136,7 @@ def write_random(folder: Path, num_faces: int, px: int, num_shards: int) -> Path
             | {"jpeg": crops[place % len(crops)], "person": f"{place // PHOTOS_PER_PERSON:06d}"}
             for place in places.tolist()
         ]
-        table = pa.Table.from_pylist(rows, FACE_SCHEMA.with_metadata(eye))
+        table = pa.Table.from_pylist(rows, FACE_SCHEMA.with_metadata(shard_metadata))
         pq.write_table(table, folder / f"part-{shard:05d}.parquet", compression={"jpeg": "none"})
     return folder
 
@@ -145,27 +156,27 @@ def training_of(settings: PretrainSettings, faces: Path, checkpoint: Path) -> Tr
 
 
 def train_fed(training: Training) -> None:
-    """The whole of it; writes the last epoch's seconds a step."""
+    """Trains with reading, decoding and augmenting; writes the last epoch's seconds per step."""
     clocks: list[Seconds] = []
     training(lambda _step, _values: clocks.append((time.perf_counter(), time.process_time())))
     count = training.faces.num_batches(training.recipe.batch_size, distributed.num_ranks())
-    tell(training, [(clocks[-1][place] - clocks[-2][place]) / count for place in (0, 1)])
+    write_seconds(training, [(clocks[-1][place] - clocks[-2][place]) / count for place in (0, 1)])
 
 
-def tell(training: Training, seconds: list[float]) -> None:
-    """Leaves figures beside the checkpoint, one file a process."""
+def write_seconds(training: Training, seconds: list[float]) -> None:
+    """Writes wall and processor seconds beside the checkpoint, one file per process."""
     training.checkpoint.with_suffix(f".{distributed.rank()}.json").write_text(json.dumps(seconds))
 
 
-def told(training: Training) -> Seconds:
-    """Of the slowest process by the clock, and the mean by the processor."""
+def read_seconds(training: Training) -> Seconds:
+    """Wall time of the slowest process, and the mean processor time."""
     paths = training.checkpoint.parent.glob(f"{training.checkpoint.stem}.*.json")
     figures = [json.loads(path.read_text()) for path in paths]
     return max(wall for wall, _ in figures), statistics.mean(cpu for _, cpu in figures)
 
 
 def train_resident(training: Training, num_faces: int) -> None:
-    """As many epochs and steps on one batch that lies there, of `num_faces`."""
+    """Trains as many epochs and steps on one batch of `num_faces` in memory."""
     settings, recipe, device = training.settings, training.recipe, available_device()
     faces = training.faces
     crops, target = next(faces.in_order(num_faces, num_workers=0, rank=0, num_ranks=1))
@@ -194,19 +205,23 @@ def train_resident(training: Training, num_faces: int) -> None:
         fingerprint="",
         report=lambda *_: clocks.append((time.perf_counter(), time.process_time())),
     )
-    tell(training, [(clocks[-1][place] - clocks[-2][place]) / count for place in (0, 1)])
+    write_seconds(training, [(clocks[-1][place] - clocks[-2][place]) / count for place in (0, 1)])
 
 
-def reduce_gradients(num_values: int, told: Path) -> None:
-    """Median seconds of an all-reduce of so many float32."""
-    values, walls, cpus = torch.zeros(num_values), [], []
+def reduce_gradients(num_values: int, result: Path) -> None:
+    """Writes the median seconds of an all-reduce of `num_values` float32."""
+    values = torch.zeros(num_values)
+    walls = []
+    cpus = []
     for _ in range(12):
         wall, cpu = time.perf_counter(), time.process_time()
         torch_distributed.all_reduce(values)
         walls.append(time.perf_counter() - wall)
         cpus.append(time.process_time() - cpu)
+
     if distributed.rank() == 0:
-        told.write_text(json.dumps([statistics.median(walls[2:]), statistics.median(cpus[2:])]))
+        # The first two warm up.
+        result.write_text(json.dumps([statistics.median(walls[2:]), statistics.median(cpus[2:])]))
 
 
 def _process(function: Callable[[], None], rank: int, num_ranks: int, store: Path | None) -> None:
@@ -219,8 +234,8 @@ def _process(function: Callable[[], None], rank: int, num_ranks: int, store: Pat
 
 
 def in_processes(functions: list[Callable[[], None]], store: Path | None) -> None:
-    """Each in a process of its own at the same time, as one group where there is a `store` (a file
-    not there yet)."""
+    """Runs each function in its own process, all at once; as one process group if there is a
+    `store` (a path of no file yet)."""
     processes = [
         FORKS.Process(target=_process, args=(function, rank, len(functions), store))
         for rank, function in enumerate(functions)
@@ -232,33 +247,37 @@ def in_processes(functions: list[Callable[[], None]], store: Path | None) -> Non
         assert process.exitcode == 0
 
 
-def peak_mb(faces: Path, window_faces: int, told: Path) -> None:
-    """Writes this process's peak memory after an epoch of reading, and the faces read a second."""
+def peak_mb(faces: Path, window_faces: int, result: Path) -> None:
+    """Writes this process's peak memory in MB after an epoch of reading, and the faces read per
+    second."""
     split = FaceSplit.open(faces, "train")
     stream = split.of(
         {name: index for index, name in enumerate(sorted(split.people()))}, with_landmarks=False
     )
     started = time.perf_counter()
     encoded = stream._faces(range(len(stream.shards)), 0, len(stream))
-    count = sum(
-        len(batch)
-        for batch in drawn_batches(
-            encoded, [64] * (len(stream) // 64), window_faces, np.random.default_rng(0)
-        )
-    )
+    sizes = [64] * (len(stream) // 64)
+    batches = drawn_batches(encoded, sizes, window_faces, np.random.default_rng(0))
+    count = sum(len(batch) for batch in batches)
     rate = count / (time.perf_counter() - started)
-    told.write_text(json.dumps([resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024, rate]))
+
+    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024
+    result.write_text(json.dumps([peak, rate]))
 
 
 def feed_seconds(training: Training, num_faces: int) -> float:
     """Processor seconds of reading, decoding and augmenting a face, on one core."""
-    generator, settings = torch.Generator().manual_seed(0), training.settings
+    settings = training.settings
+    generator = torch.Generator().manual_seed(0)
     augmentation = settings.augmentations[settings.augmentation]
     torch.set_num_threads(1)
-    started, count = time.process_time(), 0
-    for crops, _ in training.faces.shuffled(
+
+    count = 0
+    started = time.process_time()
+    batches = training.faces.shuffled(
         num_faces, 1 << 16, generator, num_workers=0, rank=0, num_ranks=1
-    ):
+    )
+    for crops, _ in batches:
         training_view(crops, augmentation, settings.normalise, generator)
         count += len(crops.view_BCHW)
     return (time.process_time() - started) / count
@@ -267,7 +286,7 @@ def feed_seconds(training: Training, num_faces: int) -> float:
 def measure(
     folder: Path, network: str, px: int, batch_size: int, num_faces: int, turns: int
 ) -> None:
-    """Prints the tables of throughput, and the model's answers beside them."""
+    """Prints the tables of throughput, measured and by the model."""
     base = load_section(PARAMS, "pretrain", PretrainSettings)
     recipe = dataclasses.replace(base.recipes["modern"], batch_size=batch_size)
     settings = dataclasses.replace(
@@ -280,47 +299,42 @@ def measure(
     )
     faces = write_random(folder / "faces", num_faces, px, 8)
     training = functools.partial(training_of, settings, faces)
-    num_parameters = sum(
-        value.numel() for value in training(folder / "x.pt").network().parameters()
-    )
+    parameters = training(folder / "x.pt").network().parameters()
+    num_parameters = sum(value.numel() for value in parameters)
+
     steps: dict[str, list[Seconds]] = {}
     for turn in range(turns):
         for name, share, number in (("1 limit", batch_size, 1), ("2 limit", batch_size // 2, 2)):
             jobs = [training(folder / f"{name}{turn}{rank}.pt") for rank in range(number)]
             in_processes([functools.partial(train_resident, job, share) for job in jobs], None)
-            each = [told(job) for job in jobs]
-            steps.setdefault(name, []).append(
-                (max(wall for wall, _ in each), statistics.mean(cpu for _, cpu in each))
-            )
+            each = [read_seconds(job) for job in jobs]
+            wall = max(wall for wall, _ in each)
+            steps.setdefault(name, []).append((wall, statistics.mean(cpu for _, cpu in each)))
         for number in (1, 2):
             job = training(folder / f"fed{turn}{number}.pt")
-            in_processes(
-                [functools.partial(train_fed, job)] * number, folder / f"store{turn}{number}"
-            )
-            steps.setdefault(f"{number} fed", []).append(told(job))
-    in_processes(
-        [functools.partial(reduce_gradients, num_parameters, folder / "reduce")] * 2,
-        folder / "store",
-    )
+            store = folder / f"store{turn}{number}"
+            in_processes([functools.partial(train_fed, job)] * number, store)
+            steps.setdefault(f"{number} fed", []).append(read_seconds(job))
+
+    reduction = functools.partial(reduce_gradients, num_parameters, folder / "reduce")
+    in_processes([reduction] * 2, folder / "store")
     reduced = json.loads((folder / "reduce").read_text())
     feed = feed_seconds(training(folder / "x.pt"), batch_size)
+
     print(
         f"{network} at {px} px, global batches of {batch_size}, {num_parameters:,} parameters, "
-        f"one thread a process; "
-        f"feeding costs {1e3 * feed:.2f} ms of a core a face, an all-reduce "
-        f"{1e3 * reduced[0]:.1f} ms\n"
+        f"one thread per process; feeding a face takes {1e3 * feed:.2f} ms of a core, an "
+        f"all-reduce {1e3 * reduced[0]:.1f} ms\n"
     )
     print(
-        "| processes | seconds of | compute-bound limit, faces/s | measured | share of the limit | "
+        "| processes | time | compute-bound limit, faces/s | measured | share of the limit | "
         "model | off by |"
     )
     print("|---|---|---|---|---|---|---|")
     for number in (1, 2):
-        for place, clock in enumerate(("the clock", "the processor")):
-            limit, whole = (
-                statistics.median(step[place] for step in steps[f"{number} {kind}"])
-                for kind in ("limit", "fed")
-            )
+        for place, clock in enumerate(("wall", "processor")):
+            limit = statistics.median(step[place] for step in steps[f"{number} limit"])
+            whole = statistics.median(step[place] for step in steps[f"{number} fed"])
             costs = Costs(
                 compute_seconds=limit,
                 feed_seconds=feed * batch_size / number,
@@ -330,13 +344,13 @@ def measure(
             model = step_seconds(costs)
             print(
                 f"| {number} | {clock} | {batch_size / limit:.0f} | {batch_size / whole:.0f} | "
-                f"{limit / whole:.2f} | "
-                f"{batch_size / model:.0f} | {100 * (whole / model - 1):+.0f} % |"
+                f"{limit / whole:.2f} | {batch_size / model:.0f} | "
+                f"{100 * (whole / model - 1):+.0f} % |"
             )
 
 
 def measure_reading(folder: Path, px: int, window_faces: int) -> None:
-    """Prints peak memory and rate of the stream alone for growing sets."""
+    """Prints peak memory and rate of the stream alone, for growing data sets."""
     print(
         f"\n| faces | MB of crops | peak MB, window of {window_faces} | read, faces/s "
         f"|\n|---|---|---|---|"
@@ -350,8 +364,8 @@ def measure_reading(folder: Path, px: int, window_faces: int) -> None:
 
 
 def measure_shuffling() -> None:
-    """Prints the share of same-person pairs of batches drawn from people in a row, by window,
-    beside the model's."""
+    """Prints the share of same-person pairs in batches from shards sorted by person, by window,
+    measured and by the model."""
     num_people, photos, batch = 2_000, 90, 128
     print(f"\n{num_people * photos:,} faces, batches of {batch}\n")
     print(
@@ -372,22 +386,22 @@ def measure_shuffling() -> None:
 # -------------------------------------------------------------------------------
 
 NUM_FACES, NUM_PEOPLE, EPOCHS, CROP_BYTES, SHARD_FACES = 5_000_000, 54_000, 60, 20_000, 4096
-# ThinAgeNet's of a face at 224 px (bench/README.md); a training takes three times a forward pass
+# ThinAgeNet, a face at 224 px (bench/README.md); training takes three times a forward pass
 MACS = 3.86e9
 ASSUMED = {
     # A tenth of an H100's peak: early VGG layers are memory-bound
-    "operations a second and GPU, bfloat16": 1.0e14,
+    "operations per second and GPU, bfloat16": 1.0e14,
     "bytes/s between GPUs of a machine": 2.0e11,
-    "bytes/s between machines, a GPU's share": 5.0e9,
-    "bytes/s from storage, a GPU's share": 1.0e9,
-    "feeding, seconds of a core a face at 224 px": 1.5e-3,
-    "dollars a GPU-hour": 3.0,
+    "bytes/s between machines, per GPU": 5.0e9,
+    "bytes/s from storage, per GPU": 1.0e9,
+    "feeding, seconds of a core per face at 224 px": 1.5e-3,
+    "dollars per GPU-hour": 3.0,
 }
 GPUS_PER_MACHINE, FEED_CORES = 8, 12
 
 
 def plan_row(num_gpus: int, share: int, window_faces: int) -> str:
-    """One line of the plan: so many GPUs, each with `share` faces of every batch."""
+    """One line of the plan: `num_gpus` GPUs, each with `share` faces of every batch."""
     operations, inside, between, storage, feed, price = ASSUMED.values()
     head = build("thin", {"pooling": "hybrid"}, NUM_PEOPLE)
     num_bytes = 4 * sum(value.numel() for value in head.parameters())
@@ -398,16 +412,16 @@ def plan_row(num_gpus: int, share: int, window_faces: int) -> str:
         feed_cores=FEED_CORES,
         reduce_seconds=reduce_seconds(num_bytes, num_gpus, link),
     )
+
     step = step_seconds(costs)
-    fill_seconds = (
-        min(window_faces, NUM_FACES / num_gpus) * CROP_BYTES / storage
-    )  # before an epoch's first step
+    # The window is filled before an epoch's first step.
+    fill_seconds = min(window_faces, NUM_FACES / num_gpus) * CROP_BYTES / storage
     epoch_hours = (NUM_FACES / (num_gpus * share) * step + fill_seconds) / 3600
-    read_bytes = (
-        NUM_FACES + num_gpus * SHARD_FACES
-    ) * CROP_BYTES  # a border's shard is read by both
-    pairs = pair_share(window_faces, NUM_FACES / NUM_PEOPLE, NUM_FACES, num_gpus)
     hours = epoch_hours * EPOCHS
+    # A shard at a border is read by both neighbours.
+    read_bytes = (NUM_FACES + num_gpus * SHARD_FACES) * CROP_BYTES
+    pairs = pair_share(window_faces, NUM_FACES / NUM_PEOPLE, NUM_FACES, num_gpus)
+
     return (
         f"| {num_gpus} | {num_gpus * share:,} | {1e3 * costs.compute_seconds:.0f} | "
         f"{1e3 * costs.feed_seconds / FEED_CORES:.0f} | {1e3 * costs.reduce_seconds:.1f} | "
@@ -421,14 +435,14 @@ def plan_row(num_gpus: int, share: int, window_faces: int) -> str:
 
 
 def plan() -> None:
-    """Prints what 5 million faces of 54,000 people take: ThinAgeNet, 224 px, 60 epochs."""
+    """Prints the plan for 5 million faces of 54,000 people: ThinAgeNet, 224 px, 60 epochs."""
     print(
         f"\nThinAgeNet, 224 px, {NUM_FACES:,} faces of {NUM_PEOPLE:,} people, {EPOCHS} epochs. "
         f"Assumed, not measured:"
     )
     print(
         "; ".join(f"{name} {value:g}" for name, value in ASSUMED.items())
-        + f"; cores a GPU that feed it {FEED_CORES}."
+        + f"; feeding cores per GPU {FEED_CORES}."
     )
     print(f"An ideal shuffle has one same-person pair in {NUM_PEOPLE:,}.\n")
     columns = [
@@ -439,12 +453,12 @@ def plan() -> None:
         "all-reduce, ms",
         "step, ms",
         "faces/s",
-        "GB an epoch",
+        "GB per epoch",
         "GB/s",
         "window, GB",
         "fill, s",
         "same-person pairs, 1 in",
-        "hours an epoch",
+        "hours per epoch",
         "hours",
         "dollars",
     ]
@@ -463,8 +477,9 @@ def main() -> None:
     parser.add_argument("--batch-size", type=int, default=64)
     parser.add_argument("--faces", type=int, default=1024)
     parser.add_argument("--turns", type=int, default=3)
-    parser.add_argument("--plan", action="store_true", help="no measurement, the plan alone")
+    parser.add_argument("--plan", action="store_true", help="only the plan, no measurement")
     arguments = parser.parse_args()
+
     FORKS.set_forkserver_preload(["stages.pretrain", "torch._dynamo", "torch.nn.parallel"])
     if not arguments.plan:
         with tempfile.TemporaryDirectory() as folder:

@@ -1,14 +1,13 @@
-"""What the flow costs over plain `dvc repro`: wall time of both on a workspace of 13 stages that
-take no time.
+"""Overhead of the flow over plain `dvc repro`, on a workspace of 13 stages that do nothing.
 
     python -m bench.reproduce                # a few minutes
     python -m bench.reproduce --turns 5
 
-The stages write text files named as the pipeline's are, so that the flow also records and shows
-them. Both sides take turns, each as a process from its start to its end: all stages stale, then all
-fresh; the flow with a Prefect server that runs, and with none, when Prefect starts one for the time
-of the flow. MLflow writes to SQLite. The median counts. Processor time is that of all processes; it
-cares less for other load.
+The stages write text files with the names of the pipeline's outputs, so that the flow also records
+and shows them. The sides take turns, each as a process from start to end, first with all stages
+stale, then with all fresh. The flow runs with a running Prefect server, and without one, when
+Prefect starts a server for the flow. MLflow writes to SQLite. Figures are medians. Processor time
+is that of all processes; it depends less on other load.
 """
 
 from __future__ import annotations
@@ -31,7 +30,10 @@ from pathlib import Path
 
 REPOSITORY = Path(__file__).resolve().parents[1]
 NUM_OTHERS = 12
-FLOW = "import sys; from pathlib import Path; from flows.reproduce import main; main(Path(sys.argv[1]), [])"
+FLOW = (
+    "import sys; from pathlib import Path; from flows.reproduce import main; "
+    "main(Path(sys.argv[1]), [])"
+)
 METRICS = {"test": {"num_faces": 100, "mae": {"value": 5.0, "low": 4.0, "high": 6.0}}}
 EVALUATE = {
     "cmd": "mkdir -p reports/plots && cp metrics reports/metrics.json && cp start "
@@ -48,7 +50,7 @@ EVALUATE = {
 
 
 def workspace(root: Path) -> Path:
-    """A chain of stages that each take no time."""
+    """A chain of stages that do nothing."""
     stages: dict[str, object] = {
         f"s{n}": {
             "cmd": f"cp start s{n}",
@@ -63,6 +65,7 @@ def workspace(root: Path) -> Path:
         "metrics": json.dumps(METRICS),
         ".dvc/config": "[core]\n    no_scm = True\n    analytics = false\n",
     }
+
     (root / ".dvc" / "tmp").mkdir(parents=True)
     for name, text in files.items():
         (root / name).write_text(text, encoding="utf-8")
@@ -70,7 +73,7 @@ def workspace(root: Path) -> Path:
 
 
 def seconds(command: list[str], folder: Path, environment: dict[str, str]) -> tuple[float, float]:
-    """Wall and processor time of a process; what it prints is shown only when it fails."""
+    """Wall and processor time of a process; its output is shown only if it fails."""
     started, before = time.perf_counter(), _processor_seconds()
     done = subprocess.run(
         command, cwd=folder, env=environment, capture_output=True, text=True, check=False
@@ -91,17 +94,9 @@ def prefect_server(environment: dict[str, str]) -> Iterator[str]:
     with socket.socket() as one:
         one.bind(("127.0.0.1", 0))
         port = one.getsockname()[1]
-    command = [
-        sys.executable,
-        "-m",
-        "prefect",
-        "server",
-        "start",
-        "--host",
-        "127.0.0.1",
-        "--port",
-        str(port),
-    ]
+
+    words = f"-m prefect server start --host 127.0.0.1 --port {port}".split()
+    command = [sys.executable, *words]
     server = subprocess.Popen(
         command, env=environment, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL
     )
@@ -112,6 +107,7 @@ def prefect_server(environment: dict[str, str]) -> Iterator[str]:
                     break
             except (urllib.error.URLError, TimeoutError, ConnectionError):
                 time.sleep(0.5)
+
         yield f"http://127.0.0.1:{port}/api"
     finally:
         server.terminate()
@@ -120,16 +116,15 @@ def prefect_server(environment: dict[str, str]) -> Iterator[str]:
 
 def measured(folder: Path, turns: int) -> dict[tuple[str, str], list[tuple[float, float]]]:
     """(side, state of the stages) -> wall and processor times."""
-    path = f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}"
-    plain = {name: value for name, value in os.environ.items() if name != "PREFECT_API_URL"} | {
-        "PATH": path
-    }
-    plain |= {
+    plain = os.environ | {
+        "PATH": f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}",
         "PREFECT_HOME": str(folder / "prefect"),
         "MLFLOW_TRACKING_URI": f"sqlite:///{folder / 'mlflow.db'}",
+        "PREFECT_SERVER_EPHEMERAL_STARTUP_TIMEOUT_SECONDS": "300",
     }
-    plain |= {"PREFECT_SERVER_EPHEMERAL_STARTUP_TIMEOUT_SECONDS": "300"}
+    plain.pop("PREFECT_API_URL", None)
     flow = [sys.executable, "-c", FLOW]
+
     times: dict[tuple[str, str], list[tuple[float, float]]] = {}
     with prefect_server(plain) as address:
         sides = {
@@ -140,13 +135,14 @@ def measured(folder: Path, turns: int) -> dict[tuple[str, str], list[tuple[float
         roots = {
             side: workspace(folder / side.replace(" ", "-").replace(",", "")) for side in sides
         }
-        for turn in range(
-            turns + 1
-        ):  # the first is not counted: it makes Prefect's and MLflow's databases
+
+        # The first turn is not counted: it creates the databases of Prefect and MLflow.
+        for turn in range(turns + 1):
             for side, (command, environment) in sides.items():
                 (roots[side] / "start").write_text(str(turn), encoding="utf-8")
                 words = [*command, str(roots[side])] if command is flow else command
                 place = REPOSITORY if command is flow else roots[side]
+
                 for state in ("stale", "fresh"):
                     taken = seconds(words, place, environment)
                     if turn > 0:
@@ -160,6 +156,7 @@ def main() -> None:
     arguments = parser.parse_args()
     with tempfile.TemporaryDirectory() as folder:
         times = measured(Path(folder), arguments.turns)
+
     print(f"{NUM_OTHERS + 1} stages, median of {arguments.turns}\n")
     print("| side | stages | seconds | over dvc repro | processor, s |\n|---|---|---|---|---|")
     for (side, state), those in times.items():

@@ -1,12 +1,13 @@
-"""Photos scored a second and the memory that it takes, against a plain loop over `predict_photos`.
+"""Photos scored per second, and memory, against a plain loop over `predict_photos`.
 
-    python -m bench.score                        # 2,000 drawn photos of 128 px, tiny-utkface-coral, 2 processes
+    python -m bench.score                           # 2,000 synthetic photos, 2 processes
     python -m bench.score --count 500 --workers 1
 
-The plain loop asks `Predictor.predict_photos` about one path after the other in one process of one
-thread, after the model was loaded. Ours is `flows.score.flow.score_photos` from the listing of the
-folder to the last shard, the start of its processes included. Memory is resident, of the largest
-process, after the first shards and at the end.
+Photos have 128 px, the model is tiny-utkface-coral. The plain loop calls `Predictor.predict_photos`
+for one path after the other, in one process of one thread, with the model already loaded. Ours is
+`flows.score.flow.score_photos`, from listing the folder to the last shard, with the start of its
+processes. Memory is the resident memory of the largest process, after the first shards and at the
+end.
 """
 
 from __future__ import annotations
@@ -32,6 +33,7 @@ SHARD_PHOTOS = 100
 
 
 def draw(folder: Path, count: int) -> list[Path]:
+    """Synthetic photos in a folder, and their paths."""
     wanted = DrawnSet(
         num_people=count,
         photos_per_person=1,
@@ -46,9 +48,10 @@ def draw(folder: Path, count: int) -> list[Path]:
 
 
 def plain(paths: list[Path]) -> float:
-    """Seconds of the loop that everybody writes."""
+    """Seconds of the baseline: one photo after the other."""
     predictor = Predictor.load(MODEL)
-    predictor.predict_photos(paths[:2])
+    predictor.predict_photos(paths[:2])  # warm-up
+
     begin = time.perf_counter()
     for path in paths:
         predictor.predict_photos([path])
@@ -63,9 +66,9 @@ def ours(photos: Path, output: Path, num_workers: int) -> tuple[float, list[floa
 
     def look(*_: int) -> None:
         processes = [psutil.Process(), *psutil.Process().children(recursive=True)]
-        resident.append(
-            max(process.memory_info().rss for process in processes[num_workers > 0 :]) / 1e6
-        )
+        # With workers, this process holds no model.
+        workers = processes[1:] if num_workers > 0 else processes
+        resident.append(max(process.memory_info().rss for process in workers) / 1e6)
 
     begin = time.perf_counter()
     score_photos(str(photos), output, Model(folder=MODEL, version=None), settings, look)
@@ -77,21 +80,21 @@ def main() -> None:
     parser.add_argument("--count", type=int, default=2000)
     parser.add_argument("--workers", type=int, default=2)
     arguments = parser.parse_args()
+
     torch.set_num_threads(1)
     with tempfile.TemporaryDirectory() as folder:
         photos = Path(folder) / "photos"
         paths = draw(photos, arguments.count)
         seconds, resident = ours(photos, Path(folder) / "scores", arguments.workers)
         plain_seconds = plain(paths)
-    for name, taken in {
-        "plain loop": plain_seconds,
-        f"score, {arguments.workers} processes": seconds,
-    }.items():
-        print(f"{name:22} {arguments.count / taken:7.1f} photos a second")
-    early, late = (
-        max(resident[: max(1, len(resident) // 4)]),
-        max(resident[-max(1, len(resident) // 4) :]),
-    )
+
+    sides = {"plain loop": plain_seconds, f"score, {arguments.workers} processes": seconds}
+    for name, taken in sides.items():
+        print(f"{name:22} {arguments.count / taken:7.1f} photos per second")
+
+    quarter = max(1, len(resident) // 4)
+    early = max(resident[:quarter])
+    late = max(resident[-quarter:])
     print(
         f"largest process: {early:.0f} MB in the first quarter, {late:.0f} MB in the last "
         f"({late - early:+.0f})"

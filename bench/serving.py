@@ -1,14 +1,13 @@
-"""What serving costs: start, latency and throughput by clients, what batching would gain, memory
-over many requests.
+"""Serving: time to start, latency and throughput by number of clients, the gain of batching, and
+memory over many requests.
 
     python -m bench.serving                       # about 4 minutes
-    python -m bench.serving --requests 10000      # and memory over so many requests: minutes more
+    python -m bench.serving --requests 10000      # also memory over 10,000 requests: minutes more
 
-The released model is packaged into a store of its own and served by `python -m
-model_registry.serve`, a real process on loopback, on as many cores as there are; the clients are
-threads of this one and take their share of them. Photos are drawn faces of 200 to 600 px; aligned
-faces are their crops. The clock's times suffer from other load on the machine, processor times (of
-the server, or of one thread here) do not.
+The released model is packaged into its own store and served by `python -m model_registry.serve`, a
+real process on loopback, on all cores. The clients are threads of this process and use the same
+cores. Photos are synthetic faces of 200 to 600 px; aligned faces are their crops. Other load
+affects wall times, but not processor times (of the server, or of one thread here).
 """
 
 from __future__ import annotations
@@ -49,7 +48,7 @@ ROOT = Path(__file__).resolve().parent.parent
 MODEL = ROOT / "model_registry" / "released" / "tiny-utkface-all-ages"
 SIDES = (200, 250, 300, 400, 500, 600, 350, 225)
 CLIENTS = (1, 4, 16)
-TURNS = 9
+TURNS = 9  # the first warms up
 NAME = "bench"
 
 
@@ -91,23 +90,15 @@ def registered(folder: Path) -> None:
 
 @contextmanager
 def served(port: int) -> Iterator[tuple[int, float]]:
-    """A server's process number and the seconds from its start to its first answer to GET
-    /ready."""
-    command = [
-        sys.executable,
-        "-m",
-        "model_registry.serve",
-        "--model",
-        f"models:/{NAME}/1",
-        "--port",
-        str(port),
-    ]
+    """A server's process id, and the seconds from its start until GET /ready succeeds."""
+    words = f"-m model_registry.serve --model models:/{NAME}/1 --port {port}".split()
+    command = [sys.executable, *words]
     begin = time.perf_counter()
     process = subprocess.Popen(
         command, cwd=ROOT, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL
     )
     try:
-        while not answers(port):
+        while not is_ready(port):
             if process.poll() is not None:
                 raise SystemExit("the server ended while it started")
             time.sleep(0.05)
@@ -117,7 +108,8 @@ def served(port: int) -> Iterator[tuple[int, float]]:
         process.wait()
 
 
-def answers(port: int) -> bool:
+def is_ready(port: int) -> bool:
+    """Whether the server reports a loaded model."""
     connection = http.client.HTTPConnection("127.0.0.1", port, timeout=5)
     try:
         connection.request("GET", "/ready")
@@ -138,8 +130,10 @@ def free_port() -> int:
 def load(
     port: int, requests: Sequence[bytes], num_clients: int, count: int
 ) -> tuple[list[float], float]:
-    """Seconds of each of `count` requests from so many clients, each on its own connection, and of
-    all together."""
+    """Seconds of each of `count` requests, and of all together.
+
+    Each of the `num_clients` clients has its own connection.
+    """
     seconds: list[float] = []
     turns = iter(range(count))
     lock = threading.Lock()
@@ -159,10 +153,10 @@ def load(
                 requests[turn % len(requests)],
                 {"Content-Type": "application/json"},
             )
-            answer = connection.getresponse()
-            body = answer.read()
-            if answer.status != 200:
-                raise SystemExit(f"{answer.status}: {body[:300]!r}")
+            response = connection.getresponse()
+            body = response.read()
+            if response.status != 200:
+                raise SystemExit(f"{response.status}: {body[:300]!r}")
             seconds.append(time.perf_counter() - begin)
 
     threads = [threading.Thread(target=client) for _ in range(num_clients)]
@@ -180,8 +174,8 @@ def processor_seconds(pid: int) -> float:
 
 
 def print_load(port: int, pid: int, kind: str, requests: Sequence[bytes], count: int) -> float:
-    """A table row for each number of clients; the server's processor seconds a request with one
-    client."""
+    """Prints a table row for each number of clients; gives the server's processor seconds per
+    request with one client."""
     alone = 0.0
     for num_clients in CLIENTS:
         before = processor_seconds(pid)
@@ -216,15 +210,14 @@ def each_of(predict: Callable[[Any], object], pictures: Any, slices: Sequence[sl
 def print_shares(
     predictor: Predictor, photos: Sequence[bytes], crops: torch.Tensor, alone: dict[str, float]
 ) -> None:
-    """Where a request's time goes, and what joining the requests of several clients would save of
-    it."""
+    """Prints where a request's time goes, and what joining requests of clients would save."""
     torch.set_num_threads(1)
     count = len(photos)
     same = [photos[0]] * count
-    parts = {
-        size: [slice(start, start + size) for start in range(0, count, size)]
-        for size in (1, 2, count)
-    }
+    parts: dict[int, list[slice]] = {}
+    for size in (1, 2, count):
+        parts[size] = [slice(start, start + size) for start in range(0, count, size)]
+
     forms: dict[str, Callable[[], object]] = {}
     for size, slices in parts.items():
         forms[f"forward {size}"] = functools.partial(
@@ -235,6 +228,7 @@ def print_shares(
         )
         forms[f"same {size}"] = functools.partial(each_of, predictor.predict_photos, same, slices)
     each = {name: seconds / count for name, seconds in processor_medians(forms).items()}
+
     print(f"\nprocessor ms on one thread   {'alone':>8} {'2 joined':>9} {f'{count} joined':>9}")
     for kind, words in (
         ("forward", "face, forward pass only"),
@@ -247,6 +241,7 @@ def print_shares(
             f"{words:28} {1e3 * row[0]:8.1f} {1e3 * row[1]:9.1f} {1e3 * row[2]:9.1f}   saved "
             f"{saved}"
         )
+
     for kind, seconds in alone.items():
         print(
             f"{kind}: {1 - each['forward 1'] / seconds:.0%} of {1e3 * seconds:.1f} ms outside the "
@@ -255,26 +250,25 @@ def print_shares(
 
 
 def print_memory(port: int, pid: int, requests: Sequence[bytes], count: int) -> None:
-    """The server's resident memory after the first tenth and later, four clients at a time."""
-    resident = functools.partial(
-        lambda process: process.memory_info().rss / 1e6, psutil.Process(pid)
-    )
+    """Prints the server's resident memory after the first tenth and later; four clients."""
+    process = psutil.Process(pid)
     done = 0
     print("\nrequests  resident MB")
     for share in (0.1, 0.25, 0.5, 0.75, 1.0):
         part = round(count * share) - done
         load(port, requests, 4, part)
         done += part
-        print(f"{done:8} {resident():12.1f}", flush=True)
+        print(f"{done:8} {process.memory_info().rss / 1e6:12.1f}", flush=True)
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(prog="python -m bench.serving", description=__doc__)
     parser.add_argument("--count", type=int, default=320, help="requests at each number of clients")
     parser.add_argument(
-        "--requests", type=int, default=0, help="requests over which memory is watched"
+        "--requests", type=int, default=0, help="requests over which memory is measured"
     )
     arguments = parser.parse_args()
+
     predictor, photos = Predictor.load(MODEL), drawn_photos()
     faces = aligned_faces(predictor, photos)
     with tempfile.TemporaryDirectory() as folder:
@@ -282,10 +276,9 @@ def main() -> None:
         port = free_port()
         with served(port) as (pid, seconds):
             print(
-                f"{len(os.sched_getaffinity(0))} cores; {seconds:.1f} s from the start to the "
-                f"first answer"
+                f"{len(os.sched_getaffinity(0))} cores; {seconds:.1f} s from the start until ready"
             )
-            print("what     clients    p50 ms    p99 ms   requests a s   processor ms")
+            print("what     clients    p50 ms    p99 ms     requests/s   processor ms")
             requests: dict[str, list[Any]] = {
                 "photo": [request_of("photo", photo) for photo in photos],
                 "face": [request_of("face", face) for face in faces],
@@ -297,6 +290,7 @@ def main() -> None:
             if arguments.requests:
                 print_memory(port, pid, requests["face"], arguments.requests)
         mlflow.set_tracking_uri("")
+
     crops = np.stack([read_photo(face) for face in faces])
     print_shares(predictor, photos, torch.from_numpy(crops).permute(0, 3, 1, 2), alone)
 

@@ -1,14 +1,14 @@
-"""How fast each network answers in each form, against VGG-16 in plain torch (DLDL-v2's Table 2),
-and how well.
+"""Speed of each network in each form (runtime and precision), against VGG-16 in plain torch
+(DLDL-v2's Table 2), and the error of each form.
 
-    python -m bench.speed    # VGG-16, Thin and Tiny at 224 px on one thread: 10 minutes, 4 GB
+    python -m bench.speed       # VGG-16, Thin and Tiny at 224 px on one thread: 10 minutes, 4 GB
     python -m bench.speed --px 96 --threads 2 --networks vgg16 thin tiny vgg-0.125
-    python -m bench.speed --model models/export --faces data/target/faces   # and its errors
+    python -m bench.speed --model models/export --faces data/target/faces    # also a model's error
 
-Time does not depend on what a network has learnt, so weights are random. Each form takes uint8
-crops and gives values: normalisation, softmax and decoding are in the clock everywhere. All forms
-of all networks take turns in one process, so that other load hits them alike; medians over the
-turns. Processor time stands beside the clock's: with one thread it does not care for other load.
+Time does not depend on the weights, so they are random. Each form takes uint8 crops and gives
+values; normalisation, softmax and decoding are measured in every form. All forms of all networks
+take turns in one process, so that other load affects them alike. Figures are medians over the
+turns. Processor time is reported beside wall time; with one thread, other load hardly changes it.
 """
 
 from __future__ import annotations
@@ -60,7 +60,8 @@ Seconds = tuple[float, float]  # wall, processor over all threads
 def in_torch(
     network: Network, config: ModelConfig, layout: torch.memory_format, *, bfloat16: bool
 ) -> Run:
-    """A network whose weights lie in `layout`, as torch runs it; autocast rounds the head, too."""
+    """A network with weights in the memory format `layout`, in torch; autocast rounds the head,
+    too."""
     inference = Inference(network, config, torch.float32).eval()
 
     @torch.inference_mode()
@@ -74,7 +75,7 @@ def in_torch(
 
 
 def in_onnx(path: Path) -> Run:
-    """An ONNX file in ONNX Runtime, on as many threads as torch has."""
+    """An ONNX file in ONNX Runtime, with as many threads as torch."""
     options = onnxruntime.SessionOptions()
     options.intra_op_num_threads = torch.get_num_threads()
     session = onnxruntime.InferenceSession(path, options, providers=["CPUExecutionProvider"])
@@ -155,15 +156,15 @@ def take_turns(runs: dict[Key, Run], faces: FaceBatch, repeats: int) -> dict[Key
 
 
 def medians(turns: list[Seconds]) -> Seconds:
-    """Of the wall and of the processor, each on its own."""
-    return statistics.median(wall for wall, _ in turns), statistics.median(
-        processor for _, processor in turns
-    )
+    """Medians of wall and of processor time, each on its own."""
+    wall = statistics.median(wall for wall, _ in turns)
+    processor = statistics.median(processor for _, processor in turns)
+    return wall, processor
 
 
 def print_times(names: list[str], px: int, repeats: int) -> None:
-    """Parameters and multiply-accumulates, then the times of every form, as ratios to the first
-    network's in torch."""
+    """Prints parameters and multiply-accumulates, then the times of every form, with ratios to the
+    first network in torch."""
     runs: dict[Key, Run] = {}
     print(f"| network | parameters | multiply-accumulates at {px} px |\n|---|---|---|")
     for name in names:
@@ -198,15 +199,17 @@ def cell(turns: list[Seconds], reference: list[Seconds]) -> str:
 
 
 def print_errors(folder: Path, faces: Path) -> None:
-    """The mean absolute error of every form of a trained model on its test faces; ranges from its
-    training faces."""
+    """Prints the mean absolute error of every form of a trained model on its test faces; the ranges
+    of int8 are from its training faces."""
     network, config = load_model(folder)
-    train, test = (FaceTable.open(faces, [split]) for split in ("train", "test"))
+    train = FaceTable.open(faces, ["train"])
+    test = FaceTable.open(faces, ["test"])
     if not (len(train) and len(test)):
         raise ValueError(
             f"{faces}: {len(train)} faces of split train, {len(test)} of test; both are needed"
         )
     check_preprocessing(config, train, faces)
+
     spread = evenly_spread(len(train), RANGE_FACES)
     runs = forms(
         network,
@@ -253,6 +256,7 @@ def main() -> None:
             "--model and --faces go together: a model, and the aligned faces to measure its error "
             "on"
         )
+
     torch.set_num_threads(arguments.threads)
     print(
         f"{arguments.px} px, {arguments.threads} threads, torch {torch.__version__}, "

@@ -1,13 +1,15 @@
-"""What Ray Tune costs over the same trials run bare, and what trials of a machine share.
+"""Overhead of Ray Tune over the same trials without it, and the memory that trials share.
 
-    python -m bench.sweep                              # as many faces as UTKFace's training has: 40 minutes on 2 cores
-    python -m bench.sweep --faces 4000 --trials 4      # eight minutes; what a sweep costs once weighs more
+    python -m bench.sweep                            # 12,000 faces: 40 minutes on 2 cores
+    python -m bench.sweep --faces 4000 --trials 4    # eight minutes
 
-Both sides train the same settings of the same drawn faces, as many at a time, to their last epoch:
-bare, in processes that are given one trial after the other; and as a sweep (flows/sweep/driver.py).
-The sides take turns, the median counts. What comes before the first epoch and after the last one
-(Ray's start, MLflow, tables) does not grow with the trials and is told apart. The memory of a trial
-is what it has for itself of the decoded faces, from Linux's account of its pages.
+The default has as many faces as UTKFace's training split; in a small run the fixed costs weigh
+more. Both sides train the same settings on the same synthetic faces, equally many trials at a time,
+to their last epoch: without Tune, in processes that take one trial after the other; with Tune, as a
+sweep (flows/sweep/driver.py). The sides take turns; figures are medians. The time before the first
+epoch and after the last one (Ray's start, MLflow, tables) does not grow with the trials, and is
+reported separately. The memory of a trial is its private share of the decoded faces, from Linux's
+page accounting.
 """
 
 from __future__ import annotations
@@ -44,8 +46,8 @@ from visage.data.schemas import FACE_SCHEMA, METADATA_KEY
 
 REPOSITORY = Path(__file__).resolve().parents[1]
 CROP_PX = 48
-LOOK_SECONDS = 30.0  # between two looks at the trials' pages, which hold the trials up
-EYE = {
+LOOK_SECONDS = 30.0  # between two readings of the trials' pages; a reading delays the trials
+SHARD_METADATA = {
     "alignment": {
         "template": "whole_face",
         "crop_px": CROP_PX,
@@ -63,8 +65,10 @@ EYE = {
 
 
 def make(root: Path, num_faces: int, num_trials: int, epochs: int) -> Path:
-    """Noise whose brightness is its label, and the settings of a sweep over `num_trials` lambdas."""
-    rng, rows = np.random.default_rng(0), []
+    """Writes noise whose brightness is its label, and the settings of a sweep over `num_trials`
+    lambdas."""
+    rng = np.random.default_rng(0)
+    rows = []
     for index in range(num_faces):
         label = float(rng.uniform(5, 95))
         buffer = io.BytesIO()
@@ -87,9 +91,11 @@ def make(root: Path, num_faces: int, num_trials: int, epochs: int) -> Path:
             "label": label,
         }
         rows.append(row | {"person": str(index), "split": "val" if index % 10 == 0 else "train"})
+
     (root / "faces").mkdir(parents=True)
-    schema = FACE_SCHEMA.with_metadata({METADATA_KEY: json.dumps(EYE)})
+    schema = FACE_SCHEMA.with_metadata({METADATA_KEY: json.dumps(SHARD_METADATA)})
     pq.write_table(pa.Table.from_pylist(rows, schema), root / "faces" / "part-00000.parquet")
+
     params = read_params(REPOSITORY / "params.yaml")
     params["finetune"] |= {"init": "scratch", "num_workers": 0}
     values = np.geomspace(0.01, 10, num_trials).tolist()
@@ -109,16 +115,15 @@ def plan_of(root: Path) -> Plan:
 
 
 # -------------------------------------------------------------------------------
-# Bare
+# Without Tune
 # -------------------------------------------------------------------------------
 
 _tables: dict[str, FaceTable] = {}  # of a process that trains one trial after the other
 
 
 def _begin(root: Path, cache_mb: int) -> None:
-    _tables.update(
-        {split: FaceTable.open(root / "faces", [split], cache_mb) for split in ("train", "val")}
-    )
+    for split in ("train", "val"):
+        _tables[split] = FaceTable.open(root / "faces", [split], cache_mb)
 
 
 def _train(root: Path, number: int, values: dict[str, Any]) -> None:
@@ -131,13 +136,14 @@ def _train(root: Path, number: int, values: dict[str, Any]) -> None:
 
 
 def bare(root: Path, slots: int) -> None:
-    """The trials in processes of their own, `slots` at a time; as with Tune, the clock starts with
-    the faces open."""
+    """Runs the trials in separate processes, `slots` at a time; as with Tune, time is measured from
+    when the faces are open."""
     plan = plan_of(root)
     cache_mb = plan.trial_settings({}).cache_mb
     with ProcessPoolExecutor(slots, get_context("spawn"), _begin, (root, cache_mb)) as pool:
         for one in [pool.submit(time.sleep, 1.0) for _ in range(slots)]:
             one.result()
+
         started = time.monotonic()
         for one in [pool.submit(_train, root, *each) for each in enumerate(plan.listed())]:
             one.result()
@@ -150,16 +156,18 @@ def bare(root: Path, slots: int) -> None:
 
 
 def run(command: list[str], root: Path) -> tuple[float, float, list[tuple[int, int]]]:
-    """Seconds of the whole process and of its trials; what its workers have of the shared faces, at
-    the most."""
+    """Seconds of the whole process and of its trials; (mapped, private) kB of the shared faces of
+    each worker, at the highest reading."""
     environment = os.environ | {
         "OMP_NUM_THREADS": "1",
         "PYTHONPATH": str(REPOSITORY),
         "TQDM_DISABLE": "1",
     }
-    started, shared = time.monotonic(), list[tuple[int, int]]()
+    shared: list[tuple[int, int]] = []
+    started = time.monotonic()
     looked = started
-    with (root / "said").open("w+", encoding="utf-8") as file:
+
+    with (root / "output").open("w+", encoding="utf-8") as file:
         process = subprocess.Popen(
             command, cwd=root, env=environment, stdout=file, stderr=subprocess.STDOUT
         )
@@ -168,29 +176,28 @@ def run(command: list[str], root: Path) -> tuple[float, float, list[tuple[int, i
             if time.monotonic() - looked > LOOK_SECONDS:
                 shared, looked = max(shared, _shared(process.pid)), time.monotonic()
         file.seek(0)
-        said = file.read()
-    found = re.search(r"epochs in ([\d.]+) s", said)
+        output = file.read()
+
+    found = re.search(r"epochs in ([\d.]+) s", output)
     if process.returncode != 0 or found is None:
-        raise SystemExit(said)
+        raise SystemExit(output)
     return time.monotonic() - started, float(found[1]), shared
 
 
 def _shared(pid: int) -> list[tuple[int, int]]:
-    """(mapped, its own) kB of Ray's object store, of every trial's process."""
+    """(mapped, private) kB of Ray's object store, of every trial's process."""
     found = []
     try:
         for worker in psutil.Process(pid).children(recursive=True):
-            if worker.cmdline()[:1] == ["ray::ImplicitFunc.train"]:
-                maps = [one for one in worker.memory_maps(grouped=False) if "plasma" in one.path]
-                found.append(
-                    (
-                        sum(one.rss for one in maps),
-                        sum(one.private_clean + one.private_dirty for one in maps),
-                    )
-                )
-    except psutil.Error:  # it ended while it was looked at
+            if worker.cmdline()[:1] != ["ray::ImplicitFunc.train"]:
+                continue
+            maps = [one for one in worker.memory_maps(grouped=False) if "plasma" in one.path]
+            mapped = sum(one.rss for one in maps)
+            private = sum(one.private_clean + one.private_dirty for one in maps)
+            found.append((mapped >> 10, private >> 10))
+    except psutil.Error:  # a process ended during the reading
         return []
-    return [(mapped >> 10, own >> 10) for mapped, own in found]
+    return found
 
 
 def main() -> None:
@@ -199,10 +206,12 @@ def main() -> None:
         parser.add_argument(f"--{name}", type=int, default=number)
     parser.add_argument("--bare", type=Path, help=argparse.SUPPRESS)
     arguments = parser.parse_args()
+
     slots = len(os.sched_getaffinity(0))
-    if arguments.bare is not None:
+    if arguments.bare is not None:  # this process is the side without Tune
         bare(arguments.bare, slots)
         return
+
     rows: dict[str, list[tuple[float, float, float]]] = {"bare": [], "Tune": []}
     shared: list[tuple[int, int]] = []
     for _ in range(arguments.turns):
@@ -213,15 +222,8 @@ def main() -> None:
                 )
                 words = ["-m", "bench.sweep", "--bare", str(root)]
                 if side == "Tune":
-                    words = [
-                        "-m",
-                        "flows.sweep.driver",
-                        "--params",
-                        "params.yaml",
-                        "--faces",
-                        "faces",
-                    ]
-                    words += ["--backbone", "none", "--results", "results"]
+                    words = ["-m", "flows.sweep.driver", "--params", "params.yaml"]
+                    words += ["--faces", "faces", "--backbone", "none", "--results", "results"]
                 whole, trials, seen = run([sys.executable, *words], root)
                 epochs = sum(
                     epochs_of(file.parent)["seconds"].sum() for file in root.glob("**/history.csv")
@@ -229,26 +231,27 @@ def main() -> None:
                 rows[side].append((whole, trials, epochs / slots))
                 shared = seen or shared
                 print(
-                    f"{side}: {whole:.1f} s, of it trials {trials:.1f} s, epochs "
+                    f"{side}: {whole:.1f} s, of which trials {trials:.1f} s, epochs "
                     f"{epochs / slots:.1f} s"
                 )
+
     print(
         f"\n{arguments.trials} trials of {arguments.epochs} epochs, {arguments.faces} faces, "
         f"{slots} at a time\n"
     )
-    print("| side | whole, s | trials, s | epochs themselves, s |\n|---|---|---|---|")
+    print("| side | total, s | trials, s | epochs only, s |\n|---|---|---|---|")
     for side, those in rows.items():
         whole, trials, epochs = (statistics.median(column) for column in zip(*those, strict=True))
         print(f"| {side} | {whole:.1f} | {trials:.1f} | {epochs:.1f} |")
-    for place, name in enumerate(("whole", "trials", "epochs")):
-        of_bare, of_tune = (
-            statistics.median(each[place] for each in those) for those in rows.values()
-        )
+    for place, name in enumerate(("total", "trials", "epochs")):
+        of_bare = statistics.median(each[place] for each in rows["bare"])
+        of_tune = statistics.median(each[place] for each in rows["Tune"])
         print(f"Tune over bare, {name}: {of_tune / of_bare - 1:+.1%}")
+
     decoded_mb = arguments.faces * 3 * CROP_PX**2 / 1e6
     print(
-        f"\ndecoded faces {decoded_mb:.0f} MB; workers map of Ray's store, and have of it for "
-        f"themselves (MB): ",
+        f"\ndecoded faces {decoded_mb:.0f} MB; each worker's mapped and private share of Ray's "
+        f"store (MB): ",
         end="",
     )
     print(", ".join(f"{mapped / 1024:.0f} and {own / 1024:.1f}" for mapped, own in shared))

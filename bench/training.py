@@ -1,14 +1,15 @@
-"""Whether the input pipeline starves the training, and what precision and memory format are worth.
+"""Cost of the input pipeline in training, and the gain of precision and memory format.
 
-    python -m bench.training                       # TinyAgeNet, 96 px, batches of 64, on random crops: 5 minutes
+    python -m bench.training        # TinyAgeNet, 96 px, batches of 64, random crops: 5 minutes
     python -m bench.training --faces data/target/faces --network thin
 
-First table: the real loop (`visage.training.loop`) takes turns, within one epoch, between blocks of
+First table: within one epoch, the real loop (`visage.training.loop`) alternates between blocks of
 steps on faces (decoded, cached, prefetched, augmented) and blocks of steps on one fixed batch. A
-step lasts from one batch asked for to the next. The goal is at most 1.1 times the fixed batch.
-Second table: the same loop on the fixed batch alone, in turn in float32 and bfloat16, with and
-without channels_last. Medians of steps taken in turns, so that other load on the machine hits both;
-CPU time (all threads) stands beside the wall's, because it does not care for other load.
+step is the time from one request for a batch to the next. The goal is at most 1.1 times the fixed
+batch. Second table: the same loop on the fixed batch alone, alternating between float32 and
+bfloat16, with and without channels_last. Figures are medians of steps; the sides take turns, so
+that other load affects both. CPU time (all threads) is reported beside wall time, because other
+load hardly changes it.
 """
 
 from __future__ import annotations
@@ -44,7 +45,8 @@ from visage.training.loop import Batch, Task, fit
 from visage.training.optim import RecipeSettings
 
 PARAMS = Path(__file__).resolve().parent.parent / "params.yaml"  # the augmentation presets
-BLOCK, SETTLE = 12, 4  # steps that take their turn together; the first ones of each are not counted
+BLOCK = 12  # steps of a turn
+SETTLE = 4  # first steps of a turn, not counted
 RECIPE = RecipeSettings(
     optimiser="adamw",
     momentum=0.0,
@@ -87,15 +89,16 @@ def random_faces(folder: Path, count: int, crop_px: int) -> Path:
             "split": "train",
         }
         rows.append(row)
-    eye = {"alignment": {"crop_px": crop_px}, "detector": {}}
-    table = pa.Table.from_pylist(rows, FACE_SCHEMA.with_metadata({METADATA_KEY: json.dumps(eye)}))
+
+    shard_metadata = {METADATA_KEY: json.dumps({"alignment": {"crop_px": crop_px}, "detector": {}})}
+    table = pa.Table.from_pylist(rows, FACE_SCHEMA.with_metadata(shard_metadata))
     pq.write_table(table, folder / "part-00000.parquet")
     return folder
 
 
 @dataclasses.dataclass
 class Clock:
-    """Seconds of every step by what fed it, from one batch asked for to the next."""
+    """Seconds of every step by the name of its feed, from one request for a batch to the next."""
 
     steps: dict[str, list[Seconds]] = dataclasses.field(default_factory=dict)
 
@@ -111,7 +114,7 @@ class Clock:
                         self.steps.setdefault(name, []).append(step)
 
     def median(self, name: str) -> Seconds:
-        """Of the wall and of the CPU, each on its own."""
+        """Medians of wall and of CPU time, each on its own."""
         return (
             statistics.median(wall for wall, _ in self.steps[name]),
             statistics.median(cpu for _, cpu in self.steps[name]),
@@ -176,10 +179,11 @@ def fed(table: FaceTable, batch_size: int, augmentation: AugmentationSettings) -
 
 
 def line(name: str, clock: Clock, feed: str, against: str) -> str:
-    """One row of a table: milliseconds of both, and how many times the one is the other, by wall
-    and CPU."""
-    (wall, cpu), (wall_0, cpu_0) = clock.median(feed), clock.median(against)
-    return f"| {name} | {1e3 * wall_0:.0f} | {1e3 * wall:.0f} | {wall / wall_0:.3f} | {cpu / cpu_0:.3f} |"
+    """One row of a table: milliseconds of both, and the ratios of wall and of CPU time."""
+    wall, cpu = clock.median(feed)
+    wall_0, cpu_0 = clock.median(against)
+    times = f"{1e3 * wall_0:.0f} | {1e3 * wall:.0f} | {wall / wall_0:.3f} | {cpu / cpu_0:.3f}"
+    return f"| {name} | {times} |"
 
 
 def main() -> None:
@@ -194,6 +198,7 @@ def main() -> None:
     parser.add_argument("--batch-size", type=int, default=64)
     parser.add_argument("--turns", type=int, default=8)
     arguments = parser.parse_args()
+
     with tempfile.TemporaryDirectory() as folder:
         faces = arguments.faces or random_faces(
             Path(folder), 16 * arguments.batch_size, arguments.crop_px
@@ -205,15 +210,13 @@ def main() -> None:
     px = tables["cached"].alignment["crop_px"]
     tables["cached"].decode(np.arange(len(tables["cached"])))
     presets = load_section(PARAMS, "finetune", FinetuneSettings).augmentations
+
     print(
         f"{arguments.network} at {px} px, batches of {arguments.batch_size}, "
-        f"{torch.get_num_threads()} threads, "
-        f"{available_device()}\n"
+        f"{torch.get_num_threads()} threads, {available_device()}\n"
     )
-    print(
-        "| faces | fixed batch, ms | with data, ms | wall, times | CPU, times "
-        "|\n|---|---|---|---|---|"
-    )
+    print("| faces | fixed batch, ms | with data, ms | wall, ratio | CPU, ratio |")
+    print("|---|---|---|---|---|")
     for cache, table in tables.items():
         for preset, augmentation in presets.items():
             clock = Clock()
@@ -223,7 +226,8 @@ def main() -> None:
             }
             train(arguments.network, RECIPE, clock, feeds, arguments.turns)
             print(line(f"{cache}, {preset}", clock, "fed", "fixed"), flush=True)
-    print("\n| precision | float32, ms | ms | wall, times | CPU, times |\n|---|---|---|---|---|")
+
+    print("\n| precision | float32, ms | ms | wall, ratio | CPU, ratio |\n|---|---|---|---|---|")
     clocks = {
         (precision, last): Clock()
         for precision in ("float32", "bfloat16")
@@ -234,9 +238,10 @@ def main() -> None:
             recipe = dataclasses.replace(RECIPE, precision=precision, channels_last=last)  # type: ignore[arg-type]
             feed = {f"{precision} {last}": fixed_batch(tables["cached"], arguments.batch_size)}
             train(arguments.network, recipe, clock, feed, 1)
-    together = Clock(
-        steps={name: steps for clock in clocks.values() for name, steps in clock.steps.items()}
-    )
+
+    together = Clock()
+    for clock in clocks.values():
+        together.steps |= clock.steps
     for precision, last in clocks:
         name = f"{precision}{', channels_last' if last else ''}"
         print(line(name, together, f"{precision} {last}", "float32 False"))

@@ -1,13 +1,13 @@
-"""Finished runs -> tracked result files, and result files -> docs/results.md. No figure is typed.
+"""Finished runs -> tracked result files -> docs/results.md. No figure is typed by hand.
 
-    python docs/make_results.py record NAME --protocol utkface_coral [--run FOLDER] [--note TEXT] [--machine TEXT]
+    python docs/make_results.py record NAME --protocol utkface_coral
+        [--run FOLDER] [--note TEXT] [--machine TEXT]
     python docs/make_results.py render
 
-`record` copies what a run (a folder with params.yaml, models/, reports/, dvc.lock) left behind into
-docs/results/NAME.json; do it on the machine that ran, or name that machine. Runs NAME-fold0,
+`record` copies the results of a run (a folder with params.yaml, models/, reports/, dvc.lock) into
+docs/results/NAME.json. Run it on the machine that trained, or name that machine. Runs NAME-fold0,
 NAME-fold1 ... (or NAME-seed0 ...) are one family: `render` adds their mean with a Student-t
-interval. docs/results/published.json holds, per protocol, what others published and the bars to be
-met.
+interval. docs/results/published.json holds, per protocol, the published figures and the goals.
 """
 
 from __future__ import annotations
@@ -33,28 +33,30 @@ from visage.weights import sha256_of
 
 DOCS = Path(__file__).resolve().parent
 Record = dict[str, Any]
-PLACES = (
-    "locations",
-    "sha256",
-    "lists",
-    "table",
-)  # of a download section: where the data lay, not what was done
+# Keys of a download section that say where the data was, not what was done with it.
+PLACES = ("locations", "sha256", "lists", "table")
 STAGES = ("pretrain", "finetune")
 ATTRIBUTE_METRICS = ("mae", "bias")
 
 
 def record(name: str, run: Path, protocol: str, note: str, machine: str | None) -> Record:
-    """All that is kept of a finished run. ValueError where a file of it is missing."""
-    metrics_file, groups_file = run / "reports" / "metrics.json", run / "reports" / "groups.csv"
+    """The tracked record of a finished run.
+
+    Errors: ValueError if a file of the run is missing.
+    """
+    metrics_file = run / "reports" / "metrics.json"
+    groups_file = run / "reports" / "groups.csv"
     for file in (metrics_file, groups_file):
         if not file.is_file():
             raise ValueError(
-                f"{file}: not there; evaluate the run first (dvc repro), or name its folder with "
-                f"--run"
+                f"{file}: no such file; evaluate the run first (dvc repro), or name its folder "
+                f"with --run"
             )
+
     metrics = json.loads(metrics_file.read_text(encoding="utf-8"))
     config = ModelConfig.read(run / "models" / "calibrated" / "config.json")
     params = read_params(run / "params.yaml")
+
     return {
         "name": name,
         "protocol": protocol,
@@ -94,9 +96,10 @@ def record(name: str, run: Path, protocol: str, note: str, machine: str | None) 
 
 
 def training(history: Path) -> dict[str, float] | None:
-    """Epochs, seconds and the last row of a training's history; None where there was none."""
+    """Epochs, seconds and the last row of a training's history; None if there was no training."""
     if not history.is_file():
         return None
+
     table = pd.read_csv(history)
     last = {
         str(key): float(value)
@@ -114,15 +117,15 @@ def group_figures(groups: pd.DataFrame) -> list[Record]:
 
 
 def without_places(section: Any) -> Any:
-    """Settings without where the data lay, those of the sets within them too."""
+    """Settings without PLACES, at every depth."""
     if not isinstance(section, dict):
         return section
     return {key: without_places(value) for key, value in section.items() if key not in PLACES}
 
 
 def settings_of(params: Mapping[str, Any]) -> dict[str, Any]:
-    """What was set: the target's download without its places, alignment, and of the presets the
-    chosen ones."""
+    """The settings of a run: the target's download without PLACES, alignment, and the chosen recipe
+    and augmentation."""
     sections = {
         "download": without_places(params["download"]["target"]),
         "align": params["align"]["target"],
@@ -143,35 +146,37 @@ def settings_of(params: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def digest(path: Path) -> str | None:
+    """The sha256 of a file, None if there is none."""
     return sha256_of(path) if path.is_file() else None
 
 
 def render(results: Path) -> str:
-    """The whole of results.md."""
+    """The text of results.md."""
     published = json.loads((results / "published.json").read_text(encoding="utf-8"))
     files = sorted(path for path in results.glob("*.json") if path.name != "published.json")
     records = [json.loads(path.read_text(encoding="utf-8")) for path in files]
-    if strangers := sorted({r["protocol"] for r in records} - set(published)):
+    if unknown := sorted({record["protocol"] for record in records} - set(published)):
         raise ValueError(
-            f"{results}: protocols {strangers} are not in published.json; describe them there"
+            f"{results}: protocols {unknown} are not in published.json; describe them there"
         )
-    chapters = [
-        chapter(published[key], [r for r in records if r["protocol"] == key]) for key in published
-    ]
+
+    chapters = []
+    for key, protocol in published.items():
+        chapters.append(chapter(protocol, [run for run in records if run["protocol"] == key]))
     head = (
         "# Results\n\nWritten by `python docs/make_results.py render` from "
-        "[docs/results/](results/); edit nothing "
-        "here. Brackets are 95% percentile-bootstrap intervals, drawn over people where they are "
-        "known, else over "
-        "pictures. Test photos choose nothing: no epoch, no setting."
+        "[docs/results/](results/); do not edit. Brackets are 95 % percentile-bootstrap intervals "
+        "over people where people are known, else over pictures. Test photos never choose an epoch "
+        "or a setting."
     )
     return "\n\n".join([head, *(text for text in chapters if text)]) + "\n"
 
 
 def chapter(protocol: Mapping[str, Any], records: Sequence[Record]) -> str:
-    """One protocol: what it is, the runs, what others published, the bars, and every run in detail."""
+    """One protocol: description, runs, published figures, goals, and every run in detail."""
     if not records and not protocol["published"]:
         return ""
+
     parts = [f"## {protocol['title']}", protocol["about"]]
     if records:
         parts += [runs_table(records, protocol["metrics"]).markdown(), *families(records)]
@@ -190,14 +195,14 @@ def first_list(record: Record) -> str:
 
 
 def figure(record: Record, faces: str, metric: str) -> str:
-    """A metric of a list with its interval, empty where it is not known."""
+    """A metric of a list of faces with its interval; empty if the run has none."""
     known = record["lists"].get(faces, {}).get(metric)
     return with_interval(metric, Estimate(**known), 2) if known else ""
 
 
 def runs_table(records: Sequence[Record], metrics: Sequence[str]) -> Table:
-    """One row a run, best first, with the protocol's metrics on the test list and MAE on its unseen
-    part."""
+    """One row per run, best first, with the protocol's metrics on the test list and the MAE on its
+    unseen part."""
     unit = records[0]["model"]["unit"]
     header = [
         "run",
@@ -219,15 +224,15 @@ def runs_table(records: Sequence[Record], metrics: Sequence[str]) -> Table:
             figure(run, f"{faces}_unseen", "mae"),
         ]
         rows.append([*row, minutes(seconds_of(run)), "GPU" if run["machine"]["on_gpu"] else "CPU"])
+
     return Table(caption="", header=[*header, "training", "on"], rows=rows)
 
 
 def seconds_of(record: Record) -> float:
-    """Wall time of fine-tuning, and of pre-training where the run starts from it."""
+    """Wall time of fine-tuning, and of pre-training if the run starts from it."""
     stages = ["finetune", "pretrain"] if record["init"] == "backbone" else ["finetune"]
-    return float(
-        sum(record["trainings"][stage]["seconds"] for stage in stages if record["trainings"][stage])
-    )
+    trainings = [record["trainings"][stage] for stage in stages]
+    return float(sum(each["seconds"] for each in trainings if each))
 
 
 def minutes(seconds: float) -> str:
@@ -235,33 +240,31 @@ def minutes(seconds: float) -> str:
 
 
 def families(records: Sequence[Record]) -> list[str]:
-    """Means over the folds or seeds of a family, one sentence each."""
+    """One sentence per family: the mean over its folds or seeds."""
     members: dict[str, list[float]] = {}
     for run in records:
         family = re.sub(r"-(fold|seed)\d+$", "", run["name"])
         members.setdefault(family, []).append(float(run["lists"][first_list(run)]["mae"]["value"]))
+
     sentences = []
     for family, values in members.items():
         if len(values) > 1:
             mean = student(values, 0.95)
             sentences.append(
                 f"`{family}`, {len(values)} runs: mean MAE {mean.value:.2f} ({mean.low:.2f} to "
-                f"{mean.high:.2f}, "
-                "Student t)."
+                f"{mean.high:.2f}, Student t)."
             )
     return sentences
 
 
 def verdict(bar: Mapping[str, Any], records: Sequence[Record]) -> str:
-    """Whether a bar is met, by which run and by how much."""
-    fit = [
-        r
-        for r in records
-        if r["model"]["network"] == bar["network"] and r["machine"]["on_gpu"] == bar["on_gpu"]
-    ]
-    head = f"Bar: {bar['title']}, MAE at most {bar['mae']:.2f}."
+    """Whether a goal is met, by which run and by how much."""
+    fit = [run for run in records if run["model"]["network"] == bar["network"]]
+    fit = [run for run in fit if run["machine"]["on_gpu"] == bar["on_gpu"]]
+    head = f"Goal: {bar['title']}, MAE at most {bar['mae']:.2f}."
     if not fit:
         return f"{head} **Not run.**"
+
     best = min(fit, key=lambda r: float(r["lists"][first_list(r)]["mae"]["value"]))
     value = float(best["lists"][first_list(best)]["mae"]["value"])
     word = (
@@ -273,27 +276,29 @@ def verdict(bar: Mapping[str, Any], records: Sequence[Record]) -> str:
 
 
 def details(record: Record) -> str:
-    """A run's rule, seeds, hardware, all metrics, groups and settings, folded."""
+    """A run's decoding, seeds, hardware, metrics, groups and settings, in a folded section."""
     decision, settings, unit = record["decision"], record["settings"], record["model"]["unit"]
-    fixed = decision["epsilon_sigma"]
     seeds = {stage: settings[stage]["seed"] for stage in ("pretrain", "finetune", "evaluate")}
     seeds["split"] = settings["download"]["split"]["seed"]
+    views = "flip averaged" if decision["flip"] else "one view"
+    fixed = decision["epsilon_sigma"]
+    otherwise = "" if fixed is None else f", {fixed:g} {unit} where it has none"
     lines = [
-        f"Prediction: {decision['decode']}, {'flip averaged' if decision['flip'] else 'one view'}. "
-        f"The epsilon-error's "
-        f"sigma: the label's own{'' if fixed is None else f', {fixed:g} {unit} where it has none'}.",
+        f"Prediction: {decision['decode']}, {views}. The epsilon-error's sigma: the label's own"
+        f"{otherwise}.",
         "Seeds: " + ", ".join(f"{stage} {seed}" for stage, seed in seeds.items()) + ".",
         f"Machine: {record['machine']['words']}. Training: {minutes(seconds_of(record))}.",
         f"Model: {record['model']['num_parameters']:,} parameters, trained by code "
         f"{record['code']['trained_at']['git_commit'][:12]}.",
     ]
-    if known := record["model"].get("calibration"):  # absent from records of before there was one
+    if known := record["model"].get("calibration"):  # older records have none
         lines.append(
             f"Calibration on {known['num_faces']:,} validation faces: temperature "
-            f"{known['temperature']:.3f}, interval "
-            f"{known['offset']:+.2f} {unit} at both ends."
+            f"{known['temperature']:.3f}, interval {known['offset']:+.2f} {unit} at both ends."
         )
-    lines += [f"Note: {record['note']}"] if record["note"] else []
+    if record["note"]:
+        lines.append(f"Note: {record['note']}")
+
     lists = list(record["lists"])
     names = [key for key, value in record["lists"][lists[0]].items() if isinstance(value, dict)]
     metrics = [
@@ -304,6 +309,7 @@ def details(record: Record) -> str:
         for key in record["lists"][lists[0]]
         if key.startswith("num_")
     ]
+
     parts = [
         "- " + "\n- ".join(lines),
         Table(caption="", header=["", *lists], rows=counts + metrics).markdown(),
@@ -319,25 +325,23 @@ def details(record: Record) -> str:
 
 
 def groups_table(record: Record, attribute: str) -> str:
-    """MAE and bias of an attribute's groups."""
+    """MAE and bias of the groups of an attribute."""
     unit = record["model"]["unit"]
     rows: dict[str, list[str]] = {}
     for group in record["groups"]:
-        if group["attribute"] == attribute:
-            row = rows.setdefault(
-                str(group["group"]), [str(group["group"]), f"{group['num_faces']:,}"]
-            )
-            row.append(
-                with_interval(
-                    group["metric"], Estimate(**{k: group[k] for k in ("value", "low", "high")}), 2
-                )
-            )
+        if group["attribute"] != attribute:
+            continue
+        name = str(group["group"])
+        row = rows.setdefault(name, [name, f"{group['num_faces']:,}"])
+        estimate = Estimate(value=group["value"], low=group["low"], high=group["high"])
+        row.append(with_interval(group["metric"], estimate, 2))
+
     header = [attribute, "faces", *(title_of(metric, unit) for metric in ATTRIBUTE_METRICS)]
     return Table(caption="", header=header, rows=list(rows.values())).markdown()
 
 
 def main() -> None:
-    """The two verbs; a missing file ends them with one line and exit status 2."""
+    """The two commands; a missing file ends them with one line and exit status 2."""
     parser = argparse.ArgumentParser(
         prog="python docs/make_results.py", description=__doc__.split("\n", 1)[0]
     )
@@ -349,13 +353,14 @@ def main() -> None:
         "--run", type=Path, default=DOCS.parent, help="the run's folder; default: this repository"
     )
     recorder.add_argument(
-        "--note", default="", help="what a reader should know, such as what was tried"
+        "--note", default="", help="what a reader should know, such as other settings that failed"
     )
     recorder.add_argument(
-        "--machine", help="the machine that ran, where it is not this one; say GPU if it has one"
+        "--machine", help="the machine that trained, if not this one; write GPU if it has one"
     )
     verbs.add_parser("render", help="docs/results/*.json -> docs/results.md")
     arguments = parser.parse_args()
+
     try:
         if arguments.verb == "record":
             kept = record(

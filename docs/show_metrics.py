@@ -1,5 +1,4 @@
-"""The last evaluation as a table in the terminal, and where everything lies: the end of `make
-demo`.
+"""Prints the last evaluation as a table, and the paths of its results: the end of `make demo`.
 
     python docs/show_metrics.py
 
@@ -21,28 +20,25 @@ PLACES = {"report": "reports/report.html", "plots": "reports/plots", "model": "m
 
 
 def metrics_table(metrics: Path, config: ModelConfig) -> Table:
-    """Every metric with its interval, one column a list of faces."""
+    """Every metric with its interval, one column per list of faces."""
     if not metrics.is_file():
         raise ValueError(f"{metrics}: no such file; evaluate a model first (make demo)")
     document = json.loads(metrics.read_text(encoding="utf-8"))
-    columns = {
-        f"{name} ({figures['num_faces']:,} faces)": {
-            metric: Estimate(**figure)
-            for metric, figure in figures.items()
-            if isinstance(figure, dict)
+    del document["decision"]
+
+    columns: dict[str, dict[str, Estimate]] = {}
+    for name, figures in document.items():
+        estimates = {key: value for key, value in figures.items() if isinstance(value, dict)}
+        columns[f"{name} ({figures['num_faces']:,} faces)"] = {
+            metric: Estimate(**figure) for metric, figure in estimates.items()
         }
-        for name, figures in document.items()
-        if name != "decision"
-    }
-    return figures_table(
-        f"{config.name}: {config.quantity} in {config.unit}",
-        columns,
-        config.unit,
-        digits_of(config),
-    )
+
+    title = f"{config.name}: {config.quantity} in {config.unit}"
+    return figures_table(title, columns, config.unit, digits_of(config))
 
 
 def main() -> None:
+    """The command line; a missing evaluation ends it with one line and exit status 2."""
     repository = Path(__file__).resolve().parents[1]
     try:
         config = ModelConfig.read(repository / "models" / "calibrated" / CONFIG_FILE)
@@ -50,6 +46,7 @@ def main() -> None:
     except ValueError as error:
         print(f"show_metrics: {error}", file=sys.stderr)
         raise SystemExit(2) from error
+
     for name, place in PLACES.items():
         print(f"{name:<8}{repository / place}")
 

@@ -146,5 +146,5 @@ def test_a_protocol_that_nobody_described_is_refused(results: Path) -> None:
 
 
 def test_a_run_that_was_not_evaluated_is_refused(tmp_path: Path) -> None:
-    with pytest.raises(ValueError, match=r"metrics\.json: not there"):
+    with pytest.raises(ValueError, match=r"metrics\.json: no such file"):
         make_results.record("x", tmp_path, "drawn", "", None)
