@@ -130,7 +130,15 @@ def _read_imported(file: Path, sha256: str) -> dict[str, Tensor]:
         if file.suffix == ".safetensors":
             return load_file(file)
         state: dict[str, Tensor] = torch.load(file, weights_only=True, map_location="cpu")
-    except (SafetensorError, pickle.UnpicklingError, RuntimeError, EOFError) as error:
+    except (
+        SafetensorError,
+        pickle.UnpicklingError,
+        EOFError,
+        LookupError,
+        RuntimeError,
+        TypeError,
+        ValueError,
+    ) as error:  # torch.load has no error of its own: the unpickler's come as they are
         raise ValueError(
             f"{file}: not a state dict ({error}); give safetensors, or what torch.save makes of one"
         ) from error

@@ -182,7 +182,7 @@ def test_no_model_in_the_folder_is_refused(tmp_path: Path, faces: Path) -> None:
 def test_a_head_of_another_method_is_refused(tmp_path: Path, faces: Path, earlier: Path) -> None:
     """Ranking has an output less on the same grid."""
     settings = finetune_settings(init="model", method="ranking")
-    with pytest.raises(ValueError, match=r"not the weights of this network \(head\.bias is "):
+    with pytest.raises(ValueError, match=r"this network \(head\.weight is \(11, 128\) there, "):
         run(tmp_path, faces, settings, earlier, tmp_path / "none")
 
 
