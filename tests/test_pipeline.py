@@ -142,7 +142,7 @@ def test_drawn_faces_end_to_end(tmp_path: Path) -> None:
     command = (
         sys.executable,
         "-m",
-        "visage.inference.photos",
+        "visage.cli",
         str(photo),
         "--model",
         "models/export",
