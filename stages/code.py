@@ -36,7 +36,7 @@ from functools import cached_property
 from pathlib import Path
 from typing import Any
 
-from stages.settings import read_params
+from stages.presets import read_params
 from visage.atomic import atomic_write
 
 REPOSITORY = Path(__file__).resolve().parents[1]
@@ -146,10 +146,10 @@ def _strip(tree: ast.Module) -> None:
         body = getattr(node, "body", None)
         if not isinstance(body, list):
             continue
-        has_docstring = isinstance(
-            node, ast.Module | ast.ClassDef | ast.FunctionDef | ast.AsyncFunctionDef
-        )
-        if has_docstring and ast.get_docstring(node, clean=False) is not None:
+        if (
+            isinstance(node, ast.Module | ast.ClassDef | ast.FunctionDef | ast.AsyncFunctionDef)
+            and ast.get_docstring(node, clean=False) is not None
+        ):
             del body[0]
         body[:] = [
             each
