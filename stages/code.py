@@ -12,6 +12,8 @@ that the stage's settings name, or those of a stage before it: a value that is t
 begins with the key and a hyphen (`vgg-0.125`). Their other entries may be added, edited and
 removed, and nothing runs again.
 
+Where the name `TEMPLATES` of a module is reached, the files in templates/ beside it count too.
+
 What a digest cannot see: names that are put together as text (`importlib`), and attributes that
 one file sets on another's objects inside a function. This file itself never counts; it decides no
 result.
@@ -41,6 +43,7 @@ from visage.atomic import atomic_write
 
 REPOSITORY = Path(__file__).resolve().parents[1]
 STAGE = "code"  # its name in dvc.yaml
+TEMPLATES = "TEMPLATES"  # a module that binds this name renders the files in templates/ beside it
 THIS = "stages.code"
 CHOSEN_BY_NAME = ("stages.sources:SOURCES", "visage.methods:METHODS", "visage.networks:NETWORKS")
 
@@ -456,9 +459,13 @@ def module_digests(module: str, root: Path, names: Collection[str]) -> dict[str,
         closure.start(name)
 
     digests: dict[str, str] = {}
-    for each in sorted(closure.texts):
-        text = "\n".join(text for _, _, text in sorted(closure.texts[each]))
-        digests[each] = hashlib.sha256(text.encode()).hexdigest()
+    for each, reached in sorted(closure.texts.items()):
+        digest = hashlib.sha256("\n".join(text for _, _, text in sorted(reached)).encode())
+        if any(name == TEMPLATES for name, _, _ in reached):
+            folder = root.joinpath(*each.split(".")[:-1], "templates")
+            for template in sorted(path for path in folder.rglob("*") if path.is_file()):
+                digest.update(template.read_bytes())
+        digests[each] = digest.hexdigest()
     return digests
 
 

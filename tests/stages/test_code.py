@@ -30,7 +30,7 @@ RUNNING = re.compile(r"Running stage '(.+)'")
 STUB = """
 import hashlib, os, pathlib, sys
 words = sys.argv[1:]
-if words[:2] == ["-m", "stages.code"]:
+if words[:2] in (["-m", "stages.code"], ["-m", "stages.presets"]):
     os.execv(sys.executable, [sys.executable, *words])
 import yaml
 name = words[1].removeprefix("stages.")
@@ -81,14 +81,15 @@ def settled(tmp_path_factory: pytest.TempPathFactory) -> Path:
     root = copy_of_the_source(tmp_path_factory.mktemp("settled"))
     for name in ("dvc.yaml", "params.yaml"):
         shutil.copy(REPOSITORY / name, root)
-    for folder in (".dvc/tmp", "bin", "incoming/identity", "incoming/target"):
+    shutil.copytree(REPOSITORY / "presets", root / "presets")
+    for folder in (".dvc/tmp", "bin", "incoming/identity", "incoming/target", "models/start"):
         (root / folder).mkdir(parents=True)
     (root / ".dvc/config").write_text("[core]\n    no_scm = True\n    analytics = false\n")
     (root / "bin/stub.py").write_text(STUB)
     python = root / "bin/python"
     python.write_text(f'#!/bin/sh\nexec {sys.executable} "$(dirname "$0")/stub.py" "$@"\n')
     python.chmod(0o755)
-    assert len(ran(root)) == 13
+    assert len(ran(root)) == 14
     assert ran(root) == set()
     return root
 
@@ -303,6 +304,19 @@ def test_only_chosen_entries_count(tmp_path: Path) -> None:
     assert code_digest("visage.a", tmp_path, ["vgg-0.125"]) != names["vgg-0.125"]
     assert code_digest("visage.a", tmp_path, ["resnet18"]) == names["resnet18"]
     assert code_digest("visage.a", tmp_path, ["vgg16"]) != names["vgg-0.125"]
+
+
+def test_templates_count_where_they_are_used(tmp_path: Path) -> None:
+    page = "from pathlib import Path\nTEMPLATES = Path('templates')\ndef page(): return TEMPLATES\n"
+    tree(tmp_path, a="from visage.html import page\nprint(page())", html=page, b="print(1)")
+    template = tmp_path / "visage/templates/page.html.j2"
+    template.parent.mkdir()
+    template.write_text("<p>", encoding="utf-8")
+    before = {name: code_digest(f"visage.{name}", tmp_path, []) for name in "ab"}
+    template.write_text("<b>", encoding="utf-8")
+    after = {name: code_digest(f"visage.{name}", tmp_path, []) for name in "ab"}
+    assert after["a"] != before["a"]
+    assert after["b"] == before["b"]
 
 
 def test_one_function_counts_with_the_classes_of_its_arguments(tmp_path: Path) -> None:
