@@ -40,7 +40,12 @@ def test_values_reach_the_settings_of_a_trial() -> None:
         "finetune.recipes.small.learning_rate": 0.01,
     }
     settings = plan.trial_settings(values)
-    assert (settings.loss.lambda_, settings.grid.step, settings.fixed_sigma, settings.epochs) == (
+    assert (
+        settings.loss["lambda_"],
+        settings.grid.step,
+        settings.fixed_sigma,
+        settings.epochs,
+    ) == (
         0.3,
         5.0,
         6.0,
