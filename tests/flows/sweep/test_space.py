@@ -1,4 +1,5 @@
-"""The sweep section of params.yaml: what is searched, and what is refused before anything starts."""
+"""The sweep section of params.yaml: what is searched, and what is refused before anything starts.
+"""
 
 from __future__ import annotations
 
