@@ -99,6 +99,10 @@ class FinetuneSettings:
     cache_mb: int
     terms: dict[str, str]
 
+    def __post_init__(self) -> None:
+        if self.method in METHODS:  # an unknown one is refused with those known, before training
+            loss_settings(self)
+
 
 def finetune(
     settings: FinetuneSettings,
@@ -168,12 +172,12 @@ def loss_settings(settings: FinetuneSettings) -> Any:
     known = {field.name for method in METHODS.values() for field in fields(method.settings)}
     if unknown := sorted(set(settings.loss) - known):
         raise ValueError(
-            f"finetune.loss: unknown key {unknown[0]!r}; known keys: {', '.join(sorted(known))}"
+            f"loss: unknown key {unknown[0]!r}; known keys: {', '.join(sorted(known))}"
         )
     kind = METHODS[settings.method].settings
     own = {field.name for field in fields(kind)}
     values = {name: value for name, value in settings.loss.items() if name in own}
-    return convert(values, kind, "finetune.loss")
+    return convert(values, kind, "loss")
 
 
 def _check(settings: FinetuneSettings, train: FaceTable) -> None:
@@ -195,7 +199,6 @@ def _check(settings: FinetuneSettings, train: FaceTable) -> None:
             f"finetune.schedule: two_stage is DLDL-v2's (first KL alone), {settings.method} knows "
             f"no stages; say joint"
         )
-    loss_settings(settings)
     refuse_off_grid(train, settings.grid, "finetune")
     if len(train) < 2:
         raise ValueError(

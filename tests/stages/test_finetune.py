@@ -425,10 +425,10 @@ def test_grid_too_narrow_for_the_faces_is_refused(tmp_path: Path, faces: Path) -
 @pytest.mark.parametrize(
     ("loss", "said"),
     [
-        (LOSS | {"lamda": 1.0}, r"finetune\.loss: unknown key 'lamda'; known keys: kl_reduction, "),
-        ({"kl_reduction": "sum", "min_sigma": 0.5}, r"finetune\.loss: missing key 'lambda_'"),
-        (LOSS | {"kl_reduction": "max"}, r"finetune\.loss\.kl_reduction: 'max' is not one of"),
-        (LOSS | {"lambda_": -1.0}, r"finetune\.loss: lambda_ is -1\.0: give 0 or more"),
+        (LOSS | {"lamda": 1.0}, r"loss: unknown key 'lamda'; known keys: kl_reduction, "),
+        ({"kl_reduction": "sum", "min_sigma": 0.5}, r"loss: missing key 'lambda_'"),
+        (LOSS | {"kl_reduction": "max"}, r"loss\.kl_reduction: 'max' is not one of"),
+        (LOSS | {"lambda_": -1.0}, r"loss: lambda_ is -1\.0: give 0 or more"),
     ],
 )
 def test_loss_settings_that_the_method_cannot_take_are_refused(

@@ -67,15 +67,15 @@ class Toy(Network):
 @pytest.fixture
 def toy(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[NetworkSettings]:
     """Its file and its entry in the dict; no other place of visage or its stages changes."""
-    package = tmp_path / "package" / "toy_networks"
+    package = tmp_path / "package" / "networks_to_train"
     package.mkdir(parents=True)
     (package / "__init__.py").touch()
     (package / "toy.py").write_text(FILE, encoding="utf-8")
     monkeypatch.syspath_prepend(package.parent)
-    module = importlib.import_module("toy_networks.toy")
+    module = importlib.import_module("networks_to_train.toy")
     monkeypatch.setitem(NETWORKS, "toy", Family(build=module.Toy, options={"width": (4, 8)}))
     yield NetworkSettings(name="toy", options={"width": 8})
-    for name in ("toy_networks", "toy_networks.toy"):
+    for name in ("networks_to_train", "networks_to_train.toy"):
         sys.modules.pop(name)
 
 
