@@ -19,6 +19,7 @@ appended), so that readers who do not know it are not disturbed.
 from __future__ import annotations
 
 import copy
+import warnings
 from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
@@ -98,19 +99,22 @@ def onnx_graph(network: Network, config: ModelConfig) -> Any:
         inputs[LANDMARKS] = torch.rand(2, 5, 2, generator=torch.Generator().manual_seed(0)) * px
     batch = torch.export.Dim("batch", min=1)
 
-    program = torch.onnx.export(
-        Inference(own, config, torch.float32).eval().requires_grad_(False),
-        tuple(inputs.values()),
-        dynamo=True,
-        dynamic_shapes=tuple({0: batch} for _ in inputs),
-        input_names=list(inputs),
-        output_names=[PROBABILITIES, VALUE, FEATURES],
-        opset_version=OPSET,
-        external_data=False,
-        # It would fold BatchNorm into weights that float16 then no longer holds exactly
-        optimize=False,
-        verbose=False,
-    )
+    with warnings.catch_warnings():
+        # Crops and landmarks share the batch's axis, which is what is wanted
+        warnings.filterwarnings("ignore", message="# The axis name: batch will not be used")
+        program = torch.onnx.export(
+            Inference(own, config, torch.float32).eval().requires_grad_(False),
+            tuple(inputs.values()),
+            dynamo=True,
+            dynamic_shapes=tuple({0: batch} for _ in inputs),
+            input_names=list(inputs),
+            output_names=[PROBABILITIES, VALUE, FEATURES],
+            opset_version=OPSET,
+            external_data=False,
+            # It would fold BatchNorm into weights that float16 then no longer holds exactly
+            optimize=False,
+            verbose=False,
+        )
     assert program is not None
     optimizer.fold_constants(program.model)
     optimizer.remove_unused_nodes(program.model)

@@ -78,10 +78,10 @@ NUM_QUANTISED = {"resnet18-0.25": 19, "toy": 2, "toy_at_landmarks": 2}
 def toys(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
     """The toys' file, in a package of its own, and their entries."""
     folder = tmp_path_factory.mktemp("package")
-    (folder / "toy_networks").mkdir()
-    (folder / "toy_networks" / "toy.py").write_text(textwrap.dedent(TOY), encoding="utf-8")
+    (folder / "answering_toys").mkdir()
+    (folder / "answering_toys" / "toy.py").write_text(textwrap.dedent(TOY), encoding="utf-8")
     sys.path.insert(0, str(folder))
-    toy = importlib.import_module("toy_networks.toy")
+    toy = importlib.import_module("answering_toys.toy")
     NETWORKS["toy"] = Family(build=toy.Toy, options={})
     NETWORKS["toy_at_landmarks"] = Family(build=toy.ToyAtLandmarks, options={})
     yield
