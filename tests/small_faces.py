@@ -46,6 +46,7 @@ NOTHING = AugmentationSettings(
     grey_probability=0.0,
     scale_probability=0.0,
     min_scale=1.0,
+    scaling="antialiased",
     rotation_degrees=0.0,
     zoom=0.0,
     translation=0.0,
@@ -59,12 +60,14 @@ PAPER = dataclasses.replace(
     grey_probability=0.5,
     scale_probability=1.0,
     min_scale=0.5,
+    scaling="released",
     rotation_degrees=15.0,
     jitter=0.4,
 )
 EXTENDED = dataclasses.replace(
     PAPER,
     scale_probability=0.2,
+    scaling="antialiased",
     zoom=0.1,
     translation=0.05,
     interpolation="bicubic",

@@ -15,10 +15,10 @@ from torch import Tensor
 from torch.nn import functional
 
 from tests.small_faces import EXTENDED, NOTHING, PAPER
+from visage.data.augment import AugmentationSettings, bicubic_matrix, training_view
+from visage.data.preprocess import GREY, PAPER_NORMALISE, evaluation_view
 from visage.model_config import NormaliseConfig
 from visage.synthetic import draw_face, sample_person, sample_photo
-from visage.data.preprocess import GREY, PAPER_NORMALISE, evaluation_view
-from visage.data.augment import AugmentationSettings, training_view
 
 PLAIN = NormaliseConfig(mean=(0.0, 0.0, 0.0), std=(1.0, 1.0, 1.0))  # views in [0, 1]
 
@@ -32,7 +32,12 @@ def crops(count: int = 5, side: int = 16, seed: int = 0) -> Tensor:
     return torch.randint(256, (count, 3, side, side), dtype=torch.uint8, generator=generator)
 
 
-def view(crops_BCHW: Tensor, settings: AugmentationSettings, seed: int = 0, normalise: NormaliseConfig = PLAIN) -> Tensor:
+def view(
+    crops_BCHW: Tensor,
+    settings: AugmentationSettings,
+    seed: int = 0,
+    normalise: NormaliseConfig = PLAIN,
+) -> Tensor:
     return training_view(crops_BCHW, settings, normalise, torch.Generator().manual_seed(seed))
 
 
@@ -60,14 +65,18 @@ def test_evaluation_view_is_the_plain_formula() -> None:
     found = evaluation_view(crops_BCHW, PAPER_NORMALISE)
     assert found.dtype == torch.float32
     for b, c, h, w in np.ndindex(*crops_BCHW.shape):
-        expected = (crops_BCHW[b, c, h, w].item() / 255 - PAPER_NORMALISE.mean[c]) / PAPER_NORMALISE.std[c]
+        expected = (
+            crops_BCHW[b, c, h, w].item() / 255 - PAPER_NORMALISE.mean[c]
+        ) / PAPER_NORMALISE.std[c]
         assert found[b, c, h, w].item() == pytest.approx(expected, abs=1e-5)
 
 
 def test_training_view_with_everything_off_is_the_evaluation_view() -> None:
     crops_BCHW = crops(33)
     found = view(crops_BCHW, NOTHING, normalise=PAPER_NORMALISE)
-    torch.testing.assert_close(found, evaluation_view(crops_BCHW, PAPER_NORMALISE), atol=1e-5, rtol=0)
+    torch.testing.assert_close(
+        found, evaluation_view(crops_BCHW, PAPER_NORMALISE), atol=1e-5, rtol=0
+    )
 
 
 def test_flip_is_exact_and_as_frequent_as_said() -> None:
@@ -80,7 +89,9 @@ def test_flip_is_exact_and_as_frequent_as_said() -> None:
     assert 70 < is_turned.sum() < 130
 
 
-def naive_move(crop_CHW: np.ndarray, angle: float, zoom: float, shift: tuple[float, float], flip: bool) -> np.ndarray:
+def naive_move(
+    crop_CHW: np.ndarray, angle: float, zoom: float, shift: tuple[float, float], flip: bool
+) -> np.ndarray:
     """Every pixel looks up, by bilinear interpolation between pixel centres, where it comes from;
     outside is black."""
     side = crop_CHW.shape[-1]
@@ -108,7 +119,9 @@ def test_geometry_equals_a_loop_over_pixels() -> None:
     shift_B2 = (0.1 * (2 * torch.rand(6, 2, generator=generator) - 1)).tolist()
     found = view(crops_BCHW, settings, seed=7).numpy()
     for b in range(6):
-        expected = naive_move(crops_BCHW[b].numpy() / 255, angle_B[b], zoom_B[b], tuple(shift_B2[b]), flip_B[b])
+        expected = naive_move(
+            crops_BCHW[b].numpy() / 255, angle_B[b], zoom_B[b], tuple(shift_B2[b]), flip_B[b]
+        )
         np.testing.assert_allclose(found[b], expected, atol=2e-5)
     assert 0 < sum(flip_B) < 6
 
@@ -121,8 +134,10 @@ def test_bicubic_moves_a_face_to_the_same_place_and_keeps_most_of_its_detail() -
     crops_BCHW = torch.from_numpy(np.stack(faces)).permute(0, 3, 1, 2)
     settings = only(rotation_degrees=7.0, zoom=0.08, translation=0.03)
     plain = view(crops_BCHW, NOTHING)
-    bilinear, bicubic = (view(crops_BCHW, dataclasses.replace(settings, interpolation=name), seed=1)
-                         for name in ("bilinear", "bicubic"))
+    bilinear, bicubic = (
+        view(crops_BCHW, dataclasses.replace(settings, interpolation=name), seed=1)
+        for name in ("bilinear", "bicubic")
+    )
 
     def detail(view_BCHW: Tensor) -> float:
         """The energy of differences between neighbours, away from the black corners."""
@@ -177,13 +192,19 @@ def test_down_and_up_is_two_interpolations(side: int) -> None:
     for b, scale in enumerate(scale_B):
         smaller = round(side * scale)
         face_1CHW = crops_BCHW[b : b + 1].float() / 255
-        small = functional.interpolate(face_1CHW, size=(smaller, smaller), mode="bilinear", antialias=True)
+        small = functional.interpolate(
+            face_1CHW, size=(smaller, smaller), mode="bilinear", antialias=True
+        )
         back = functional.interpolate(small, size=(side, side), mode="bilinear")
         torch.testing.assert_close(found[b : b + 1], back, atol=1e-5, rtol=0)
 
 
 def naive_colours(
-    face_CHW: Tensor, is_grey: bool, factors: dict[str, float], order: tuple[str, ...], normalise: NormaliseConfig
+    face_CHW: Tensor,
+    is_grey: bool,
+    factors: dict[str, float],
+    order: tuple[str, ...],
+    normalise: NormaliseConfig,
 ) -> Tensor:
     """One step after another, as torch's and Torch7's colour jitter do, without clipping."""
     red, green, blue = GREY
@@ -200,7 +221,9 @@ def naive_colours(
             "saturation": luma(face_CHW),
         }[name]
         face_CHW = factors[name] * face_CHW + (1 - factors[name]) * other
-    return (face_CHW - torch.tensor(normalise.mean)[:, None, None]) / torch.tensor(normalise.std)[:, None, None]
+    return (face_CHW - torch.tensor(normalise.mean)[:, None, None]) / torch.tensor(normalise.std)[
+        :, None, None
+    ]
 
 
 @pytest.mark.parametrize("order", list(permutations(("brightness", "contrast", "saturation"))))
@@ -212,12 +235,15 @@ def test_colours_in_one_map_equal_colours_step_by_step_in_any_order(
     torch.rand(20, generator=generator)  # the flips
     grey_B = torch.rand(20, generator=generator) < 0.5
     factor_B = {
-        name: 0.6 + 0.8 * torch.rand(20, generator=generator) for name in ("brightness", "contrast", "saturation")
+        name: 0.6 + 0.8 * torch.rand(20, generator=generator)
+        for name in ("brightness", "contrast", "saturation")
     }
     found = view(crops_BCHW, only(grey_probability=0.5, jitter=0.4), seed=5, normalise=normalise)
     for b in range(20):
         factors = {name: factor_B[name][b].item() for name in factor_B}
-        expected = naive_colours(crops_BCHW[b].float() / 255, bool(grey_B[b]), factors, order, normalise)
+        expected = naive_colours(
+            crops_BCHW[b].float() / 255, bool(grey_B[b]), factors, order, normalise
+        )
         torch.testing.assert_close(found[b], expected, atol=2e-5, rtol=0)
 
 
@@ -236,7 +262,9 @@ def test_grey_faces_are_as_many_as_said_and_keep_their_luma() -> None:
     is_grey = (found[:, 0] - found[:, 1]).abs().flatten(1).amax(dim=1) < 1e-6
     assert 60 < is_grey.sum() < 120
     weights = torch.tensor(GREY)[:, None, None]
-    torch.testing.assert_close(found[is_grey][:, 0], (weights * crops_BCHW[is_grey] / 255).sum(dim=1))
+    torch.testing.assert_close(
+        found[is_grey][:, 0], (weights * crops_BCHW[is_grey] / 255).sum(dim=1)
+    )
 
 
 def test_erased_rectangles_take_the_mean_colour_and_nothing_else_changes() -> None:
@@ -273,3 +301,80 @@ def test_a_second_batch_differs_from_the_first() -> None:
     generator, crops_BCHW = torch.Generator().manual_seed(1), crops()
     first, second = (training_view(crops_BCHW, PAPER, PLAIN, generator) for _ in range(2))
     assert not torch.equal(first, second)
+
+
+def torch7_row(pixels: list[float], wanted: int) -> list[float]:
+    """A row resampled pixel by pixel as Torch7's image.scale does with "bicubic"."""
+    row = []
+    for number in range(wanted - 1):
+        place = number * (len(pixels) - 1) / (wanted - 1)
+        left, t = int(place), place - int(place)
+        second, third = pixels[left], pixels[left + 1]
+        first = pixels[left - 1] if left > 0 else 2 * second - third
+        fourth = pixels[left + 2] if left + 2 < len(pixels) else 2 * third - second
+        slope = third - first
+        bend = 2 * first - 5 * second + 4 * third - fourth
+        twist = 3 * (second - third) + fourth - first
+        row.append(second + 0.5 * t * (slope + t * (bend + t * twist)))
+    return [*row, pixels[-1]]
+
+
+def torch7_scale(face_CHW: np.ndarray, side: int) -> np.ndarray:
+    """Rows, then columns."""
+    wide = np.array([[torch7_row(row, side) for row in plane] for plane in face_CHW.tolist()])
+    columns = np.array(
+        [[torch7_row(column, side) for column in plane.T.tolist()] for plane in wide]
+    )
+    return columns.transpose(0, 2, 1)
+
+
+@pytest.mark.parametrize(("side", "wanted"), [(8, 5), (9, 5), (5, 9), (16, 16), (2, 6)])
+def test_bicubic_is_torch7s(side: int, wanted: int) -> None:
+    pixels = np.random.default_rng(side).random(side)
+    found = bicubic_matrix(side, wanted).double() @ torch.from_numpy(pixels)
+    np.testing.assert_allclose(found, torch7_row(pixels.tolist(), wanted), atol=1e-6)
+
+
+@pytest.mark.parametrize("side", [12, 13])
+def test_released_scaling_turns_the_face_while_it_is_small(side: int) -> None:
+    settings = only(
+        scale_probability=1.0,
+        min_scale=0.5,
+        scaling="released",
+        flip_probability=0.5,
+        rotation_degrees=15.0,
+    )
+    crops_BCHW, generator = crops(6, side), torch.Generator().manual_seed(7)
+    torch.rand(6, generator=generator)  # every face is scaled
+    scale_B = (0.5 + 0.5 * torch.rand(6, generator=generator)).tolist()
+    flip_B = (torch.rand(6, generator=generator) < 0.5).tolist()
+    angle_B = ((2 * torch.rand(6, generator=generator) - 1) * math.radians(15)).tolist()
+    found = view(crops_BCHW, settings, seed=7).numpy()
+    for b in range(6):
+        smaller = side - 2 * round((1 - scale_B[b]) * side / 2)
+        small = torch7_scale(crops_BCHW[b].numpy() / 255, smaller)
+        turned = naive_move(small, angle_B[b], 1.0, (0.0, 0.0), flip_B[b])
+        np.testing.assert_allclose(found[b], torch7_scale(turned, side), atol=2e-5)
+    assert 0 < sum(flip_B) < 6
+
+
+def test_released_scaling_keeps_more_detail_than_the_antialiased_one() -> None:
+    """Of the energy of differences between neighbouring pixels of drawn faces (LOG.md)."""
+    rng = np.random.default_rng(0)
+    faces = [draw_face(sample_photo(sample_person(rng), rng, clean=True), 96) for _ in range(40)]
+    crops_BCHW = torch.from_numpy(np.stack(faces)).permute(0, 3, 1, 2)
+
+    def detail(**changes: Any) -> float:
+        inner = view(crops_BCHW, only(**changes), seed=1)[:, :, 24:72, 24:72]
+        return float(inner.diff(dim=3).square().mean() + inner.diff(dim=2).square().mean())
+
+    scaled = {"scale_probability": 1.0, "min_scale": 0.5}
+    released = detail(**scaled, scaling="released") / detail()
+    antialiased = detail(**scaled, scaling="antialiased") / detail()
+    assert 0.6 < released < 0.72
+    assert 0.35 < antialiased < 0.43
+
+
+def test_released_scaling_refuses_a_translation() -> None:
+    with pytest.raises(ValueError, match=r"translation is 0.1 with scaling released"):
+        only(scaling="released", translation=0.1)
