@@ -18,15 +18,14 @@ from matplotlib.figure import Figure
 from matplotlib.patches import FancyBboxPatch, Rectangle
 
 from visage.atomic import atomic_write_bytes
-from visage.detection.align import crop, similarity, template
 from visage.evaluation.plots import BLUE, GREY, VERMILION, canvas, png
 from visage.labels import LabelGrid, expectation, gaussian
 from visage.networks import build
-from visage.synthetic import draw_face, landmarks, sample_person, sample_photo
+from visage.synthetic import draw_face, sample_person, sample_photo
 
 AGE_GRID = LabelGrid(minimum=0.0, step=1.0, maximum=100.0)
 NETWORK, NETWORK_NAME = "thin", "ThinAgeNet"
-TEMPLATE, FACE_PX, PHOTO_PX = "whole_face", 224, 320
+FACE_PX = 224
 LABEL_YEARS, SIGMA_YEARS = 34.0, 3.0
 PREDICTED_YEARS, PREDICTED_SIGMA_YEARS = 37.0, 4.5  # made up
 FACE_SEED = 11
@@ -80,9 +79,7 @@ def framework_figure() -> Figure:
 
 def _face(axes: Axes) -> None:
     rng = np.random.default_rng(FACE_SEED)
-    photo = sample_photo(sample_person(rng), rng, LABEL_YEARS, clean=True)
-    matrix_23 = similarity(landmarks(photo, PHOTO_PX), template(TEMPLATE, FACE_PX, 1.0))
-    face = crop(draw_face(photo, PHOTO_PX), matrix_23, FACE_PX)
+    face = draw_face(sample_photo(sample_person(rng), rng, LABEL_YEARS, clean=True), FACE_PX)
     axes.imshow(face, extent=(1, 17, 20, 36), zorder=2)
     axes.text(9, 37.5, f"aligned face, {FACE_PX} px", ha="center", fontsize=8)
     axes.text(9, 17.5, f"label y = {LABEL_YEARS:g} years", ha="center", fontsize=8, color=VERMILION)

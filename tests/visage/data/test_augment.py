@@ -354,6 +354,13 @@ def dot_near(view_CHW: Tensor, place_2: Tensor, radius: int = 4) -> tuple[Tensor
         {"translation": 0.1},
         {"flip_probability": 0.5, "rotation_degrees": 20.0, "zoom": 0.15, "translation": 0.08},
         {"flip_probability": 0.5, "scale_probability": 1.0, "min_scale": 0.7},
+        {
+            "flip_probability": 0.5,
+            "rotation_degrees": 15.0,
+            "scale_probability": 1.0,
+            "min_scale": 0.7,
+            "scaling": "released",
+        },
     ],
 )
 def test_landmarks_follow_the_dots_that_they_mark(changes: dict[str, Any]) -> None:
