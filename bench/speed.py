@@ -30,7 +30,6 @@ from torch import Tensor
 from torch.nn import functional
 from tqdm import tqdm
 
-from bench.operations import count_macs
 from visage.data.face_table import FaceTable, evenly_spread, in_order
 from visage.detection.align import template
 from visage.export.int8 import write_int8
@@ -45,6 +44,7 @@ from visage.inference.predict_table import (
 )
 from visage.model_config import CONFIG_FILE, ModelConfig
 from visage.networks import NETWORKS, FaceBatch, Network, build, initialise
+from visage.networks.operations import count_macs
 from visage.weights import load_model
 
 RELEASED = Path(__file__).resolve().parent.parent / "model_registry" / "released"
@@ -86,7 +86,7 @@ def in_onnx(path: Path) -> Run:
         inputs = {
             name: values.contiguous().numpy()
             for name, values in zip((CROPS, LANDMARKS), faces, strict=True)
-            if name in names
+            if name in names and values is not None
         }
         value_B: Values = session.run([VALUE], inputs)[0]
         return value_B

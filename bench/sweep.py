@@ -131,7 +131,7 @@ def _train(root: Path, number: int, values: dict[str, Any]) -> None:
     folder.mkdir(parents=True)
     pin(1)
     torch.set_num_threads(1)
-    paths = TrialPaths(folder=folder, backbone=folder, faces=root / "faces")
+    paths = TrialPaths(folder=folder, backbone=folder, start=root / "start", faces=root / "faces")
     run_trial(plan.trial_settings(values), plan.max_epochs, paths, _tables, lambda _values: None)
 
 

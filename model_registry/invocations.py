@@ -26,7 +26,7 @@ _log = logging.getLogger(__name__)
 def predict_with(model: PyFuncModel) -> Predict:
     """The asynchronous function that predicts a request's rows in the event loop's thread pool;
     504 after MLflow's own time limit."""
-    seconds = MLFLOW_SCORING_SERVER_REQUEST_TIMEOUT.get()
+    seconds = MLFLOW_SCORING_SERVER_REQUEST_TIMEOUT.get()  # type: ignore[no-untyped-call]
 
     async def predict(document: Document) -> bytes:
         running = asyncio.to_thread(response_of, model, document)
@@ -44,12 +44,12 @@ def response_of(model: PyFuncModel, document: Document) -> bytes:
     params = document.get("params")
     tables = {name: rows for name, rows in document.items() if name != "params"}
     try:
-        table = _table(tables, model.metadata.get_input_schema())
+        table = _table(tables, model.metadata.get_input_schema())  # type: ignore[no-untyped-call]
         predictions = model.predict(table, params=params)
     except Refusal:
         raise
     except MlflowException as error:
-        status = error.get_http_status_code()
+        status = error.get_http_status_code()  # type: ignore[no-untyped-call]
         if status >= 500:
             raise _failure() from error
         raise Refusal(status, _reason(error)) from error

@@ -156,7 +156,8 @@ def carried_files() -> list[Path]:
     finder = ModuleFinder(path=[str(root.parent)])
     finder.run_script(str(SERVED_MODEL))
 
-    files = [Path(module.__file__) for module in finder.modules.values() if module.__file__]
+    names = [getattr(module, "__file__", None) for module in finder.modules.values()]
+    files = [Path(name) for name in names if name]
     return sorted(file.relative_to(root) for file in files if file.is_relative_to(root))
 
 

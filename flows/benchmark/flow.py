@@ -40,8 +40,8 @@ from visage.atomic import atomic_write
 from visage.evaluation.bootstrap import Bootstrap, Estimate
 from visage.evaluation.html import Table, title_of, with_interval
 from visage.labels import LabelGrid
-from visage.networks import build
-from visage.networks.macs import count_macs
+from visage.networks import any_options, build
+from visage.networks.operations import count_macs
 
 TABLES = REPOSITORY / "benchmarks" / "tables.yaml"
 RESULTS, KEPT = REPOSITORY / "reports" / "benchmark", REPOSITORY / "docs" / "benchmark"
@@ -132,10 +132,10 @@ def costs_table(table: TableSettings, budget: Mapping[str, Any]) -> Table:
     num_labels = LabelGrid(**budget["grid"]).num_labels
     lines = []
     for name, row in table.rows.items():
-        # The two poolings have the same layers with weights
-        network = build(
-            row.settings.get("finetune.network", budget["network"]), "hybrid", num_labels
-        )
+        # Options such as the pooling change neither figure, so any legal value will do.
+        network_name = row.settings.get("finetune.network.name", budget["network"])
+        network = build(network_name, any_options(network_name), num_labels)
+
         parameters = sum(weight.numel() for weight in network.parameters())
         macs = count_macs(network, budget["crop_px"])
         lines.append([name, f"{parameters / 1e6:.3f}", f"{macs / 1e9:.3f}"])

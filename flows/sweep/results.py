@@ -89,7 +89,9 @@ def trials_table(plan: Plan, ended: Sequence[Ended]) -> pd.DataFrame:
 def _row(plan: Plan, one: Ended) -> dict[str, Any]:
     settings = plan.trial_settings(one.values)
     num_labels = settings.grid.num_labels
-    lambda_sum = settings.loss.lambda_ * (num_labels if settings.loss.kl_reduction == "mean" else 1)
+    lambda_sum = settings.loss["lambda_"] * (
+        num_labels if settings.loss["kl_reduction"] == "mean" else 1
+    )
     row: dict[str, Any] = {"trial": one.name, **one.values, "num_labels": num_labels}
     row |= {
         "lambda_sum": lambda_sum,
@@ -209,7 +211,7 @@ def page(plan: Plan, table: pd.DataFrame, parts: pd.DataFrame) -> str:
         "mean": "lambda weighs |y-hat - y| against the KL divergence averaged over the K labels "
         "(released code); "
         "against its sum (paper) the same weight is K lambda",
-    }[base.loss.kl_reduction]
+    }[base.loss["kl_reduction"]]
     counts = ", ".join(
         f"{number} {status}" for status, number in table["status"].value_counts().items()
     )

@@ -20,7 +20,8 @@ from matplotlib.patches import FancyBboxPatch, Rectangle
 from visage.atomic import atomic_write_bytes
 from visage.evaluation.plots import BLUE, GREY, VERMILION, canvas, png
 from visage.labels import LabelGrid, expectation, gaussian
-from visage.networks import build
+from visage.networks import any_options, build
+from visage.networks.vgg import ThinVGG
 from visage.synthetic import draw_face, sample_person, sample_photo
 
 AGE_GRID = LabelGrid(minimum=0.0, step=1.0, maximum=100.0)
@@ -34,7 +35,9 @@ WIDTH, HEIGHT = 130.0, 43.0  # of the drawing, in its own units
 
 def block_channels(name: str) -> list[tuple[int, int]]:
     """(channels, convolutions) of every block of a network."""
-    network = build(name, "hybrid", AGE_GRID.num_labels)
+    network = build(name, any_options(name), AGE_GRID.num_labels)
+    assert isinstance(network, ThinVGG)
+
     found = []
     for block in network.blocks:
         layers = [layer for layer in block.modules() if isinstance(layer, torch.nn.Conv2d)]

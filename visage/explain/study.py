@@ -194,10 +194,12 @@ def group_faces(subject: Subject, rows: IntArray, grouping: Grouping, count: int
         own = rows[grouping.group_N == group]
         by_label = own[np.argsort(subject.table.label[own], kind="stable")]
         shown = by_label[evenly_spread(len(own), count)]
-        crops_FCHW = subject.table.decode(shown)
+        batch = subject.faces(shown)
+        score_FHW = score_map(subject.network, subject.config, *batch, flip=subject.flip)
+
         faces.append(subject.pixels(shown))
-        scores.append(score_map(subject.network, subject.config, crops_FCHW, subject.flip).numpy())
-        values.append(subject.predictor.predict_crops(crops_FCHW, subject.flip).value)
+        scores.append(score_FHW.numpy())
+        values.append(subject.predictor.predict_crops(*batch, flip=subject.flip).value)
     return plots.group_rows(grouping.names, faces, scores, values, subject.config.unit)
 
 
@@ -229,12 +231,12 @@ def contact_sheets(
     sheets = {}
     for name, (key_N, title) in wanted.items():
         rows = np.argsort(key_N, kind="stable")[:count]
-        crops_FCHW = subject.table.decode(rows)
+        batch = subject.faces(rows)
         sheets[f"{name}_faces"] = plots.contact_sheet(
             title(rows),
             subject.photos(rows),
             subject.pixels(rows),
-            score_map(subject.network, subject.config, crops_FCHW, subject.flip).numpy(),
+            score_map(subject.network, subject.config, *batch, flip=subject.flip).numpy(),
             label_N[rows],
             value_N[rows],
             poor_error,

@@ -69,6 +69,12 @@ class NetworkSettings:
         check(self.name, self.options)
 
 
+def any_options(name: str) -> dict[str, Any]:
+    """Options that the network `name` takes, each with the first of its legal values."""
+    family, _ = _family_and_share(name)
+    return {option: legal[0] for option, legal in family.options.items()}
+
+
 def known_networks() -> list[str]:
     """The names that `build` takes, NAME-SHARE where a share of the channels can be given."""
     names = []

@@ -10,8 +10,8 @@ import torch
 import torchvision
 from torch import nn
 
-from bench.operations import count_macs
 from visage.networks import FaceBatch, Network, build, check, initialise
+from visage.networks.operations import count_macs
 from visage.networks.vgg import ThinVGG
 from visage.training.optim import parameter_groups
 

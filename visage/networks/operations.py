@@ -10,11 +10,12 @@ from visage.networks import FaceBatch, Network
 
 def count_macs(network: Network, px: int) -> int:
     """Multiply-accumulates of convolutions and linear layers for one face of `px` x `px`; biases,
-    BatchNorm, ReLU and pooling are not counted. Landmarks lie in the middle."""
+    BatchNorm, ReLU and pooling are not counted. Landmarks are at the middle."""
     device = next(network.parameters()).device
     face = FaceBatch(
         torch.zeros(1, 3, px, px, device=device), torch.full((1, 5, 2), px / 2, device=device)
     )
     with torch.no_grad(), FlopCounterMode(display=False) as counter:
         network.eval()(face)
-    return counter.get_total_flops() // 2  # torch counts a multiplication and an addition as two
+    # torch counts a multiplication and an addition as two operations
+    return int(counter.get_total_flops()) // 2
