@@ -195,7 +195,7 @@ def test_a_failure_stops_what_needs_it_and_nothing_else(tmp_path: Path) -> None:
     reasons = list(failed.values())
     assert "told to fail" in reasons[0]
     assert "exit status 1" in reasons[0]
-    assert "not run, for doubled-" in reasons[1]
+    assert "not run, because doubled-" in reasons[1]
     assert sorted(step.stage.name for step in steps if step.done) == [
         "doubled",
         "numbers",
