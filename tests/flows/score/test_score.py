@@ -289,7 +289,7 @@ def test_a_bucket_is_listed_page_by_page(
         bucket.put_object(Bucket="pages", Key=name, Body=b"")
     monkeypatch.setattr(inventory, "PAGE_KEYS", 5)
     with Inventory(tmp_path / "list") as listed:
-        listed.take("s3://pages", "photo")
+        listed.fill("s3://pages", "photo")
         assert [photo.name for photo in listed.slice(0, 2000)] == names
         assert [photo.place for photo in listed.slice(10, 2)] == [11, 12]
 
@@ -517,7 +517,7 @@ def test_the_output_belongs_to_one_run_and_one_set_of_photos(
     ):
         scored(photos / "more", tmp_path / "out", model)
     with (
-        flow._own(tmp_path / "out"),
+        flow._locked(tmp_path / "out"),
         pytest.raises(ValueError, match=rf"out: in use by process {os.getpid()} since"),
     ):
         scored(photos, tmp_path / "out", model)
