@@ -21,6 +21,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+from bench.operations import count_macs
 from flows.benchmark.grid import (
     BenchmarkSettings,
     Cell,
@@ -41,7 +42,6 @@ from visage.evaluation.bootstrap import Bootstrap, Estimate
 from visage.evaluation.html import Table, title_of, with_interval
 from visage.labels import LabelGrid
 from visage.networks import build
-from visage.networks.macs import count_macs
 
 TABLES = REPOSITORY / "benchmarks" / "tables.yaml"
 RESULTS = REPOSITORY / "reports" / "benchmark"
@@ -141,9 +141,9 @@ def costs_table(table: TableSettings, budget: Mapping[str, Any]) -> Table:
     lines = []
 
     for name, row in table.rows.items():
-        network_name = row.settings.get("finetune.network", budget["network"])
+        network_name = row.settings.get("finetune.network.name", budget["network"])
         # Either pooling counts the same: both have the same layers with weights.
-        network = build(network_name, "hybrid", num_labels)
+        network = build(network_name, {"pooling": "hybrid"}, num_labels)
         parameters = sum(weight.numel() for weight in network.parameters())
         macs = count_macs(network, budget["crop_px"])
         lines.append([name, f"{parameters / 1e6:.3f}", f"{macs / 1e9:.3f}"])
