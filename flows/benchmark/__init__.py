@@ -1,1 +1,1 @@
-"""The papers' tables, cell by cell."""
+"""Makes the papers' tables, cell by cell."""

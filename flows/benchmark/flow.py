@@ -1,13 +1,13 @@
-"""The paper's tables, or a protocol of several folds, from one command, cell by cell, on whatever
-data the user owns.
+"""The paper's tables, or a protocol of several folds, from one command, cell by cell, on the user's
+own data.
 
     python -m flows.benchmark.flow benchmarks/quick.yaml   (or: make benchmark SIZE=quick)
     python -m flows.benchmark.flow utkface_all_ages        (or: make protocol DATA=utkface_all_ages)
 
-The second runs all folds of a preset. Cells that are finished stay finished (`runs/`), so that it
-can be stopped and started at any time; those that failed are tried again and named at the end.
-Writes reports/benchmark/NAME/TABLE.json and NAME.md; `--record` copies them to docs/benchmark/, and
-`--only-write` makes them from the cells that are there.
+The second command runs all folds of a preset. Finished cells stay finished (`runs/`), so that the
+command can be stopped and started at any time. Failed cells are tried again and named at the end.
+The command writes reports/benchmark/NAME/TABLE.json and NAME.md; `--record` copies them to
+docs/benchmark/, and `--only-write` makes them from the finished cells without running any.
 """
 
 from __future__ import annotations
@@ -44,17 +44,15 @@ from visage.networks import any_options, build
 from visage.networks.operations import count_macs
 
 TABLES = REPOSITORY / "benchmarks" / "tables.yaml"
-RESULTS, KEPT = REPOSITORY / "reports" / "benchmark", REPOSITORY / "docs" / "benchmark"
+RESULTS = REPOSITORY / "reports" / "benchmark"
+KEPT = REPOSITORY / "docs" / "benchmark"
 BOOTSTRAP = Bootstrap(num_resamples=2000, interval=0.95, seed=0)
 ABOUT = (
     "Brackets after a figure: Student's t over the seeds, or, of one seed, the bootstrap over "
-    "people (pictures where "
-    "nobody is known). Difference: MAE minus the reference's on the same faces, bootstrap over the "
-    "same; bold where "
-    "the interval leaves out 0. No correction for the number of rows. Folds: the test faces of all "
-    "folds together."
+    "people (pictures where nobody is known). Difference: MAE minus the reference's on the same "
+    "faces, bootstrap over the same; bold where the interval leaves out 0. No correction for the "
+    "number of rows. Folds: the test faces of all folds together."
 )
-
 PRIOR = (
     "As the paper's table has it (quoted, not run here; time: forward of 32 faces on an M40 GPU; "
     "external: more faces with labels than the set's own)."
@@ -64,7 +62,7 @@ PRIOR = (
 def protocol_of(
     preset: str, seeds: Sequence[int]
 ) -> tuple[BenchmarkSettings, dict[str, TableSettings]]:
-    """A preset as it stands, all its folds, as a benchmark of one row."""
+    """A preset, unchanged and with all its folds, as a benchmark of one row."""
     row = TableRow(stage="evaluate", settings={}, published={})
     table = TableSettings(
         title=f"Protocol of {preset}",
@@ -73,6 +71,7 @@ def protocol_of(
         prior={},
         rows={preset: row},
     )
+
     wanted = {"protocol": WantedSettings(sets=(preset,), seeds=tuple(seeds))}
     return BenchmarkSettings(sets={preset: {}}, tables=wanted), {"protocol": table}
 
@@ -83,54 +82,64 @@ def page(name: str, found: Mapping[str, Any], tables: Mapping[str, TableSettings
         f"# Benchmark {name}\n\nWritten by `python -m flows.benchmark.flow`; edit nothing here. "
         f"{ABOUT}"
     ]
+
     for key, one in found.items():
+        commits = ", ".join(commit[:12] for commit in one["git_commits"])
         parts.append(f"## {tables[key].title}")
-        parts.append(
-            f"Made by {', '.join(one['machines'])}; code "
-            f"{', '.join(c[:12] for c in one['git_commits'])}."
-        )
+        parts.append(f"Made by {', '.join(one['machines'])}; code {commits}.")
+
         for data, rows in one["sets"].items():
             table = rows_table(rows, tables[key], one["units"][data])
-            parts += [f"{data}: {_words(one['settings'][data])}", table.markdown()]
+            parts += [f"{data}: {_budget_text(one['settings'][data])}", table.markdown()]
             if tables[key].prior:
                 costs = costs_table(tables[key], one["settings"][data])
                 parts += [f"{data}: what these networks cost, counted.", costs.markdown()]
+
         if tables[key].prior:
             parts += [PRIOR, prior_table(tables[key]).markdown()]
+
     return "\n\n".join(parts) + "\n"
 
 
-def _words(budget: Mapping[str, Any]) -> str:
-    """What all rows of a set have in common, in a line."""
+def _budget_text(budget: Mapping[str, Any]) -> str:
+    """The settings that all rows of a set share, in one line."""
     recipe = budget["recipe"]
     return (
-        f"{budget['network']} at {budget['crop_px']} px from {budget['init']}, {budget['epochs']} "
-        f"epochs, "
-        f"{recipe['optimiser']} {recipe['learning_rate']:g} ({recipe['schedule']}), batches of "
-        f"{recipe['batch_size']}, "
+        f"{budget['network']} at {budget['crop_px']} px from {budget['init']}, "
+        f"{budget['epochs']} epochs, {recipe['optimiser']} {recipe['learning_rate']:g} "
+        f"({recipe['schedule']}), batches of {recipe['batch_size']}, "
         f"augmentation {budget['augmentation']}; where a row does not say otherwise."
     )
 
 
+def _sets_of(rows: Mapping[str, TableRow] | Mapping[str, PriorRow]) -> list[str]:
+    """The sets for which rows have published figures, each once, in the order of the rows."""
+    names: dict[str, None] = {}
+    for row in rows.values():
+        names |= dict.fromkeys(row.published)
+    return list(names)
+
+
 def rows_table(rows: Sequence[Mapping[str, Any]], table: TableSettings, unit: str) -> Table:
-    """One row a line; published sets are columns of their own."""
-    published = list(dict.fromkeys(name for row in table.rows.values() for name in row.published))
-    header = [
-        "",
-        *(title_of(metric, unit) for metric in table.metrics),
-        f"MAE minus {table.reference}'s",
-        "seeds better",
-    ]
-    header += ["rule", "seeds", *(f"published: {name}" for name in published)]
-    known = [row for row in rows if row["row"] in table.rows]  # results may be older than the table
-    return Table(caption="", header=header, rows=[_line(row, table, published) for row in known])
+    """A line for each row, and a column for each published set."""
+    published = _sets_of(table.rows)
+    header = ["", *(title_of(metric, unit) for metric in table.metrics)]
+    header += [f"MAE minus {table.reference}'s", "seeds better", "rule", "seeds"]
+    header += [f"published: {name}" for name in published]
+
+    # Results may be older than the table.
+    known = [row for row in rows if row["row"] in table.rows]
+    lines = [_line(row, table, published) for row in known]
+    return Table(caption="", header=header, rows=lines)
 
 
 def costs_table(table: TableSettings, budget: Mapping[str, Any]) -> Table:
     """Parameters and multiply-accumulates of each row's network, at the crops and labels of a
     set."""
     num_labels = LabelGrid(**budget["grid"]).num_labels
+    header = ["", "parameters (M)", f"multiply-accumulates a face of {budget['crop_px']} px (G)"]
     lines = []
+
     for name, row in table.rows.items():
         # Options such as the pooling change neither figure, so any legal value will do.
         network_name = row.settings.get("finetune.network.name", budget["network"])
@@ -139,32 +148,31 @@ def costs_table(table: TableSettings, budget: Mapping[str, Any]) -> Table:
         parameters = sum(weight.numel() for weight in network.parameters())
         macs = count_macs(network, budget["crop_px"])
         lines.append([name, f"{parameters / 1e6:.3f}", f"{macs / 1e9:.3f}"])
-    header = ["", "parameters (M)", f"multiply-accumulates a face of {budget['crop_px']} px (G)"]
+
     return Table(caption="", header=header, rows=lines)
 
 
 def prior_table(table: TableSettings) -> Table:
-    """What the paper quotes beside its own rows."""
-    sets = list(dict.fromkeys(name for row in table.prior.values() for name in row.published))
+    """The rows of other work that the paper quotes."""
+    sets = _sets_of(table.prior)
     header = ["", "venue", "external", "single model", "parameters (M)", "time (ms)"]
     header += [f"{name}: {' / '.join(table.metrics)}" for name in sets]
-    return Table(
-        caption="",
-        header=header,
-        rows=[_prior_line(name, row, sets) for name, row in table.prior.items()],
-    )
+    lines = [_prior_line(name, row, sets) for name, row in table.prior.items()]
+    return Table(caption="", header=header, rows=lines)
 
 
 def _prior_line(name: str, row: PriorRow, sets: Sequence[str]) -> list[str]:
+    yes_or_no = {True: "yes", False: "no", None: ""}
     costs = [
         "" if row.parameters_millions is None else f"{row.parameters_millions:.1f}",
         "" if row.milliseconds is None else f"{row.milliseconds:.2f}",
     ]
-    figures = [
-        " / ".join("-" if value is None else f"{value:.3f}" for value in row.published.get(one, ()))
-        for one in sets
-    ]
-    yes_or_no = {True: "yes", False: "no", None: ""}
+
+    figures = []
+    for one in sets:
+        values = row.published.get(one, ())
+        figures.append(" / ".join("-" if value is None else f"{value:.3f}" for value in values))
+
     return [
         name,
         row.venue,
@@ -176,12 +184,13 @@ def _prior_line(name: str, row: PriorRow, sets: Sequence[str]) -> list[str]:
 
 
 def _line(row: Mapping[str, Any], table: TableSettings, published: Sequence[str]) -> list[str]:
-    theirs = [
-        " / ".join(f"{value:.3f}" for value in table.rows[row["row"]].published.get(name, ()))
-        for name in published
-    ]
+    theirs = []
+    for name in published:
+        values = table.rows[row["row"]].published.get(name, ())
+        theirs.append(" / ".join(f"{value:.3f}" for value in values))
     if not row["seeds"]:
         return [row["row"], *["not run"] * (len(table.metrics) + 2), "", "", *theirs]
+
     metrics = row["metrics"]
     figures = [
         _figure(metric, metrics[metric]) if metric in metrics else "undefined"
@@ -189,24 +198,26 @@ def _line(row: Mapping[str, Any], table: TableSettings, published: Sequence[str]
     ]
     folds = "" if row["num_folds"] == 1 else f", {row['num_folds']} folds"
     seeds = f"{len(row['seeds'])}{folds}"
-    rule = (
-        row["decode"]
-        + ("" if row["flip"] else ", no flip")
-        + ("" if row["converged"] else ", fit cut short")
-    )
+
+    rule = row["decode"]
+    if not row["flip"]:
+        rule += ", no flip"
+    if not row["converged"]:
+        rule += ", fit cut short"
+
     return [row["row"], *figures, *_against(row), rule, seeds, *theirs]
 
 
 def _figure(metric: str, figure: Mapping[str, float]) -> str:
-    return with_interval(
-        metric, Estimate(**{end: figure[end] for end in ("value", "low", "high")}), 3
-    )
+    estimate = Estimate(value=figure["value"], low=figure["low"], high=figure["high"])
+    return with_interval(metric, estimate, 3)
 
 
 def _against(row: Mapping[str, Any]) -> list[str]:
     difference = row["against_reference"]
     if difference is None:
         return ["", ""]
+
     text = f"{difference['value']:+.3f} ({difference['low']:+.3f} to {difference['high']:+.3f})"
     clear = difference["low"] > 0 or difference["high"] < 0
     return [
@@ -218,34 +229,36 @@ def _against(row: Mapping[str, Any]) -> list[str]:
 def write(
     name: str, found: Mapping[str, Any], tables: Mapping[str, TableSettings], record: bool
 ) -> None:
-    """RESULTS/NAME/TABLE.json for each table that was asked for, and RESULTS/NAME.md of all that
-    are there.
+    """Writes RESULTS/NAME/TABLE.json for each table in `found`, and RESULTS/NAME.md with all tables
+    that have such a file.
 
     `record` copies them to KEPT.
     """
     for key, one in found.items():
+        text = json.dumps(one, indent=1, ensure_ascii=False, allow_nan=False) + "\n"
         with atomic_write(RESULTS / name / f"{key}.json") as part:
-            part.write_text(
-                json.dumps(one, indent=1, ensure_ascii=False, allow_nan=False) + "\n",
-                encoding="utf-8",
-            )
-    there = {key: RESULTS / name / f"{key}.json" for key in tables}
-    all_found = {key: read_json(path) for key, path in there.items() if path.is_file()}
+            part.write_text(text, encoding="utf-8")
+
+    files = {key: RESULTS / name / f"{key}.json" for key in tables}
+    all_found = {key: read_json(path) for key, path in files.items() if path.is_file()}
     with atomic_write(RESULTS / f"{name}.md") as part:
         part.write_text(page(name, all_found, tables), encoding="utf-8")
+
     if record:
         shutil.copytree(RESULTS / name, KEPT / name, dirs_exist_ok=True)
         shutil.copyfile(RESULTS / f"{name}.md", KEPT / f"{name}.md")
 
 
 def main() -> None:
-    """The command line; a wrong file ends it with one line and status 2, failed cells with status
-    1."""
+    """The command line; a wrong file ends it with one line and exit status 2, failed cells with
+    exit status 1."""
     parser = argparse.ArgumentParser(
         prog="python -m flows.benchmark.flow", description=__doc__.split("\n", 1)[0]
     )
     parser.add_argument("what", help="a benchmark's file, or the name of a preset")
-    parser.add_argument("--runs", type=Path, default=REPOSITORY / "runs", help="where steps lie")
+    parser.add_argument(
+        "--runs", type=Path, default=REPOSITORY / "runs", help="folder of the steps"
+    )
     parser.add_argument("--workers", type=int, default=1, help="steps at a time")
     parser.add_argument("--threads", type=int, default=1, help="threads of each")
     parser.add_argument("--seeds", type=int, nargs="+", default=[0], help="of a preset's protocol")
@@ -257,35 +270,40 @@ def main() -> None:
         "--record", action="store_true", help="keep the results under docs/benchmark/"
     )
     arguments = parser.parse_args()
+
     try:
         failed = benchmark(arguments)
     except ValueError as error:
         print(f"flows.benchmark.flow: {error}", file=sys.stderr)
         raise SystemExit(2) from error
+
     for step, reason in failed.items():
         print(f"failed: {step}: {reason}", file=sys.stderr)
     raise SystemExit(1 if failed else 0)
 
 
 def benchmark(arguments: argparse.Namespace) -> dict[str, str]:
-    """Runs and writes; the failed steps with their reasons."""
+    """Runs the cells and writes the tables; returns the failed steps with their reasons."""
     file = Path(arguments.what)
     if file.suffix == ".yaml":
-        settings, tables = read_benchmark(file), read_tables(TABLES)
+        settings = read_benchmark(file)
+        tables = read_tables(TABLES)
     else:
         settings, tables = protocol_of(arguments.what, arguments.seeds)
+
     if odd := sorted(set(arguments.tables or []) - set(settings.tables)):
         raise ValueError(f"--tables {odd[0]}: {arguments.what} has {', '.join(settings.tables)}")
     if arguments.tables:
-        settings = replace(
-            settings, tables={name: settings.tables[name] for name in arguments.tables}
-        )
+        chosen = {name: settings.tables[name] for name in arguments.tables}
+        settings = replace(settings, tables=chosen)
+
     cells = cells_of(settings, tables, declared(REPOSITORY), arguments.runs.absolute())
     refuse_unreadable(cells, tables)
     steps = {step.key: step for cell in cells for step in cell.steps}
-    failed = (
-        {} if arguments.only_write else run(steps.values(), arguments.workers, arguments.threads)
-    )
+    failed: dict[str, str] = {}
+    if not arguments.only_write:
+        failed = run(steps.values(), arguments.workers, arguments.threads)
+
     write(file.stem, _found(cells, tables), tables, arguments.record)
     print((RESULTS / f"{file.stem}.md").read_text(encoding="utf-8"))
     return failed
@@ -298,6 +316,7 @@ def _found(cells: Sequence[Cell], tables: Mapping[str, TableSettings]) -> dict[s
         mine = [cell for cell in cells if cell.table == key]
         own = {cell.data: cell.params for cell in mine if cell.row == tables[key].reference}
         notes = [done for cell in mine if (done := cell.step.done)]
+
         found[key] = {
             "machines": sorted({note["machine"]["words"] for note in notes}),
             "git_commits": sorted({note["git_commit"] for note in notes}),
@@ -305,11 +324,12 @@ def _found(cells: Sequence[Cell], tables: Mapping[str, TableSettings]) -> dict[s
             "settings": {data: _budget(params) for data, params in own.items()},
             "sets": sets,
         }
+
     return found
 
 
 def _budget(params: Mapping[str, Any]) -> dict[str, Any]:
-    """What all rows of a set have in common."""
+    """The settings that all rows of a set share."""
     finetune = params["finetune"]
     kept = {"network": finetune["network"]["name"]}
     kept |= {name: finetune[name] for name in ("epochs", "init", "loss", "augmentation")}

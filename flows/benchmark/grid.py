@@ -2,8 +2,8 @@
 all its settings.
 
 Settings of a cell, each laid over the one before: params.yaml (the synthetic set), the set's preset
-and those that the benchmark lays over it (`extends`), what it says of the set, the row, the seed,
-the fold. A preset with several folds names them in its section `folds`.
+and those that the benchmark lays over it (`extends`), the benchmark's own changes for the set, the
+row, the seed, the fold. A preset with several folds names them in its section `folds`.
 """
 
 from __future__ import annotations
@@ -21,7 +21,8 @@ from stages.settings import convert
 
 PRESETS = REPOSITORY / "presets"
 SEED = "finetune.seed"
-WHOLE = "whole"  # the fold of a set without folds
+# The fold of a set without folds.
+WHOLE = "whole"
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -36,9 +37,9 @@ class TableRow:
 
 @dataclass(frozen=True, kw_only=True)
 class PriorRow:
-    """A line of the paper's table that is only quoted; None where the paper gives nothing.
+    """A line of the paper's table that is only quoted; None where the paper gives no value.
 
-    `milliseconds`: forward of 32 faces on an M40. `published`: set -> a figure a metric.
+    `milliseconds`: forward of 32 faces on an M40. `published`: set -> one figure for each metric.
     """
 
     venue: str
@@ -53,8 +54,8 @@ class PriorRow:
 class TableSettings:
     """A table: its metrics, its rows, and the row that the others are compared with.
 
-    `prior`: what the paper quotes beside them; where there is any, the rows' networks are counted,
-    too.
+    `prior`: the rows of other work that the paper quotes. If there are any, the parameters and
+    operations of the rows' networks are counted, too.
     """
 
     title: str
@@ -72,7 +73,7 @@ class TableSettings:
 
 @dataclass(frozen=True, kw_only=True)
 class WantedSettings:
-    """On which sets and with which seeds a table is made."""
+    """The sets and seeds of a table."""
 
     sets: tuple[str, ...]
     seeds: tuple[int, ...]
@@ -80,8 +81,8 @@ class WantedSettings:
 
 @dataclass(frozen=True, kw_only=True)
 class BenchmarkSettings:
-    """`sets`: preset name -> settings laid over it, `extends` among them: presets that win over it.
-    `tables`: table name -> what is wanted of it."""
+    """`sets`: preset name -> settings laid over it; among them `extends`, presets that win over it.
+    `tables`: table name -> its sets and seeds."""
 
     sets: Mapping[str, Mapping[str, Any]]
     tables: Mapping[str, WantedSettings]
@@ -110,13 +111,13 @@ class Cell:
 
 
 def read_benchmark(file: Path) -> BenchmarkSettings:
-    """A benchmark's file."""
+    """Reads a benchmark's file."""
     settings: BenchmarkSettings = convert(read_yaml(file), BenchmarkSettings, str(file))
     return settings
 
 
 def read_tables(file: Path) -> dict[str, TableSettings]:
-    """All tables that there are."""
+    """Reads the definitions of all tables."""
     return {
         name: convert(value, TableSettings, f"{file}: {name}")
         for name, value in read_yaml(file).items()
@@ -129,19 +130,23 @@ def cells_of(
     stages: Sequence[Declared],
     runs: Path,
 ) -> list[Cell]:
-    """All cells, seed by seed: a run that is cut short has whole tables of the first seeds."""
+    """All cells, seed by seed: a run that is cut short has complete tables of the first seeds."""
     if odd := sorted(set(benchmark.tables) - set(tables)):
         raise ValueError(f"tables: {odd[0]!r} is unknown; known: {', '.join(tables)}")
+
     bases = {name: settings_of(name, changes) for name, changes in benchmark.sets.items()}
-    seeds = sorted({seed for wanted in benchmark.tables.values() for seed in wanted.seeds})
-    return [
-        cell
-        for seed in seeds
-        for name, wanted in benchmark.tables.items()
-        if seed in wanted.seeds
-        for data in wanted.sets
-        for cell in _cells(name, tables[name], data, seed, bases[data], stages, runs)
-    ]
+    seeds: set[int] = set()
+    for wanted in benchmark.tables.values():
+        seeds.update(wanted.seeds)
+
+    cells: list[Cell] = []
+    for seed in sorted(seeds):
+        for name, wanted in benchmark.tables.items():
+            if seed not in wanted.seeds:
+                continue
+            for data in wanted.sets:
+                cells += _cells(name, tables[name], data, seed, bases[data], stages, runs)
+    return cells
 
 
 def _cells(
@@ -155,7 +160,9 @@ def _cells(
 ) -> Iterator[Cell]:
     folds: list[tuple[Any, dict[str, Any]]] = [(WHOLE, {})]
     if "folds" in base:
-        folds = [(value, {base["folds"]["key"]: value}) for value in base["folds"]["values"]]
+        key = base["folds"]["key"]
+        folds = [(value, {key: value}) for value in base["folds"]["values"]]
+
     for row_name, row in table.rows.items():
         for fold, chosen in folds:
             changes = {**row.settings, SEED: seed, **chosen}
@@ -173,38 +180,41 @@ def _cells(
 
 
 def settings_of(name: str, changes: Mapping[str, Any]) -> dict[str, Any]:
-    """All settings of a set, whatever presets are in use: params.yaml, the set's preset, those that
-    `changes` extends, and a benchmark's changes."""
+    """All settings of a set, independent of the presets in use: params.yaml, the set's preset,
+    those that `changes` extends, and a benchmark's changes."""
     base = read_yaml(REPOSITORY / "params.yaml")
     changes = dict(changes)
-    names = [*changes.pop(EXTENDS, []), *([] if name == SYNTHETIC else [name])]
-    whole = with_presets(base, names, PRESETS)
-    _refuse_unknown(whole, changes, f"sets.{name}")
-    return dict(merged(whole, changes))
+    presets = list(changes.pop(EXTENDS, []))
+    if name != SYNTHETIC:
+        presets.append(name)
+
+    settings = with_presets(base, presets, PRESETS)
+    _refuse_unknown(settings, changes, f"sets.{name}")
+    return dict(merged(settings, changes))
 
 
 def _refuse_unknown(params: Mapping[str, Any], changes: Mapping[str, Any], where: str) -> None:
-    """ValueError for a setting that no stage has, before hours are spent; what a download replaces
-    is its adapter's."""
+    """Raises ValueError for a setting that no stage has, before hours are spent on it.
+
+    The settings below a download are not checked: its adapter defines them.
+    """
     for name, value in changes.items():
         if name not in params:
             raise ValueError(
                 f"{where}: params.yaml has no setting {name!r} there, only "
                 f"{', '.join(map(str, params))}"
             )
-        if (
-            isinstance(value, Mapping)
-            and isinstance(params[name], Mapping)
-            and not where.endswith(".download")
-        ):
+
+        is_section = isinstance(value, Mapping) and isinstance(params[name], Mapping)
+        if is_section and not where.endswith(".download"):
             _refuse_unknown(params[name], value, f"{where}.{name}")
 
 
 def with_settings(
     params: Mapping[str, Any], changes: Mapping[str, Any], where: str
 ) -> dict[str, Any]:
-    """A copy of all settings in which dotted names have other values; ValueError for a name that is
-    not there."""
+    """A copy of all settings in which dotted names have other values; ValueError for an unknown
+    name."""
     changed = copy.deepcopy(dict(params))
     for name, value in changes.items():
         *parents, last = name.split(".")
@@ -214,4 +224,5 @@ def with_settings(
         if not isinstance(section, dict) or last not in section:
             raise ValueError(f"{where}: params.yaml has no setting {name!r}")
         section[last] = value
+
     return changed

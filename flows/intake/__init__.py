@@ -1,1 +1,1 @@
-"""A watched folder or bucket becomes labelled photos under DVC."""
+"""Brings labelled photos of a watched folder or bucket under DVC."""

@@ -1,15 +1,15 @@
-"""A watched folder or bucket becomes `incoming/<role>/labelled`, under DVC: labelled photos as they
+"""A watched folder or bucket becomes `incoming/<role>/labelled` under DVC: labelled photos as they
 come.
 
-`labels.csv` lies in the watched place, beside the photos that it names or above their folders; its
-columns are those of `download.<role>.incoming` in params.yaml. The table is looked at first: one
-that cannot be right brings nothing in. Then every photo of it that is new or changed is copied
-under a temporary name and renamed, the table itself comes last, and `dvc add` takes the folder. A
-killed run goes on. Photos are never deleted; what the table no longer names is no longer used. A
-line without a photo that can be taken is listed in `incoming/.state/<role>.refused.csv`.
+`labels.csv` is in the watched place, next to the photos that it names or above their folders; its
+columns are those of `download.<role>.incoming` in params.yaml. The table is checked first: a wrong
+table brings nothing in. Then every photo in it that is new or changed is copied under a temporary
+name and renamed. The table itself comes last, and `dvc add` takes the folder. A killed run resumes
+with the next one. Photos are never deleted; a photo that the table no longer names is no longer
+used. A line whose photo cannot be taken is listed in `incoming/.state/<role>.refused.csv`.
 
-Nothing new takes under a second for 10,000 photos of a folder. State lies in `incoming/.state`;
-without it photos are copied once more, and nothing else is different.
+A look at a folder of 10,000 photos without anything new takes under a second. The state is in
+`incoming/.state`; without it, photos are copied once more, and nothing else differs.
 """
 
 from __future__ import annotations
@@ -45,9 +45,12 @@ class StillWritten(ValueError):
 
 @dataclass(frozen=True, kw_only=True)
 class Intake:
-    """What came since DVC last took the folder: photos that are new, those with another content or
-    line, and those that the table no longer names. `refused` lines brought no photo; `refused_list`
-    says why. `is_new`: DVC took it."""
+    """The changes since DVC last took the folder.
+
+    `new`: photos that are new; `changed`: with another content or line; `gone`: no longer in the
+    table. `refused` lines brought no photo; the file `refused_list` gives the reasons. `is_new`:
+    DVC took the folder.
+    """
 
     new: int
     changed: int
@@ -58,36 +61,44 @@ class Intake:
 
 
 def look(watch: str, folder: Path) -> Intake:
-    """Brings what is new or changed at `watch` (a path, or any fsspec URL) into `folder`, which is
-    `incoming/<role>` of a working copy; ValueError names what is wrong and brings nothing in."""
+    """Brings new and changed photos at `watch` (a path, or any fsspec URL) into `folder`, which is
+    `incoming/<role>` of a working copy.
+
+    Errors: ValueError names what is wrong; then nothing is brought in.
+    """
     folder = folder.absolute()
     if _pointer(folder).is_file() and not (folder / LABELLED).is_dir():
         raise ValueError(
             f"{folder / LABELLED}: its photos are not in this working copy; say `dvc pull "
             f"{_pointer(folder)}`"
         )
+
     wanted = read_wanted(folder)
     storage = open_storage(watch, folder.parents[1])
     state = folder.parent / STATE
     state.mkdir(parents=True, exist_ok=True)
+
     with (
-        _alone(state / f"{folder.name}.lock"),
+        _only_intake(state / f"{folder.name}.lock"),
         IntakeDatabase(state / f"{folder.name}.sqlite") as database,
     ):
         table = state / f"{folder.name}.table.part"
         _fetch_table(storage, wanted.table, table)
-        database.belong_to(str(storage))
+        database.set_watched_place(str(storage))
         try:
             database.add_lines(usable_lines(table, wanted, database))
         except ValueError as error:
             raise ValueError(
                 f"{storage}/{wanted.table}: {error}. Nothing was brought in; correct the table"
             ) from error
+
         database.note_found(storage.files(database.folders()))
         _bring(storage, wanted, folder / LABELLED, state / f"{folder.name}.part", database)
+
         sha256 = _put_table(table, folder / LABELLED / wanted.table)
         refused_list = state / f"{folder.name}.refused.csv"
         refused = _write_refused(database, refused_list)
+
         new, changed, gone = database.counts()
         is_new = (
             new + changed + gone > 0
@@ -97,6 +108,7 @@ def look(watch: str, folder: Path) -> Intake:
         if is_new:
             _dvc_add(folder)
             database.note_added(sha256)
+
     return Intake(
         new=new,
         changed=changed,
@@ -108,8 +120,8 @@ def look(watch: str, folder: Path) -> Intake:
 
 
 @contextmanager
-def _alone(path: Path) -> Iterator[None]:
-    """ValueError while another process works on the same role."""
+def _only_intake(path: Path) -> Iterator[None]:
+    """Holds the role's lock; ValueError if another process works on the same role."""
     with ExitStack() as held:
         try:
             held.enter_context(file_lock(path, wait=False))
@@ -119,14 +131,16 @@ def _alone(path: Path) -> Iterator[None]:
 
 
 def _fetch_table(storage: Storage, name: str, part: Path) -> None:
-    """A copy of the watched table; ValueError where there is none, or somebody writes it."""
+    """Copies the watched table to `part`; ValueError if it is missing, or is being written."""
     before = storage.find(name)
     if before is None:
         raise ValueError(
             f"{storage}: there is no {name}; put the table there, or correct the watched place"
         )
+
     with storage.open(name) as content:
         _copy(content, part)
+
     if storage.find(name) != before or part.stat().st_size != before.num_bytes:
         raise StillWritten(
             f"{storage}/{name}: changes while it is read; look again when it is written"
@@ -134,7 +148,7 @@ def _fetch_table(storage: Storage, name: str, part: Path) -> None:
 
 
 def _copy(content: IO[bytes], part: Path) -> str:
-    """Writes `content` as `part`; its sha256."""
+    """Writes `content` as `part`; returns its sha256."""
     digest = hashlib.sha256()
     with part.open("wb") as file:
         while chunk := content.read(CHUNK_BYTES):
@@ -146,24 +160,31 @@ def _copy(content: IO[bytes], part: Path) -> str:
 def _bring(
     storage: Storage, wanted: Wanted, labelled: Path, part: Path, database: IntakeDatabase
 ) -> None:
-    """Copies the listed photos that are new or changed, each whole."""
+    """Copies the listed photos that are new or changed; no photo is ever there in part."""
     labelled.mkdir(parents=True, exist_ok=True)
-    for found, number, copied in tqdm(
-        database.there(), total=database.num_listed(), desc=f"look at {storage}", unit=" photos"
-    ):
+    progress = tqdm(
+        database.found(),
+        total=database.num_listed(),
+        desc=f"look at {storage}",
+        unit=" photos",
+    )
+
+    for found, number, copied in progress:
         if (
             copied is not None
             and copied.stamp == found.stamp
-            and _is_there(found.name, copied, labelled, database)
+            and _is_unchanged(found.name, copied, labelled, database)
         ):
             continue
+
         if found.num_bytes > wanted.max_photo_bytes:
-            database.refuse(
-                number, found.name, f"{found.num_bytes} bytes, over limits.max_photo_bytes"
-            )
+            reason = f"{found.num_bytes} bytes, over limits.max_photo_bytes"
+            database.refuse(number, found.name, reason)
             continue
+
         try:
-            database.note_copy(found.name, _brought(storage, found, labelled / found.name, part))
+            copy = _copy_photo(storage, found, labelled / found.name, part)
+            database.note_copy(found.name, copy)
         except (FileExistsError, NotADirectoryError, IsADirectoryError):
             database.refuse(number, found.name, "a photo already has the name of its folder")
         except FileNotFoundError:
@@ -172,35 +193,38 @@ def _bring(
             database.refuse(number, found.name, "may not be read")
 
 
-def _is_there(name: str, copied: Copy, labelled: Path, database: IntakeDatabase) -> bool:
-    """Whether a photo is still what was copied; one that DVC has linked or checked out again is
-    read once."""
+def _is_unchanged(name: str, copied: Copy, labelled: Path, database: IntakeDatabase) -> bool:
+    """Whether a photo is still the same as when it was copied. A photo that DVC has linked or
+    checked out again has another time, so that it is read once."""
     target = labelled / name
     if not target.is_file():
         return False
+
     status = target.stat()
     if (status.st_size, status.st_mtime_ns) == (copied.num_bytes, copied.mtime_ns):
         return True
+
     is_same = file_sha256(target) == copied.sha256
     if is_same:
         database.note_copy(name, copied._replace(mtime_ns=status.st_mtime_ns))
     return is_same
 
 
-def _brought(storage: Storage, found: StoredFile, target: Path, part: Path) -> Copy:
-    """Puts a photo in its place, unless the same bytes are there already: DVC's links to its cache
+def _copy_photo(storage: Storage, found: StoredFile, target: Path, part: Path) -> Copy:
+    """Copies a photo to `target`, unless the same bytes are already there: DVC's links to its cache
     stay."""
     target.parent.mkdir(parents=True, exist_ok=True)
     with storage.open(found.name) as content:
         sha256 = _copy(content, part)
     if not target.is_file() or file_sha256(target) != sha256:
         part.replace(target)
+
     status = target.stat()
     return Copy(found.stamp, sha256, status.st_size, status.st_mtime_ns)
 
 
 def _put_table(table: Path, target: Path) -> str:
-    """The table takes its place, after its photos; its sha256."""
+    """Moves the table to `target`; returns its sha256."""
     sha256 = file_sha256(table)
     if not target.is_file() or file_sha256(target) != sha256:
         target.parent.mkdir(parents=True, exist_ok=True)
@@ -210,7 +234,7 @@ def _put_table(table: Path, target: Path) -> str:
 
 
 def _write_refused(database: IntakeDatabase, path: Path) -> int:
-    """Lists the lines that bring no photo; how many there are."""
+    """Lists the lines that bring no photo; returns their number."""
     with atomic_write(path) as part, part.open("w", newline="", encoding="utf-8") as file:
         writer = csv.writer(file, lineterminator="\n")
         writer.writerow(["line", "photo", "reason"])
@@ -219,32 +243,38 @@ def _write_refused(database: IntakeDatabase, path: Path) -> int:
 
 
 def _pointer(folder: Path) -> Path:
-    """What git knows of the labelled folder."""
+    """The file that git tracks in place of the labelled folder."""
     return folder / f"{LABELLED}.dvc"
 
 
 def _dvc_add(folder: Path) -> None:
-    """ValueError where DVC does not take the folder, as when it is at work elsewhere."""
+    """Runs `dvc add`; ValueError if DVC does not take the folder, such as when another DVC runs."""
     command = [sys.executable, "-m", "dvc", "add", str(folder / LABELLED)]
     done = subprocess.run(
-        command, cwd=folder.parents[1], capture_output=True, text=True, check=False
+        command,
+        cwd=folder.parents[1],
+        capture_output=True,
+        text=True,
+        check=False,
     )
+
     if done.returncode != 0:
         message = done.stderr.strip().removeprefix("ERROR: ")
         raise ValueError(
-            f"dvc add {folder / LABELLED}: {message}\nThe photos are there; look again when that "
-            f"is settled"
+            f"dvc add {folder / LABELLED}: {message}\n"
+            "The photos are there; look again when that is settled"
         )
 
 
 def main() -> None:
-    """The command line; what cannot be right ends it with one line and status 2."""
+    """The command line; wrong input ends it with one line and exit status 2."""
     parser = argparse.ArgumentParser(
         prog="python -m flows.intake.bring", description=__doc__.split("\n", 1)[0]
     )
     parser.add_argument("watch", help="a folder, or a URL such as s3://bucket/folder")
     parser.add_argument("--role", choices=["identity", "target"], default="target")
     arguments = parser.parse_args()
+
     try:
         print(look(arguments.watch, Path("incoming") / arguments.role))
     except ValueError as error:

@@ -1,9 +1,9 @@
-"""What is known of the photos that came in: one SQLite file a role, so that memory stays flat and a
-killed run goes on.
+"""The state of the photos that came in: one SQLite file for each role, so that memory stays flat
+and a killed run can resume.
 
-Tables `place`, `copied` (what lies in the labelled folder, and which state of the watched file it
-is) and `added` (what DVC last took) outlive a run; `listed` (the lines of the table) and `refused`
-are of the run.
+Tables `place`, `copied` (the files of the labelled folder, and the state of the watched file that
+each was copied from) and `added` (the state that DVC last took) outlive a run; `listed` (the lines
+of the table) and `refused` are of one run.
 """
 
 from __future__ import annotations
@@ -30,7 +30,7 @@ CREATE TABLE listed (name TEXT PRIMARY KEY, folder TEXT, number INTEGER, line TE
 DROP TABLE IF EXISTS refused;
 CREATE TABLE refused (number INTEGER, name TEXT, reason TEXT);
 """
-THERE = """SELECT name, number, listed.num_bytes, listed.stamp, copied.stamp, sha256,
+FOUND = """SELECT name, number, listed.num_bytes, listed.stamp, copied.stamp, sha256,
     copied.num_bytes, mtime_ns
     FROM listed LEFT JOIN copied USING (name) WHERE listed.stamp IS NOT NULL AND name > :after
     ORDER BY name"""
@@ -48,8 +48,8 @@ COUNTS = f"""SELECT (SELECT COUNT(*) FROM ({NOW}) LEFT JOIN added USING (name)
 
 
 class Line(NamedTuple):
-    """A usable line of the table: `name` below the labelled folder, `text` is all that is read of
-    it."""
+    """A usable line of the table: `name` is the photo's path below the labelled folder, `text` all
+    cells that are read."""
 
     name: str
     number: int
@@ -57,7 +57,7 @@ class Line(NamedTuple):
 
 
 class Copy(NamedTuple):
-    """A photo of the labelled folder, as it was put there."""
+    """A photo of the labelled folder, as it was when it was copied."""
 
     stamp: str
     sha256: str
@@ -71,8 +71,9 @@ class IntakeDatabase(SqliteDatabase):
     def __init__(self, path: Path) -> None:
         super().__init__(path, schema=TABLES, version=VERSION, pragmas=KEPT)
 
-    def belong_to(self, watch: str) -> None:
-        """The stamps of another place say nothing of this one's files."""
+    def set_watched_place(self, watch: str) -> None:
+        """Notes the watched place. After a change, all stamps are forgotten: those of another place
+        do not describe the files of this one."""
         if self.execute("SELECT watch FROM place").fetchone() != (watch,):
             with self.transaction():
                 self.execute("DELETE FROM place")
@@ -80,7 +81,7 @@ class IntakeDatabase(SqliteDatabase):
                 self.execute("INSERT INTO place VALUES (?)", (watch,))
 
     def add_lines(self, lines: Iterable[Line]) -> None:
-        """Takes the table's lines; ValueError where two name the same photo."""
+        """Adds the table's lines; ValueError if two name the same photo."""
         for batch in batched(lines, PAGE_ROWS):
             with self.transaction():
                 for line in batch:
@@ -94,9 +95,9 @@ class IntakeDatabase(SqliteDatabase):
                 (line.name, folder, line.number, line.text),
             )
         except sqlite3.IntegrityError as error:
-            (first,) = self.execute(
-                "SELECT number FROM listed WHERE name = ?", (line.name,)
-            ).fetchone()
+            query = "SELECT number FROM listed WHERE name = ?"
+            (first,) = self.execute(query, (line.name,)).fetchone()
+
             raise ValueError(
                 f"lines {first} and {line.number} both name {line.name}; leave one"
             ) from error
@@ -105,13 +106,13 @@ class IntakeDatabase(SqliteDatabase):
         self.execute("INSERT INTO refused VALUES (?, ?, ?)", (number, name, reason))
 
     def folders(self) -> Iterator[str]:
-        """Those of the listed photos."""
-        # The folder at the top is the empty text, so the first page is above nothing at all.
+        """The folders of the listed photos."""
+        # The name of the top folder is the empty text, so that the first page has no lower bound.
         for (folder,) in self.pages(FOLDERS, {}, first=None):
             yield folder
 
     def note_found(self, files: Iterable[StoredFile]) -> None:
-        """Which listed photos are there, and how."""
+        """Notes which listed photos exist, with size and stamp."""
         update = "UPDATE listed SET num_bytes = ?, stamp = ? WHERE name = ?"
         for batch in batched(files, PAGE_ROWS):
             with self.transaction():
@@ -121,10 +122,10 @@ class IntakeDatabase(SqliteDatabase):
     def num_listed(self) -> int:
         return self.count("SELECT 1 FROM listed")
 
-    def there(self) -> Iterator[tuple[StoredFile, int, Copy | None]]:
-        """The listed photos that are there, their lines, and what was copied of them; a page in
-        memory."""
-        for name, number, num_bytes, stamp, *copied in self.pages(THERE, {}, first=""):
+    def found(self) -> Iterator[tuple[StoredFile, int, Copy | None]]:
+        """The listed photos that exist, the numbers of their lines, and their copies so far; one
+        page in memory at a time."""
+        for name, number, num_bytes, stamp, *copied in self.pages(FOUND, {}, first=""):
             before = None if copied[0] is None else Copy(*copied)
             yield StoredFile(name, num_bytes, stamp), number, before
 
@@ -132,17 +133,17 @@ class IntakeDatabase(SqliteDatabase):
         self.execute("INSERT OR REPLACE INTO copied VALUES (?, ?, ?, ?, ?)", (name, *copy))
 
     def counts(self) -> tuple[int, int, int]:
-        """New, changed and gone since DVC last took them."""
+        """The numbers of photos that are new, changed and gone since DVC last took them."""
         new, changed, gone = self.execute(COUNTS).fetchone()
         return new, changed, gone
 
     def added_table(self) -> str | None:
         """The digest of the table that DVC last took."""
-        found = self.execute("SELECT sha256 FROM added_table").fetchone()
-        return found and str(found[0])
+        row = self.execute("SELECT sha256 FROM added_table").fetchone()
+        return row and str(row[0])
 
     def note_added(self, table_sha256: str) -> None:
-        """DVC has taken what is there now; whole or not at all."""
+        """Notes that DVC has taken the present state, in one transaction."""
         with self.transaction():
             self.execute("DELETE FROM added")
             self.execute(f"INSERT INTO added {NOW}")
@@ -150,8 +151,8 @@ class IntakeDatabase(SqliteDatabase):
             self.execute("INSERT INTO added_table VALUES (?)", (table_sha256,))
 
     def refused(self) -> Iterator[tuple[int, str, str]]:
-        """(line, name, reason) of the lines that bring no photo, those whose photo is not there
-        among them."""
+        """(line, name, reason) of the lines that bring no photo, including those whose photo is
+        missing."""
         return self.execute(f"{REFUSED} ORDER BY 1, 2")
 
     def num_refused(self) -> int:

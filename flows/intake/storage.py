@@ -1,8 +1,8 @@
 """The place that is watched for labelled photos: a folder, or a bucket behind any fsspec URL.
 
 Credentials and endpoints come from the environment, as each store has them (AWS_ENDPOINT_URL, ...).
-A file's stamp changes when its content may have: size and time of a local file, and whatever of
-tag, time and size a store tells.
+A file's stamp changes when its content may have changed: it is made of size and time for a local
+file, and of tag, time and size for a store, as far as the store gives them.
 """
 
 from __future__ import annotations
@@ -19,7 +19,8 @@ import fsspec
 from stages.ingest.fetch import IDENTITY_KEYS
 from visage.parallel import map_ordered
 
-LISTINGS_AT_ONCE = 32  # of a bucket; so many are in memory
+# Of a bucket; as many listings are in memory.
+LISTINGS_AT_ONCE = 32
 
 
 class StoredFile(NamedTuple):
@@ -45,18 +46,17 @@ class LocalStorage:
         return _found(name, path.stat()) if path.is_file() else None
 
     def files(self, folders: Iterable[str]) -> Iterator[StoredFile]:
-        """The files of some folders, not of those below them; folders that are not there have
-        none."""
+        """The files directly in some folders; folders that do not exist have none."""
         for folder in folders:
             place = self.folder / folder
-            if place.is_dir():
-                with os.scandir(place) as entries:
-                    prefix = f"{folder}/" if folder else ""
-                    yield from (
-                        _found(prefix + entry.name, entry.stat())
-                        for entry in entries
-                        if entry.is_file()
-                    )
+            if not place.is_dir():
+                continue
+
+            prefix = f"{folder}/" if folder else ""
+            with os.scandir(place) as entries:
+                for entry in entries:
+                    if entry.is_file():
+                        yield _found(prefix + entry.name, entry.stat())
 
     def open(self, name: str) -> IO[bytes]:
         return (self.folder / name).open("rb")
@@ -67,7 +67,7 @@ def _found(name: str, status: os.stat_result) -> StoredFile:
 
 
 class RemoteStorage:
-    """What lies below a URL, listed again each time."""
+    """The files below a URL, listed again each time."""
 
     def __init__(self, url: str) -> None:
         self.url = url.rstrip("/")
@@ -87,11 +87,12 @@ class RemoteStorage:
             return None
 
     def files(self, folders: Iterable[str]) -> Iterator[StoredFile]:
-        """The files of some folders, not of those below them; folders that are not there have
-        none."""
+        """The files directly in some folders; folders that do not exist have none."""
         pool = ThreadPoolExecutor(LISTINGS_AT_ONCE)
         for listing in map_ordered(self._listing, folders, pool, LISTINGS_AT_ONCE):
-            yield from (self._found(info) for info in listing if info["type"] == "file")
+            for info in listing:
+                if info["type"] == "file":
+                    yield self._found(info)
 
     def _listing(self, folder: str) -> list[dict[str, Any]]:
         try:

@@ -1,1 +1,1 @@
-"""Unlabelled photos become a labelled table."""
+"""Makes a labelled table of unlabelled photos."""

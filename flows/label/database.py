@@ -1,9 +1,9 @@
-"""What is known of a folder of photos so far: one SQLite file, so that memory stays flat and a
-stopped run goes on.
+"""The state of a folder of photos so far: one SQLite file, so that memory stays flat and a stopped
+run can resume.
 
 Tables `folder`, `hashed`, `predicted` and `written` outlive a run; a photo whose size or time
-changed is forgotten in the middle two. `written` is what the last review.csv was made of. The
-others are of the run. Photos come in the order of their names (byte order of UTF-8).
+changed is removed from the middle two. `written` holds what the last review.csv was made of. The
+other tables are of one run. Photos come in the order of their names (byte order of UTF-8).
 """
 
 from __future__ import annotations
@@ -45,7 +45,7 @@ READABLE = """SELECT photo_id, hash, num_pixels FROM hashed JOIN present USING (
     WHERE reason IS NULL ORDER BY photo_id"""
 UNSEEN = """SELECT photo_id FROM grouped WHERE kept AND NOT EXISTS
     (SELECT 1 FROM predicted WHERE predicted.photo_id = grouped.photo_id AND model = :model)"""
-ANSWERS = """SELECT photo_id, json_group_array(value), json_group_array(std), MIN(box)
+PREDICTIONS = """SELECT photo_id, json_group_array(value), json_group_array(std), MIN(box)
     FROM predicted JOIN grouped USING (photo_id)
     WHERE kept AND model IN (SELECT value FROM json_each(:models))
     GROUP BY photo_id HAVING COUNT(value) = json_array_length(:models)"""
@@ -71,7 +71,7 @@ DROPPED = """SELECT grouped.photo_id, 'near duplicate of ' || keeper.photo_id FR
 
 
 class Hashed(NamedTuple):
-    """A photo's file, hash (64 bits) and size, or the reason why it cannot be read."""
+    """A photo's file, hash (64 bits) and size, or the reason why the photo cannot be read."""
 
     photo_id: str
     num_bytes: int
@@ -82,14 +82,15 @@ class Hashed(NamedTuple):
 
 
 class Predicted(NamedTuple):
-    """What one model says of the face that would be taken for training, or the reason why it says
-    nothing."""
+    """One model's prediction for the face that would be taken for training, or the reason why there
+    is none."""
 
     photo_id: str
     model: str
     value: float | None
     std: float | None
-    box: str | None  # JSON: x0, y0, x1, y1 in pixels of the upright photo
+    # JSON: x0, y0, x1, y1 in pixels of the upright photo
+    box: str | None
     reason: str | None
 
 
@@ -99,35 +100,29 @@ class LabelDatabase(SqliteDatabase):
     def __init__(self, path: Path) -> None:
         super().__init__(path, schema=LASTING + OF_THE_RUN, version=VERSION, pragmas=KEPT)
 
-    def belong_to(self, photos: Path) -> None:
-        """Keeps whose photos these are; ValueError where they are another folder's."""
+    def check_folder(self, photos: Path) -> None:
+        """Notes the folder of the photos; ValueError if the file is of another folder."""
+        folder = str(photos.resolve())
         known = self.execute("SELECT photos FROM folder").fetchone()
         if known is None:
-            self.add("folder", [(str(photos.resolve()),)])
-        elif known[0] != str(photos.resolve()):
+            self.add("folder", [(folder,)])
+        elif known[0] != folder:
             raise ValueError(
-                f"{self.path.parent}: holds the work on {known[0]}, not on {photos.resolve()}; "
-                f"give another folder "
-                "with --output (make label: OUTPUT=folder)"
+                f"{self.path.parent}: holds the work on {known[0]}, not on {folder}; "
+                "give another folder with --output (make label: OUTPUT=folder)"
             )
 
     def add(self, table: str, rows: Iterable[tuple[Any, ...]]) -> None:
-        """Takes rows, a page at a time; those of a stopped run stay."""
+        """Adds rows, one page at a time; those of a stopped run stay."""
         self.insert_all(f"INSERT OR REPLACE INTO {table}", rows)
 
     def add_hashed(self, rows: Iterable[Hashed]) -> None:
-        """Takes hashes; bits 0 to 63 as SQLite's signed numbers."""
-        self.add(
-            "hashed",
-            (
-                row._replace(hash=row.hash - (1 << 64) if row.hash >> 63 else row.hash)
-                for row in rows
-            ),
-        )
+        """Adds hashes; their 64 bits become SQLite's signed numbers."""
+        self.add("hashed", (row._replace(hash=_signed(row.hash)) for row in rows))
 
     def changed(self) -> Iterator[tuple[str, int, int]]:
-        """(photo_id, bytes, time) of the photos that are new or not as they were; what was
-        predicted of them goes."""
+        """(photo_id, bytes, time) of the photos that are new or changed; their predictions are
+        deleted."""
         self.execute(f"DELETE FROM predicted WHERE photo_id IN (SELECT photo_id FROM ({CHANGED}))")
         return self.pages(
             f"{CHANGED} AND present.photo_id > :after ORDER BY present.photo_id", {}, first=""
@@ -140,29 +135,27 @@ class LabelDatabase(SqliteDatabase):
         )
 
     def readable(self) -> Iterator[tuple[str, int, int]]:
-        """(photo_id, hash, number of pixels) of the photos that are there and can be read, by
-        name."""
+        """(photo_id, hash, number of pixels) of the photos that exist and can be read, by name."""
         return self.execute(READABLE)
 
-    def answers(self, models: str) -> Iterator[tuple[str, str, str, str]]:
+    def predictions(self, models: str) -> Iterator[tuple[str, str, str, str]]:
         """(photo_id, values, standard deviations, box) of the kept photos in which all models (a
-        JSON list) found a face; the middle two are JSON lists, the box is one of theirs."""
-        return self.execute(ANSWERS, {"models": models})
+        JSON list) found a face; the middle two are JSON lists, the box is of one of the models."""
+        return self.execute(PREDICTIONS, {"models": models})
 
     def review(self) -> Iterator[tuple[str, float, float, float, int, str, str, str]]:
         """(photo_id, label, spread, sigma, group, box, corrected, a person's sigma), the widest
-        spread first, then the widest sigma; the last two are empty where nobody wrote any."""
+        spread first, then the widest sigma; the last two are empty if no person wrote any."""
         return self.execute(REVIEW)
 
     def written_sigma(self, photo_id: str) -> str | None:
-        """The sigma that the last review.csv had beside a photo; None for a photo that was not in
-        it."""
-        found = self.execute("SELECT sigma FROM written WHERE photo_id = ?", (photo_id,)).fetchone()
-        return found and str(found[0])
+        """The sigma of a photo in the last review.csv; None for a photo that was not in it."""
+        row = self.execute("SELECT sigma FROM written WHERE photo_id = ?", (photo_id,)).fetchone()
+        return row and str(row[0])
 
     def note_written(self) -> None:
-        """Notes which photos, and which sigmas, a review.csv has just been made of; whole or not at
-        all."""
+        """Notes the photos and sigmas of the review.csv that has just been written, in one
+        transaction."""
         with self.transaction():
             self.execute("DELETE FROM written")
             rows = self.execute(
@@ -174,9 +167,11 @@ class LabelDatabase(SqliteDatabase):
                 self.execute("INSERT INTO written VALUES (?, ?, ?, ?)", row)
 
     def edits(self) -> list[tuple[str, str, str, str | None]]:
-        """(photo_id, corrected, sigma, the photo of the new review.csv that it is about now): the
-        same or the kept one of its near duplicates; None where its content is not what it was, or
-        none of them has a label."""
+        """(photo_id, corrected, sigma, the photo of the new review.csv that gets the edit).
+
+        That photo is the same one, or the kept one of its near duplicates. It is None if the
+        photo's content changed, or if none of the duplicates has a label.
+        """
         return self.execute(EDITS).fetchall()
 
     def left_out(self, models: str) -> Iterator[tuple[str, str]]:
@@ -185,5 +180,10 @@ class LabelDatabase(SqliteDatabase):
 
 
 def sigma_text(sigma: float) -> str:
-    """Sigma as review.csv has it; what reads otherwise was changed by a person."""
+    """Sigma as review.csv has it; a different text was written by a person."""
     return f"{sigma:.3g}"
+
+
+def _signed(number: int) -> int:
+    """The signed number with the same 64 bits."""
+    return number - (1 << 64) if number >> 63 else number

@@ -5,12 +5,14 @@ section 3).
         (or: make label PHOTOS=folder)
     python -m flows.label.flow PHOTOS --finish review.csv --unreviewed take|leave
 
-The first finds near duplicates (visage/dedup/near_duplicates.py) and keeps the largest of each,
-asks every model about the face that alignment would take, and writes into the output folder:
-review.csv (the widest spread between the models first), sheet_001.html ... with the faces,
-left_out.csv (every photo without a label, with its reason). A person fills the column `corrected`;
-the second makes labels.csv of that, which source `table` reads. A stopped run goes on where it was.
-A photo takes some 5 ms for its hash and 50 to 300 ms a model, nearly all of it finding faces.
+The first command finds near duplicates (visage/dedup/near_duplicates.py) and keeps the largest of
+each group. It predicts, with every model, the label of the face that alignment would take. It
+writes into the output folder: review.csv (the widest spread between the models first),
+sheet_001.html ... with the faces, left_out.csv (every photo without a label, with its reason).
+
+A person fills the column `corrected`. The second command makes labels.csv of that, which source
+`table` reads. A stopped run resumes where it stopped. A photo takes some 5 ms for its hash and 50
+to 300 ms for each model, nearly all of it for finding faces.
 """
 
 from __future__ import annotations
@@ -18,7 +20,7 @@ from __future__ import annotations
 import argparse
 import json
 import sys
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -45,45 +47,51 @@ CHUNK_PHOTOS = 64
 
 
 def label(photos: Path, models: Sequence[Path], output: Path, num_shown: int) -> dict[str, int]:
-    """Fills `output` from the photos; how many were found, kept, labelled and left out. ValueError
-    names the remedy."""
+    """Fills `output` from the photos; returns how many were found, kept, labelled and left out.
+
+    Errors: ValueError, which names the remedy.
+    """
     _check_photos(photos)
     loaded = [Predictor.load(model) for model in models]
-    predictors = dict(
-        zip((sha256_of(model / CONFIG_FILE) for model in models), loaded, strict=True)
-    )
+    digests = [sha256_of(model / CONFIG_FILE) for model in models]
+    predictors = dict(zip(digests, loaded, strict=True))
     labels = _common_labels(loaded)
+
     with LabelDatabase(output / "work.sqlite") as database:
-        database.belong_to(photos)
+        database.check_folder(photos)
         num_photos = _find(photos, database)
         num_new = database.count(CHANGED)
-        database.add_hashed(
-            tqdm(hash_all(photos, database.changed(), num_new), desc="hash", total=num_new)
-        )
+        hashed = hash_all(photos, database.changed(), num_new)
+        database.add_hashed(tqdm(hashed, desc="hash", total=num_new))
         num_kept = _group(database)
-        for key, predictor in predictors.items():
-            _predict(photos, key, predictor, database)
-        names = json.dumps(list(predictors))
-        _combine(database, names)
-        num_lost = carry_edits(database, output / "review.csv")
-        num_labelled = write_review(database, output / "review.csv")
+
+        for digest, predictor in predictors.items():
+            _predict(photos, digest, predictor, database)
+        models_json = json.dumps(list(predictors))
+        _combine(database, models_json)
+
+        # The edits of the earlier review.csv are read before the file is written again.
+        review = output / "review.csv"
+        num_lost = carry_edits(database, review)
+        num_labelled = write_review(database, review)
         write_pages(database, photos, output, labels["unit"], num_shown)
-        num_left_out = write_rows(
-            output / "left_out.csv", ("photo", "reason"), database.left_out(names)
-        )
+        left_out = database.left_out(models_json)
+        num_left_out = write_rows(output / "left_out.csv", ("photo", "reason"), left_out)
+
     with atomic_write(output / "label.json") as part:
         part.write_text(json.dumps(labels, indent=1), encoding="utf-8")
-    counts = {
+
+    return {
         "photos": num_photos,
         "kept": num_kept,
         "labelled": num_labelled,
         "left out": num_left_out,
+        "corrections not carried": num_lost,
     }
-    return counts | {"corrections not carried": num_lost}
 
 
 def _check_photos(photos: Path) -> None:
-    """Before anything is written: a mistyped folder leaves nothing behind."""
+    """Checks the folder before anything is written: a mistyped one leaves no files behind."""
     if not photos.is_dir():
         raise ValueError(f"{photos}: no such folder of photos")
     if next(photos_under(photos), None) is None:
@@ -91,34 +99,40 @@ def _check_photos(photos: Path) -> None:
 
 
 def _common_labels(predictors: Sequence[Predictor]) -> dict[str, Any]:
-    """The quantity, unit and range of labels that all models share; ValueError where they
-    differ."""
-    quantities = [{"quantity": p.config.quantity, "unit": p.config.unit} for p in predictors]
+    """The quantity and unit that all models share, and the range of their labels; ValueError if the
+    models do not fit together."""
+    configs = [predictor.config for predictor in predictors]
+    quantities = [{"quantity": config.quantity, "unit": config.unit} for config in configs]
     if any(quantity != quantities[0] for quantity in quantities):
-        raise ValueError(
-            f"the models answer about {quantities}; give models of one quantity and unit"
-        )
-    if len({p.config.weights.sha256 for p in predictors}) < len(predictors):
+        raise ValueError(f"the models predict {quantities}; give models of one quantity and unit")
+    if len({config.weights.sha256 for config in configs}) < len(configs):
         raise ValueError("a model is named twice; an ensemble is of different ones")
-    grids = [predictor.config.grid for predictor in predictors]
-    low, high = min(grid.minimum for grid in grids), max(grid.maximum for grid in grids)
+
     return {
         **quantities[0],
-        "minimum": low,
-        "maximum": high,
-        "models": [p.config.name for p in predictors],
+        "minimum": min(config.grid.minimum for config in configs),
+        "maximum": max(config.grid.maximum for config in configs),
+        "models": [config.name for config in configs],
     }
 
 
 def _find(photos: Path, database: LabelDatabase) -> int:
-    """Notes the photos that are there; names that no table can hold are listed."""
+    """Notes the photos that exist; names that no table can hold are listed. Returns the number of
+    photos."""
     for batch in batched(photos_under(photos), PAGE_ROWS):
-        odd = [(printable(name), reason) for name in batch if (reason := odd_name(name))]
+        odd: list[tuple[str, str]] = []
+        present: list[tuple[str, int, int]] = []
+        for name in batch:
+            reason = odd_name(name)
+            if reason:
+                odd.append((printable(name), reason))
+            else:
+                status = (photos / name).stat()
+                present.append((name, status.st_size, status.st_mtime_ns))
+
         database.add("listed", odd)
-        found = [(name, (photos / name).stat()) for name in batch if not odd_name(name)]
-        database.add(
-            "present", ((name, status.st_size, status.st_mtime_ns) for name, status in found)
-        )
+        database.add("present", present)
+
     num_photos = database.count("SELECT * FROM present")
     if not num_photos:
         raise ValueError(f"{photos}: holds no photo whose name a table can hold; rename them")
@@ -126,58 +140,64 @@ def _find(photos: Path, database: LabelDatabase) -> int:
 
 
 def _group(database: LabelDatabase) -> int:
-    """Notes each photo's group of near duplicates, and which of them is kept; how many are."""
+    """Notes each photo's group of near duplicates, and which photo of a group is kept; returns the
+    number of kept photos."""
     columns = np.dtype([("hash", np.int64), ("num_pixels", np.int64)])
     photos_N = np.fromiter((row[1:] for row in database.readable()), columns)
+
     groups_N = near_groups(photos_N["hash"].copy().view(np.uint64))
     is_kept_N = kept_of_groups(groups_N, photos_N["num_pixels"])
+
     names = (photo_id for photo_id, *_ in database.readable())
     database.add("grouped", zip(names, groups_N.tolist(), is_kept_N.tolist(), strict=True))
     return int(is_kept_N.sum())
 
 
 def _predict(photos: Path, model: str, predictor: Predictor, database: LabelDatabase) -> None:
-    """Asks one model about the kept photos that it has not seen; `model` is its config's digest,
-    for the config knows all that an answer depends on (weights, alignment, decoding, calibration).
+    """Adds one model's predictions for the kept photos that it has not seen.
+
+    `model` is the digest of the model's config: the config holds everything that a prediction
+    depends on (weights, alignment, decoding, calibration).
     """
     with tqdm(
         total=database.count(UNSEEN, {"model": model}),
-        desc=f"ask {predictor.config.name}",
+        desc=f"predict with {predictor.config.name}",
         unit=" photos",
     ) as bar:
         for batch in batched(database.unseen(model), CHUNK_PHOTOS):
-            results = predictor.predict_photos(photos / photo_id for (photo_id,) in batch)
-            pairs = zip(batch, results, strict=True)
+            photo_ids = [photo_id for (photo_id,) in batch]
+            results = predictor.predict_photos(photos / photo_id for photo_id in photo_ids)
+
+            pairs = zip(photo_ids, results, strict=True)
             database.add(
-                "predicted", (_answer(photo_id, model, result) for (photo_id,), result in pairs)
+                "predicted", (_predicted(photo_id, model, result) for photo_id, result in pairs)
             )
             bar.update(len(batch))
 
 
-def _answer(photo_id: str, model: str, result: PhotoResult) -> Predicted:
+def _predicted(photo_id: str, model: str, result: PhotoResult) -> Predicted:
     face = next((face for face in result.faces if face.chosen), None)
     if face is None:
         return Predicted(photo_id, model, None, None, None, result.reason)
-    return Predicted(
-        photo_id, model, face.value, face.std, json.dumps([round(x, 1) for x in face.box]), None
-    )
+
+    box = json.dumps([round(coordinate, 1) for coordinate in face.box])
+    return Predicted(photo_id, model, face.value, face.std, box, None)
 
 
 def _combine(database: LabelDatabase, models: str) -> None:
-    """Each photo's answers become its coarse label."""
-    for batch in batched(database.answers(models), PAGE_ROWS):
-        values_MN, stds_MN = (
-            np.array([json.loads(row[place]) for row in batch]).T for place in (1, 2)
-        )
+    """Combines each photo's predictions to its coarse label."""
+    for batch in batched(database.predictions(models), PAGE_ROWS):
+        photo_ids, values, stds, boxes = zip(*batch, strict=True)
+        values_MN = np.array([json.loads(text) for text in values]).T
+        stds_MN = np.array([json.loads(text) for text in stds]).T
+
         columns = [column.tolist() for column in combined(values_MN, stds_MN)]
-        database.add(
-            "coarse",
-            zip((row[0] for row in batch), *columns, (row[3] for row in batch), strict=True),
-        )
+        database.add("coarse", zip(photo_ids, *columns, boxes, strict=True))
 
 
 def main() -> None:
-    """The command line; what the user can correct ends it with one line and exit status 2."""
+    """The command line; an error that the user can correct ends it with one line and exit status
+    2."""
     parser = argparse.ArgumentParser(
         prog="python -m flows.label.flow", description=__doc__.split("\n", 1)[0]
     )
@@ -202,12 +222,14 @@ def main() -> None:
     )
     arguments = parser.parse_args()
     output = arguments.output or REPOSITORY / "data" / "label" / arguments.photos.resolve().name
+
     try:
         if arguments.finish is None:
             models = arguments.model or [default_model_folder(REPOSITORY)]
             counts = label(arguments.photos, models, output, arguments.show)
-            print("  ".join(f"{name} {count}" for name, count in counts.items()) + f"  -> {output}")
+            print(f"{_counts_text(counts)}  -> {output}")
             return
+
         if arguments.unreviewed is None:
             raise ValueError(
                 "--finish wants --unreviewed take or leave: what becomes of rows without a "
@@ -218,16 +240,24 @@ def main() -> None:
                 f"{output}: no photos were labelled there; run flows.label.flow without --finish "
                 f"first"
             )
+
         labels = read_json(output / "label.json")
-        table, skipped = output / "labels.csv", output / "labels_skipped.csv"
-        bounds = (labels["minimum"], labels["maximum"])
-        done = finish(arguments.finish, table, skipped, bounds, arguments.unreviewed)
-        print(
-            "  ".join(f"{name} {count}" for name, count in done._asdict().items()) + f"  -> {table}"
+        table = output / "labels.csv"
+        done = finish(
+            arguments.finish,
+            table,
+            output / "labels_skipped.csv",
+            (labels["minimum"], labels["maximum"]),
+            arguments.unreviewed,
         )
+        print(f"{_counts_text(done._asdict())}  -> {table}")
     except ValueError as error:
         print(f"flows.label.flow: {error}", file=sys.stderr)
         raise SystemExit(2) from error
+
+
+def _counts_text(counts: Mapping[str, int]) -> str:
+    return "  ".join(f"{name} {count}" for name, count in counts.items())
 
 
 if __name__ == "__main__":

@@ -1,5 +1,5 @@
-"""Photos become perceptual hashes, in as many processes as there are cores (which therefore import
-no torch)."""
+"""Computes perceptual hashes of photos, in as many processes as there are cores. The processes
+import this module, so that it imports no torch."""
 
 from __future__ import annotations
 
@@ -15,14 +15,16 @@ from visage.dedup.perceptual_hash import perceptual_hash
 from visage.detection.image_io import PhotoError, read_photo
 from visage.parallel import batched, die_with_parent, map_ordered
 
-PhotoFile = tuple[str, int, int]  # photo_id, bytes, time of its file
+# photo_id, bytes, time of its file
+PhotoFile = tuple[str, int, int]
 CHUNK_PHOTOS = 64
-FEW_PHOTOS = 256  # starting processes takes longer than these
+# To hash so few takes less time than to start processes.
+FEW_PHOTOS = 256
 
 
 def hash_all(photos: Path, found: Iterable[PhotoFile], num_photos: int) -> Iterator[Hashed]:
-    """Hashes in order, in as many processes as there are cores; only a few chunks wait at a
-    time."""
+    """Hashes the photos in order, in as many processes as there are cores; only a few chunks wait
+    at a time."""
     num_workers = len(os.sched_getaffinity(0))
     if num_photos <= FEW_PHOTOS or num_workers == 1:
         yield from _hash(photos, found)
@@ -42,8 +44,9 @@ def _hash(photos: Path, found: Iterable[PhotoFile]) -> list[Hashed]:
         except PhotoError as error:
             hashed.append(Hashed(photo_id, num_bytes, mtime_ns, 0, 0, str(error)))
             continue
+
         height, width = photo_HWC.shape[:2]
-        hashed.append(
-            Hashed(photo_id, num_bytes, mtime_ns, perceptual_hash(photo_HWC), width * height, None)
-        )
+        value = perceptual_hash(photo_HWC)
+        hashed.append(Hashed(photo_id, num_bytes, mtime_ns, value, width * height, None))
+
     return hashed

@@ -1,2 +1,1 @@
-"""DVC's stages run from Prefect: their graph, a process for each, what they leave, a cache of
-steps."""
+"""Runs DVC's stages from Prefect: the graph, a runner process, the outputs, a cache of steps."""

@@ -20,7 +20,8 @@ from prefect.artifacts import (
 from flows.pipeline.stage_outputs import StageOutputs
 from stages.settings import read_json
 
-MAX_PICTURE_BYTES = 1 << 20  # a picture lies in Prefect's database
+# Prefect keeps a picture in its database.
+MAX_PICTURE_BYTES = 1 << 20
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -33,13 +34,14 @@ class RecordedRun:
 
 
 def show_results(outputs: StageOutputs) -> None:
-    """Metrics as a table a stage that measures, and every plot."""
+    """Shows the metrics, one table for each stage that measures, and every plot."""
     for stage, path in outputs.metrics.items():
         if path.is_file():
             rows = metric_rows(read_json(path))
             create_table_artifact(
                 key=_key("metrics", stage), table=rows, description=f"{path.name} of {stage}"
             )
+
     for folder in outputs.plots:
         for picture in sorted(folder.glob("*.png")):
             if picture.stat().st_size <= MAX_PICTURE_BYTES:
@@ -62,18 +64,21 @@ def _show_picture(picture: Path) -> None:
 
 
 def show_quality(outputs: StageOutputs) -> None:
-    """What the checks found in each role's photos, whether they were let pass or not."""
+    """Shows what the checks found in each role's photos, passed or failed."""
     for role, path in outputs.quality.items():
-        newest = [one for one in (path, path.with_suffix(".failed.json")) if one.is_file()]
-        if newest:
-            text = quality_text(role, read_json(newest[0]))
-            create_markdown_artifact(
-                key=_key("data-quality", role), markdown=text, description=f"Checks of {role}"
-            )
+        candidates = (path, path.with_suffix(".failed.json"))
+        existing = [candidate for candidate in candidates if candidate.is_file()]
+        if not existing:
+            continue
+
+        text = quality_text(role, read_json(existing[0]))
+        create_markdown_artifact(
+            key=_key("data-quality", role), markdown=text, description=f"Checks of {role}"
+        )
 
 
 def quality_text(role: str, document: Mapping[str, Any]) -> str:
-    """A validation's result as a page: the verdict, then a line a check."""
+    """A validation's result as a page: the verdict, then one line for each check."""
     verdict = "passed" if document["success"] else "**failed**: nothing was trained on these photos"
     lines = [
         f"# {role}: {verdict}",
@@ -82,17 +87,19 @@ def quality_text(role: str, document: Mapping[str, Any]) -> str:
         "| check | policy | result | found |",
         "|---|---|---|---|",
     ]
+
     for check in document["checks"]:
-        found = (
-            f"{check['found']:,}" if "found" in check else ""
-        )  # a check that was not run found nothing
+        # A check that did not run has no finding.
+        found = f"{check['found']:,}" if "found" in check else ""
         lines.append(f"| {check['check']} | {check['policy']} | {check['result']} | {found} |")
+
     return "\n".join(lines)
 
 
 def show_run(run: RecordedRun) -> None:
-    """A link to the MLflow run; without a server, the command that shows it."""
+    """Shows a link to the MLflow run; without a server, the command that shows it."""
     uri = without_secrets(run.tracking_uri)
+
     if uri.startswith(("http://", "https://")):
         link = f"{uri.rstrip('/')}/#/experiments/{run.experiment_id}/runs/{run.run_id}"
         create_link_artifact(key="mlflow-run", link=link, link_text=f"MLflow run {run.run_id}")
@@ -104,13 +111,13 @@ def show_run(run: RecordedRun) -> None:
 
 
 def without_secrets(uri: str) -> str:
-    """An address without the user and password in it: artifacts are for everybody who sees
-    Prefect's pages."""
+    """An address without its user and password: everyone with access to Prefect sees artifacts."""
     scheme, sign, rest = uri.partition("://")
     host, slash, path = rest.partition("/")
     return f"{scheme}{sign}{host.rpartition('@')[2]}{slash}{path}"
 
 
 def _key(kind: str, name: str) -> str:
-    """Prefect's keys know small letters, digits and dashes alone."""
-    return f"{kind}-{re.sub('[^a-z0-9]+', '-', name.lower()).strip('-')}"
+    """An artifact's key: Prefect allows only lower-case letters, digits and dashes."""
+    safe_name = re.sub("[^a-z0-9]+", "-", name.lower()).strip("-")
+    return f"{kind}-{safe_name}"

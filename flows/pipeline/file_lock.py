@@ -13,16 +13,16 @@ from filelock import FileLock, Timeout
 
 
 class Locked(RuntimeError):
-    """Another process has the lock; the text says which, and since when."""
+    """Another process holds the lock; the text says which, and since when."""
 
 
 @contextmanager
 def file_lock(path: Path, *, wait: bool) -> Iterator[int]:
-    """Holds the lock file `path`, made where it is missing; its descriptor.
+    """Holds the lock file `path`, which is created if missing, and yields its descriptor.
 
-    Where another holds it this waits, or raises Locked at once. The lock ends with the block or
-    with its process, however that ends. A child that was given the descriptor (`pass_fds`) holds it
-    on after a process that was killed.
+    If another process holds the lock, this waits, or raises Locked at once. The lock ends with the
+    block or with its process, however that ends. A child that got the descriptor (`pass_fds`) keeps
+    the lock after its parent was killed.
     """
     descriptors: list[int] = []
 
@@ -32,12 +32,19 @@ def file_lock(path: Path, *, wait: bool) -> Iterator[int]:
         os.pwrite(descriptor, json.dumps(holder).encode(), 0)
         descriptors.append(descriptor)
 
-    # A marker file would outlive a killed holder, and Ray enters and leaves in different threads.
-    lock = FileLock(path, fallback_to_soft=False, thread_local=False, on_acquired=note_holder)
+    lock = FileLock(
+        path,
+        # A marker file would outlive a killed holder.
+        fallback_to_soft=False,
+        # Ray enters and leaves in different threads.
+        thread_local=False,
+        on_acquired=note_holder,
+    )
     try:
         lock.acquire(blocking=wait)
     except Timeout as error:
         raise Locked(f"in use by {_holder(path)}") from error
+
     try:
         yield descriptors[0]
     finally:
@@ -47,6 +54,7 @@ def file_lock(path: Path, *, wait: bool) -> Iterator[int]:
 def _holder(path: Path) -> str:
     try:
         holder = json.loads(path.read_text(encoding="utf-8"))
-    except ValueError:  # it has the lock and has not yet written its number
+    except ValueError:
+        # The holder has the lock but has not written its number yet.
         return "another process that has just begun"
     return f"process {holder['pid']} since {holder['since']}"

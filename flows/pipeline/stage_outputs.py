@@ -1,5 +1,5 @@
-"""What the stages leave, by the paths of dvc.yaml: found by names of files and folders, so that
-none is typed twice."""
+"""The stages' outputs by the paths of dvc.yaml: found by the names of files and folders, so that no
+path is written twice."""
 
 from __future__ import annotations
 
@@ -9,21 +9,21 @@ from pathlib import Path
 
 from flows.pipeline.dvc_stages import Declared
 
-EVALUATION, EXPORT = (
-    "evaluate",
-    "export",
-)  # of the stages that measure, the one whose model is exported; its exporter
-SHOWS_FACES = "explain"  # its pictures are photos of people: they stay where the photos are
+# Of the stages that measure, the one whose model is exported.
+EVALUATION = "evaluate"
+EXPORT = "export"
+# Its pictures are photos of people: they stay where the photos are.
+SHOWS_FACES = "explain"
 
 
 @dataclass(frozen=True, kw_only=True)
 class StageOutputs:
-    """Paths in the workspace, whether the files are there or not.
+    """Paths in the workspace, whether the files exist or not.
 
     `metrics`, `groups`, `predictions`: stage -> metrics.json and so on. `plots`: folders of
-    pictures. `quality`: role -> the validation's result. `history`: curves of trainings.
-    `manifests`: role -> its photos' manifest. `export`: stage -> folder of a model that can be
-    served. `reports`: name -> every file and folder beside the evaluation's metrics, but those with
+    pictures. `quality`: role -> the validation's result. `history`: training curves. `manifests`:
+    role -> the manifest of its photos. `export`: stage -> folder of a model that can be served.
+    `reports`: name -> every file and folder next to the evaluation's metrics, except those with
     faces in them.
     """
 
@@ -39,8 +39,11 @@ class StageOutputs:
 
 
 def outputs_of(root: Path, stages: Sequence[Declared]) -> StageOutputs:
-    """The outputs that others than the stages read."""
-    paths = [(stage.name, root / output) for stage in stages for output in stage.outputs]
+    """The outputs that are read outside the stages."""
+    paths: list[tuple[str, Path]] = []
+    for stage in stages:
+        paths += [(stage.name, root / output) for output in stage.outputs]
+
     return StageOutputs(
         metrics={name: path for name, path in paths if path.name == "metrics.json"},
         groups={name: path for name, path in paths if path.name == "groups.csv"},
@@ -59,15 +62,12 @@ def outputs_of(root: Path, stages: Sequence[Declared]) -> StageOutputs:
 
 
 def _reports(paths: Sequence[tuple[str, Path]]) -> dict[str, Path]:
-    folder = next(
-        (
-            path.parent
-            for stage, path in paths
-            if stage == EVALUATION and path.name == "metrics.json"
-        ),
-        None,
-    )
-    if folder is None:
+    folders = [
+        path.parent for stage, path in paths if stage == EVALUATION and path.name == "metrics.json"
+    ]
+    if not folders:
         return {}
+
+    folder = folders[0]
     below = [path for stage, path in paths if stage != SHOWS_FACES and path.is_relative_to(folder)]
     return {path.relative_to(folder).as_posix(): path for path in below}

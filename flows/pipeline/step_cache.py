@@ -1,11 +1,12 @@
-"""dvc.yaml's stages for many settings side by side: every distinct step once, in a folder of its
+"""Runs dvc.yaml's stages for many settings at once: every distinct step once, in a folder of its
 own.
 
 DVC keeps one workspace with its newest result; a table of a paper needs hundreds of settings at
-once. DVC is asked for the stages and their order (flows/pipeline/dvc_stages.py), and each step is
-run in `<runs>/<stage>-<key>/`, where the key is a digest of all that it depends on, as dvc.yaml
-says: command, settings, code, and the steps before it. Cells share what they have in common (data,
-backbone), a finished step is never done again, and a killed training goes on from its checkpoint.
+once. DVC gives the stages and their order (flows/pipeline/dvc_stages.py). Each step runs in
+`<runs>/<stage>-<key>/`, where the key is a digest of everything that it depends on according to
+dvc.yaml: command, settings, code, and the steps before it. Cells share what they have in common
+(data, backbone), a finished step never runs again, and a killed training resumes from its
+checkpoint.
 """
 
 from __future__ import annotations
@@ -33,7 +34,9 @@ from visage.atomic import atomic_write
 from visage.training.provenance import git_commit, machine_of
 
 REPOSITORY = Path(__file__).resolve().parents[2]
-DONE, LOG, PARAMS = ".done.json", "log.txt", "params.yaml"
+DONE = ".done.json"
+LOG = "log.txt"
+PARAMS = "params.yaml"
 RESOLVED = "params.resolved.yaml"
 KEY_LENGTH = 16
 
@@ -54,17 +57,17 @@ class Step:
 
     @property
     def names(self) -> frozenset[str]:
-        """The texts in its settings and in those of the steps before it, which choose code."""
+        """The texts in its settings and in those of the steps before it; they select code."""
         return names_in(self.params).union(*(before.names for before in self.inputs.values()))
 
     @property
     def done(self) -> dict[str, Any] | None:
-        """What was noted when the step ended well; None before."""
+        """The note that a successful step leaves; None until then."""
         note = self.folder / DONE
         return json.loads(note.read_text(encoding="utf-8")) if note.is_file() else None
 
     def output(self, path: str) -> Path:
-        """Where one of the stage's outputs lies."""
+        """The path of one of the stage's outputs."""
         assert path in self.stage.outputs, path
         return self.folder / path
 
@@ -72,25 +75,35 @@ class Step:
 def plan(
     stages: Sequence[Declared], params: Mapping[str, Any], goal: str, runs: Path
 ) -> dict[str, Step]:
-    """The steps that lead to the stage `goal` under these settings (all of params.yaml, its presets
-    laid over it), by stage name. The stage that resolves them for DVC is none of the steps: each
-    finds its own in its folder."""
-    stages = [stage for stage in stages if RESOLVED not in stage.outputs]
+    """The steps that lead to the stage `goal` under these settings (all of params.yaml with its
+    presets laid over it), by stage name.
+
+    The stage that resolves the settings for DVC is not a step: each step finds its own settings in
+    its folder.
+    """
     steps: dict[str, Step] = {}
     writer: dict[str, Step] = {}
     for stage in stages:
-        if stage.name == CODE_STAGE:  # of the key of every step, and no step
+        # The digests of the code are in the key of every step, so that `code` is not a step.
+        if RESOLVED in stage.outputs or stage.name == CODE_STAGE:
             continue
+
         inputs = {path: writer[path] for path in stage.inputs if path in writer}
         own = _sections(params, stage)
         key = _key(stage, own, inputs)
         step = Step(
-            stage=stage, params=own, inputs=inputs, key=key, folder=runs / f"{stage.name}-{key}"
+            stage=stage,
+            params=own,
+            inputs=inputs,
+            key=key,
+            folder=runs / f"{stage.name}-{key}",
         )
         steps[stage.name] = step
         writer |= dict.fromkeys(stage.outputs, step)
+
     if goal not in steps:
         raise ValueError(f"dvc.yaml has no stage {goal!r}, only {', '.join(steps)}")
+
     wanted = {goal}
     for name in reversed(list(steps)):
         if name in wanted:
@@ -106,8 +119,10 @@ def _sections(params: Mapping[str, Any], stage: Declared) -> dict[str, Any]:
         target = kept
         *parents, last = name.split(".")
         for parent in parents:
-            source, target = source[parent], target.setdefault(parent, {})
+            source = source[parent]
+            target = target.setdefault(parent, {})
         target[last] = source[last]
+
     return kept
 
 
@@ -115,40 +130,52 @@ def _key(stage: Declared, params: Mapping[str, Any], inputs: Mapping[str, Step])
     names = names_in(params).union(*(step.names for step in inputs.values()))
     runs_module = stage.command[:2] == ("python", "-m")
     code = _code(stage.command[2], REPOSITORY, names) if runs_module else None
+
     upstream = {path: step.key for path, step in inputs.items()}
-    upstream |= _brought([path for path in stage.inputs if path not in inputs], params)
+    sources = [path for path in stage.inputs if path not in inputs]
+    upstream |= _source_digests(sources, params)
+
     text = json.dumps([stage.command, params, code, upstream], sort_keys=True)
     return hashlib.sha256(text.encode()).hexdigest()[:KEY_LENGTH]
 
 
 @cache
 def _code(module: str, root: Path, names: frozenset[str]) -> str:
-    """Once a process: hundreds of cells ask for the same."""
+    """The digest of a stage's code, computed once a process: hundreds of cells share it."""
     return code_digest(module, root, names)
 
 
-def _brought(folders: Sequence[str], params: Mapping[str, Any]) -> dict[str, str]:
-    """Digests of the folders of the repository that a stage reads and no stage writes.
+def _source_digests(folders: Sequence[str], params: Mapping[str, Any]) -> dict[str, str]:
+    """Digests of the repository's folders that a stage reads and no stage writes.
 
-    One that its settings do not name counts for nothing: photos that come are no reason to repeat
-    other sets' cells.
+    A folder that the stage's settings do not name is left out: new photos of one set are no reason
+    to repeat the cells of other sets.
     """
-    named = [path for path in folders if f'"{path}/' in json.dumps(params)]
-    return {path: _digest(REPOSITORY / path, _listing(REPOSITORY / path)) for path in named}
+    text = json.dumps(params)
+    digests = {}
+    for path in folders:
+        if f'"{path}/' in text:
+            folder = REPOSITORY / path
+            digests[path] = _digest(folder, _listing(folder))
+    return digests
 
 
 def _listing(folder: Path) -> tuple[tuple[str, int, int], ...]:
     """(name, bytes, time) of the files below a folder."""
-    stats = ((name, (folder / name).stat()) for name in files_under(folder))
-    return tuple((name, status.st_size, status.st_mtime_ns) for name, status in stats)
+    files = []
+    for name in files_under(folder):
+        status = (folder / name).stat()
+        files.append((name, status.st_size, status.st_mtime_ns))
+    return tuple(files)
 
 
 @cache
 def _digest(folder: Path, listing: tuple[tuple[str, int, int], ...]) -> str:
-    """Of names and contents; read once for as long as the listing is the same."""
-    files = [
-        (name, hashlib.sha256((folder / name).read_bytes()).hexdigest()) for name, *_ in listing
-    ]
+    """The digest of names and contents; the files are read again only if the listing changes."""
+    files = []
+    for name, *_ in listing:
+        content = (folder / name).read_bytes()
+        files.append((name, hashlib.sha256(content).hexdigest()))
     return hashlib.sha256(json.dumps(files).encode()).hexdigest()
 
 
@@ -156,66 +183,77 @@ def run(steps: Iterable[Step], num_workers: int, num_threads: int) -> dict[str, 
     """Runs the steps that are not done, `num_workers` at a time with `num_threads` each, none
     before its inputs.
 
-    Returns the name of every step that failed, or that could not run because one before it did,
-    with the reason: the others have run. A failed step is tried again by the next call.
+    Returns the name and the reason of every step that failed, or that could not run because one
+    before it failed. All others have run. The next call tries a failed step again.
     """
     waiting = {step.key: step for step in steps if step.done is None}
     failed: dict[str, str] = {}
     running: dict[Future[str | None], Step] = {}
+
     with (
         ThreadPoolExecutor(num_workers) as pool,
         tqdm(total=len(waiting), unit="step", desc="steps") as bar,
     ):
         while waiting or running:
-            for step in _ready(waiting, running.values())[: num_workers - len(running)]:
+            num_free = num_workers - len(running)
+            for step in _ready(waiting, running.values())[:num_free]:
                 del waiting[step.key]
                 running[pool.submit(_attempt, step, num_threads, failed)] = step
+
             for future in wait(running, return_when=FIRST_COMPLETED).done:
                 step = running.pop(future)
-                if (reason := future.result()) is not None:
+                reason = future.result()
+                if reason is not None:
                     failed[step.name] = reason
                     tqdm.write(f"{step.name}: {reason}")
                 bar.update()
+
     return failed
 
 
 def _ready(waiting: Mapping[str, Step], running: Iterable[Step]) -> list[Step]:
-    """The waiting steps with nothing before them to do, in their order: a cell is finished before
-    the next begins."""
-    busy = {step.key for step in running} | set(waiting)
+    """The waiting steps whose inputs are done, in their order: a cell is finished before the next
+    begins."""
+    unfinished = {step.key for step in running} | set(waiting)
     return [
         step
         for step in waiting.values()
-        if not busy & {before.key for before in step.inputs.values()}
+        if not unfinished & {before.key for before in step.inputs.values()}
     ]
 
 
 def _attempt(step: Step, num_threads: int, failed: Mapping[str, str]) -> str | None:
-    """Runs one step; the reason where it did not end well."""
+    """Runs one step; returns the reason if it failed."""
     for before in step.inputs.values():
         if before.name in failed:
-            return f"not run, for {before.name} failed"
+            return f"not run, because {before.name} failed"
+
     try:
         step.folder.mkdir(parents=True, exist_ok=True)
         with file_lock(step.folder / ".lock", wait=True) as lock:
-            return (
-                None if step.done is not None else _execute(step, num_threads, lock)
-            )  # another process was faster
-    except OSError as error:  # a full disk, say: the other steps may still find room
+            # Another process may have finished the step while this one waited.
+            return None if step.done is not None else _execute(step, num_threads, lock)
+    except OSError as error:
+        # Such as a full disk: the other steps may still find room.
         return str(error)
 
 
 def _execute(step: Step, num_threads: int, lock: int) -> str | None:
-    """Links the inputs, runs the command, notes its end. The command holds `lock` too: should this
-    process die alone, the folder stays locked for as long as somebody writes into it."""
+    """Links the inputs, runs the command and notes its end; returns the reason if it failed.
+
+    The command holds `lock`, too: if only this process dies, the folder stays locked for as long as
+    the command writes into it.
+    """
     for path, before in step.inputs.items():
         _link(before.folder / path, step.folder / path)
     with atomic_write(step.folder / PARAMS) as part:
         part.write_text(json.dumps(step.params, indent=1), encoding="utf-8")
+
     program, *arguments = step.stage.command
     command = [sys.executable if program == "python" else program, *arguments]
     environment = os.environ | {"PYTHONPATH": str(REPOSITORY), "OMP_NUM_THREADS": str(num_threads)}
-    with (step.folder / LOG).open("a", encoding="utf-8") as log:
+    log_file = step.folder / LOG
+    with log_file.open("a", encoding="utf-8") as log:
         start = log.tell()
         process = subprocess.Popen(
             command,
@@ -228,23 +266,21 @@ def _execute(step: Step, num_threads: int, lock: int) -> str | None:
         try:
             status = process.wait()
         finally:
-            # It writes into the folder until it has ended, and the lock is given back after this.
+            # The process writes into the folder until it has ended, and the lock is released after
+            # this.
             process.kill()
             process.wait()
     if status != 0:
-        return (
-            f"exit status {status}; see {step.folder / LOG}: {last_line(step.folder / LOG, start)}"
-        )
+        return f"exit status {status}; see {log_file}: {last_line(log_file, start)}"
+
+    note = {"machine": machine_of(), "git_commit": git_commit()}
     with atomic_write(step.folder / DONE) as part:
-        part.write_text(
-            json.dumps({"machine": machine_of(), "git_commit": git_commit()}) + "\n",
-            encoding="utf-8",
-        )
+        part.write_text(json.dumps(note) + "\n", encoding="utf-8")
     return None
 
 
 def _link(target: Path, place: Path) -> None:
-    """`place` becomes a relative link to `target`."""
+    """Makes `place` a relative link to `target`."""
     place.parent.mkdir(parents=True, exist_ok=True)
     place.unlink(missing_ok=True)
     place.symlink_to(os.path.relpath(target, place.parent))

@@ -1,4 +1,4 @@
-"""The working copy that the flows work in, and the rule that one of them changes it at a time."""
+"""The working copy of the flows, and the rule that only one flow changes it at a time."""
 
 from __future__ import annotations
 
@@ -13,15 +13,15 @@ LOCK = ".retrain.lock"
 
 
 class Busy(RuntimeError):
-    """Another process has the working copy; the text says which, and since when."""
+    """Another process holds the working copy; the text says which, and since when."""
 
 
 @contextmanager
 def only_one(root: Path) -> Iterator[int]:
-    """Holds the working copy (or another folder), or raises Busy at once; the lock's file
-    descriptor.
+    """Holds the working copy (or another folder) and yields the lock's file descriptor; raises Busy
+    at once if another process holds it.
 
-    The lock goes with its process, however that ends, and with the children that were given the
+    The lock ends with its process, however that ends, and with the children that got the
     descriptor.
     """
     with ExitStack() as held:

@@ -1,1 +1,1 @@
-"""Photos in bulk through a model, to parquet."""
+"""Scores photos in bulk with a model, to parquet."""

@@ -1,14 +1,14 @@
-"""A folder, bucket or table of photos through the champion: parquet with one row a face and one a
-photo without any.
+"""Scores a folder, bucket or table of photos with the champion: parquet with one row for each face,
+and one for each photo without a face.
 
     python -m flows.score.flow PHOTOS --output FOLDER [--model FOLDER]
         (or: make score PHOTOS=... OUTPUT=...)
 
 PHOTOS is a folder, an fsspec URL (s3://bucket/folder) or a table of paths (inventory.py);
-FOLDER gets part-00000.parquet ... (shards.py). Stopped at any time, the same command goes on
-where it was; photos that are new or changed, or another model, redo their own shards. A photo of
-one face takes some 30 ms of one core, nearly all of it finding the face; memory does not grow with
-the number of photos.
+FOLDER gets part-00000.parquet ... (shards.py). The command can be stopped at any time; the same
+command then resumes where it stopped. Shards with new or changed photos, or of another model, are
+made again. A photo of one face takes some 30 ms of one core, nearly all of it for finding the face.
+Memory does not grow with the number of photos.
 """
 
 from __future__ import annotations
@@ -38,16 +38,18 @@ from stages.ingest.records import REPOSITORY
 from stages.settings import load_section
 
 PARAMS = REPOSITORY / "params.yaml"
-LIST, LOCK = ".inventory.sqlite", ".lock"
+LIST = ".inventory.sqlite"
+LOCK = ".lock"
 
-Progress = Callable[[int, int], None]  # photos done, of how many
+# Gets the number of photos that are done, and of all.
+Progress = Callable[[int, int], None]
 
 
 @flow(name="score", log_prints=True)
 def score(
     photos: str, output: Path, model: Path | None = None, params: Path = PARAMS
 ) -> dict[str, int]:
-    """The flow: counts of what stands in `output`, which are also its artifact."""
+    """The flow: returns the counts of the scores in `output`, which are also its artifact."""
     logger = get_run_logger()
     bar = create_progress_artifact(
         progress=0.0, key="score-progress", description=f"photos of {photos}"
@@ -61,6 +63,7 @@ def score(
     settings = load_section(params, "score", ScoreSettings)
     with chosen_model(model, params) as chosen:
         shards = score_photos(photos, output, chosen, settings, progress)
+
     scores = read_scores(shards)
     create_markdown_artifact(key="score", markdown=page(photos, output, scores))
     return scores.counts
@@ -68,18 +71,18 @@ def score(
 
 @contextmanager
 def chosen_model(folder: Path | None, params: Path) -> Iterator[Model]:
-    """The model in a folder, or the registry's champion for as long as it is needed."""
+    """The model in a folder, or the registry's champion in a temporary folder."""
     if folder is not None:
         yield Model(folder=folder, version=None)
         return
+
     with tempfile.TemporaryDirectory() as into:
         yield champion(Path(into), params)
 
 
 def champion(into: Path, params: Path) -> Model:
-    """The model that the registry calls champion, fetched; ValueError where there is none, with the
-    remedy."""
-    # Here, because MLflow takes seconds to import and a model in a folder needs none.
+    """Fetches the registry's champion to `into`; ValueError with the remedy if there is none."""
+    # Imported here, because MLflow takes seconds to import and a model in a folder needs none.
     from model_registry.package import PackageSettings, fetch
     from model_registry.promote import champion as champion_of
 
@@ -88,20 +91,21 @@ def champion(into: Path, params: Path) -> Model:
     if version is None:
         raise ValueError(
             f"{name!r} has no champion. Register one (make retrain), or name a model's folder with "
-            f"--model (make "
-            "score: MODEL=folder)"
+            "--model (make score: MODEL=folder)"
         )
+
     return Model(folder=fetch(f"models:/{name}/{version}", into), version=str(version))
 
 
 def score_photos(
     photos: str, output: Path, model: Model, settings: ScoreSettings, progress: Progress
 ) -> list[Path]:
-    """Fills `output`; its shards. ValueError names what the user can correct."""
+    """Fills `output`; returns its shards. ValueError names what the user can correct."""
     about = model.about()
-    with _own(output), Inventory(output / LIST) as inventory:
-        inventory.take(photos, settings.column)
-        num_photos, size = len(inventory), settings.shard_photos
+    with _locked(output), Inventory(output / LIST) as inventory:
+        inventory.fill(photos, settings.column)
+        num_photos = len(inventory)
+        size = settings.shard_photos
         shards = shard_paths(output, num_photos, size)
         num_done = 0
 
@@ -118,17 +122,18 @@ def score_photos(
         for job in make_shards(photos, model, settings, jobs()):
             num_done += len(job.photos)
             progress(num_done, num_photos)
+
     return shards
 
 
 @contextmanager
-def _own(output: Path) -> Iterator[None]:
-    """The output folder for this run alone; ValueError where another run, or somebody else's files,
-    are in it."""
+def _locked(output: Path) -> Iterator[None]:
+    """Holds the output folder; ValueError if another run uses it, or if it has foreign files."""
     if not (output / LIST).is_file() and any(output.glob("[!.]*")):
         raise ValueError(
             f"{output}: holds files that are no scores; give an empty folder, or a new one (OUTPUT)"
         )
+
     output.mkdir(parents=True, exist_ok=True)
     with ExitStack() as held:
         try:
@@ -139,7 +144,8 @@ def _own(output: Path) -> Iterator[None]:
 
 
 def main() -> None:
-    """The command line; what the user can correct ends it with one line and exit status 2."""
+    """The command line; an error that the user can correct ends it with one line and exit status
+    2."""
     parser = argparse.ArgumentParser(
         prog="python -m flows.score.flow", description=__doc__.split("\n", 1)[0]
     )
@@ -152,6 +158,7 @@ def main() -> None:
     )
     parser.add_argument("--params", type=Path, default=PARAMS)
     arguments = parser.parse_args()
+
     try:
         counts = score(
             arguments.photos, arguments.output.absolute(), arguments.model, arguments.params
@@ -159,9 +166,9 @@ def main() -> None:
     except ValueError as error:
         print(f"flows.score.flow: {error}", file=sys.stderr)
         raise SystemExit(2) from error
-    print(
-        "  ".join(f"{name} {count}" for name, count in counts.items()) + f"  -> {arguments.output}"
-    )
+
+    text = "  ".join(f"{name} {count}" for name, count in counts.items())
+    print(f"{text}  -> {arguments.output}")
 
 
 if __name__ == "__main__":

@@ -1,9 +1,9 @@
-"""Photos of a list become their bytes, a few ahead of where they are wanted, or the reason why
-there are none.
+"""Reads the photos of a list, a few ahead of the one in work: their bytes, or the reason why there
+are none.
 
-A store that answers with an error is asked again a few times; then the photo is a reject. Many such
-in a row mean that the store itself is gone: `Unreachable` ends the run, and what was done so far
-stays.
+If a store returns an error, the photo is requested a few more times; then it is a reject. Many such
+photos in a row mean that the store itself is gone: `Unreachable` ends the run, and the finished
+shards stay.
 """
 
 from __future__ import annotations
@@ -21,40 +21,41 @@ from visage.parallel import map_ordered
 
 NUM_ATTEMPTS = 3
 FIRST_PAUSE_S = 0.5
-MAX_UNANSWERED = 8  # photos in a row that a store does not give: it is unreachable
-NUM_AHEAD = (
-    8  # photos that are read while others are looked at; times score.max_photo_bytes in memory
-)
+# After so many failed photos in a row, the store is unreachable.
+MAX_UNANSWERED = 8
+# Photos that are read while others are in work; times score.max_photo_bytes in memory.
+NUM_AHEAD = 8
 
 
 class Unreachable(ValueError):
-    """The store of the photos does not answer any more."""
+    """The store of the photos does not respond any more."""
 
 
 class Unanswered(str):
-    """The reason why a photo could not be fetched, where another run may have more luck."""
+    """The reason why a photo could not be fetched, if another run may succeed."""
 
 
 class Reader:
-    """Reads photos that lie in the folder, bucket or table `photos`."""
+    """Reads photos of the folder, bucket or table `photos`."""
 
     def __init__(self, photos: str, max_photo_bytes: int) -> None:
-        self.photos, self.max_photo_bytes = photos, max_photo_bytes
+        self.photos = photos
+        self.max_photo_bytes = max_photo_bytes
         self._filesystem, _ = filesystem_of(photos)
 
     def read_ahead(self, photos: Iterable[ListedPhoto]) -> Iterator[bytes | str]:
         """Each photo's bytes or reason, in order."""
         num_unanswered = 0
-        with closing(
-            map_ordered(self.read, photos, ThreadPoolExecutor(NUM_AHEAD), NUM_AHEAD)
-        ) as contents:
+        pool = ThreadPoolExecutor(NUM_AHEAD)
+
+        with closing(map_ordered(self.read, photos, pool, NUM_AHEAD)) as contents:
             for content in contents:
                 num_unanswered = num_unanswered + 1 if isinstance(content, Unanswered) else 0
                 if isinstance(content, Unanswered) and num_unanswered == MAX_UNANSWERED:
                     raise Unreachable(
                         f"{self.photos}: {MAX_UNANSWERED} photos in a row could not be fetched, "
-                        f"{content}; when it can be reached again, the same command goes on "
-                        f"where it was"
+                        f"{content}; when it can be reached again, the same command resumes where "
+                        f"it stopped"
                     )
                 yield content
 
@@ -64,10 +65,13 @@ class Reader:
             return photo.reason
         if photo.num_bytes is not None and photo.num_bytes > self.max_photo_bytes:
             return self._too_large(photo.num_bytes)
-        elsewhere = "://" in photo.address
-        filesystem, path = (
-            filesystem_of(photo.address) if elsewhere else (self._filesystem, photo.address)
-        )
+
+        filesystem = self._filesystem
+        path = photo.address
+        if "://" in photo.address:
+            filesystem, path = filesystem_of(photo.address)
+
+        # The file may have grown since it was listed.
         content = _fetched(filesystem, path)
         has_grown = isinstance(content, bytes) and len(content) > self.max_photo_bytes
         return self._too_large(len(content)) if has_grown else content
@@ -85,9 +89,12 @@ def _fetched(filesystem: Any, path: str) -> bytes | str:
             return MISSING
         except PermissionError:
             return "cannot be read: permission denied"
-        except Exception as error:  # every kind of store has its own words for a broken connection
+        except Exception as error:
+            # Every kind of store has its own exceptions for a broken connection.
             reason = f"cannot be read: {one_line(error)}"
             if isinstance(filesystem, LocalFileSystem):
                 return reason
-            time.sleep(FIRST_PAUSE_S * 2**attempt if attempt + 1 < NUM_ATTEMPTS else 0)
+            if attempt + 1 < NUM_ATTEMPTS:
+                time.sleep(FIRST_PAUSE_S * 2**attempt)
+
     return Unanswered(reason)

@@ -1,12 +1,13 @@
-"""A slice of the list of photos becomes one parquet file: one row a face, one a photo without any.
+"""Makes one parquet file of a slice of the list of photos: one row for each face, and one for each
+photo without a face.
 
     part-00000.parquet: photo, face (0 the largest), value, std, low, high (label units), box (x0 y0
     x1 y1), landmarks (x y of five points, px of the upright photo), probability (that it is a
     face), chosen (as the align stage would), distribution (over the model's grid), reason (null for
     a face; for a reject the other columns are null)
 
-Its schema's metadata say under `visage` which model spoke, and under `score` what the file was made
-of; while that is what is wanted, the file is not made again.
+The metadata of its schema name the model under `visage`, and under `score` what the file was made
+of. As long as that matches the job, the file is not made again.
 """
 
 from __future__ import annotations
@@ -33,7 +34,8 @@ from visage.strict import check_positive, check_range
 from visage.weights import load_model, sha256_of
 
 SCORE_KEY = b"score"
-MAX_FATAL = 5  # photos of a shard that a process may fail over before something else must be wrong
+# If processes fail over more photos of one shard, the cause must be something else.
+MAX_FATAL = 5
 SCHEMA = pa.schema(
     [
         pa.field("photo", pa.string(), nullable=False),
@@ -51,10 +53,13 @@ SCHEMA = pa.schema(
 
 @dataclass(frozen=True, kw_only=True)
 class ScoreSettings:
-    """`shard_photos` a file; `num_workers` processes, 0 works in this one; `all_faces`, or only the
-    chosen one; `flip` averages with the mirror image; `column` of a table names the photos. Larger
-    photos are rejects; so is one that a process ends over, or looks at for longer than
-    `max_photo_seconds`."""
+    """`shard_photos`: photos for each file. `num_workers`: processes; 0 works in this one.
+    `all_faces`: all, or only the chosen one. `flip`: average with the mirror image. `column`: of a
+    table, which names the photos.
+
+    Photos over the limits are rejects; so is a photo that ends its process, or that takes longer
+    than `max_photo_seconds`.
+    """
 
     shard_photos: int
     num_workers: int
@@ -76,7 +81,7 @@ class ScoreSettings:
         check_positive(self, "max_photo_seconds")
 
     def deciding(self) -> dict[str, Any]:
-        """The settings that decide what stands in a shard."""
+        """The settings that decide the content of a shard."""
         names = ("all_faces", "flip", "max_photo_bytes", "max_photo_pixels")
         return {name: getattr(self, name) for name in names}
 
@@ -89,9 +94,13 @@ class Model:
     version: str | None
 
     def about(self) -> dict[str, Any]:
-        """Who speaks, of what and in which unit, as every shard says it. The config's digest stands
-        for all that an answer depends on: weights, alignment, decoding, calibration."""
+        """The model, its quantity and unit, as every shard holds them.
+
+        The config's digest stands for everything that a prediction depends on: weights, alignment,
+        decoding, calibration.
+        """
         config = ModelConfig.read(self.folder / CONFIG_FILE)
+
         return {
             "model": {
                 "name": config.name,
@@ -107,8 +116,8 @@ class Model:
 
 @dataclass(frozen=True, kw_only=True)
 class Job:
-    """A shard to be made. After a process has failed over it, the photos go `one_by_one`, which
-    tells the one to blame; such photos are `fatal`: place -> reason."""
+    """A shard to make. After a process has failed over it, its photos are scored `one_by_one`,
+    which shows the photo that caused the failure. Such photos are `fatal`: place -> reason."""
 
     path: Path
     photos: list[ListedPhoto]
@@ -117,51 +126,56 @@ class Job:
     fatal: Mapping[int, str] = field(default_factory=dict)
 
     def blaming(self, place: int, reason: str) -> Job:
-        """The job as it is tried again; ValueError where that has gone on for too long."""
+        """The job for the next try; ValueError after too many failures."""
         if not self.one_by_one:
             return replace(self, one_by_one=True)
+
         fatal = {**self.fatal, place: reason}
-        if place in self.fatal or len(fatal) > MAX_FATAL:  # a fatal one is not even opened
+        # A fatal photo is not even opened, so that it cannot be the cause a second time.
+        if place in self.fatal or len(fatal) > MAX_FATAL:
             names = ", ".join(photo.name for photo in self.photos if photo.place in fatal)
             raise ValueError(
                 f"{self.path}: one photo after the other failed ({names}; the last: {reason}). Is "
-                f"there enough memory? "
-                "The finished shards stay; the same command goes on with this one"
+                "there enough memory? The finished shards stay; the same command resumes with this "
+                "one"
             )
+
         return replace(self, fatal=fatal)
 
 
 class PhotoFailed(Exception):
-    """Looking at photo number `place` raised what no photo should."""
+    """Scoring photo number `place` raised an error that no photo should cause."""
 
     def __init__(self, place: int, reason: str) -> None:
         super().__init__(place, reason)
-        self.place, self.reason = place, reason
+        self.place = place
+        self.reason = reason
 
 
 def fingerprint(
     photos: list[ListedPhoto], about: Mapping[str, Any], settings: ScoreSettings
 ) -> str:
-    """A digest of all that a shard is made of: photos with size and version, model, settings,
-    columns."""
+    """A digest of everything that a shard is made of: photos with size and version, model,
+    settings, columns."""
     content = [[photo.name, photo.num_bytes, photo.version, photo.reason] for photo in photos]
     text = json.dumps([content, about, settings.deciding(), str(SCHEMA)], sort_keys=True)
     return hashlib.sha256(text.encode()).hexdigest()
 
 
 def is_finished(job: Job) -> bool:
-    """Whether the job's file is there, made of the same, with every photo that could be fetched by
-    another try."""
+    """Whether the job's file exists, was made of the same, and lacks no photo that another try
+    could fetch."""
     try:
         own = read_own(job.path)
         return bool(own["fingerprint"] == job.fingerprint and not own["num_lost"])
-    except (OSError, ValueError, KeyError, TypeError):  # absent, damaged, or not of this flow
+    except (OSError, ValueError, KeyError, TypeError):
+        # The file is absent, damaged, or not of this flow.
         return False
 
 
 def read_own(path: Path) -> Any:
-    """What a shard says of itself: fingerprint, num_photos, num_lost (not fetched, tried again by
-    the next run)."""
+    """A shard's own metadata: fingerprint, num_photos, num_lost (photos that were not fetched; the
+    next run tries them again)."""
     return json.loads(pq.read_schema(path).metadata[SCORE_KEY])
 
 
@@ -169,39 +183,37 @@ class Scorer:
     """A model that writes shards."""
 
     def __init__(self, photos: str, model: Model, settings: ScoreSettings) -> None:
-        self.settings, self.about = settings, model.about()
+        self.settings = settings
+        self.about = model.about()
         network, config = load_model(model.folder)
         self.predictor = Predictor(network, config, max_photo_pixels=settings.max_photo_pixels)
         self.reader = Reader(photos, settings.max_photo_bytes)
 
     @one_thread()
     def write(self, job: Job, begin: Callable[[int], None]) -> None:
-        """Makes a shard; `begin` is told each photo's number before it is looked at."""
+        """Makes a shard; `begin` gets each photo's number before the photo is scored."""
         rows: list[dict[str, Any]] = []
         num_lost = 0
+
         for photo, result, reason in self._results(job, begin):
-            faces = [
-                (n, face)
-                for n, face in enumerate(result.faces)
+            face_rows = [
+                _row_of(photo, number, face)
+                for number, face in enumerate(result.faces)
                 if self.settings.all_faces or face.chosen
             ]
-            rows += [_row_of(photo, number, face) for number, face in faces]
-            if not faces:
-                rows.append({"photo": photo.name, "reason": str(reason)})
+            rows += face_rows or [{"photo": photo.name, "reason": str(reason)}]
             num_lost += isinstance(reason, Unanswered)
+
         own = {"fingerprint": job.fingerprint, "num_photos": len(job.photos), "num_lost": num_lost}
         metadata = {METADATA_KEY: json.dumps(self.about), SCORE_KEY: json.dumps(own)}
+        table = pa.Table.from_pylist(rows, schema=SCHEMA.with_metadata(metadata))
         with atomic_write(job.path) as part:
-            pq.write_table(
-                pa.Table.from_pylist(rows, schema=SCHEMA.with_metadata(metadata)),
-                part,
-                compression="zstd",
-            )
+            pq.write_table(table, part, compression="zstd")
 
     def _results(
         self, job: Job, begin: Callable[[int], None]
     ) -> Iterator[tuple[ListedPhoto, PhotoResult, str | None]]:
-        """Each photo with its result, and the reason where it has no face."""
+        """Each photo with its result, and the reason if it has no face."""
         reasons: dict[int, str] = {}
         begun = job.photos[0].place
 
@@ -212,6 +224,7 @@ class Scorer:
                 for photo in job.photos
             )
             reading = self.reader.read_ahead(known)
+
             for photo in job.photos:
                 begun = photo.place
                 begin(begun)
@@ -220,33 +233,41 @@ class Scorer:
                     reasons[begun] = content
                 yield b"" if isinstance(content, str) else content
 
-        flip, stream = self.settings.flip, self.predictor.stream_photos
-        results = (
-            chain.from_iterable(stream([c], flip) for c in contents())
-            if job.one_by_one
-            else stream(contents(), flip)
-        )
+        flip = self.settings.flip
+        stream = self.predictor.stream_photos
+        results: Iterator[PhotoResult]
+        if job.one_by_one:
+            results = chain.from_iterable(stream([content], flip) for content in contents())
+        else:
+            results = stream(contents(), flip)
+
         try:
             for photo, result in zip(job.photos, results, strict=True):
                 yield photo, result, reasons.pop(photo.place, result.reason)
         except Unreachable:
             raise
-        except Exception as error:  # a reject with its reason, never the end of a million photos
-            raise PhotoFailed(
-                begun, f"cannot be looked at: {type(error).__name__}: {error}"
-            ) from error
+        except Exception as error:
+            # One photo becomes a reject with its reason; it must not end a run of a million.
+            reason = f"cannot be looked at: {type(error).__name__}: {error}"
+            raise PhotoFailed(begun, reason) from error
 
 
 def _row_of(photo: ListedPhoto, number: int, face: FacePrediction) -> dict[str, Any]:
+    landmarks: list[float] = []
+    for point in face.landmarks:
+        landmarks += point
+
     return {
         "photo": photo.name,
         "face": number,
-        **{
-            name: getattr(face, name)
-            for name in ("value", "std", "low", "high", "probability", "chosen")
-        },
+        "value": face.value,
+        "std": face.std,
+        "low": face.low,
+        "high": face.high,
+        "probability": face.probability,
+        "chosen": face.chosen,
         "box": list(face.box),
-        "landmarks": [coordinate for point in face.landmarks for coordinate in point],
+        "landmarks": landmarks,
         "distribution": face.probabilities,
         "reason": None,
     }

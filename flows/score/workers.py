@@ -1,9 +1,9 @@
-"""Shards to be made go through several processes, of which each loads the model once.
+"""Makes shards in several processes, each of which loads the model once.
 
-A process that ends over a photo (a decoder's bug, no memory left), or is silent for too long, costs
-that photo and no more: its shard is done again photo by photo, and the one to blame becomes a
-reject with its reason. Pools of the standard library cannot tell whose work ended a process, nor
-end one that hangs.
+If a process ends over a photo (a decoder's bug, no memory left), or is silent for too long, only
+that photo is lost: its shard is done again photo by photo, and the photo that caused the failure
+becomes a reject with its reason. Pools of the standard library cannot show which work ended a
+process, and cannot end one that hangs.
 """
 
 from __future__ import annotations
@@ -19,13 +19,14 @@ from multiprocessing.connection import Connection, wait
 from flows.score.shards import Job, Model, PhotoFailed, Scorer, ScoreSettings
 from visage.parallel import die_with_parent
 
-LOOK_S = 0.5  # how often silent processes are looked at
+# Silent processes are checked this often.
+LOOK_S = 0.5
 
 
 def make_shards(
     photos: str, model: Model, settings: ScoreSettings, jobs: Iterable[Job]
 ) -> Iterator[Job]:
-    """Makes shards, each of which comes back when its file is there."""
+    """Makes shards; yields each job when its file is written."""
     if settings.num_workers:
         yield from _in_processes(photos, model, settings, iter(jobs))
     else:
@@ -43,33 +44,41 @@ def _made(scorer: Scorer, job: Job) -> Job:
 
 
 class Worker:
-    """One process and the job that it is at. It says pairs: "photo" (begun), "made", "failed" or
-    "error"."""
+    """One process and its present job.
+
+    The process sends pairs: "photo" (begun), "made", "failed" or "error", each with a value.
+    """
 
     job: Job
-    place: int | None  # of the photo that was begun last
+    # Of the photo that was begun last.
+    place: int | None
     heard_s: float
 
     def __init__(self, photos: str, model: Model, settings: ScoreSettings) -> None:
         context = get_context("forkserver")
-        context.set_forkserver_preload(
-            ["visage.detection.mtcnn"]
-        )  # torch is imported once, not once a process
+        # So that torch is imported once, not once in each process.
+        context.set_forkserver_preload(["visage.detection.mtcnn"])
+
         self.patience_s = settings.max_photo_seconds
         self.connection, theirs = context.Pipe()
         self.process = context.Process(
-            target=_work, args=(theirs, photos, model, settings), daemon=True
+            target=_work,
+            args=(theirs, photos, model, settings),
+            daemon=True,
         )
         self.process.start()
         theirs.close()
 
     def give(self, job: Job) -> None:
-        self.job, self.place, self.heard_s = job, None, time.monotonic()
-        with suppress(OSError):  # `news` tells of a process that is gone
+        self.job = job
+        self.place = None
+        self.heard_s = time.monotonic()
+        # A process that is gone is found by `news`.
+        with suppress(OSError):
             self.connection.send(job)
 
     def news(self) -> tuple[str, str] | None:
-        """What has become of the job, with the reason; None while the process is at it."""
+        """The end of the job, with the reason; None while the process works on it."""
         try:
             while self.connection.poll():
                 kind, value = self.connection.recv()
@@ -80,12 +89,13 @@ class Worker:
         except (EOFError, OSError):
             self.process.join()
             return "ended", f"the process that looked at it ended ({_cause(self.process.exitcode)})"
+
         if self.place is not None and time.monotonic() - self.heard_s > self.patience_s:
             return "ended", f"looking at it took more than {self.patience_s:g} seconds"
         return None
 
     def blamed(self, reason: str) -> Job:
-        """The job as it is tried again."""
+        """The job for the next try."""
         if self.place is None:
             raise ValueError(f"{self.job.path}: a process failed before its first photo: {reason}")
         return self.job.blaming(self.place, reason)
@@ -97,11 +107,9 @@ class Worker:
 
 
 def _cause(exitcode: int | None) -> str:
-    return (
-        f"signal {-exitcode}"
-        if exitcode is not None and exitcode < 0
-        else f"exit status {exitcode}"
-    )
+    if exitcode is not None and exitcode < 0:
+        return f"signal {-exitcode}"
+    return f"exit status {exitcode}"
 
 
 def _in_processes(
@@ -110,15 +118,19 @@ def _in_processes(
     busy: list[Worker] = []
     idle: list[Worker] = []
     again: deque[Job] = deque()
+
     try:
         while True:
-            while len(busy) < settings.num_workers and (
-                job := again.popleft() if again else next(jobs, None)
-            ):
-                busy.append(idle.pop() if idle else Worker(photos, model, settings))
-                busy[-1].give(job)
+            while len(busy) < settings.num_workers:
+                job = again.popleft() if again else next(jobs, None)
+                if job is None:
+                    break
+                worker = idle.pop() if idle else Worker(photos, model, settings)
+                busy.append(worker)
+                worker.give(job)
             if not busy:
                 return
+
             wait([worker.connection for worker in busy], LOOK_S)
             news_of = [(worker, news) for worker in busy if (news := worker.news())]
             for worker, (kind, reason) in news_of:
@@ -127,6 +139,7 @@ def _in_processes(
                     worker.stop()
                 else:
                     idle.append(worker)
+
                 if kind == "error":
                     raise ValueError(reason)
                 if kind == "made":
@@ -139,9 +152,11 @@ def _in_processes(
 
 
 def _work(connection: Connection, photos: str, model: Model, settings: ScoreSettings) -> None:
-    """A process: shards as they come, until the run ends."""
-    signal.signal(signal.SIGINT, signal.SIG_IGN)  # the run's to answer
+    """A process: makes shards as they come, until the run ends."""
+    # Ctrl-C is handled by the run's own process.
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
     die_with_parent()
+
     try:
         scorer = Scorer(photos, model, settings)
         while True:

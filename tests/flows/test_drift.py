@@ -241,7 +241,7 @@ def test_a_webhook_that_fails_is_a_warning_without_its_address(
     [warning] = [
         record.getMessage() for record in caplog.records if "webhook block" in record.getMessage()
     ]
-    assert warning.startswith(f"webhook block '{kind}' was not told")
+    assert warning.startswith(f"webhook block '{kind}' got no message")
     assert message in warning
     assert "secret" not in warning
     delete_runs_of_toy()

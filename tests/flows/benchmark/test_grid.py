@@ -36,8 +36,9 @@ SHARED = (
 
 
 @pytest.mark.parametrize("file", FILES, ids=lambda file: file.stem)
-def test_benchmarks_name_tables_and_presets_that_there_are(file: Path) -> None:
-    benchmark, tables = read_benchmark(file), read_tables(TABLES)
+def test_benchmarks_name_tables_and_presets_that_exist(file: Path) -> None:
+    benchmark = read_benchmark(file)
+    tables = read_tables(TABLES)
     cells = cells_of(benchmark, tables, declared(REPOSITORY), Path("runs"))
     assert {cell.table for cell in cells} == set(benchmark.tables)
     assert {cell.data for cell in cells} <= set(benchmark.sets)
@@ -62,10 +63,9 @@ def test_table_7_published_stands_beside_the_loss_that_made_it() -> None:
     assert {name for name, row in rows.items() if row.published} == {
         name for name, reduction in reductions.items() if reduction == "mean"
     }
-    assert all(
-        reduction in name.replace("averaged", "mean").replace("summed", "sum")
-        for name, reduction in reductions.items()
-    )
+    for name, reduction in reductions.items():
+        assert reduction in name.replace("averaged", "mean").replace("summed", "sum")
+
     by_name = {name: row.published["chalearn15"][0] for name, row in rows.items() if row.published}
     assert by_name["lambda 0.01 averaged, step 1"] == 3.223
     assert by_name["lambda 1 averaged, step 1"] == 3.135
@@ -86,6 +86,7 @@ def test_cells_come_seed_by_seed_and_share_the_backbone() -> None:
     assert [cell.seed for cell in cells] == [0, 0, 0, 1, 1, 1]
     assert {cell.params["finetune"]["epochs"] for cell in cells} == {2}
     assert [cell.params["finetune"]["seed"] for cell in cells] == [0, 0, 0, 1, 1, 1]
+
     backbones = [
         next(step.key for step in cell.steps if step.stage.name == "pretrain") for cell in cells
     ]
@@ -97,8 +98,9 @@ def test_cells_come_seed_by_seed_and_share_the_backbone() -> None:
 
 def test_a_protocol_has_a_cell_for_every_fold(monkeypatch: pytest.MonkeyPatch) -> None:
     folds = {"key": "download.target.split.fold", "values": [0, 1, 2]}
-    whole = settings_of("synthetic", {}) | {"folds": folds}
-    monkeypatch.setattr("flows.benchmark.grid.settings_of", lambda *_: whole)
+    base = settings_of("synthetic", {}) | {"folds": folds}
+    monkeypatch.setattr("flows.benchmark.grid.settings_of", lambda *_: base)
+
     settings, tables = protocol_of("synthetic", [0, 1])
     cells = cells_of(settings, tables, declared(REPOSITORY), Path("runs"))
     assert [(cell.seed, cell.fold) for cell in cells] == [
@@ -120,11 +122,10 @@ def test_a_setting_that_is_not_there_is_refused(changes: dict[str, Any], match: 
 
 
 def test_a_set_without_folds_has_one_that_all_seeds_share() -> None:
-    """Else no face of one seed would be found again in another."""
+    """Otherwise no face of one seed would be found again in another."""
     settings, tables = protocol_of("synthetic", [0, 1, 2])
-    assert {
-        cell.fold for cell in cells_of(settings, tables, declared(REPOSITORY), Path("runs"))
-    } == {"whole"}
+    cells = cells_of(settings, tables, declared(REPOSITORY), Path("runs"))
+    assert {cell.fold for cell in cells} == {"whole"}
 
 
 @pytest.mark.parametrize(
@@ -158,15 +159,15 @@ def test_unknown_names_are_refused(tmp_path: Path) -> None:
         )
     with pytest.raises(ValueError, match=r"no such preset; there are synthetic, .*utkface_coral"):
         settings_of("utkfase", {})
+
     (tmp_path / "b.yaml").write_text(
         "sets: {synthetic: {}}\ntables: {table_six: {sets: [synthetic], seeds: [0]}}\n"
     )
+    benchmark = read_benchmark(tmp_path / "b.yaml")
     with pytest.raises(ValueError, match="'table_six' is unknown; known: single_stage"):
-        cells_of(
-            read_benchmark(tmp_path / "b.yaml"), read_tables(TABLES), declared(REPOSITORY), tmp_path
-        )
+        cells_of(benchmark, read_tables(TABLES), declared(REPOSITORY), tmp_path)
 
 
-def test_presets_lie_in_the_repository() -> None:
+def test_presets_are_those_of_the_repository() -> None:
     assert settings_of("utkface_coral", {})["download"]["target"]["source"] == "utkface"
     assert TABLES.parents[1] == REPOSITORY

@@ -47,6 +47,7 @@ def cell(
     inputs = {"data/target/faces": faces}
     step = Step(stage=EVALUATE, params={}, inputs=inputs, key=name, folder=folder / name)
     (step.folder / "reports").mkdir(parents=True, exist_ok=True)
+
     photos = [f"{number}.jpg" for number in range(len(LABEL))]
     shards = step.folder / "data" / "target" / "faces"
     shards.mkdir(parents=True, exist_ok=True)
@@ -56,20 +57,22 @@ def cell(
         "sha256": [f"{number // 2}" for number in range(len(LABEL))],
     }
     pd.DataFrame(who).to_parquet(shards / "part-0.parquet")
+
     if error is not None:
-        told = {
+        predicted = {
             "photo_id": photos,
             "label": LABEL,
             "sigma": np.nan,
             "split": "test",
             "prediction": LABEL + error,
         }
-        pd.DataFrame(told).to_parquet(step.output(PREDICTIONS))
+        pd.DataFrame(predicted).to_parquet(step.output(PREDICTIONS))
         (step.folder / ".done.json").write_text(
             json.dumps({"machine": {"words": "a machine"}, "git_commit": "abc"})
         )
         decision = {"decode": "expectation", "flip": True, "model": {"name": "x"}}
         step.output("reports/metrics.json").write_text(json.dumps({"decision": decision}))
+
     params = {"labels": {"epsilon_sigma": 2.0}, "evaluate": {"decode": "expectation"}}
     return Cell(
         table="t", row=row, data="set", seed=seed, fold=fold, params=params, steps=(faces, step)
@@ -81,7 +84,7 @@ def rows(cells: list[Cell]) -> dict[str, Any]:
 
 
 def everything(sets: dict[str, Any]) -> dict[str, Any]:
-    """Rows as benchmark keeps them, with where they come from."""
+    """Rows as the benchmark keeps them, with their origin."""
     recipe = {"optimiser": "adamw", "learning_rate": 1e-3, "schedule": "cosine", "batch_size": 64}
     budget = {
         "network": "tiny",
@@ -91,6 +94,7 @@ def everything(sets: dict[str, Any]) -> dict[str, Any]:
         "augmentation": "none",
         "recipe": recipe,
     }
+
     origin = {"machines": ["a machine"], "git_commits": ["abc"], "units": {"set": "years"}}
     return origin | {"settings": {"set": budget}, "sets": sets}
 
@@ -106,13 +110,14 @@ def test_figures_are_means_over_seeds_with_students_interval(
     found = rows([cell(tmp_path, "good", seed, noise[seed]) for seed in range(3)])["good"]
     values = np.abs(noise[:3]).mean(axis=1)
     assert found["metrics"]["mae"]["values"] == pytest.approx(values)
-    half = (
-        4.302652729911275 * values.std(ddof=1) / np.sqrt(3)
-    )  # Student t, 2 degrees of freedom, 97.5 %
+
+    # Student's t, 2 degrees of freedom, 97.5 %.
+    half = 4.302652729911275 * values.std(ddof=1) / np.sqrt(3)
     mae = found["metrics"]["mae"]
     assert [mae["value"], mae["low"], mae["high"]] == pytest.approx(
         [values.mean(), values.mean() - half, values.mean() + half]
     )
+
     assert found["metrics"]["epsilon_error"]["value"] == pytest.approx(
         (1 - np.exp(-(noise[:3] ** 2) / 8)).mean()
     )
@@ -122,9 +127,9 @@ def test_figures_are_means_over_seeds_with_students_interval(
 def test_one_seed_has_a_bootstrap_interval_over_pictures(tmp_path: Path, noise: np.ndarray) -> None:
     mae = rows([cell(tmp_path, "good", 0, noise[0])])["good"]["metrics"]["mae"]
     assert mae["low"] < np.abs(noise[0]).mean() < mae["high"]
-    pairs = rows([cell(tmp_path / "same", "good", 0, np.repeat(noise[0][::2], 2))])["good"][
-        "metrics"
-    ]["mae"]
+
+    twice = cell(tmp_path / "same", "good", 0, np.repeat(noise[0][::2], 2))
+    pairs = rows([twice])["good"]["metrics"]["mae"]
     alone = np.abs(noise[0][::2])
     assert pairs["high"] - pairs["low"] == pytest.approx(
         2 * 1.96 * alone.std() / np.sqrt(len(alone)), rel=0.2
@@ -132,9 +137,8 @@ def test_one_seed_has_a_bootstrap_interval_over_pictures(tmp_path: Path, noise: 
 
 
 def test_differences_are_paired_by_face(tmp_path: Path, noise: np.ndarray) -> None:
-    worse = noise + 0.1 * np.sign(
-        noise
-    )  # each face 0.1 further off: certain, though the errors scatter by 1
+    # Each face is 0.1 further off: the difference is certain, though the errors scatter by 1.
+    worse = noise + 0.1 * np.sign(noise)
     cells = [cell(tmp_path, "good", seed, noise[seed]) for seed in range(3)]
     cells += [cell(tmp_path, "bad", seed, worse[seed]) for seed in range(2)]
     difference = rows(cells)["bad"]["against_reference"]
@@ -177,6 +181,7 @@ def test_page_says_which_differences_are_clear(tmp_path: Path, noise: np.ndarray
     cells += [cell(tmp_path, "none", 0, noise[1])]
     found = document(cells, {"t": TABLE}, BOOTSTRAP)
     text = page("x", {"t": everything(found["t"])}, {"t": TABLE})
+
     lines = {line.split(" | ")[0].strip("| "): line for line in text.splitlines()}
     assert "**+1.000 (+1.000 to +1.000)**" in lines["bad"]
     assert "0 of 1" in lines["bad"]
@@ -215,16 +220,17 @@ def test_what_cannot_be_read_is_refused_before_it_runs(tmp_path: Path) -> None:
 
 
 def test_kept_results_are_what_their_page_says() -> None:
-    """docs/benchmark/*.md is written from the JSON files beside it, and read by the tables as they
-    stand."""
+    """docs/benchmark/*.md is written from the JSON files next to it, and fits the present
+    tables."""
     tables = read_tables(TABLES)
     for written in sorted(KEPT.glob("*.md")):
-        there = {key: KEPT / written.stem / f"{key}.json" for key in tables}
+        files = {key: KEPT / written.stem / f"{key}.json" for key in tables}
         found = {
             key: json.loads(path.read_text(encoding="utf-8"))
-            for key, path in there.items()
+            for key, path in files.items()
             if path.is_file()
         }
+
         assert found
         assert written.read_text(encoding="utf-8") == page(written.stem, found, tables)
 

@@ -50,7 +50,7 @@ def house(tmp_path: Path) -> Path:
 
 @pytest.fixture
 def adds(monkeypatch: pytest.MonkeyPatch) -> list[Path]:
-    """In the place of `dvc add`: the folders that it was asked to take."""
+    """The folders that `dvc add` would have taken; it is replaced."""
     taken: list[Path] = []
 
     def add(folder: Path) -> None:
@@ -71,8 +71,9 @@ def counts(found: Intake) -> tuple[int, int, int, int]:
 
 
 def brought(house: Path) -> dict[str, bytes]:
-    files = (path for path in (house / "labelled").rglob("*") if path.is_file())
-    return {path.relative_to(house / "labelled").as_posix(): path.read_bytes() for path in files}
+    folder = house / "labelled"
+    files = [path for path in folder.rglob("*") if path.is_file()]
+    return {path.relative_to(folder).as_posix(): path.read_bytes() for path in files}
 
 
 def refused(found: Intake) -> dict[str, str]:
@@ -84,11 +85,13 @@ def test_what_is_new_comes_and_nothing_else(house: Path, adds: list[Path], watch
     assert counts(look(str(watch), house)) == (3, 0, 0, 0)
     assert brought(house) == {**THREE, "labels.csv": TABLE}
     assert adds == [house]
+
     times = {path: path.stat().st_mtime_ns for path in house.rglob("*")}
     again = look(watch.as_uri(), house)
     assert (counts(again), again.is_new) == ((0, 0, 0, 0), False)
     assert adds == [house]
     assert {path: path.stat().st_mtime_ns for path in house.rglob("*")} == times
+
     lay(watch, {"4.jpg": b"four", "labels.csv": TABLE + b"4.jpg,50,carl\n"})
     assert counts(look("watch", house)) == (1, 0, 0, 0), (
         "a relative path starts at the working copy"
@@ -102,11 +105,15 @@ def test_a_changed_label_and_a_changed_photo_are_seen(
     look(str(watch), house)
     (watch / "labels.csv").write_bytes(TABLE.replace(b"2.jpg,40", b"2.jpg,42"))
     assert counts(look(str(watch), house)) == (0, 1, 0, 0)
-    (watch / "1.jpg").write_bytes(b"eno")  # of the same size
+
+    # Other bytes of the same size.
+    (watch / "1.jpg").write_bytes(b"eno")
     assert counts(look(str(watch), house)) == (0, 1, 0, 0)
     assert brought(house)["1.jpg"] == b"eno"
+
+    # Another time with the same bytes.
     inode = (house / "labelled" / "1.jpg").stat().st_ino
-    os.utime(watch / "1.jpg", (5, 5))  # touched, with the same bytes
+    os.utime(watch / "1.jpg", (5, 5))
     found = look(str(watch), house)
     assert (counts(found), found.is_new) == ((0, 0, 0, 0), False)
     assert (house / "labelled" / "1.jpg").stat().st_ino == inode
@@ -123,6 +130,7 @@ def test_another_column_or_another_place_is_seen(
     assert (counts(found), found.is_new, len(adds)) == ((0, 0, 0, 0), True, 2), (
         "DVC's copy is the one that is read"
     )
+
     shutil.copytree(watch, tmp_path / "moved")
     (tmp_path / "moved/1.jpg").write_bytes(b"eno")
     shutil.copystat(watch / "1.jpg", tmp_path / "moved/1.jpg")
@@ -145,18 +153,19 @@ def test_what_was_lost_or_checked_out_is_put_right(
 ) -> None:
     look(str(watch), house)
     (house / "labelled" / "1.jpg").unlink()
-    (house / "labelled" / "anna" / "2.jpg").write_bytes(
-        b"old"
-    )  # as `dvc checkout` of another version does
-    os.utime(house / "labelled" / "anna" / "3.jpg")  # as DVC's links do
+    # As `dvc checkout` of another version does.
+    (house / "labelled" / "anna" / "2.jpg").write_bytes(b"old")
+    # As DVC's links do.
+    os.utime(house / "labelled" / "anna" / "3.jpg")
+
     look(str(watch), house)
     assert brought(house) == {**THREE, "labels.csv": TABLE}
     assert len(adds) == 1
 
 
 @pytest.mark.usefixtures("adds")
-def test_a_fresh_clone_without_its_photos_is_told(house: Path, watch: Path) -> None:
-    """Else DVC would forget those that have left the watched place."""
+def test_a_fresh_clone_without_its_photos_is_refused(house: Path, watch: Path) -> None:
+    """Otherwise DVC would forget the photos that have left the watched place."""
     (house / "labelled.dvc").touch()
     with pytest.raises(ValueError, match=r"say `dvc pull .*labelled\.dvc`"):
         look(str(watch), house)
@@ -182,12 +191,14 @@ def test_a_bad_table_brings_nothing_in(
     look(str(watch), house)
     (watch / "1.jpg").write_bytes(b"changed")
     (watch / "labels.csv").write_bytes(text.encode("utf-8", "surrogateescape"))
+
     with pytest.raises(
         ValueError, match=f"labels.csv: .*{re.escape(BAD[text])}.*Nothing was brought in"
     ):
         look(str(watch), house)
     assert brought(house) == {**THREE, "labels.csv": TABLE}
     assert len(adds) == 1
+
     (watch / "labels.csv").write_bytes(TABLE)
     assert counts(look(str(watch), house)) == (0, 1, 0, 0)
 
@@ -209,13 +220,15 @@ def test_a_table_that_is_being_written_waits(
     assert adds == []
 
 
-def test_no_table_no_place_no_reader_are_told(house: Path, watch: Path) -> None:
+def test_a_missing_table_place_or_reader_is_named(house: Path, watch: Path) -> None:
     (watch / "labels.csv").unlink()
     for place in (watch, watch / "nowhere"):
         with pytest.raises(ValueError, match=r"there is no labels\.csv"):
             look(str(place), house)
+
     with pytest.raises(ValueError, match=r"download\.identity\.incoming is null"):
         look(str(watch), house.parent / "identity")
+
     params = yaml.safe_load((house.parents[1] / "params.yaml").read_text(encoding="utf-8"))
     params["download"]["target"]["incoming"]["options"]["table"] = "elsewhere/labels.csv"
     (house.parents[1] / "params.yaml").write_text(yaml.safe_dump(params), encoding="utf-8")
@@ -240,19 +253,20 @@ def test_unsafe_and_absent_photos_are_refused_one_by_one(house: Path, watch: Pat
     odd += ["1.jpg/x.jpg", "huge.jpg"]
     with (watch / "huge.jpg").open("wb") as file:
         file.truncate(60_000_001)
+    odd_lines = rows(*(f"{name},3,x" for name in odd))[len(HEADER) + 1 :]
     lay(
         watch,
         {
             ".hidden.jpg": b"hidden",
             "a\x07.jpg": b"bell",
-            "labels.csv": TABLE + rows(*(f"{name},3,x" for name in odd))[len(HEADER) + 1 :],
+            "labels.csv": TABLE + odd_lines,
         },
     )
+
     found = look(str(watch), house)
     assert counts(found) == (3, 0, 0, len(odd))
-    assert {
-        name: content for name, content in brought(house).items() if name != "labels.csv"
-    } == THREE
+    assert brought(house) == {**THREE, "labels.csv": TABLE + odd_lines}
+
     listed = refused(found)
     assert set(listed) == {name.replace("\x07", "\\u0007") for name in odd}
     assert "leads out" in listed["../secret.jpg"]
@@ -261,13 +275,15 @@ def test_unsafe_and_absent_photos_are_refused_one_by_one(house: Path, watch: Pat
     assert "control characters" in listed["a\\u0007.jpg"]
     assert "no such photo" in listed["gone.jpg"]
     assert "max_photo_bytes" in listed["huge.jpg"]
+
     lay(watch, {"gone.jpg": b"here"})
     assert counts(look(str(watch), house)) == (1, 0, 0, len(odd) - 1)
 
 
 @pytest.mark.usefixtures("adds")
 def test_a_killed_run_goes_on(house: Path, watch: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    opened, names = LocalStorage.open, []
+    opened = LocalStorage.open
+    names: list[str] = []
 
     def dies_at(number: int) -> Callable[[LocalStorage, str], Any]:
         def open_or_die(place: LocalStorage, name: str) -> Any:
@@ -283,6 +299,7 @@ def test_a_killed_run_goes_on(house: Path, watch: Path, monkeypatch: pytest.Monk
     with pytest.raises(Killed):
         look(str(watch), house)
     assert brought(house) == {"1.jpg": b"one"}, "no table, no half photo"
+
     names.clear()
     monkeypatch.setattr(LocalStorage, "open", dies_at(99))
     assert counts(look(str(watch), house)) == (3, 0, 0, 0), "all that DVC has not taken yet"
@@ -328,6 +345,7 @@ def test_what_was_brought_is_what_download_reads(
         monkeypatch.setattr(f"stages.sources.{module}.REPOSITORY", tmp_path)
     settings = load_section(tmp_path / "params.yaml", "download", DownloadSettings, "target")
     assert settings.incoming is not None
+
     left_out: list[str] = []
     budget = Budget(limits=settings.limits)
     found = set_rows(
@@ -349,13 +367,12 @@ def test_what_was_brought_is_what_download_reads(
 def test_ten_thousand_unchanged_photos_take_less_than_two_seconds(
     house: Path, tmp_path: Path
 ) -> None:
-    names = [f"{n % 100:02}/{n}.jpg" for n in range(10_000)]
-    lay(
-        tmp_path / "watch",
-        {name: name.encode() for name in names}
-        | {"labels.csv": rows(*(f"{n},30,x" for n in names))},
-    )
+    names = [f"{number % 100:02}/{number}.jpg" for number in range(10_000)]
+    files = {name: name.encode() for name in names}
+    files["labels.csv"] = rows(*(f"{name},30,x" for name in names))
+    lay(tmp_path / "watch", files)
     assert look("watch", house).new == 10_000
+
     began = time.process_time()
     assert look("watch", house).is_new is False
     assert time.process_time() - began < 2
@@ -375,7 +392,10 @@ def test_nothing_new_does_not_import_dvc(house: Path, watch: Path) -> None:
 GRAPH = """
 vars: [{pause: 0}]
 stages:
-  download: {cmd: "touch began && sleep ${pause} && ls incoming/target > list", deps: [incoming/target], outs: [list]}
+  download:
+    cmd: touch began && sleep ${pause} && ls incoming/target > list
+    deps: [incoming/target]
+    outs: [list]
   other: {cmd: echo 1 > other, outs: [other]}
 """
 
@@ -414,6 +434,7 @@ def test_dvc_takes_it_and_only_who_reads_it_is_stale(
     assert pointer["outs"][0]["nfiles"] == 4
     assert "download" in repository("status").stdout
     assert "other" not in repository("status").stdout
+
     repository("repro", "-q")
     assert not look(str(watch), house).is_new
     assert repository("status", "-q").returncode == 0
@@ -421,28 +442,29 @@ def test_dvc_takes_it_and_only_who_reads_it_is_stale(
         ["git", "status", "--short"], cwd=house, capture_output=True, text=True, check=True
     ).stdout
     assert "labelled/" not in ignored
+
     repository("config", "cache.type", "hardlink")
     (watch / "1.jpg").write_bytes(b"another")
     assert counts(look(str(watch), house)) == (0, 1, 0, 0)
     (watch / "1.jpg").write_bytes(b"a third one")
     assert counts(look(str(watch), house)) == (0, 1, 0, 0)
+
+    # Nothing was written through a link: every file in the cache has the digest in its name.
     for cached in (house.parents[1] / ".dvc/cache/files/md5").glob("??/*"):
         if cached.suffix != ".dir":
-            content = cached.read_bytes()  # nothing was written through a link
-            assert (
-                hashlib.md5(content, usedforsecurity=False).hexdigest()
-                == cached.parent.name + cached.name
-            )
+            digest = hashlib.md5(cached.read_bytes(), usedforsecurity=False).hexdigest()
+            assert digest == cached.parent.name + cached.name
 
 
 @pytest.mark.usefixtures("repository")
-def test_a_dvc_at_work_is_told(house: Path, watch: Path) -> None:
+def test_a_dvc_at_work_is_named(house: Path, watch: Path) -> None:
     root = house.parents[1]
     text = (root / "dvc.yaml").read_text(encoding="utf-8").replace("pause: 0", "pause: 60")
     (root / "dvc.yaml").write_text(text, encoding="utf-8")
     busy = subprocess.Popen(
         [sys.executable, "-m", "dvc", "repro", "-q", "download"], cwd=root, start_new_session=True
     )
+
     try:
         while not (root / "began").exists():
             assert busy.poll() is None
@@ -452,6 +474,7 @@ def test_a_dvc_at_work_is_told(house: Path, watch: Path) -> None:
     finally:
         os.killpg(busy.pid, 9)
         busy.wait()
+
     assert brought(house) == {**THREE, "labels.csv": TABLE}
     found = look(str(watch), house)
     assert (counts(found), found.is_new) == ((3, 0, 0, 0), True)
@@ -473,6 +496,7 @@ def bucket(monkeypatch: pytest.MonkeyPatch) -> Iterator[Any]:
     }
     for name, value in {**named, "DEFAULT_REGION": "us-east-1"}.items():
         monkeypatch.setenv(f"AWS_{name}", value)
+
     store = boto3.resource("s3").Bucket("watched")
     store.create()
     yield store

@@ -44,7 +44,7 @@ def models(tmp_path_factory: pytest.TempPathFactory) -> list[Path]:
 
 @pytest.fixture
 def photos(tmp_path: Path) -> Path:
-    """Drawn faces, a smaller copy of the first, a picture without a face, a file that is no
+    """Synthetic faces, a smaller copy of the first, a picture without a face, a file that is no
     picture."""
     folder = tmp_path / "web"
     drawn = DrawnSet(
@@ -58,6 +58,7 @@ def photos(tmp_path: Path) -> Path:
     )
     draw_set(folder, drawn, num_workers=1)
     (folder / "labels.csv").unlink()
+
     first = sorted(folder.rglob("*.jpg"))[0]
     Image.open(first).resize((120, 120)).save(folder / "a copy & more.jpg", quality=70)
     noise = np.random.default_rng(0).integers(0, 255, (6, 6, 3), dtype=np.uint8)
@@ -80,54 +81,58 @@ def test_photos_become_a_sheet_to_correct(photos: Path, models: list[Path], tmp_
         "left out": 3,
         "corrections not carried": 0,
     }
+
     rows = rows_of(tmp_path / "out" / "review.csv")
     assert tuple(rows[0]) == COLUMNS
     for row in rows:
-        answers = [
-            Predictor.load(each).predict_photos([photos / row["photo"]])[0].faces for each in models
-        ]
-        faces = [next(face for face in found if face.chosen) for found in answers]
-        values, stds = (
-            np.array([[getattr(face, name)] for face in faces]) for name in ("value", "std")
-        )
-        said = [float(row[name]) for name in ("label", "spread", "sigma")]
-        assert said == pytest.approx(
-            [column.item() for column in combined(values, stds)], rel=5e-3, abs=5e-3
-        )
+        faces = []
+        for folder in models:
+            [result] = Predictor.load(folder).predict_photos([photos / row["photo"]])
+            faces.append(next(face for face in result.faces if face.chosen))
+        values = np.array([[face.value] for face in faces])
+        stds = np.array([[face.std] for face in faces])
+
+        written = [float(row[name]) for name in ("label", "spread", "sigma")]
+        expected = [column.item() for column in combined(values, stds)]
+        assert written == pytest.approx(expected, rel=5e-3, abs=5e-3)
         assert row["corrected"] == ""
+
     spreads = [float(row["spread"]) for row in rows]
     assert spreads == sorted(spreads, reverse=True)
     assert spreads[0] > 0
+
     reasons = {row["photo"]: row["reason"] for row in rows_of(tmp_path / "out" / "left_out.csv")}
     first = sorted(path.relative_to(photos).as_posix() for path in photos.rglob("0*.jpg"))[0]
     assert reasons["a copy & more.jpg"] == f"near duplicate of {first}"
     assert "not a picture" in reasons["broken.jpg"]
     assert reasons["noise.png"] == "no face found"
+
     page = (tmp_path / "out" / "sheet_001.html").read_text(encoding="utf-8")
     assert page.count("data:image/jpeg;base64,") == 3
     assert "http" not in page
     assert read_json(tmp_path / "out" / "label.json")["maximum"] == 100.0
 
 
-def test_a_second_run_asks_only_about_what_is_new(
+def test_a_second_run_predicts_only_what_is_new(
     photos: Path, models: list[Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     flow.label(photos, models[:1], tmp_path / "out", num_shown=0)
     review = (tmp_path / "out" / "review.csv").read_bytes()
     asked: list[str] = []
-    ask = Predictor.predict_photos
+    predict_photos = Predictor.predict_photos
 
-    def asking(self: Predictor, sources: Any, flip: bool = True) -> Any:
+    def noting(self: Predictor, sources: Any, flip: bool = True) -> Any:
         listed = list(sources)
         asked.extend(f"{self.config.name} {path.name}" for path in listed)
-        return ask(self, listed, flip)
+        return predict_photos(self, listed, flip)
 
-    monkeypatch.setattr(Predictor, "predict_photos", asking)
+    monkeypatch.setattr(Predictor, "predict_photos", noting)
     hashed: list[str] = []
     monkeypatch.setattr(hashes, "perceptual_hash", lambda _: hashed.append("x") or 0)
     flow.label(photos, models[:1], tmp_path / "out", num_shown=0)
     assert (asked, hashed) == ([], [])
     assert (tmp_path / "out" / "review.csv").read_bytes() == review
+
     corrected = review.replace(b",\n", b",33\n", 1)
     (tmp_path / "out" / "review.csv").write_bytes(corrected)
     flow.label(photos, models, tmp_path / "out", num_shown=0)
@@ -137,6 +142,7 @@ def test_a_second_run_asks_only_about_what_is_new(
     assert (tmp_path / "out" / "review_before.csv").read_bytes() == corrected
     assert len(asked) == NUM_FACES + 1
     assert all(name.startswith("small-1") for name in asked)
+
     monkeypatch.setattr(hashes, "perceptual_hash", lambda _: hashed.append("x") or 2**64 - 1)
     photo = photos / rows_of(tmp_path / "out" / "review.csv")[0]["photo"]
     stream = io.BytesIO()
@@ -151,24 +157,29 @@ def test_a_second_run_asks_only_about_what_is_new(
 
 
 def edit(review: Path, line: int, **cells: str) -> dict[str, str]:
-    """Writes into a line of the sheet (0 is the first photo's), as a person does; the row as it is
-    then."""
+    """Edits a line of the sheet (0 is the first photo's), as a person does; returns the new row."""
     rows = rows_of(review)
     rows[line] |= cells
-    review.write_text(
-        "\n".join([",".join(COLUMNS), *(",".join(row.values()) for row in rows)]), encoding="utf-8"
-    )
+    lines = [",".join(COLUMNS), *(",".join(row.values()) for row in rows)]
+    review.write_text("\n".join(lines), encoding="utf-8")
     return rows[line]
+
+
+def corrections(review: Path) -> dict[str, str]:
+    """The corrected photos of a sheet with their labels."""
+    return {row["photo"]: row["corrected"] for row in rows_of(review) if row["corrected"]}
 
 
 def test_another_folder_of_the_same_name_is_refused(
     photos: Path, models: list[Path], tmp_path: Path
 ) -> None:
-    out, other = tmp_path / "out", tmp_path / "crawl2" / "web"
+    out = tmp_path / "out"
+    other = tmp_path / "crawl2" / "web"
     shutil.copytree(photos, other)
     flow.label(photos, models[:1], out, num_shown=0)
     edit(out / "review.csv", 0, corrected="33")
     before = (out / "review.csv").read_bytes()
+
     with pytest.raises(
         ValueError,
         match=f"holds the work on {photos}, not on {other}; give another folder with --out",
@@ -187,11 +198,9 @@ def test_a_correction_stays_with_the_picture_and_not_with_the_name(
     touched = edit(out / "review.csv", 1, corrected="44")["photo"]
     Image.open(photos / changed).transpose(Image.Transpose.ROTATE_180).save(photos / changed)
     os.utime(photos / touched, (1, 1))
+
     counts = flow.label(photos, models[:1], out, num_shown=0)
-    said = {
-        row["photo"]: row["corrected"] for row in rows_of(out / "review.csv") if row["corrected"]
-    }
-    assert said == {touched: "44"}
+    assert corrections(out / "review.csv") == {touched: "44"}
     assert counts["corrections not carried"] == 1
     [lost] = rows_of(out / "not_carried.csv")
     assert (lost["photo"], lost["corrected"]) == (changed, "33")
@@ -206,6 +215,7 @@ def test_an_edited_sigma_is_carried_and_the_sheet_kept(
     edited = edit(review, 0, sigma="1.25")
     same = edit(review, 1, sigma=rows_of(review)[1]["sigma"] + "0")
     before = review.read_bytes()
+
     for _ in range(2):
         flow.label(photos, models, review.parent, num_shown=0)
         sigmas = {row["photo"]: row["sigma"] for row in rows_of(review)}
@@ -221,16 +231,13 @@ def test_a_correction_moves_to_the_larger_near_duplicate(
 ) -> None:
     out = tmp_path / "out"
     flow.label(photos, models[:1], out, num_shown=0)
-    first, second = (
-        edit(out / "review.csv", line, corrected=f"3{line}")["photo"] for line in (0, 1)
-    )
+    first = edit(out / "review.csv", 0, corrected="30")["photo"]
+    second = edit(out / "review.csv", 1, corrected="31")["photo"]
     picture = Image.open(photos / first)
     picture.resize((2 * picture.width, 2 * picture.height)).save(photos / "larger.png")
+
     counts = flow.label(photos, models[:1], out, num_shown=0)
-    said = {
-        row["photo"]: row["corrected"] for row in rows_of(out / "review.csv") if row["corrected"]
-    }
-    assert said == {"larger.png": "30", second: "31"}
+    assert corrections(out / "review.csv") == {"larger.png": "30", second: "31"}
     assert counts["corrections not carried"] == 0
     reasons = {row["photo"]: row["reason"] for row in rows_of(out / "left_out.csv")}
     assert reasons[first] == "near duplicate of larger.png"
@@ -246,14 +253,16 @@ def test_of_two_corrections_for_one_picture_the_other_is_listed(
         edit(out / "review.csv", line, corrected=f"3{line}")
     one_group = np.zeros(NUM_FACES + 2, np.int64)
     monkeypatch.setattr(flow, "near_groups", lambda hashes_N: one_group[: len(hashes_N)])
+
     counts = flow.label(photos, models[:1], out, num_shown=0)
-    [row], [lost] = rows_of(out / "review.csv"), rows_of(out / "not_carried.csv")
+    [row] = rows_of(out / "review.csv")
+    [lost] = rows_of(out / "not_carried.csv")
     assert {row["corrected"], lost["corrected"]} == {"30", "31"}
     assert lost["reason"] == f"{row['photo']} has a correction"
     assert counts["corrections not carried"] == 1
 
 
-def test_a_model_with_another_card_is_asked_anew(
+def test_a_model_with_another_config_predicts_again(
     photos: Path, models: list[Path], tmp_path: Path
 ) -> None:
     """A calibrated model has the weights of the one it was calibrated from, and other
@@ -264,12 +273,14 @@ def test_a_model_with_another_card_is_asked_anew(
     calibration = CalibrationConfig(temperature=3.0, mass=0.8, offset=0.0, num_faces=9, flip=True)
     save_model(calibrated, network, dataclasses.replace(config, calibration=calibration), "float32")
     assert load_model(calibrated)[1].weights.sha256 == config.weights.sha256
+
     flow.label(photos, models[:1], tmp_path / "out", num_shown=0)
     narrow = {row["photo"]: row["sigma"] for row in rows_of(tmp_path / "out" / "review.csv")}
     flow.label(photos, [calibrated], tmp_path / "out", num_shown=0)
     wide = {row["photo"]: row["sigma"] for row in rows_of(tmp_path / "out" / "review.csv")}
     assert wide.keys() == narrow.keys()
     assert all(wide[photo] != narrow[photo] for photo in narrow)
+
     with pytest.raises(ValueError, match="named twice"):
         flow.label(photos, [models[0], calibrated], tmp_path / "out", num_shown=0)
 
@@ -282,12 +293,15 @@ def test_processes_hash_what_one_hashes(photos: Path, monkeypatch: pytest.Monkey
     ]
     monkeypatch.setattr(hashes.os, "sched_getaffinity", lambda _: {0, 1})
     monkeypatch.setattr(hashes, "CHUNK_PHOTOS", 3)
+
     several = list(hashes.hash_all(photos, found, hashes.FEW_PHOTOS + 1))
     assert several == list(hashes.hash_all(photos, found, len(found)))
     assert [row.photo_id for row in several] == [name for name, *_ in found]
 
 
-def test_models_must_speak_of_the_same(photos: Path, models: list[Path], tmp_path: Path) -> None:
+def test_models_must_predict_the_same_quantity(
+    photos: Path, models: list[Path], tmp_path: Path
+) -> None:
     other = model(tmp_path / "beauty", 3, quantity="attractiveness", unit="points")
     for wrong, message in (
         ([models[0], other], "one quantity and unit"),
@@ -295,6 +309,7 @@ def test_models_must_speak_of_the_same(photos: Path, models: list[Path], tmp_pat
     ):
         with pytest.raises(ValueError, match=message):
             flow.label(photos, wrong, tmp_path / "out", num_shown=0)
+
     for folder, message in (
         (tmp_path / "absent", "no such folder"),
         (tmp_path / "beauty", "holds no photo"),
@@ -330,6 +345,7 @@ def test_a_corrected_sheet_becomes_a_table_that_training_reads(
     done = finish(sheet(tmp_path, *LINES), table, skipped, (0.0, 100.0), unreviewed)
     assert (done.corrected, done.faulty) == (1, 5)
     assert (done.taken, done.left_out) == ((1, 0) if unreviewed == "take" else (0, 1))
+
     reasons = [row["reason"] for row in rows_of(skipped)]
     expected = [
         "'fifty' is no number",
@@ -339,6 +355,7 @@ def test_a_corrected_sheet_becomes_a_table_that_training_reads(
         "again",
     ]
     assert all(text in reason for text, reason in zip(expected, reasons, strict=True)), reasons
+
     for name in wanted:
         (tmp_path / "web").mkdir(exist_ok=True)
         (tmp_path / "web" / name).write_bytes(b"x")
@@ -351,7 +368,7 @@ def test_a_corrected_sheet_becomes_a_table_that_training_reads(
     assert (rows[0].label, rows[0].sigma) == (33.5, 6.0)
 
 
-def test_a_sheet_without_its_columns_or_lines_is_told(tmp_path: Path) -> None:
+def test_a_sheet_without_its_columns_or_lines_is_refused(tmp_path: Path) -> None:
     paths = (tmp_path / "labels.csv", tmp_path / "skipped.csv", (0.0, 100.0), "leave")
     with pytest.raises(ValueError, match="no such sheet"):
         finish(tmp_path / "absent.csv", *paths)  # type: ignore[arg-type]
@@ -383,18 +400,21 @@ def test_the_command_line(
     monkeypatch.setattr(sys, "argv", words)
     flow.main()
     assert f"labelled {NUM_FACES}" in capsys.readouterr().out
+
     review = str(tmp_path / "out" / "review.csv")
     monkeypatch.setattr(sys, "argv", [*words[:4], "--finish", review])
     with pytest.raises(SystemExit) as ended:
         flow.main()
     assert ended.value.code == 2
     assert "--unreviewed take or leave" in capsys.readouterr().err
+
     monkeypatch.setattr(
         sys, "argv", [*words[:3], str(tmp_path / "no"), "--finish", review, "--unreviewed", "take"]
     )
     with pytest.raises(SystemExit):
         flow.main()
     assert "run flows.label.flow without --finish first" in capsys.readouterr().err
+
     monkeypatch.setattr(sys, "argv", [*words[:4], "--finish", review, "--unreviewed", "take"])
     flow.main()
     assert len(rows_of(tmp_path / "out" / "labels.csv")) == NUM_FACES

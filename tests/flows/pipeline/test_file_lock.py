@@ -34,6 +34,7 @@ def holder(lock: Path, *seconds: str) -> subprocess.Popen[str]:
         stdout=subprocess.PIPE,
         text=True,
     )
+
     assert process.stdout is not None
     assert process.stdout.readline() == "held\n"
     return process

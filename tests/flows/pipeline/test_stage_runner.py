@@ -61,12 +61,11 @@ def wait_for(what: Callable[[], object], seconds: float = 20.0) -> None:
 
 def is_alive(pid: int) -> bool:
     try:
-        return (
-            Path(f"/proc/{pid}/stat").read_text(encoding="utf-8").rpartition(")")[2].split()[0]
-            != "Z"
-        )
+        status = Path(f"/proc/{pid}/stat").read_text(encoding="utf-8")
     except (FileNotFoundError, ProcessLookupError):
         return False
+    # The state follows the command's name, which stands in brackets.
+    return status.rpartition(")")[2].split()[0] != "Z"
 
 
 @pytest.fixture
@@ -90,14 +89,14 @@ def test_stages_run_in_dvcs_order_and_once(tmp_path: Path) -> None:
     assert (root / "b.txt").read_text(encoding="utf-8") == "c\na\nb\n"
     assert stale(root) == []
     assert run_all(root) == {"c": "fresh", "a": "fresh", "b": "fresh"}
+
     (root / "a.program").write_text("text += 'x'", encoding="utf-8")
     assert stale(root) == ["a"]
     assert run_all(root) == {"c": "fresh", "a": "ran", "b": "ran"}
-    status = [sys.executable, "-m", "dvc", "status"]
-    assert (
-        "up to date"
-        in subprocess.run(status, cwd=root, capture_output=True, text=True, check=True).stdout
-    )
+
+    command = [sys.executable, "-m", "dvc", "status"]
+    status = subprocess.run(command, cwd=root, capture_output=True, text=True, check=True)
+    assert "up to date" in status.stdout
 
 
 def test_data_that_dvc_only_tracks_are_no_stage(tmp_path: Path) -> None:
@@ -108,7 +107,7 @@ def test_data_that_dvc_only_tracks_are_no_stage(tmp_path: Path) -> None:
 
 
 def test_words_come_while_the_stage_runs(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """The stage waits for a file that comes when its first word was heard."""
+    """The stage waits for a file, which is written when its first word has arrived."""
     monkeypatch.delenv("PYTHONUNBUFFERED", raising=False)
     waits = "while not pathlib.Path('heard').exists():\n    time.sleep(0.05)"
     root = toy_workspace.make(
@@ -126,7 +125,10 @@ def test_words_come_while_the_stage_runs(tmp_path: Path, monkeypatch: pytest.Mon
 
 
 def test_a_stage_cannot_take_the_requests(tmp_path: Path) -> None:
-    reads = "import select; text += repr(sys.stdin.read()) if select.select([0], [], [], 5)[0] else 'waits for requests'"
+    reads = (
+        "import select; text += repr(sys.stdin.read()) "
+        "if select.select([0], [], [], 5)[0] else 'waits for requests'"
+    )
     root = toy_workspace.make(tmp_path, {"a": reads, "b": ""})
     run_all(root)
     assert (root / "b.txt").read_text(encoding="utf-8") == "''a\nb\n"
@@ -136,9 +138,11 @@ def test_a_stage_cannot_take_the_requests(tmp_path: Path) -> None:
 def test_how_a_stage_ended_is_read_from_dvc(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, shell: str
 ) -> None:
-    """It stands in the text of DVC's exception alone: this fails when DVC words it in another way.
-    Shells differ: dash stays beside the stage and has a word of its own for each signal, bash
-    becomes the stage."""
+    """Only the text of DVC's exception has the status: this fails when DVC changes that text.
+
+    Shells differ: dash stays alive during the stage and prints a word of its own for each signal,
+    bash becomes the stage.
+    """
     monkeypatch.setenv("SHELL", shell)
     programs = {
         "sys.exit(2)": ExitStatus.REFUSED,
@@ -153,6 +157,7 @@ def test_how_a_stage_ended_is_read_from_dvc(
         for number, end in enumerate(programs)
     }
     root = toy_workspace.make(tmp_path, stages, chained=False)
+
     with closing(StageRunner(root)) as runner:
         for number, ending in enumerate(programs.values()):
             with pytest.raises(
@@ -163,8 +168,8 @@ def test_how_a_stage_ended_is_read_from_dvc(
 
 
 def test_data_that_nobody_has_pulled_are_missed(tmp_path: Path) -> None:
-    """The folder is there, what `dvc add` tracks in it is not: the stage would take that for no
-    data."""
+    """The folder exists, but not the files in it that `dvc add` tracks: the stage would see an
+    empty set."""
     root = toy_workspace.make(tmp_path, {"a": "", "b": ""}, chained=False)
     (root / "incoming").mkdir()
     pointer = {
@@ -181,6 +186,7 @@ def test_data_that_nobody_has_pulled_are_missed(tmp_path: Path) -> None:
     (root / "dvc.yaml").write_text(
         graph.replace("- a.program", "- a.program\n    - incoming"), encoding="utf-8"
     )
+
     failed = exit_status_of(root, "a")
     assert failed.ending is ExitStatus.REFUSED
     assert "say `dvc pull incoming/labelled.dvc`" in str(failed)
@@ -188,14 +194,14 @@ def test_data_that_nobody_has_pulled_are_missed(tmp_path: Path) -> None:
         assert runner.run("b", silent) == "ran"  # which does not read it
 
 
-def test_what_a_stage_lacks_is_told(tmp_path: Path) -> None:
+def test_what_a_stage_lacks_is_named(tmp_path: Path) -> None:
     root = toy_workspace.make(tmp_path, {"a": "", "b": ""})
     failed = exit_status_of(root, "b")
     assert failed.ending is ExitStatus.FAULT
     assert "a.txt" in str(failed)
 
 
-def test_a_broken_dvc_yaml_is_told(tmp_path: Path) -> None:
+def test_a_broken_dvc_yaml_is_named(tmp_path: Path) -> None:
     root = toy_workspace.make(tmp_path, {"a": ""})
     (root / "dvc.yaml").write_text("stages: {a: {comand: x}}", encoding="utf-8")
     with closing(StageRunner(root)) as runner, pytest.raises(StageFailed, match=r"dvc\.yaml"):
@@ -203,12 +209,15 @@ def test_a_broken_dvc_yaml_is_told(tmp_path: Path) -> None:
 
 
 def test_short_of_memory_the_next_try_splits_its_batches(tmp_path: Path) -> None:
-    told = f"print('parts', os.environ.get('{MICRO_BATCHES}')); sys.exit(137)"
+    program = f"print('parts', os.environ.get('{MICRO_BATCHES}')); sys.exit(137)"
+    root = toy_workspace.make(tmp_path, {"a": program, "b": program})
     heard: list[str] = []
-    with closing(StageRunner(toy_workspace.make(tmp_path, {"a": told, "b": told}))) as runner:
+
+    with closing(StageRunner(root)) as runner:
         for _ in range(3):
             with pytest.raises(StageFailed):
                 runner.run("a", heard.append)
+
     assert [line for line in heard if line.startswith("parts")] == [
         "parts None",
         "parts 2",
@@ -222,7 +231,7 @@ def test_short_of_memory_the_next_try_splits_its_batches(tmp_path: Path) -> None
 
 
 @pytest.mark.parametrize("number", [signal.SIGKILL, signal.SIGTERM])
-def test_nobody_goes_on_when_the_owner_is_killed_and_the_next_run_finishes(
+def test_no_stage_outlives_a_killed_owner_and_the_next_run_finishes(
     sleeper: Path, number: int
 ) -> None:
     owner = subprocess.Popen(
@@ -231,10 +240,13 @@ def test_nobody_goes_on_when_the_owner_is_killed_and_the_next_run_finishes(
     wait_for((sleeper / "pid").exists)
     stage = int((sleeper / "pid").read_text(encoding="utf-8"))
     assert is_alive(stage)
-    dvc = os.getpgid(stage)  # it holds its lock until it has ended, too
+    # DVC, too, holds its lock until it has ended.
+    dvc = os.getpgid(stage)
+
     owner.send_signal(number)
     owner.wait()
     wait_for(lambda: not is_alive(stage) and not is_alive(dvc), GRACE_SECONDS + 10)
+
     (sleeper / "go").touch()
     assert run_all(sleeper) == {"a": "fresh", "b": "ran", "c": "ran"}
     assert (sleeper / "c.txt").read_text(encoding="utf-8") == "a\nb\nc\n"
@@ -253,7 +265,7 @@ def test_closing_ends_the_stage(sleeper: Path) -> None:
     assert run_all(sleeper) == {"a": "fresh", "b": "ran", "c": "ran"}
 
 
-def test_dvc_killed_alone_takes_the_stage_along_and_the_runner_starts_it_anew(
+def test_dvc_killed_alone_takes_the_stage_along_and_the_runner_starts_it_again(
     sleeper: Path,
 ) -> None:
     with closing(StageRunner(sleeper)) as runner:
@@ -283,7 +295,7 @@ def test_locks_of_the_dead_block_nobody(sleeper: Path) -> None:
     assert set(run_all(sleeper).values()) == {"ran"}
 
 
-def test_another_dvc_at_work_is_told_and_may_pass(sleeper: Path) -> None:
+def test_another_dvc_at_work_is_named_and_may_pass(sleeper: Path) -> None:
     other = subprocess.Popen(
         [sys.executable, "-m", "dvc", "repro", "-q"],
         cwd=sleeper,
@@ -297,6 +309,7 @@ def test_another_dvc_at_work_is_told_and_may_pass(sleeper: Path) -> None:
     finally:
         os.killpg(other.pid, signal.SIGKILL)
         other.wait()
+
     assert failed.ending is ExitStatus.IO_ERROR
     assert f"another DVC is at work in {sleeper}" in str(failed)
     assert f"PID {other.pid}" in str(failed)
@@ -307,30 +320,33 @@ def test_another_dvc_at_work_is_told_and_may_pass(sleeper: Path) -> None:
 # -------------------------------------------------------------------------------
 
 
-def test_lines_come_whole_however_they_are_cut() -> None:
+def test_lines_are_complete_however_they_are_cut() -> None:
     text = "one\ntwo, größer\n\n  \nthree\n".encode()
     for size in (1, 3, len(text)):
         lines = Lines()
-        told = [
-            line
-            for start in range(0, len(text), size)
-            for line in lines.feed(text[start : start + size])
-        ]
-        assert told == ["one", "two, größer", "three"]
+        found: list[str] = []
+        for start in range(0, len(text), size):
+            found += lines.feed(text[start : start + size])
+        assert found == ["one", "two, größer", "three"]
+
     assert lines.feed(b"no end") == []
     assert lines.rest() == ["no end"]
     assert lines.rest() == []
 
 
-def test_a_bars_states_are_told_now_and_then(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_bars_states_are_shown_now_and_then(monkeypatch: pytest.MonkeyPatch) -> None:
     now = 0.0
     monkeypatch.setattr(flows.pipeline.stage_runner.time, "monotonic", lambda: now)
-    lines, told = Lines(), []
+    lines = Lines()
+    shown: list[str] = []
+
     for step in range(1000):
-        now = step / 50  # 20 seconds of tqdm
-        told += lines.feed(f"\repoch: {step}".encode())
-    assert len(told) in (3, 4)
-    assert told == sorted(told, key=lambda line: int(line.split()[1]))
+        # 20 seconds of tqdm.
+        now = step / 50
+        shown += lines.feed(f"\repoch: {step}".encode())
+
+    assert len(shown) in (3, 4)
+    assert shown == sorted(shown, key=lambda line: int(line.split()[1]))
 
 
 def test_what_was_written_over_is_left_out() -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import json
 import multiprocessing
 import shutil
@@ -36,15 +37,14 @@ def stages() -> list[Declared]:
 def test_stages_are_those_of_dvc_yaml_in_an_order_that_runs(stages: list[Declared]) -> None:
     made: set[str] = set()
     for stage in stages:
-        brought = (
-            {f"incoming/{stage.name.split('@')[1]}"}
-            if stage.name.startswith("download@")
-            else {"params.yaml", "presets"}
-            if stage.name == "settings"
-            else set()
-        )
-        assert set(stage.inputs) - made == brought, stage.name
+        sources: set[str] = set()
+        if stage.name == "settings":
+            sources = {"params.yaml", "presets"}
+        elif stage.name.startswith("download@"):
+            sources = {f"incoming/{stage.name.split('@')[1]}"}
+        assert set(stage.inputs) - made == sources, stage.name
         made |= set(stage.outputs)
+
     by_name = {stage.name: stage for stage in stages}
     declared_in_yaml = read_params(REPOSITORY / "dvc.yaml")["stages"]
     assert len(stages) == sum(2 if "foreach" in stage else 1 for stage in declared_in_yaml.values())
@@ -67,7 +67,9 @@ def keys(stages: list[Declared], **changes: int) -> dict[str, str]:
 
 
 def test_cells_share_what_they_have_in_common(stages: list[Declared]) -> None:
-    before, finetuned, evaluated = keys(stages), keys(stages, finetune=7), keys(stages, evaluate=7)
+    before = keys(stages)
+    finetuned = keys(stages, finetune=7)
+    evaluated = keys(stages, evaluate=7)
     assert {name for name in before if before[name] != evaluated[name]} == {"evaluate"}
     changed = {name for name in before if before[name] != finetuned[name]}
     assert "finetune" in changed
@@ -93,9 +95,11 @@ def test_code_is_part_of_the_key(tmp_path: Path, monkeypatch: pytest.MonkeyPatch
     stage = Declared(name="a", command=command, params=("a",), inputs=(), outputs=("o",))
     (tmp_path / "a.py").write_text("print(1)")
     before = plan([stage], {"a": 1}, "a", tmp_path)["a"].key
+
     (tmp_path / "a.py").write_text("print( 1 )  # one")
     flows.pipeline.step_cache._code.cache_clear()
     assert plan([stage], {"a": 1}, "a", tmp_path)["a"].key == before
+
     (tmp_path / "a.py").write_text("print(2)")
     flows.pipeline.step_cache._code.cache_clear()
     assert plan([stage], {"a": 1}, "a", tmp_path)["a"].key != before
@@ -104,7 +108,7 @@ def test_code_is_part_of_the_key(tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 def test_code_chosen_before_a_step_is_part_of_its_key(
     stages: list[Declared], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """`evaluate` reads the method from the model; which it is, finetune's settings say."""
+    """`evaluate` reads the method from the model; finetune's settings choose the method."""
     shutil.copytree(REPOSITORY / "stages", tmp_path / "stages")
     shutil.copytree(REPOSITORY / "visage", tmp_path / "visage")
     (tmp_path / "incoming/target").mkdir(parents=True)
@@ -124,7 +128,8 @@ def test_code_chosen_before_a_step_is_part_of_its_key(
     methods.write_text(text.replace("torch.tanh(", "torch.sin("), encoding="utf-8")
     assert found() != before
     methods.write_text(text.replace(".sort(dim=1, descending=True)", ".sort(1)"), encoding="utf-8")
-    assert found() == before  # ranking's, which nobody chose
+    # The changed line is of ranking, which is not chosen.
+    assert found() == before
 
 
 def test_photos_that_came_are_part_of_the_key_of_who_reads_them(
@@ -136,19 +141,12 @@ def test_photos_that_came_are_part_of_the_key_of_who_reads_them(
     (tmp_path / "incoming/identity").mkdir()
     monkeypatch.setattr(flows.pipeline.step_cache, "REPOSITORY", tmp_path)
     params = read_params(REPOSITORY / "params.yaml")
-    alone = {
-        **params,
-        "download": {
-            **params["download"],
-            "target": {**params["download"]["target"], "incoming": None},
-        },
-    }
+    alone = copy.deepcopy(params)
+    alone["download"]["target"]["incoming"] = None
 
     def found(settings: dict[str, Any]) -> dict[str, str]:
-        return {
-            name: step.key
-            for name, step in plan(stages, settings, "align@target", tmp_path).items()
-        }
+        steps = plan(stages, settings, "align@target", tmp_path)
+        return {name: step.key for name, step in steps.items()}
 
     (tmp_path / "incoming/target/labelled").mkdir()
     before = [found(params), found(alone)]
@@ -156,7 +154,7 @@ def test_photos_that_came_are_part_of_the_key_of_who_reads_them(
     for text in ("photo,label,person\na.jpg,31,anna\n", "photo,label,person\na.jpg,32,anna\n"):
         table.write_text(text, encoding="utf-8")
         after = [found(params), found(alone)]
-        assert after[1] == before[1], "who does not read them is not run again"
+        assert after[1] == before[1], "a step that does not read them is not run again"
         assert all(after[0][name] != before[0][name] for name in before[0])
         before = after
 
@@ -192,10 +190,11 @@ def test_a_failure_stops_what_needs_it_and_nothing_else(tmp_path: Path) -> None:
     steps = toy.steps(tmp_path, toy.params(3, wrong=True), toy.params(5))
     failed = run(steps, 2, 1)
     assert [name.split("-")[0] for name in failed] == ["doubled", "total"]
+
     reasons = list(failed.values())
     assert "told to fail" in reasons[0]
     assert "exit status 1" in reasons[0]
-    assert "not run, for doubled-" in reasons[1]
+    assert "not run, because doubled-" in reasons[1]
     assert sorted(step.stage.name for step in steps if step.done) == [
         "doubled",
         "numbers",

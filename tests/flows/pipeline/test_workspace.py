@@ -29,12 +29,13 @@ def holder(folder: Path) -> subprocess.Popen[str]:
         stdout=subprocess.PIPE,
         text=True,
     )
+
     assert process.stdout is not None
     assert process.stdout.readline() == "held\n"
     return process
 
 
-def test_the_second_is_told_who_is_at_work(tmp_path: Path) -> None:
+def test_the_second_learns_which_process_is_at_work(tmp_path: Path) -> None:
     with holder(tmp_path) as process:
         with (
             pytest.raises(Busy, match=rf"in use by process {process.pid} since 20"),

@@ -43,7 +43,7 @@ from tests.imports import REPOSITORY
 from tests.model_registry.served import SETTINGS as SMALL
 from tests.small_faces import write_params
 from tests.small_model import small_model
-from visage.inference.photos import NO_FACE, Predictor
+from visage.inference.photos import NO_FACE, FacePrediction, PhotoResult, Predictor
 from visage.synthetic import DrawnSet, draw_set
 
 NUM_FACES = 5
@@ -61,7 +61,7 @@ NUMBERS = ("value", "std", "low", "high", "probability", "chosen")
 
 
 def silent(*_: int) -> None:
-    """Progress that nobody watches."""
+    """Ignores the progress."""
 
 
 @pytest.fixture(scope="module")
@@ -81,6 +81,7 @@ def drawn(tmp_path_factory: pytest.TempPathFactory) -> list[bytes]:
         label_noise=0.0,
         dirt={},
     )
+
     draw_set(folder, wanted, num_workers=1)
     return [path.read_bytes() for path in sorted(folder.rglob("*.jpg"))]
 
@@ -93,12 +94,14 @@ def photos(tmp_path: Path, drawn: list[bytes]) -> Path:
     (folder / "more" / ".hidden").mkdir(parents=True)
     for number, face in enumerate(drawn):
         (folder / ("more" if number > 2 else "") / f"{number}.jpg").write_bytes(face)
+
     both = Image.new("RGB", (330, 160), "white")
     for number in range(2):
         both.paste(Image.open(io.BytesIO(drawn[number])), (170 * number, 0))
     both.save(folder / "two.png")
     noise = np.random.default_rng(0).integers(0, 255, (6, 6, 3), dtype=np.uint8)
     Image.fromarray(noise).resize((160, 160)).save(folder / "noise.png")
+
     (folder / "broken.jpg").write_bytes(b"no picture")
     (folder / "more" / ".hidden" / "0.jpg").write_bytes(drawn[0])
     (folder / "readme.txt").write_text("no photo", encoding="utf-8")
@@ -131,24 +134,28 @@ def times(output: Path) -> dict[str, int]:
 
 def test_rows_are_what_the_predictor_says(photos: Path, model: Model, tmp_path: Path) -> None:
     rows = scored(photos, tmp_path / "out", model)
-    predictor, size = Predictor.load(model.folder), SETTINGS.shard_photos
-    with one_thread():  # in the same company: a box's last bit depends on the photos beside it
-        parts = [NAMES[start : start + size] for start in range(0, len(NAMES), size)]
-        results = [
-            r for part in parts for r in predictor.predict_photos(photos / name for name in part)
-        ]
+    predictor = Predictor.load(model.folder)
+    size = SETTINGS.shard_photos
+
+    # In the same batches as the shards: a box's last bit depends on the other photos of its batch.
+    results: list[PhotoResult] = []
+    with one_thread():
+        for start in range(0, len(NAMES), size):
+            part = NAMES[start : start + size]
+            results += predictor.predict_photos(photos / name for name in part)
     assert [len(result.faces) for result in results] == [1, 1, 1, 0, 1, 1, 0, 2]
-    expected = [
-        (name, r, f) for name, r in zip(NAMES, results, strict=True) for f in (r.faces or [None])
-    ]
+
+    expected: list[tuple[str, PhotoResult, FacePrediction | None]] = []
+    for name, result in zip(NAMES, results, strict=True):
+        expected += [(name, result, face) for face in (result.faces or [None])]
     for row, (name, result, face) in zip(rows, expected, strict=True):
         assert row["photo"] == name
         assert row["reason"] == result.reason
         if face is None:
-            assert {
-                row[column] for column in SCHEMA.names if column not in ("photo", "reason")
-            } == {None}
+            columns = set(SCHEMA.names) - {"photo", "reason"}
+            assert {row[column] for column in columns} == {None}
             continue
+
         assert {key: row[key] for key in NUMBERS} == {key: getattr(face, key) for key in NUMBERS}
         assert row["face"] == result.faces.index(face)
         assert tuple(row["box"]) == face.box
@@ -159,7 +166,7 @@ def test_rows_are_what_the_predictor_says(photos: Path, model: Model, tmp_path: 
     assert {row["photo"]: row["reason"] for row in rows}["noise.png"] == NO_FACE
 
 
-def test_the_output_is_one_data_set_that_says_who_spoke(
+def test_the_output_is_one_data_set_that_names_its_model(
     photos: Path, model: Model, tmp_path: Path
 ) -> None:
     rows = scored(photos, tmp_path / "out", model)
@@ -186,8 +193,10 @@ def test_processes_write_the_same_bytes(photos: Path, model: Model, tmp_path: Pa
 def test_photos_over_the_limits_are_rejects(photos: Path, model: Model, tmp_path: Path) -> None:
     with Image.open(photos / "two.png") as image:
         num_pixels = image.width * image.height
+
     rows = scored(photos, tmp_path / "out", model, max_photo_pixels=num_pixels - 1)
     assert "more than the" in rows[-1]["reason"]
+
     rows = scored(photos, tmp_path / "out", model, max_photo_bytes=9)
     assert {row["reason"] for row in rows if row["photo"] != "broken.jpg"} == {
         f"{(photos / name).stat().st_size} bytes are more than the 9 allowed"
@@ -215,6 +224,7 @@ def test_a_table_names_photos(photos: Path, model: Model, tmp_path: Path, kind: 
             )
     else:
         pq.write_table(pa.table({"id": range(len(cells)), "path": cells}), table)
+
     rows = scored(table, tmp_path / "out", model, column="path")
     assert [(row["photo"], row["reason"]) for row in rows] == [
         (cells[0], None),
@@ -224,6 +234,7 @@ def test_a_table_names_photos(photos: Path, model: Model, tmp_path: Path, kind: 
         (cells[4], "not a plain file"),
         (cells[6], None),
     ]
+
     with pytest.raises(ValueError, match="no column 'photo' but id, path"):
         scored(table, tmp_path / "other", model)
 
@@ -243,7 +254,9 @@ def bucket(monkeypatch: pytest.MonkeyPatch) -> Iterator[Any]:
         "DEFAULT_REGION": "us-east-1",
     }.items():
         monkeypatch.setenv(f"AWS_{name}", value)
-    fsspec.get_filesystem_class("s3").clear_instance_cache()  # those of another test's server
+    # The cached filesystems are of another test's server.
+    fsspec.get_filesystem_class("s3").clear_instance_cache()
+
     client = boto3.client("s3")
     client.create_bucket(Bucket="photos")
     yield client
@@ -258,8 +271,10 @@ def test_a_bucket_gives_what_the_folder_gives(
         if path.is_file():
             bucket.upload_file(str(path), "photos", f"some/{path.relative_to(photos).as_posix()}")
     bucket.put_object(Bucket="photos", Key="something/else.jpg", Body=b"of others")
-    here, there = tmp_path / "here", tmp_path / "there"
+    here = tmp_path / "here"
+    there = tmp_path / "there"
     assert scored("s3://photos/some", there, model) == scored(photos, here, model)
+
     before = times(there)
     bucket.upload_file(str(photos / "0.jpg"), "photos", "some/more/4.jpg")
     rows = scored("s3://photos/some", there, model)
@@ -269,6 +284,7 @@ def test_a_bucket_gives_what_the_folder_gives(
     assert [row["value"] for row in rows if row["photo"] in ("0.jpg", "more/4.jpg")] == [
         rows[0]["value"]
     ] * 2
+
     bucket.put_object(
         Bucket="photos",
         Key="list.csv",
@@ -276,6 +292,7 @@ def test_a_bucket_gives_what_the_folder_gives(
     )
     table = scored("s3://photos/list.csv", tmp_path / "table", model)
     assert [row["value"] for row in table] == [rows[0]["value"], rows[1]["value"], None]
+
     with pytest.raises(ValueError, match="s3://absent: no such"):
         scored("s3://absent", tmp_path / "absent", model)
 
@@ -289,7 +306,7 @@ def test_a_bucket_is_listed_page_by_page(
         bucket.put_object(Bucket="pages", Key=name, Body=b"")
     monkeypatch.setattr(inventory, "PAGE_KEYS", 5)
     with Inventory(tmp_path / "list") as listed:
-        listed.take("s3://pages", "photo")
+        listed.fill("s3://pages", "photo")
         assert [photo.name for photo in listed.slice(0, 2000)] == names
         assert [photo.place for photo in listed.slice(10, 2)] == [11, 12]
 
@@ -342,22 +359,13 @@ def test_a_broken_connection_is_tried_again(moody: Any) -> None:
 
 def test_a_store_that_is_gone_ends_the_run(moody: Any) -> None:
     names = [chr(ord("a") + number) for number in range(12)]
+    gone = moody(**{name: 0 if name == "a" else 99 for name in names})
     with pytest.raises(Unreachable, match="store: 8 photos in a row"):
-        list(
-            moody(**{name: 0 if name == "a" else 99 for name in names}).read_ahead(
-                some_photos(*names)
-            )
-        )
-    assert (
-        len(
-            list(
-                moody(**{n: 99 * (i % 8 > 0) for i, n in enumerate(names)}).read_ahead(
-                    some_photos(*names)
-                )
-            )
-        )
-        == 12
-    )
+        list(gone.read_ahead(some_photos(*names)))
+
+    # Never 8 failures in a row.
+    shaky = moody(**{name: 99 * (number % 8 > 0) for number, name in enumerate(names)})
+    assert len(list(shaky.read_ahead(some_photos(*names)))) == 12
 
 
 def test_a_lost_photo_is_fetched_by_the_next_run(
@@ -370,6 +378,7 @@ def test_a_lost_photo_is_fetched_by_the_next_run(
         lambda self, photo: Unanswered("away") if photo.name == "1.jpg" else read(self, photo),
     )
     assert [row["reason"] for row in scored(photos, tmp_path / "out", model)].count("away") == 1
+
     before = times(tmp_path / "out")
     monkeypatch.setattr(Reader, "read", read)
     assert "away" not in [row["reason"] for row in scored(photos, tmp_path / "out", model)]
@@ -378,7 +387,7 @@ def test_a_lost_photo_is_fetched_by_the_next_run(
     ] == ["part-00000.parquet"]
 
 
-def test_what_is_finished_stays_until_it_is_another_matter(
+def test_what_is_finished_stays_until_its_inputs_change(
     photos: Path, model: Model, tmp_path: Path
 ) -> None:
     output = tmp_path / "out"
@@ -415,7 +424,7 @@ def test_what_is_finished_stays_until_it_is_another_matter(
 SUBPROCESS = """
 import sys
 from pathlib import Path
-from flows.score import score_photos
+from flows.score.flow import score_photos
 from flows.score.shards import Model
 from tests.flows.score.test_score import SETTINGS
 from dataclasses import replace
@@ -428,12 +437,13 @@ if __name__ == "__main__":
 
 
 @pytest.mark.parametrize("num_workers", [0, 1])
-def test_killed_it_leaves_whole_files_and_goes_on(
+def test_a_killed_run_leaves_complete_files_and_resumes(
     photos: Path, model: Model, tmp_path: Path, num_workers: int
 ) -> None:
     for number in range(60):
         (photos / f"again{number}.jpg").write_bytes((photos / "0.jpg").read_bytes())
-    output, program = tmp_path / "out", tmp_path / "run.py"
+    output = tmp_path / "out"
+    program = tmp_path / "run.py"
     program.write_text(SUBPROCESS, encoding="utf-8")
     command = [
         sys.executable,
@@ -443,6 +453,7 @@ def test_killed_it_leaves_whole_files_and_goes_on(
         str(model.folder),
         str(num_workers),
     ]
+
     with subprocess.Popen(command, env={**os.environ, "PYTHONPATH": str(REPOSITORY)}) as process:
         while len(times(output)) < 3:
             assert process.poll() is None
@@ -451,10 +462,12 @@ def test_killed_it_leaves_whole_files_and_goes_on(
         process.send_signal(signal.SIGKILL)
     _, alive = psutil.wait_procs(children, timeout=20)
     assert not alive
+
     done = times(output)
     assert 3 <= len(done) < 34
     for name in done:
         assert pq.read_table(output / name).schema == SCHEMA
+
     scored(photos, output, model, shard_photos=2)
     assert {name: time_ns for name, time_ns in times(output).items() if name in done} == done
     scored(photos, tmp_path / "at once", model, shard_photos=2)
@@ -465,13 +478,11 @@ def test_killed_it_leaves_whole_files_and_goes_on(
 def test_a_photo_that_ends_or_hangs_a_process_is_a_reject(
     photos: Path, model: Model, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    for name, content in {
-        "a": fatal_photos.KILLS,
-        "b": fatal_photos.HANGS,
-        "c": fatal_photos.RAISES,
-    }.items():
-        (photos / f"{name}.jpg").write_bytes(content)
+    (photos / "a.jpg").write_bytes(fatal_photos.KILLS)
+    (photos / "b.jpg").write_bytes(fatal_photos.HANGS)
+    (photos / "c.jpg").write_bytes(fatal_photos.RAISES)
     monkeypatch.setattr(workers, "_work", fatal_photos.work)
+
     rows = scored(
         photos, tmp_path / "out", model, shard_photos=11, num_workers=1, max_photo_seconds=2.0
     )
@@ -479,12 +490,11 @@ def test_a_photo_that_ends_or_hangs_a_process_is_a_reject(
     assert reasons["a.jpg"] == "the process that looked at it ended (signal 9)"
     assert reasons["b.jpg"] == "looking at it took more than 2 seconds"
     assert reasons["c.jpg"] == "cannot be looked at: RuntimeError: no memory"
+
     for name in "abc":
         (photos / f"{name}.jpg").unlink()
-    left, without = (
-        [row for row in rows if row["photo"] in NAMES],
-        scored(photos, tmp_path / "without", model),
-    )
+    left = [row for row in rows if row["photo"] in NAMES]
+    without = scored(photos, tmp_path / "without", model)
     for row, expected in zip(left, without, strict=True):
         assert (row["photo"], row["reason"]) == (expected["photo"], expected["reason"])
         assert row["value"] == (expected["value"] and pytest.approx(expected["value"], abs=1e-9))
@@ -502,13 +512,14 @@ def test_a_machine_that_fails_over_everything_is_said(
         scored(photos, tmp_path / "out", model, shard_photos=8)
 
 
-def test_the_output_belongs_to_one_run_and_one_set_of_photos(
+def test_an_output_folder_is_of_one_run_and_one_set_of_photos(
     photos: Path, model: Model, tmp_path: Path
 ) -> None:
     (tmp_path / "theirs").mkdir()
     (tmp_path / "theirs" / "part-00000.parquet").write_bytes(b"dear to somebody")
     with pytest.raises(ValueError, match="theirs: holds files that are no scores"):
         scored(photos, tmp_path / "theirs", model)
+
     with pytest.raises(ValueError, match="mistyped"):
         scored(tmp_path / "mistyped", tmp_path / "out", model)
     scored(photos, tmp_path / "out", model)
@@ -516,8 +527,9 @@ def test_the_output_belongs_to_one_run_and_one_set_of_photos(
         ValueError, match=r"out: holds the scores of .*photos, not of .*more; give another folder"
     ):
         scored(photos / "more", tmp_path / "out", model)
+
     with (
-        flow._own(tmp_path / "out"),
+        flow._locked(tmp_path / "out"),
         pytest.raises(ValueError, match=rf"out: in use by process {os.getpid()} since"),
     ):
         scored(photos, tmp_path / "out", model)
@@ -545,10 +557,9 @@ def test_the_page_counts_what_stands_in_the_shards(
     rows = scored(photos, tmp_path / "out", model)
     scores = read_scores(sorted((tmp_path / "out").glob("part-*")))
     assert scores.counts == {"photos": 8, "faces": 7, "rejects": 2}
-    expected = np.histogram(
-        [row["value"] for row in rows if row["value"] is not None], 10, (0, 100)
-    )[0]
-    assert scores.faces_of_bars == tuple(expected)
+    values = [row["value"] for row in rows if row["value"] is not None]
+    assert scores.faces_of_bars == tuple(np.histogram(values, 10, (0, 100))[0])
+
     text = page("photos", tmp_path / "out", scores)
     assert "| 8 | 7 | 2 |" in text
     assert f"| {NO_FACE} | 1 |" in text
@@ -562,12 +573,13 @@ def params(tmp_path: Path) -> Path:
 
 
 @pytest.mark.usefixtures("local_registry")
-def test_the_champion_speaks_or_the_remedy_is_named(params: Path, model: Model) -> None:
+def test_the_champion_is_used_or_the_remedy_is_named(params: Path, model: Model) -> None:
     with (
         pytest.raises(ValueError, match=r"'small' has no champion.*--model"),
         flow.chosen_model(None, params),
     ):
         pass
+
     run = connect().create_run(experiment("visage"))
     promote("small", package(model.folder, run.info.run_id, SMALL), "a test")
     with flow.chosen_model(None, params) as chosen:
@@ -587,8 +599,9 @@ def test_the_committed_settings_are_read() -> None:
 def test_the_command_leaves_an_artifact(
     photos: Path, model: Model, tmp_path: Path, params: Path
 ) -> None:
-    """With Prefect's own server, which keeps what it is told in a database."""
-    output, home = tmp_path / "out", tmp_path / "prefect"
+    """With Prefect's own server, which keeps artifacts in a database."""
+    output = tmp_path / "out"
+    home = tmp_path / "prefect"
     command = [
         sys.executable,
         "-m",
@@ -603,6 +616,7 @@ def test_the_command_leaves_an_artifact(
         "PREFECT_HOME": str(home),
         "PREFECT_SERVER_EPHEMERAL_STARTUP_TIMEOUT_SECONDS": "120",
     }
+
     done = subprocess.run(
         [*command, "--params", str(params)],
         env={**os.environ, **environment},
@@ -613,7 +627,8 @@ def test_the_command_leaves_an_artifact(
         check=True,
     )
     assert done.stdout.splitlines()[-1] == f"photos 8  faces 7  rejects 2  -> {output}"
+
     with contextlib.closing(sqlite3.connect(home / "prefect.db")) as database:
-        told = dict(database.execute("SELECT key, data FROM artifact"))
-    assert "| 8 | 7 | 2 |" in json.loads(told["score"])
-    assert float(told["score-progress"]) == 100
+        artifacts = dict(database.execute("SELECT key, data FROM artifact"))
+    assert "| 8 | 7 | 2 |" in json.loads(artifacts["score"])
+    assert float(artifacts["score-progress"]) == 100
