@@ -71,7 +71,6 @@ class Findings:
                 reasons = ROW_RULES[check].reasons(self.photos, leaving, settings)
                 for photo_id, reason in zip(photo_ids, reasons, strict=True):
                     rows.append((photo_id, check, reason))
-
         yield from sorted(rows)
 
 

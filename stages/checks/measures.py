@@ -188,7 +188,6 @@ def _people(person_N: np.ndarray, split_N: np.ndarray) -> dict[str, np.ndarray]:
     # The unnamed share a last, ignored group
     code_N = np.where(unnamed, person_N.max(initial=-1) + 1, person_N)
     counts_GS = _counts(code_N, split_N)
-
     return {
         "named": (~unnamed).astype(np.int64),
         "person": person_N.astype(np.int32),

@@ -93,7 +93,6 @@ class RowRule:
         """Why each of the photos `rows` was found: the first bound that it breaks."""
         reasons = [""] * len(rows)
         others = list(self.other(photos, rows)) if self.other else [""] * len(rows)
-
         # Backwards: the first bound that a photo breaks is written last
         for bound in reversed(self.bounds(settings)):
             values = photos[bound.measure].to_numpy()[rows]

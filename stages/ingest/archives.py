@@ -150,7 +150,6 @@ def _take(member: Member, placer: Placer, budget: Budget, done: Unpacked) -> Non
     if reason := odd_name(photo_id):
         done.skipped.append((printable(photo_id), reason))
         return
-
     budget.add(photo_id, member.num_bytes)
     placer.place(photo_id, member.content)
     done.num_files += 1

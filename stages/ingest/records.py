@@ -129,7 +129,6 @@ def files_under(folder: Path, prefix: str = "") -> Iterator[str]:
         visible = [entry for entry in entries if not entry.name.startswith(".")]
         # The slash is part of a folder's key, as it is part of the path
         found = sorted(entry.name + "/" if entry.is_dir() else entry.name for entry in visible)
-
     for name in found:
         if name.endswith("/"):
             yield from files_under(folder / name, prefix + name)

@@ -83,7 +83,6 @@ class SplitSettings:
         for name in ("val_fraction", "test_fraction"):
             if not 0 <= getattr(self, name) < 1:
                 raise ValueError(f"{name} {getattr(self, name)}: must be at least 0 and below 1")
-
         has_folds = self.assign in ("folds", "leave_person_out")
         if has_folds and self.num_folds < 2:
             raise ValueError(f"num_folds {self.num_folds}: at least 2")
@@ -246,7 +245,6 @@ def _left_out(
             "share a picture count as one), and leave_person_out has one fold each; "
             f"set {len(groups)}, or complete the set"
         )
-
     return str(groups[settings.fold])
 
 

@@ -120,7 +120,6 @@ def _why_not(name: str, lines: list[CacdPhoto] | None) -> str | None:
             f"the table names it {len(lines)} times, less the accents; "
             "which line is meant is not certain"
         )
-
     found = AGE.fullmatch(name)
     if not found or int(found[1]) != lines[0].age:
         return f"name {name!r} does not begin with the table's age {lines[0].age}"
