@@ -1,4 +1,4 @@
-"""A manifest and the settings become one outcome per check: what was found, what leaves, and a few
+"""A manifest and the settings become one result per check: what was found, what leaves, and a few
 examples."""
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ RESULT_OF = {"fail": "failed", "quarantine": "quarantined", "report": "reported"
 
 @dataclass(frozen=True, kw_only=True)
 class CheckResult:
-    """What one check came to. `found` counts photos outside a bound; for a check of the whole set,
+    """The result of one check. `found` counts photos outside a bound; for a check of the whole set,
     measures."""
 
     check: str
@@ -30,8 +30,10 @@ class CheckResult:
     is_about_photos: bool
     found: int
     examples: list[dict[str, str]]
-    num_groups: int | None = None  # distinct pictures or people among the photos found
-    leaving: np.ndarray | None = None  # rows that quarantine takes
+    # Distinct pictures or people among the photos found
+    num_groups: int | None = None
+    # Rows that quarantine takes
+    leaving: np.ndarray | None = None
 
     @property
     def result(self) -> str:
@@ -62,15 +64,13 @@ class Findings:
         several reasons."""
         rows = []
         for check_result in self.check_results:
-            if check_result.leaving is not None and len(check_result.leaving):
-                reasons = ROW_RULES[check_result.check].reasons(
-                    self.photos, check_result.leaving, settings
-                )
-                ids = self.photos["photo_id"].iloc[check_result.leaving]
-                rows += [
-                    (photo_id, check_result.check, why)
-                    for photo_id, why in zip(ids, reasons, strict=True)
-                ]
+            check = check_result.check
+            leaving = check_result.leaving
+            if leaving is not None and len(leaving):
+                photo_ids = self.photos["photo_id"].iloc[leaving]
+                reasons = ROW_RULES[check].reasons(self.photos, leaving, settings)
+                for photo_id, reason in zip(photo_ids, reasons, strict=True):
+                    rows.append((photo_id, check, reason))
         yield from sorted(rows)
 
 
@@ -82,24 +82,24 @@ def inspect(manifest: Path, settings: ValidateSettings) -> Findings:
     schema = _schema_result(faults)
     set_measures = {"schema_faults": float(len(faults))}
     if faults:
-        not_run = [check for check in settings.checks() if check != "schema"]
-        nothing = pd.DataFrame()
         return Findings(
-            photos=nothing,
+            photos=pd.DataFrame(),
             is_kept=np.ones(0, bool),
             set_measures=set_measures,
             check_results=[schema],
-            not_run=not_run,
+            not_run=[check for check in settings.checks() if check != "schema"],
         )
+
     photos = measure(manifest)
-    about_photos = [
-        _row_result(check, photos, settings) for check in settings.checks() if check in ROW_RULES
-    ]
+    row_checks = [check for check in settings.checks() if check in ROW_RULES]
+    about_photos = [_row_result(check, photos, settings) for check in row_checks]
     is_kept = np.ones(len(photos), bool)
     for check_result in about_photos:
         if check_result.leaving is not None:
             is_kept[check_result.leaving] = False
-    about_set, measured = _set_outcomes(photos, is_kept, settings)
+    # After quarantine: the rules about the set are for the photos that stay
+    about_set, measured = _set_results(photos, is_kept, settings)
+
     return Findings(
         photos=photos,
         is_kept=is_kept,
@@ -122,15 +122,26 @@ def _schema_result(faults: list[str]) -> CheckResult:
 
 
 def _row_result(check: str, photos: pd.DataFrame, settings: ValidateSettings) -> CheckResult:
-    rule, policy = ROW_RULES[check], settings.policy[check]
+    rule = ROW_RULES[check]
+    policy = settings.policy[check]
     found_N = rule.found(photos, settings)
     rows = np.flatnonzero(found_N)
-    first = np.flatnonzero(found_N if rule.leaves is None else found_N & rule.leaves(photos))[
-        :NUM_EXAMPLES
+
+    shown_N = found_N if rule.leaves is None else found_N & rule.leaves(photos)
+    first = np.flatnonzero(shown_N)[:NUM_EXAMPLES]
+    photo_ids = photos["photo_id"].iloc[first]
+    reasons = rule.reasons(photos, first, settings)
+    examples = [
+        {"photo_id": photo_id, "reason": reason}
+        for photo_id, reason in zip(photo_ids, reasons, strict=True)
     ]
-    reasons = zip(
-        photos["photo_id"].iloc[first], rule.reasons(photos, first, settings), strict=True
-    )
+
+    num_groups = None
+    if rule.group is not None:
+        num_groups = int(photos[rule.group].iloc[rows].nunique())
+    leaving = None
+    if policy == "quarantine":
+        leaving = np.flatnonzero(rule.leaving(photos, settings))
     return CheckResult(
         check=check,
         policy=policy,
@@ -138,33 +149,33 @@ def _row_result(check: str, photos: pd.DataFrame, settings: ValidateSettings) ->
         bounds=rule.bounds(settings),
         is_about_photos=True,
         found=len(rows),
-        examples=[{"photo_id": photo_id, "reason": reason} for photo_id, reason in reasons],
-        num_groups=None if rule.group is None else int(photos[rule.group].iloc[rows].nunique()),
-        leaving=np.flatnonzero(rule.leaving(photos, settings)) if policy == "quarantine" else None,
+        examples=examples,
+        num_groups=num_groups,
+        leaving=leaving,
     )
 
 
-def _set_outcomes(
+def _set_results(
     photos: pd.DataFrame, is_kept: np.ndarray, settings: ValidateSettings
 ) -> tuple[list[CheckResult], dict[str, float]]:
     fraction = float((~is_kept).mean()) if len(is_kept) else 0.0
-    reason = "{value:.4f} of all photos in quarantine, above {maximum:g}"
     most = Bound(
-        measure="quarantined_fraction", maximum=settings.max_quarantined_fraction, reason=reason
+        measure="quarantined_fraction",
+        maximum=settings.max_quarantined_fraction,
+        reason="{value:.4f} of all photos in quarantine, above {maximum:g}",
     )
-    check_results = [
-        _set_result(
-            "quarantined_fraction", "fail", "few photos are quarantined", [(most, fraction)]
-        )
-    ]
+    few = _set_result(
+        "quarantined_fraction", "fail", "few photos are quarantined", [(most, fraction)]
+    )
+    check_results = [few]
     measured = {most.measure: fraction}
+
     kept = photos[is_kept]
     for check in settings.checks():
         if check in SET_RULES:
-            pairs = SET_RULES[check].measures(kept, settings)
-            check_results.append(
-                _set_result(check, settings.policy[check], SET_RULES[check].claim, pairs)
-            )
+            rule = SET_RULES[check]
+            pairs = rule.measures(kept, settings)
+            check_results.append(_set_result(check, settings.policy[check], rule.claim, pairs))
             measured |= {bound.measure: value for bound, value in pairs}
     return check_results, measured
 
@@ -173,6 +184,9 @@ def _set_result(
     check: str, policy: str, claim: str, pairs: list[tuple[Bound, float]]
 ) -> CheckResult:
     outside = [(bound, value) for bound, value in pairs if bound.outside(np.array([value]))[0]]
+    examples = [
+        {"measure": bound.measure, "reason": bound.reason_for(value)} for bound, value in outside
+    ]
     return CheckResult(
         check=check,
         policy=policy,
@@ -180,7 +194,5 @@ def _set_result(
         bounds=[bound for bound, _ in pairs],
         is_about_photos=False,
         found=len(outside),
-        examples=[
-            {"measure": bound.measure, "reason": bound.tell(value)} for bound, value in outside
-        ],
+        examples=examples,
     )

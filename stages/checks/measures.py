@@ -18,7 +18,8 @@ import pyarrow.parquet as pq
 
 from visage.data.schemas import MANIFEST_SCHEMA
 
-SPLITS = ("train", "val", "test")  # in the order of how firmly a photo is held out
+# In the order of how firmly a photo is held out
+SPLITS = ("train", "val", "test")
 NEVER_NULL = ("photo_id", "sha256", "num_bytes", "width", "height", "split")
 GROUPS = ("sex", "ethnicity")
 NUM_LABEL_BINS = 10
@@ -33,42 +34,39 @@ def schema_faults(manifest: Path) -> list[str]:
     wanted = {field.name: field.type for field in MANIFEST_SCHEMA}
     faults = [f"column {name} is missing" for name in wanted if name not in found]
     faults += [f"column {name} is unknown" for name in found if name not in wanted]
+
     for name, kind in wanted.items():
-        if name in found and found[name] not in (
-            kind,
-            pa.large_string() if kind == pa.string() else kind,
-        ):
+        allowed = (kind, pa.large_string()) if kind == pa.string() else (kind,)
+        if name in found and found[name] not in allowed:
             faults.append(f"column {name} is {found[name]}, not {kind}")
     return faults or _value_faults(manifest)
 
 
 def _value_faults(manifest: Path) -> list[str]:
-    nulls = {
-        name: sum(batch.null_count for batch in _batches(manifest, name)) for name in NEVER_NULL
-    }
-    faults = [f"column {name} has {count} nulls" for name, count in nulls.items() if count]
-    is_digest = (
-        pc.match_substring_regex(batch, "^[0-9a-f]{64}$") for batch in _batches(manifest, "sha256")
-    )
-    malformed = sum(pc.sum(pc.invert(batch)).as_py() or 0 for batch in is_digest)
-    faults += (
-        [f"sha256 is not 64 lower-case hexadecimal digits at {malformed} rows"] if malformed else []
-    )
-    unknown = {
-        str(value)
-        for value in pc.unique(_column(manifest, "split")).to_pylist()
-        if value is not None
-    }
-    faults += [
-        f"split {value!r} is none of {', '.join(SPLITS)}" for value in sorted(unknown - set(SPLITS))
-    ]
+    faults = []
+    for name in NEVER_NULL:
+        count = sum(batch.null_count for batch in _batches(manifest, name))
+        if count:
+            faults.append(f"column {name} has {count} nulls")
+
+    malformed = 0
+    for batch in _batches(manifest, "sha256"):
+        is_digest = pc.match_substring_regex(batch, "^[0-9a-f]{64}$")
+        malformed += pc.sum(pc.invert(is_digest)).as_py() or 0
+    if malformed:
+        faults.append(f"sha256 is not 64 lower-case hexadecimal digits at {malformed} rows")
+
+    splits = pc.unique(_column(manifest, "split")).to_pylist()
+    unknown = {str(value) for value in splits if value is not None} - set(SPLITS)
+    known = ", ".join(SPLITS)
+    faults += [f"split {value!r} is none of {known}" for value in sorted(unknown)]
+
     photo_id = _column(manifest, "photo_id")
-    disorder = (
-        pc.sum(pc.greater_equal(photo_id[:-1], photo_id[1:])).as_py() if len(photo_id) > 1 else 0
-    )
-    return faults + (
-        [f"photo_id is not unique and ascending at {disorder} rows"] if disorder else []
-    )
+    if len(photo_id) > 1:
+        disorder = pc.sum(pc.greater_equal(photo_id[:-1], photo_id[1:])).as_py()
+        if disorder:
+            faults.append(f"photo_id is not unique and ascending at {disorder} rows")
+    return faults
 
 
 def measure(manifest: Path) -> pd.DataFrame:
@@ -81,20 +79,20 @@ def measure(manifest: Path) -> pd.DataFrame:
     of `_pictures` and `_people`. What rules bound has 64 bits: any other width Great Expectations
     compares one by one in Python, a hundred times slower.
     """
-    codes = {name: place for place, name in enumerate(SPLITS)}
     split = _column(manifest, "split").dictionary_encode().combine_chunks()
-    place_of = np.array([codes[name] for name in split.dictionary.to_pylist()] or [0], np.int8)
-    split_N = place_of[split.indices.to_numpy()]
+    places = [SPLITS.index(name) for name in split.dictionary.to_pylist()]
+    split_N = np.array(places or [0], np.int8)[split.indices.to_numpy()]
+
     columns = {"photo_id": _column(manifest, "photo_id").to_pandas(), "split": split_N}
-    columns |= {
-        name: _column(manifest, name).to_numpy().astype(np.float64) for name in ("label", "sigma")
-    }
+    for name in ("label", "sigma"):
+        columns[name] = _column(manifest, name).to_numpy().astype(np.float64)
     columns["has_label"] = np.isfinite(columns["label"]).astype(np.int64)
     columns["unreadable"] = _column(manifest, "unreadable").to_pandas()
     columns |= _sizes(manifest)
     columns |= _pictures(_picture_codes(manifest), split_N, columns["label"])
     columns |= _people(_person_codes(manifest), split_N)
-    columns |= {name: pd.Categorical(_column(manifest, name).to_pandas()) for name in GROUPS}
+    for name in GROUPS:
+        columns[name] = pd.Categorical(_column(manifest, name).to_pandas())
     return pd.DataFrame(columns, copy=False)
 
 
@@ -103,23 +101,25 @@ def _column(manifest: Path, name: str) -> pa.ChunkedArray:
 
 
 def _batches(manifest: Path, name: str) -> Iterator[pa.Array]:
-    """A column in pieces, where the whole would be hundreds of megabytes."""
-    return (
-        batch[name] for batch in pq.ParquetFile(manifest).iter_batches(BATCH_ROWS, columns=[name])
-    )
+    """A column in pieces, where all of it would be hundreds of megabytes."""
+    file = pq.ParquetFile(manifest)
+    return (batch[name] for batch in file.iter_batches(BATCH_ROWS, columns=[name]))
 
 
 def _picture_codes(manifest: Path) -> np.ndarray:
-    """Equal sha256 -> equal numbers from 0, int64 (N,). Half of its bits tell pictures apart, at
+    """Equal sha256 -> equal numbers from 0, int64 (N,). Half of its bits identify a picture, at
     half the memory."""
-    digests = [bytes.fromhex("".join(batch.to_pylist())) for batch in _batches(manifest, "sha256")]
-    halves_N2 = np.concatenate(
-        [np.frombuffer(digest, np.uint64).reshape(-1, 4)[:, :2] for digest in digests] or [EMPTY]
-    )
+    halves = [EMPTY]
+    for batch in _batches(manifest, "sha256"):
+        digests = bytes.fromhex("".join(batch.to_pylist()))
+        halves.append(np.frombuffer(digests, np.uint64).reshape(-1, 4)[:, :2])
+    halves_N2 = np.concatenate(halves)
+
     order = np.lexsort((halves_N2[:, 1], halves_N2[:, 0]))
     ranked_N2 = halves_N2[order]
     is_new_N = np.ones(len(order), bool)
     is_new_N[1:] = (ranked_N2[1:] != ranked_N2[:-1]).any(1)
+
     codes_N = np.empty(len(order), np.int64)
     codes_N[order] = np.cumsum(is_new_N) - 1
     return codes_N
@@ -127,21 +127,21 @@ def _picture_codes(manifest: Path) -> np.ndarray:
 
 def _person_codes(manifest: Path) -> np.ndarray:
     """Equal names -> equal numbers from 0, unnamed -> -1, int64 (N,)."""
-    encoded = (
-        _column(manifest, "person").cast(pa.large_string()).combine_chunks().dictionary_encode()
-    )
+    names = _column(manifest, "person").cast(pa.large_string())
+    encoded = names.combine_chunks().dictionary_encode()
     codes_N: np.ndarray = encoded.indices.fill_null(-1).to_numpy().astype(np.int64)
     return codes_N
 
 
 def _sizes(manifest: Path) -> dict[str, np.ndarray]:
     readable = _column(manifest, "unreadable").is_null().to_numpy()
-    width, height, num_bytes = (
-        _column(manifest, name).to_numpy().astype(np.float64)
-        for name in ("width", "height", "num_bytes")
-    )
-    shorter, longer = np.minimum(width, height), np.maximum(width, height)
+    width = _column(manifest, "width").to_numpy().astype(np.float64)
+    height = _column(manifest, "height").to_numpy().astype(np.float64)
+    num_bytes = _column(manifest, "num_bytes").to_numpy().astype(np.float64)
+    shorter = np.minimum(width, height)
+    longer = np.maximum(width, height)
     sized = readable & (shorter > 0)
+
     sizes = {
         "shorter_px": np.where(readable, shorter, np.nan),
         "longer_px": np.where(readable, longer, np.nan),
@@ -158,17 +158,18 @@ def _pictures(
     """Measures of identical pictures.
 
     picture: the group's code; copies_in_split: its photos within this photo's split;
-    first_in_split: row of the first of those; splits_of_picture: number of splits that it lies in;
+    first_in_split: row of the first of those; splits_of_picture: number of splits that it is in;
     firmest_split, firmest_copy: the most firmly held out of them, and the row of its first copy
     there; label_gap: largest minus smallest label, in label units.
     """
     counts_GS = _counts(picture_N, split_N)
     first_GS = np.zeros(counts_GS.size, np.int32)
     cells = picture_N * len(SPLITS) + split_N
-    first_GS[cells[::-1]] = np.arange(len(cells), dtype=np.int32)[
-        ::-1
-    ]  # the last one written is the first row
+    rows = np.arange(len(cells), dtype=np.int32)
+    # Backwards: the last one written is the first row
+    first_GS[cells[::-1]] = rows[::-1]
     firmest_N = _firmest(counts_GS)[picture_N]
+
     return {
         "picture": picture_N.astype(np.int32),
         "copies_in_split": counts_GS.reshape(-1)[cells],
@@ -184,9 +185,8 @@ def _people(person_N: np.ndarray, split_N: np.ndarray) -> dict[str, np.ndarray]:
     """Measures of people: named (0 or 1), person (its code, -1 if unnamed), photos_of_person (NaN
     if unnamed), splits_of_person (0 if unnamed), firmest_split_of_person."""
     unnamed = person_N < 0
-    code_N = np.where(
-        unnamed, person_N.max(initial=-1) + 1, person_N
-    )  # the unnamed share a last, ignored group
+    # The unnamed share a last, ignored group
+    code_N = np.where(unnamed, person_N.max(initial=-1) + 1, person_N)
     counts_GS = _counts(code_N, split_N)
     return {
         "named": (~unnamed).astype(np.int64),
@@ -223,23 +223,22 @@ def histogram(
     """split -> value -> photos: `name` is a group's column, or `label` cut at `edges`. Unknown
     values are left out."""
     if edges is None:
-        names, value_N = (
-            [str(value) for value in photos[name].cat.categories],
-            photos[name].cat.codes.to_numpy(),
-        )
+        names = [str(value) for value in photos[name].cat.categories]
+        value_N = photos[name].cat.codes.to_numpy()
     else:
-        names, value_N = bin_names(edges), _bins(photos[name].to_numpy(), edges)
+        names = bin_names(edges)
+        value_N = _bins(photos[name].to_numpy(), edges)
+
     is_known_N = value_N >= 0
-    cells = (
-        photos["split"].to_numpy()[is_known_N].astype(np.int64) * len(names) + value_N[is_known_N]
-    )
-    counts_SB = np.bincount(cells, minlength=len(SPLITS) * len(names)).reshape(
-        len(SPLITS), len(names)
-    )
-    return {
-        split: dict(zip(names, row.tolist(), strict=True))
-        for split, row in zip(SPLITS, counts_SB, strict=True)
-    }
+    split_N = photos["split"].to_numpy()[is_known_N].astype(np.int64)
+    cells = split_N * len(names) + value_N[is_known_N]
+    counts = np.bincount(cells, minlength=len(SPLITS) * len(names))
+    counts_SB = counts.reshape(len(SPLITS), len(names))
+
+    histograms = {}
+    for split, row in zip(SPLITS, counts_SB, strict=True):
+        histograms[split] = dict(zip(names, row.tolist(), strict=True))
+    return histograms
 
 
 def _bins(label_N: np.ndarray, edges: np.ndarray) -> np.ndarray:
@@ -264,5 +263,8 @@ def divergence(split: dict[str, int], train: dict[str, int]) -> float | None:
     / (2 * photos of the split)."""
     if not sum(split.values()) or not sum(train.values()):
         return None
-    p, q = (np.array([float(counts[value]) + 1 for value in train]) for counts in (split, train))
-    return float((p / p.sum() * np.log((p / p.sum()) / (q / q.sum()))).sum())
+    p = np.array([float(split[value]) + 1 for value in train])
+    q = np.array([float(train[value]) + 1 for value in train])
+    p /= p.sum()
+    q /= q.sum()
+    return float((p * np.log(p / q)).sum())

@@ -8,15 +8,12 @@ from __future__ import annotations
 
 import json
 import sys
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-SHOWN = (
-    "label_balance",
-    "group_balance",
-    "quarantined_fraction",
-)  # checks whose values are worth a look when passed
+# Checks whose values are worth a look when passed
+SHOWN = ("label_balance", "group_balance", "quarantined_fraction")
 GROUP_WORDS = dict.fromkeys(
     ("duplicates", "contradicting_labels", "duplicates_across_splits"), "pictures"
 )
@@ -25,23 +22,27 @@ GROUP_WORDS |= dict.fromkeys(("people_across_splits", "images_per_person"), "peo
 
 def page(reports: Mapping[str, Mapping[str, Any]]) -> str:
     """Name -> report, as Markdown."""
-    lines = ["| |" + "".join(f" {name} |" for name in reports), "|---|" + "---|" * len(reports)]
+    shown = list(reports.values())
     rows = {
-        "photos": [f"{report['photos']:,}" for report in reports.values()],
-        "train / val / test": [_splits(report, "photos") for report in reports.values()],
-        "left after quarantine": [_splits(report, "kept") for report in reports.values()],
-        "lines of skipped.csv: repaired, skipped": [
-            _skipped(report) for report in reports.values()
-        ],
+        "photos": [f"{report['photos']:,}" for report in shown],
+        "train / val / test": [_splits(report, "photos") for report in shown],
+        "left after quarantine": [_splits(report, "kept") for report in shown],
+        "lines of skipped.csv: repaired, skipped": [_skipped(report) for report in shown],
     }
-    checks = dict.fromkeys(
-        check["check"] for report in reports.values() for check in report["checks"]
-    )
-    rows |= {f"`{name}`": [_check(report, name) for report in reports.values()] for name in checks}
-    lines += [
-        f"| {name} |" + "".join(f" {cell} |" for cell in cells) for name, cells in rows.items()
-    ]
+    checks: dict[str, None] = {}
+    for report in shown:
+        checks |= dict.fromkeys(check["check"] for check in report["checks"])
+    for name in checks:
+        rows[f"`{name}`"] = [_check(report, name) for report in shown]
+
+    lines = [_line("", reports), "|---|" + "---|" * len(reports)]
+    lines += [_line(name, cells) for name, cells in rows.items()]
     return "\n".join(lines)
+
+
+def _line(name: str, cells: Iterable[str]) -> str:
+    first = f"| {name} |" if name else "| |"
+    return first + "".join(f" {cell} |" for cell in cells)
 
 
 def _splits(report: Mapping[str, Any], what: str) -> str:
@@ -50,9 +51,7 @@ def _splits(report: Mapping[str, Any], what: str) -> str:
 
 def _skipped(report: Mapping[str, Any]) -> str:
     photos = report["skipped"]["photos"]
-    return ", ".join(
-        str(photos[action]) if action in photos else "0" for action in ("repaired", "skipped")
-    )
+    return ", ".join(str(photos.get(action, 0)) for action in ("repaired", "skipped"))
 
 
 def _check(report: Mapping[str, Any], name: str) -> str:
@@ -60,18 +59,22 @@ def _check(report: Mapping[str, Any], name: str) -> str:
     if not found:
         return "does not apply"
     [check] = found
-    if check["result"] == "not run" or not check["bounds"] or _is_unknown(report, name):
-        return "not run" if check["result"] == "not run" else "nothing known"
+
+    if check["result"] == "not run":
+        return "not run"
+    if not check["bounds"] or _is_unknown(report, name):
+        return "nothing known"
     if check["result"] == "passed":
-        values = [f"{bound['value']:.3f}" for bound in check["bounds"] if name in SHOWN]
-        return " ".join(["passed", *([f"({', '.join(values)})"] if values else [])])
+        if name not in SHOWN:
+            return "passed"
+        values = ", ".join(f"{bound['value']:.3f}" for bound in check["bounds"])
+        return f"passed ({values})"
+
     groups = f" in {check['groups']} {GROUP_WORDS[name]}" if "groups" in check else ""
-    left = (
-        f", {check['quarantined']} quarantined"
-        if check["result"] == "quarantined"
-        else f", {check['result']}"
-    )
-    return f"{check['found']}{groups}{left}"
+    left = check["result"]
+    if left == "quarantined":
+        left = f"{check['quarantined']} quarantined"
+    return f"{check['found']}{groups}, {left}"
 
 
 def _is_unknown(report: Mapping[str, Any], name: str) -> bool:
@@ -83,8 +86,11 @@ def _is_unknown(report: Mapping[str, Any], name: str) -> bool:
 
 def main(arguments: Sequence[str]) -> None:
     """Prints the table of `name=path` pairs."""
-    pairs = [argument.split("=", 1) for argument in arguments]
-    print(page({name: json.loads(Path(path).read_text(encoding="utf-8")) for name, path in pairs}))
+    reports = {}
+    for argument in arguments:
+        name, path = argument.split("=", 1)
+        reports[name] = json.loads(Path(path).read_text(encoding="utf-8"))
+    print(page(reports))
 
 
 if __name__ == "__main__":

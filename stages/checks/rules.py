@@ -1,8 +1,8 @@
 """The rules a manifest is held to, as frozen records in two dicts.
 
-A rule about photos names measures and their bounds; what lies outside is found, and by the policy
-fails the stage, is quarantined (left out from align on), or is only reported. A rule about the
-whole set cannot be quarantined.
+A rule about photos names measures and their bounds. What is outside is found; the policy decides
+whether it fails the stage, is quarantined (left out from align on), or is only reported. A rule
+about the whole set cannot be quarantined.
 """
 
 from __future__ import annotations
@@ -21,19 +21,20 @@ TEST = SPLITS.index("test")
 
 @dataclass(frozen=True, kw_only=True)
 class Bound:
-    """One measure and where it must lie, both ends included; NaN passes."""
+    """One measure and the range that it must be in, both ends included; NaN passes."""
 
     measure: str
-    reason: str  # of what lies outside; may name {value}, {minimum}, {maximum}, {other}
+    # Of a value outside; may name {value}, {minimum}, {maximum}, {other}
+    reason: str
     minimum: float | None = None
     maximum: float | None = None
 
     def __str__(self) -> str:
-        ends = [
-            f"{word} {end:g}"
-            for word, end in (("at least", self.minimum), ("at most", self.maximum))
-            if end is not None
-        ]
+        ends = []
+        if self.minimum is not None:
+            ends.append(f"at least {self.minimum:g}")
+        if self.maximum is not None:
+            ends.append(f"at most {self.maximum:g}")
         return f"{self.measure} {' and '.join(ends)}"
 
     def outside(self, values_N: np.ndarray) -> np.ndarray:
@@ -44,10 +45,13 @@ class Bound:
             found_N |= values_N > self.maximum
         return found_N
 
-    def tell(self, value: float, other: str = "") -> str:
+    def reason_for(self, value: float, other: str = "") -> str:
         """The reason of one value outside."""
         return self.reason.format(
-            value=value, other=other, minimum=self.minimum, maximum=self.maximum
+            value=value,
+            other=other,
+            minimum=self.minimum,
+            maximum=self.maximum,
         )
 
 
@@ -57,16 +61,14 @@ class RowRule:
 
     claim: str
     bounds: Callable[[ValidateSettings], list[Bound]]
-    group: str | None = (
-        None  # measure that tells how many pictures or people the found photos belong to
-    )
-    other: Callable[[pd.DataFrame, np.ndarray], Iterable[str]] | None = (
-        None  # what a reason names, of some rows
-    )
-    leaves: Callable[[pd.DataFrame], np.ndarray] | None = (
-        None  # which of those found are quarantined; None: all
-    )
-    can_spare_test: bool = False  # with `keep_test`, test photos stay
+    # Measure whose distinct values are the pictures or people of the photos found
+    group: str | None = None
+    # What a reason names, of some rows
+    other: Callable[[pd.DataFrame, np.ndarray], Iterable[str]] | None = None
+    # Which of those found are quarantined; None: all
+    leaves: Callable[[pd.DataFrame], np.ndarray] | None = None
+    # With `keep_test`, test photos stay
+    can_spare_test: bool = False
 
     def found(self, photos: pd.DataFrame, settings: ValidateSettings) -> np.ndarray:
         """Photos outside any bound, bool (N,)."""
@@ -90,14 +92,13 @@ class RowRule:
     ) -> list[str]:
         """Why each of the photos `rows` was found: the first bound that it breaks."""
         reasons = [""] * len(rows)
-        others = list(self.other(photos, rows)) if self.other else reasons
+        others = list(self.other(photos, rows)) if self.other else [""] * len(rows)
+        # Backwards: the first bound that a photo breaks is written last
         for bound in reversed(self.bounds(settings)):
             values = photos[bound.measure].to_numpy()[rows]
-            for place, (outside, value, other) in enumerate(
-                zip(bound.outside(values), values, others, strict=True)
-            ):
-                if outside:
-                    reasons[place] = bound.tell(value, other)
+            outside = bound.outside(values)
+            for place in np.flatnonzero(outside):
+                reasons[place] = bound.reason_for(values[place], others[place])
         return reasons
 
 
@@ -115,16 +116,28 @@ def _labels(settings: ValidateSettings) -> LabelSettings:
 
 
 def _label_range(settings: ValidateSettings) -> list[Bound]:
-    low, high = _labels(settings).minimum, _labels(settings).maximum
-    reason = "label {value:g} lies outside {minimum:g} to {maximum:g}"
-    missing = Bound(measure="has_label", minimum=1, reason="no label")
-    return [missing, Bound(measure="label", minimum=low, maximum=high, reason=reason)]
+    labels = _labels(settings)
+    return [
+        Bound(measure="has_label", minimum=1, reason="no label"),
+        Bound(
+            measure="label",
+            minimum=labels.minimum,
+            maximum=labels.maximum,
+            reason="label {value:g} lies outside {minimum:g} to {maximum:g}",
+        ),
+    ]
 
 
 def _sigma_range(settings: ValidateSettings) -> list[Bound]:
-    low, high = _labels(settings).sigma_minimum, _labels(settings).sigma_maximum
-    reason = "sigma {value:g} lies outside {minimum:g} to {maximum:g}"
-    return [Bound(measure="sigma", minimum=low, maximum=high, reason=reason)]
+    labels = _labels(settings)
+    return [
+        Bound(
+            measure="sigma",
+            minimum=labels.sigma_minimum,
+            maximum=labels.sigma_maximum,
+            reason="sigma {value:g} lies outside {minimum:g} to {maximum:g}",
+        )
+    ]
 
 
 def _contradicting(settings: ValidateSettings) -> list[Bound]:
@@ -133,7 +146,6 @@ def _contradicting(settings: ValidateSettings) -> list[Bound]:
 
 
 def _photo_size(settings: ValidateSettings) -> list[Bound]:
-    blank = "{value:.3g} bytes a pixel, under {minimum:g}: blank or a placeholder?"
     return [
         Bound(
             measure="longer_px",
@@ -145,60 +157,61 @@ def _photo_size(settings: ValidateSettings) -> list[Bound]:
             maximum=settings.max_aspect_ratio,
             reason="sides 1 : {value:.1f}",
         ),
-        Bound(measure="bytes_per_px", minimum=settings.min_bytes_per_px, reason=blank),
+        Bound(
+            measure="bytes_per_px",
+            minimum=settings.min_bytes_per_px,
+            reason="{value:.3g} bytes a pixel, under {minimum:g}: blank or a placeholder?",
+        ),
     ]
 
 
 def _images_per_person(settings: ValidateSettings) -> list[Bound]:
-    reason = "person has {value:.0f} photos, under {minimum:g}"
     fewest = Bound(
-        measure="photos_of_person", minimum=settings.min_images_per_person, reason=reason
+        measure="photos_of_person",
+        minimum=settings.min_images_per_person,
+        reason="person has {value:.0f} photos, under {minimum:g}",
     )
-    nameless = (
-        [Bound(measure="named", minimum=1, reason="no person")] if settings.labels is None else []
-    )
-    return [*nameless, fewest]
+    if settings.labels is not None:
+        return [fewest]
+    return [Bound(measure="named", minimum=1, reason="no person"), fewest]
 
 
 def _photo_count(kept: pd.DataFrame, settings: ValidateSettings) -> list[tuple[Bound, float]]:
     counts = np.bincount(kept["split"], minlength=len(SPLITS))
     reason = "{value:g} photos left, under {minimum:g}"
-    return [
-        (
-            Bound(measure=f"{split}_photos", minimum=fewest, reason=reason),
-            float(counts[SPLITS.index(split)]),
-        )
-        for split, fewest in sorted(settings.min_photos.items())
-    ]
+
+    pairs = []
+    for split, fewest in sorted(settings.min_photos.items()):
+        bound = Bound(measure=f"{split}_photos", minimum=fewest, reason=reason)
+        pairs.append((bound, float(counts[SPLITS.index(split)])))
+    return pairs
 
 
 def _balance(
     name: str, counts: dict[str, dict[str, int]], maximum: float
 ) -> list[tuple[Bound, float]]:
     reason = "KL {value:.3f} nats from train, above {maximum:g}"
-    pairs = [(split, divergence(counts[split], counts["train"])) for split in SPLITS[1:]]
-    return [
-        (Bound(measure=f"{s}_{name}_kl", maximum=maximum, reason=reason), kl)
-        for s, kl in pairs
-        if kl is not None
-    ]
+
+    pairs = []
+    for split in SPLITS[1:]:
+        kl = divergence(counts[split], counts["train"])
+        if kl is not None:
+            bound = Bound(measure=f"{split}_{name}_kl", maximum=maximum, reason=reason)
+            pairs.append((bound, kl))
+    return pairs
 
 
 def _label_balance(kept: pd.DataFrame, settings: ValidateSettings) -> list[tuple[Bound, float]]:
     labels = _labels(settings)
-    return _balance(
-        "label",
-        histogram(kept, "label", label_edges(labels.minimum, labels.maximum)),
-        labels.max_kl,
-    )
+    edges = label_edges(labels.minimum, labels.maximum)
+    return _balance("label", histogram(kept, "label", edges), labels.max_kl)
 
 
 def _group_balance(kept: pd.DataFrame, settings: ValidateSettings) -> list[tuple[Bound, float]]:
-    return [
-        pair
-        for name in GROUPS
-        for pair in _balance(name, histogram(kept, name), settings.max_group_kl)
-    ]
+    pairs = []
+    for name in GROUPS:
+        pairs += _balance(name, histogram(kept, name), settings.max_group_kl)
+    return pairs
 
 
 def _photo_at(measure: str) -> Callable[[pd.DataFrame, np.ndarray], Iterable[str]]:
@@ -226,7 +239,7 @@ ROW_RULES: dict[str, RowRule] = {
         claim="no photo is huge, a strip, or suspiciously few bytes", bounds=_photo_size
     ),
     "label_range": RowRule(claim="every photo has a label inside the range", bounds=_label_range),
-    "sigma_range": RowRule(claim="every sigma given lies inside the range", bounds=_sigma_range),
+    "sigma_range": RowRule(claim="every sigma given is inside the range", bounds=_sigma_range),
     "duplicates": RowRule(
         claim="no two photos of a split are byte-identical",
         bounds=lambda _: [
@@ -244,7 +257,7 @@ ROW_RULES: dict[str, RowRule] = {
         can_spare_test=True,
     ),
     "duplicates_across_splits": RowRule(
-        claim="no picture lies in two splits",
+        claim="no picture is in two splits",
         bounds=lambda _: [
             Bound(
                 measure="splits_of_picture",

@@ -10,9 +10,11 @@ from stages.checks.measures import SPLITS
 
 Policy = Literal["fail", "quarantine", "report"]
 ANY: tuple[Policy, ...] = ("fail", "quarantine", "report")
-WHOLE: tuple[Policy, ...] = ("fail", "report")  # a whole set has no rows to quarantine
+# A whole set has no rows to quarantine
+WHOLE: tuple[Policy, ...] = ("fail", "report")
 POLICIES: dict[str, tuple[Policy, ...]] = {
-    "schema": ("fail",),  # without its columns nothing else can be computed
+    # Without its columns nothing else can be computed
+    "schema": ("fail",),
     "unreadable": ANY,
     "tiny": ANY,
     "photo_size": ANY,
@@ -38,10 +40,10 @@ class LabelSettings:
     maximum: float
     sigma_minimum: float
     sigma_maximum: float
-    max_gap: (
-        float  # identical pictures whose labels lie further apart than this contradict each other
-    )
-    max_kl: float  # KL(split || train) of the labels in ten bins, nats
+    # Identical pictures whose labels are further apart than this contradict each other
+    max_gap: float
+    # KL(split || train) of the labels in ten bins, nats
+    max_kl: float
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -53,17 +55,22 @@ class ValidateSettings:
     min_px: int  # shorter side
     max_px: int  # longer side
     max_aspect_ratio: float
-    min_bytes_per_px: float  # a blank picture compresses to next to nothing
+    # A blank picture compresses to next to nothing
+    min_bytes_per_px: float
     min_images_per_person: int
-    min_photos: Mapping[str, int]  # split -> photos that must be left after quarantine
-    max_group_kl: float  # KL(split || train) of sex and of ethnicity, nats
-    # Identical pictures leave train and val only, so that a published test list stays whole
+    # Split -> photos that must be left after quarantine
+    min_photos: Mapping[str, int]
+    # KL(split || train) of sex and of ethnicity, nats
+    max_group_kl: float
+    # Identical pictures leave train and val only, so that a published test list stays complete
     keep_test: bool
     max_quarantined_fraction: float
-    policy: Mapping[str, Policy]  # every check that applies, each by name
+    # Every check that applies, each by name
+    policy: Mapping[str, Policy]
 
     def __post_init__(self) -> None:
         self._check_policy()
+
         for split in self.min_photos:
             if split not in SPLITS:
                 raise ValueError(f"min_photos: unknown split {split!r}; known: {', '.join(SPLITS)}")
@@ -74,6 +81,7 @@ class ValidateSettings:
 
     def _check_policy(self) -> None:
         applying = self.checks()
+
         for name, policy in self.policy.items():
             if name not in applying:
                 note = "" if self.labels else " (with `labels: null`)"
@@ -84,6 +92,7 @@ class ValidateSettings:
                 raise ValueError(
                     f"policy.{name}: {policy!r} is not possible; say {' or '.join(POLICIES[name])}"
                 )
+
         for name in applying:
             if name not in self.policy:
                 raise ValueError(
@@ -91,5 +100,5 @@ class ValidateSettings:
                 )
 
     def checks(self) -> list[str]:
-        """The checks that apply, in the order in which they are told."""
+        """The checks that apply, in the order of the report."""
         return [name for name in POLICIES if self.labels is not None or name not in ABOUT_LABELS]

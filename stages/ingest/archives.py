@@ -1,16 +1,16 @@
-"""An archive (tar, tar.gz/bz2/xz, zip, whole or in parts) becomes plain files below one folder, and
-nothing else.
+"""An archive (tar, tar.gz/bz2/xz, zip, in one file or in parts) becomes plain files below one
+folder, and nothing else.
 
-Refused as a whole (ValueError): absolute names, `..`, links, devices, pipes, sparse and encrypted
-members, more files or bytes than the limits allow, more bytes out than `max_ratio` times the bytes
-in, two members of one name with other bytes, and archives that end early. Left out one by one, with
+The archive is refused (ValueError) for: absolute names, `..`, links, devices, pipes, sparse and
+encrypted members, more files or bytes than the limits allow, more bytes out than `max_ratio` times
+the bytes in, two members of one name with other bytes, and an early end. Left out one by one, with
 a reason: names that no manifest can hold (control characters, bytes that are not UTF-8, parts over
 255 bytes). Ignored: dot-files, `__MACOSX`, `Thumbs.db`.
 
-Every file appears whole (a temporary name, then a rename); a file that is there with the same bytes
-is left alone, so an unpacking that was killed goes on where it stopped. Memory is flat in the
-number of members, except that Python's zipfile holds a zip's directory (about half a kilobyte a
-member): prefer tar for millions of photos.
+Every file is written atomically (a temporary name, then a rename). A file that is there with the
+same bytes is left alone, so an unpacking that was killed goes on where it stopped. Memory is flat
+in the number of members, except that Python's zipfile holds a zip's directory (about half a
+kilobyte a member): prefer tar for millions of photos.
 """
 
 from __future__ import annotations
@@ -34,12 +34,13 @@ from tqdm import tqdm
 
 from stages.ingest.split_archives import Joined
 
-CONTROL = ".visage"  # download's own folder below the raw folder: state and half-written files
+# Download's own folder below the raw folder: state and half-written files
+CONTROL = ".visage"
 CHUNK_BYTES = 1 << 20
-RATIO_FREE_BYTES = 16 << 20  # tiny archives of text may well exceed any sensible ratio
-MAX_HEADER_BYTES = (
-    1 << 20
-)  # a tar header (long names, pax records) that wants more is an attack on memory
+# Tiny archives of text may well exceed any sensible ratio
+RATIO_FREE_BYTES = 16 << 20
+# A tar header (long names, pax records) that wants more is an attack on memory
+MAX_HEADER_BYTES = 1 << 20
 MAX_NAME_BYTES = 255
 ODD_CHARACTERS = re.compile(r"[\x00-\x1f\x7f\ud800-\udfff]")
 COMPRESSED: dict[bytes, Callable[[Any], Any]] = {
@@ -49,8 +50,16 @@ COMPRESSED: dict[bytes, Callable[[Any], Any]] = {
 }
 IGNORED = frozenset({"__MACOSX", "Thumbs.db", "desktop.ini"})
 BROKEN = (
-    *(tarfile.TarError, zipfile.BadZipFile, zlib.error, lzma.LZMAError, gzip.BadGzipFile, EOFError),
-    *(NotImplementedError, RecursionError),  # a zip's unknown method; headers nested without end
+    tarfile.TarError,
+    zipfile.BadZipFile,
+    zlib.error,
+    lzma.LZMAError,
+    gzip.BadGzipFile,
+    EOFError,
+    # A zip's unknown method
+    NotImplementedError,
+    # Headers nested without end
+    RecursionError,
 )
 
 
@@ -88,7 +97,7 @@ class Budget:
 
 
 class Member(NamedTuple):
-    """A plain file inside an archive; `content` is read before the next member is asked for."""
+    """A plain file inside an archive; `content` must be read before the next member is taken."""
 
     name: str
     num_bytes: int
@@ -109,22 +118,28 @@ def unpack(name: str, parts: Sequence[Path], raw_dir: Path, budget: Budget) -> U
     member."""
     done = Unpacked()
     placer = Placer(raw_dir)
+
     with Joined(parts) as joined:
         allowed = max(RATIO_FREE_BYTES, int(joined.num_bytes * budget.limits.max_ratio))
+        members = tqdm(
+            _members(joined, allowed),
+            desc=f"unpack {name}",
+            unit=" files",
+            mininterval=1,
+        )
         try:
-            for member in tqdm(
-                _members(joined, allowed), desc=f"unpack {name}", unit=" files", mininterval=1
-            ):
+            for member in members:
                 _take(member, placer, budget, done)
                 if done.num_bytes > allowed:
                     raise ValueError(
-                        f"unpacks to over limits.max_ratio times its {joined.num_bytes} bytes: a "
-                        f"bomb"
+                        f"unpacks to over limits.max_ratio times its {joined.num_bytes} bytes: "
+                        "a bomb"
                     )
         except BROKEN as error:
             raise ValueError(f"{name}: broken or cut short ({error}); fetch it again") from error
         except ValueError as error:
             raise ValueError(f"{name}: {error}") from error
+
     return done
 
 
@@ -144,12 +159,15 @@ def _take(member: Member, placer: Placer, budget: Budget, done: Unpacked) -> Non
 def safe_name(name: str) -> str:
     """A member's name as a posix path that stays below its folder; ValueError for one that would
     not."""
-    unified = name.replace("\\", "/")  # archives made on Windows
+    # Archives made on Windows have backslashes
+    unified = name.replace("\\", "/")
     parts = [part for part in unified.split("/") if part not in ("", ".")]
+
     if unified.startswith("/") or re.match(r"[A-Za-z]:", unified):
         raise ValueError(f"member {name!r} has an absolute name; do not trust this archive")
     if ".." in parts or not parts:
         raise ValueError(f"member {name!r} points outside of the folder; do not trust this archive")
+
     return "/".join(parts)
 
 
@@ -174,7 +192,7 @@ def printable(name: str) -> str:
 
 
 class Placer:
-    """Puts files below `raw_dir`, each whole, and never over other bytes."""
+    """Puts files below `raw_dir`, each atomically, and never over other bytes."""
 
     def __init__(self, raw_dir: Path) -> None:
         self.raw_dir = raw_dir
@@ -183,21 +201,22 @@ class Placer:
         self._folder: Path | None = None
 
     def target(self, photo_id: str) -> Path:
-        """Where a photo goes, its folder made; ValueError where a folder on the way leads out (a
+        """The path of a photo, its folder made; ValueError where a folder on the way leads out (a
         link)."""
         target = self.raw_dir / photo_id
-        if target.parent != self._folder:
-            try:
-                target.parent.mkdir(parents=True, exist_ok=True)
-            except (FileExistsError, NotADirectoryError) as error:
-                raise ValueError(
-                    f"{photo_id}: a file already has the name of its folder"
-                ) from error
-            if not target.parent.resolve().is_relative_to(self.raw_dir.resolve()):
-                raise ValueError(
-                    f"{photo_id}: {target.parent} leads out of {self.raw_dir}; remove that link"
-                )
-            self._folder = target.parent
+        if target.parent == self._folder:
+            return target
+
+        try:
+            target.parent.mkdir(parents=True, exist_ok=True)
+        except (FileExistsError, NotADirectoryError) as error:
+            raise ValueError(f"{photo_id}: a file already has the name of its folder") from error
+        if not target.parent.resolve().is_relative_to(self.raw_dir.resolve()):
+            raise ValueError(
+                f"{photo_id}: {target.parent} leads out of {self.raw_dir}; remove that link"
+            )
+
+        self._folder = target.parent
         return target
 
     def place(self, photo_id: str, content: IO[bytes]) -> None:
@@ -206,6 +225,7 @@ class Placer:
         if os.path.lexists(target):
             self.compare(photo_id, content)
             return
+
         with self._incoming.open("wb") as incoming:
             while chunk := content.read(CHUNK_BYTES):
                 incoming.write(chunk)
@@ -218,6 +238,7 @@ class Placer:
             raise ValueError(
                 f"{photo_id}: its place is taken by something that is not a plain file"
             )
+
         with target.open("rb") as existing:
             while True:
                 chunk = content.read(CHUNK_BYTES)
@@ -230,29 +251,33 @@ class Placer:
 
 
 def _members(joined: Joined, allowed: int) -> Iterator[Member]:
-    """The plain files of an archive in its own order; its kind is told by its first bytes, not by
-    its name."""
+    """The plain files of an archive in its own order; its first bytes decide on its kind, not its
+    name."""
     start = joined.read(6) or b""
     joined.seek(0)
     buffered: Any = io.BufferedReader(joined, CHUNK_BYTES)
+
     if start.startswith((b"PK\x03\x04", b"PK\x05\x06")):
         yield from _zip_members(buffered)
         return
+
     for magic, opened in COMPRESSED.items():
         if start.startswith(magic):
             yield from _tar_members(Guarded(opened(buffered), allowed))
             return
+
     yield from _tar_members(Guarded(buffered, joined.num_bytes + 1))
 
 
 class Guarded:
-    """The bytes of a tar as tarfile asks for them: no giant header, no endless stream, no way back.
+    """The bytes of a tar as tarfile reads them: no giant header, no endless stream, no way back.
 
     `last` is what the last read gave: at a proper end, one block of zeros.
     """
 
     def __init__(self, stream: Any, allowed: int) -> None:
-        self._stream, self._allowed = stream, allowed
+        self._stream = stream
+        self._allowed = allowed
         self.last = b""
 
     def tell(self) -> int:
@@ -267,12 +292,15 @@ class Guarded:
     def read(self, num_bytes: int) -> bytes:
         if num_bytes > MAX_HEADER_BYTES:
             raise ValueError(f"a header of {num_bytes} bytes; do not trust this archive")
+
         try:
             self.last = self._stream.read(num_bytes)
         except OSError as error:
-            if error.errno is None:  # how bz2 says that its data is none
+            # bz2 raises an OSError without a number for data that is not bz2
+            if error.errno is None:
                 raise EOFError(str(error)) from error
             raise
+
         self._hold(self.tell())
         return self.last
 
@@ -285,20 +313,27 @@ class Guarded:
 
 def _tar_members(stream: Guarded) -> Iterator[Member]:
     with tarfile.open(
-        fileobj=cast(Any, stream), mode="r:", encoding="utf-8", errors="surrogateescape"
+        fileobj=cast(Any, stream),
+        mode="r:",
+        encoding="utf-8",
+        errors="surrogateescape",
     ) as tar:
         while (member := tar.next()) is not None:
             if not (member.isreg() or member.isdir()) or member.issparse():
                 raise ValueError(
-                    f"member {member.name!r} is a link, device, pipe or sparse; do not trust this "
-                    f"archive"
+                    f"member {member.name!r} is a link, device, pipe or sparse; "
+                    "do not trust this archive"
                 )
             if member.isreg():
                 yield Member(member.name, member.size, cast(IO[bytes], tar.extractfile(member)))
-            tar.members.clear()  # type: ignore[attr-defined]  # or tarfile remembers every member: memory must stay flat
+            # Otherwise tarfile remembers every member: memory must stay flat
+            tar.members.clear()  # type: ignore[attr-defined]
+
         if stream.last != bytes(tarfile.BLOCKSIZE):
             raise tarfile.ReadError("no end mark")
-    while stream.read(CHUNK_BYTES):  # a compressed stream's checksum stands at its very end
+
+    # A compressed stream has its checksum at its very end
+    while stream.read(CHUNK_BYTES):
         pass
 
 
@@ -308,14 +343,15 @@ def _zip_members(stream: IO[bytes]) -> Iterator[Member]:
             kind = stat.S_IFMT(member.external_attr >> 16)
             if kind not in (0, stat.S_IFREG, stat.S_IFDIR):
                 raise ValueError(
-                    f"member {member.filename!r} is a link, device or pipe; do not trust this "
-                    f"archive"
+                    f"member {member.filename!r} is a link, device or pipe; "
+                    "do not trust this archive"
                 )
             if member.flag_bits & 1:
                 raise ValueError(
-                    f"member {member.filename!r} is encrypted; unpack it by hand and give the "
-                    f"folder"
+                    f"member {member.filename!r} is encrypted; "
+                    "unpack it by hand and give the folder"
                 )
+
             if not member.is_dir():
                 with archive.open(member) as content:
                     yield Member(member.orig_filename, member.file_size, content)

@@ -1,10 +1,10 @@
-"""A container file (a photo a record, in a form of its data set's own) becomes plain files below
-the raw folder.
+"""A container file (one photo in a record, in a format of its data set's own) becomes plain files
+below the raw folder.
 
 The data set's `Reader` (see records.py) says where each record ends, so a killed unpacking goes on
 at the last mark: `<key>.part.json` in download's own folder, written every MARK_RECORDS records and
-removed at the end. Records that are damaged, have an impossible name, or whose place is taken by
-other bytes are listed; a container without any photo is an error.
+removed at the end. A record is listed where it is damaged, its name is impossible, or other bytes
+have its place; a container without any photo is an error.
 """
 
 from __future__ import annotations
@@ -31,6 +31,7 @@ def unpack_container(
     names the file."""
     position, done = _read_mark(mark, budget)
     placer = Placer(raw_dir)
+
     bar = tqdm(
         total=path.stat().st_size,
         initial=position,
@@ -38,14 +39,14 @@ def unpack_container(
         unit_scale=True,
         desc=f"unpack {path.name}",
     )
+    records = reader(path, position, budget.limits.max_photo_bytes)
     with bar:
-        for number, record in enumerate(
-            reader(path, position, budget.limits.max_photo_bytes), start=1
-        ):
+        for number, record in enumerate(records, start=1):
             _take(record, placer, budget, done)
             bar.update(record.end - bar.n)
             if number % MARK_RECORDS == 0:
                 _write_mark(mark, {"position": record.end, "done": asdict(done)})
+
     if not done.num_files:
         why = f"; the first record: {done.skipped[0][1]}" if done.skipped else ""
         raise ValueError(f"{path}: holds no photo that its source can read{why}")
@@ -64,13 +65,16 @@ def _take(record: Record, placer: Placer, budget: Budget, done: Unpacked) -> Non
 
 def _place(record: Record, placer: Placer, budget: Budget) -> str | None:
     """Writes a record's photo; the reason where that cannot be."""
-    if len(record.photo) > budget.limits.max_photo_bytes:
-        return f"{len(record.photo)} bytes, over limits.max_photo_bytes {budget.limits.max_photo_bytes}"
+    limit = budget.limits.max_photo_bytes
+    if len(record.photo) > limit:
+        return f"{len(record.photo)} bytes, over limits.max_photo_bytes {limit}"
+
     try:
         if reason := odd_name(safe_name(record.name)):
             return reason
         placer.place(record.name, io.BytesIO(record.photo))
-    except ValueError as error:  # another record has its name
+    except ValueError as error:
+        # Another record has its name
         return str(error)
     return None
 
@@ -78,10 +82,12 @@ def _place(record: Record, placer: Placer, budget: Budget) -> str | None:
 def _read_mark(mark: Path, budget: Budget) -> tuple[int, Unpacked]:
     if not mark.is_file():
         return 0, Unpacked()
+
     noted = json.loads(mark.read_text(encoding="utf-8"))
     done = Unpacked(**noted["done"])
     budget.num_files += done.num_files
     budget.num_bytes += done.num_bytes
+
     return int(noted["position"]), done
 
 

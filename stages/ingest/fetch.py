@@ -1,9 +1,9 @@
 """A location of params.yaml (path, glob, or any fsspec URL) becomes local files and folders.
 
-Local ones are read where they lie. Remote ones are fetched into a folder beside the raw folder,
-which is kept: into `<name>.part` first, where a later run goes on if the remote file is still the
-same (size, tag, time), then renamed. A globbed or folder URL fetches every file below it. A glob in
-an http(s) URL is not one: `?` begins its query there.
+Local ones are read where they are. Remote ones are fetched into a folder beside the raw folder,
+which is kept. They are written to `<name>.part`, then renamed; a later run goes on with that part
+if the remote file is still the same (size, tag, time). A globbed or folder URL fetches every file
+below it. An http(s) URL has no globs: `?` begins its query there.
 """
 
 from __future__ import annotations
@@ -24,7 +24,8 @@ from stages.ingest.archives import Budget, odd_name, safe_name
 from stages.ingest.records import REPOSITORY, files_under
 
 CHUNK_BYTES = 1 << 20
-NUM_ATTEMPTS = 5  # each goes on where the last one broke off
+# Each goes on where the last one broke off
+NUM_ATTEMPTS = 5
 FIRST_PAUSE_S = 1.0
 IDENTITY_KEYS = (
     "size",
@@ -50,25 +51,24 @@ class Located:
 def locate(location: str, fetched_dir: Path, budget: Budget) -> list[Located]:
     """What a location stands for, remote files fetched first; ValueError where it stands for
     nothing."""
-    if location.startswith("file://"):
-        location = location.removeprefix("file://")
+    location = location.removeprefix("file://")
     found = list(_remote(location, fetched_dir, budget) if "://" in location else _local(location))
     if not found:
         raise ValueError(
-            f"{location}: matches no file; set download.<role>.locations to where the set lies"
+            f"{location}: matches no file; set download.<role>.locations to where the set is"
         )
     return found
 
 
 def has_files(location: str) -> bool:
-    """Whether there is any file where a location of this machine says; a remote one is taken at its
-    word."""
+    """Whether a location on this machine has any file; a remote one is taken to have some."""
     if "://" in location and not location.startswith("file://"):
         return True
-    found = _local(location.removeprefix("file://"))
-    return any(
-        each.path.is_file() or next(files_under(each.path), None) is not None for each in found
-    )
+
+    for found in _local(location.removeprefix("file://")):
+        if found.path.is_file() or next(files_under(found.path), None) is not None:
+            return True
+    return False
 
 
 def _local(location: str) -> Iterator[Located]:
@@ -76,7 +76,9 @@ def _local(location: str) -> Iterator[Located]:
     if path.exists():
         yield Located(name=path.name, path=path)
         return
-    for name in sorted(glob.glob(str(path), recursive=True)):  # noqa: PTH207  Path.glob knows no absolute patterns
+
+    # Path.glob takes no absolute patterns
+    for name in sorted(glob.glob(str(path), recursive=True)):  # noqa: PTH207
         yield Located(name=Path(name).name, path=Path(name))
 
 
@@ -84,6 +86,7 @@ def _remote(url: str, fetched_dir: Path, budget: Budget) -> Iterator[Located]:
     filesystem, root = fsspec.core.url_to_fs(url)
     is_web = url.startswith(("http://", "https://"))
     folder = fetched_dir / hashlib.sha256(url.encode()).hexdigest()[:16]
+
     if not is_web and glob.has_magic(root):
         for path in sorted(filesystem.glob(root)):
             target = folder / _file_name(path)
@@ -91,7 +94,8 @@ def _remote(url: str, fetched_dir: Path, budget: Budget) -> Iterator[Located]:
     elif not is_web and filesystem.isdir(root):
         top = folder / _file_name(root)
         for path in sorted(filesystem.find(root)):
-            _fetched(filesystem, path, top / safe_name(path.removeprefix(root).lstrip("/")), budget)
+            below = safe_name(path.removeprefix(root).lstrip("/"))
+            _fetched(filesystem, path, top / below, budget)
         yield Located(name=top.name, path=top)
     else:
         target = folder / _file_name(root.split("?")[0] if is_web else root)
@@ -107,15 +111,17 @@ def _file_name(path: str) -> str:
 
 def _fetched(filesystem: Any, path: str, target: Path, budget: Budget) -> Path:
     """Fetches one remote file unless it is there already, going on after a break; ConnectionError
-    when in vain."""
+    where no attempt succeeds."""
     try:
         info = filesystem.info(path)
     except FileNotFoundError as error:
         raise ValueError(
             f"{path}: no such remote file; correct download.<role>.locations"
         ) from error
+
     identity = {key: str(info[key]) for key in IDENTITY_KEYS if info.get(key) is not None}
     _forget_other(target, identity)
+
     if not target.exists():
         _fetch_with_patience(filesystem, path, target, info.get("size"), budget)
     return target
@@ -144,11 +150,15 @@ def _fetch_with_patience(
             _append_rest(filesystem, path, _part(target), num_bytes, budget)
             _part(target).replace(target)
             return
-        except ValueError:  # a limit: trying again changes nothing
+        except ValueError:
+            # A limit: trying again changes nothing
             raise
-        except Exception as error:  # every kind of store has its own words for a broken connection
+        except Exception as error:
+            # Every kind of store has its own exceptions for a broken connection
             broke = error
-            time.sleep(FIRST_PAUSE_S * 2**attempt if attempt + 1 < NUM_ATTEMPTS else 0)
+            if attempt + 1 < NUM_ATTEMPTS:
+                time.sleep(FIRST_PAUSE_S * 2**attempt)
+
     raise ConnectionError(
         f"{path}: broke off {NUM_ATTEMPTS} times ({broke}); run again, it goes on there"
     ) from broke
@@ -161,12 +171,21 @@ def _append_rest(
     starts again."""
     have = part.stat().st_size if part.exists() else 0
     limit = budget.limits.max_total_bytes
-    bar = tqdm(total=num_bytes, initial=have, unit="B", unit_scale=True, desc=path)
+    bar = tqdm(
+        total=num_bytes,
+        initial=have,
+        unit="B",
+        unit_scale=True,
+        desc=path,
+    )
+
     with bar, filesystem.open(path, "rb") as remote:
         try:
             remote.seek(have)
-        except ValueError:  # fsspec's word for a stream without ranges
+        except ValueError:
+            # fsspec raises it for a stream without ranges
             have = 0
+
         with part.open("r+b" if have else "wb") as local:
             local.seek(have)
             while chunk := remote.read(CHUNK_BYTES):
@@ -177,5 +196,6 @@ def _append_rest(
                         f"{path}: over limits.max_total_bytes {limit}; raise it if that is meant"
                     )
             local.truncate()
+
     if num_bytes is not None and have != num_bytes:
         raise EOFError(f"{have} of {num_bytes} bytes came")

@@ -1,14 +1,14 @@
 """Locations become the raw folder: archives unpacked, folders and single files hard-linked (copied
 across devices).
 
-Container files are unpacked too, by the reader that their source brings; of such a source's folders
-nothing else comes.
+Container files are unpacked too, by the reader of their source. Nothing else is taken from the
+folders of such a source.
 
-State lies in `raw_dir/.visage` and depends on the content alone: `plan.json` (what the folder is
+State is in `raw_dir/.visage` and depends on the content alone: `plan.json` (what the folder is
 being filled from) and one note per finished archive. An archive with a note is not unpacked again;
 a run that was killed goes on. When the plan no longer holds something that the folder was filled
-from, the folder is emptied and filled again: nothing stale. A hard link shares its bytes with the
-user's own file: photos in the raw folder are only ever read.
+from, the folder is emptied and filled again, so that nothing in it is stale. A hard link shares its
+bytes with the user's own file: photos in the raw folder are only ever read.
 """
 
 from __future__ import annotations
@@ -57,11 +57,18 @@ def fill_raw(
     containers: Mapping[str, Reader],
 ) -> None:
     """Fills `raw_dir` from `locations`, each named file checked against `sha256` first."""
-    located = [found for location in locations for found in locate(location, fetched_dir, budget)]
+    located: list[Located] = []
+    for location in locations:
+        located += locate(location, fetched_dir, budget)
     if containers:
-        located = [file for found in located for file in _container_files(found, containers)]
+        wanted: list[Located] = []
+        for found in located:
+            wanted += _container_files(found, containers)
+        located = wanted
+
     steps = _plan(located, sha256, containers)
     _begin(raw_dir, sorted([step.name, step.key] for step in steps))
+
     for step in steps:
         fill = _unpack_once if step.is_archive or step.reader is not None else _link
         fill(step, raw_dir, budget, skip)
@@ -82,8 +89,13 @@ def file_sha256(path: Path) -> str:
     """The checksum of a file, with a progress bar where it takes long."""
     digest = hashlib.sha256()
     bar = tqdm(
-        total=path.stat().st_size, unit="B", unit_scale=True, desc=f"sha256 {path.name}", delay=2
+        total=path.stat().st_size,
+        unit="B",
+        unit_scale=True,
+        desc=f"sha256 {path.name}",
+        delay=2,
     )
+
     with bar, path.open("rb") as file:
         while chunk := file.read(CHUNK_BYTES):
             digest.update(chunk)
@@ -95,7 +107,9 @@ def _container_files(found: Located, containers: Mapping[str, Reader]) -> list[L
     """A location's containers, and its archive if it is one; the other files of a folder are not
     wanted."""
     if found.path.is_file():
-        return [found] if is_archive(found.name) or found.path.suffix in containers else []
+        is_wanted = is_archive(found.name) or found.path.suffix in containers
+        return [found] if is_wanted else []
+
     names = [name for name in files_under(found.path) if Path(name).suffix in containers]
     return [Located(name=Path(name).name, path=found.path / name) for name in names]
 
@@ -106,28 +120,34 @@ def _plan(
     files = [found for found in located if found.path.is_file()]
     unknown = sorted(set(sha256) - {found.name for found in files})
     if unknown:
-        raise ValueError(
-            f"sha256 names {unknown[0]!r}, but the locations give only "
-            f"{sorted({f.name for f in files})}"
-        )
+        names = sorted({found.name for found in files})
+        raise ValueError(f"sha256 names {unknown[0]!r}, but the locations give only {names}")
     hashes = {found.path: _checked_sha256(found, sha256) for found in files}
-    steps = [
-        Step(
+
+    steps: list[Step] = []
+    archives = [found.path for found in files if is_archive(found.name)]
+    for name, parts in grouped_parts(archives):
+        archive = Step(
             name=name,
-            key="+".join(hashes[p] for p in parts),
+            key="+".join(hashes[part] for part in parts),
             paths=tuple(parts),
             is_archive=True,
             reader=None,
         )
-        for name, parts in grouped_parts([found.path for found in files if is_archive(found.name)])
-    ]
-    plain = [found for found in located if not (found.path in hashes and is_archive(found.name))]
-    for found in plain:
+        steps.append(archive)
+    for found in located:
+        if found.path in hashes and is_archive(found.name):
+            continue
         key = hashes[found.path] if found.path in hashes else _listing_key(found.path)
-        reader = containers.get(found.path.suffix)
-        steps.append(
-            Step(name=found.name, key=key, paths=(found.path,), is_archive=False, reader=reader)
+        other = Step(
+            name=found.name,
+            key=key,
+            paths=(found.path,),
+            is_archive=False,
+            reader=containers.get(found.path.suffix),
         )
+        steps.append(other)
+
     named = [step.name for step in steps if step.reader is not None]
     if len(set(named)) < len(named):
         raise ValueError(
@@ -140,9 +160,8 @@ def _listing_key(folder: Path) -> str:
     """Changes when a file below the folder comes, goes or changes its size."""
     digest = hashlib.sha256()
     for name in files_under(folder):
-        digest.update(
-            f"{name}\0{(folder / name).stat().st_size}\n".encode("utf-8", "surrogateescape")
-        )
+        num_bytes = (folder / name).stat().st_size
+        digest.update(f"{name}\0{num_bytes}\n".encode("utf-8", "surrogateescape"))
     return digest.hexdigest()
 
 
@@ -151,15 +170,14 @@ def _checked_sha256(found: Located, sha256: Mapping[str, str]) -> str:
     if found.name in sha256 and sha256[found.name].lower() != digest:
         raise ValueError(
             f"{found.path}: sha256 expected {sha256[found.name]}, found {digest}; fetch the file "
-            f"again, or correct "
-            "download.<role>.sha256 if you trust it"
+            "again, or correct download.<role>.sha256 if you trust it"
         )
     return digest
 
 
 def begin_parts(raw_dir: Path, names: Sequence[str]) -> None:
-    """Makes `raw_dir` one that holds several sets, each in the folder of its name; what it held as
-    one set goes."""
+    """Prepares `raw_dir` for several sets, each in the folder of its name; what it held as one set
+    is removed."""
     _begin(raw_dir, [["parts", *names]])
 
 
@@ -190,10 +208,16 @@ def _unpack_once(step: Step, raw_dir: Path, budget: Budget, skip: ReportSkip) ->
             unpacked = unpack_container(step.paths[0], step.reader, raw_dir, mark, budget)
         else:
             unpacked = unpack(step.name, step.paths, raw_dir, budget)
-        done = {"name": step.name, "num_files": unpacked.num_files, "num_bytes": unpacked.num_bytes}
-        done["skipped"] = unpacked.skipped
+
+        done = {
+            "name": step.name,
+            "num_files": unpacked.num_files,
+            "num_bytes": unpacked.num_bytes,
+            "skipped": unpacked.skipped,
+        }
         _write(note, done)
         mark.unlink(missing_ok=True)
+
     for photo_id, reason in done["skipped"]:
         skip(photo_id, reason)
 
@@ -204,10 +228,12 @@ def _link(step: Step, raw_dir: Path, budget: Budget, skip: ReportSkip) -> None:
     if path.is_file():
         _link_file(path, path.name, placer, budget)
         return
+
     if raw_dir.resolve().is_relative_to(path.resolve()):
         raise ValueError(
             f"{path}: holds the raw folder {raw_dir} itself; give the photos' own folder"
         )
+
     for name in tqdm(files_under(path), desc=f"link {step.name}", unit=" files", mininterval=1):
         photo_id = f"{step.name}/{name}"
         if reason := odd_name(photo_id):
@@ -221,11 +247,13 @@ def _link_file(source: Path, photo_id: str, placer: Placer, budget: Budget) -> N
     target = placer.target(photo_id)
     if target.exists() and target.samefile(source):
         return
+
     if not os.path.lexists(target):
         try:
             os.link(os.path.realpath(source), target)
             return
-        except OSError:  # another device, a file system without links, someone else's file: copy
+        except OSError:
+            # Another device, a file system without links, someone else's file: copy
             pass
     with source.open("rb") as content:
         placer.place(photo_id, content)

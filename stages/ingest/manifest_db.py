@@ -60,17 +60,17 @@ class ManifestDatabase(SqliteDatabase):
 
     def add_rows(self, rows: Iterable[ManifestRow]) -> None:
         """Takes an adapter's rows; ValueError for a photo that comes twice or a number that is
-        none."""
+        not finite."""
+        columns = "photos (photo_id, label, sigma, person, sex, ethnicity, given)"
         for batch in batched(rows, BATCH_ROWS):
             for row in batch:
-                if not all(
-                    number is None or math.isfinite(number) for number in (row.label, row.sigma)
-                ):
+                numbers = [number for number in (row.label, row.sigma) if number is not None]
+                if not all(map(math.isfinite, numbers)):
                     raise ValueError(
                         f"{row.photo_id}: label {row.label}, sigma {row.sigma}: must be finite or "
-                        f"empty"
+                        "empty"
                     )
-            columns = "photos (photo_id, label, sigma, person, sex, ethnicity, given)"
+
             try:
                 self.insert(f"INSERT INTO {columns}", batch)
             except sqlite3.IntegrityError as error:
@@ -130,17 +130,18 @@ class ManifestDatabase(SqliteDatabase):
             self.execute("DELETE FROM photos WHERE split = 'test'")
 
     def rest_is_test(self) -> int:
-        """Photos that were added after the others were assigned become test; how many there are."""
+        """Makes test of the photos that were added after the others were assigned; their number."""
         return self.execute("UPDATE photos SET split = 'test' WHERE split IS NULL").rowcount
 
     def counts(self) -> dict[str, float]:
-        """What was made, for the report: photos in all and of each split, unreadable, skipped and
+        """Counts for the report: photos in all and of each split, unreadable, skipped and
         repaired ones."""
         counts: dict[str, float] = {"photos": self.num_photos()}
         counts |= dict(self.execute("SELECT split, COUNT(*) FROM photos GROUP BY split"))
         counts["unreadable"] = self.count(
             "SELECT 1 FROM photos JOIN measured USING (photo_id) WHERE unreadable IS NOT NULL"
         )
+
         listed = "SELECT action, COUNT(*) FROM skipped WHERE photo_id <> '*' GROUP BY action"
         return counts | {"skipped": 0, "repaired": 0} | dict(self.execute(listed))
 

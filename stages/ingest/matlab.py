@@ -23,6 +23,7 @@ def read_struct(path: Path, variable: str, fields: Sequence[str]) -> dict[str, n
     file = from_repository(path)
     if not file.is_file():
         raise ValueError(f"{file}: no such file; correct download.<role>.options")
+
     try:
         found = loadmat(file, squeeze_me=True, variable_names=[variable])
     except NotImplementedError as error:
@@ -33,12 +34,14 @@ def read_struct(path: Path, variable: str, fields: Sequence[str]) -> dict[str, n
         raise ValueError(
             f"{file}: no MATLAB file, or cut short ({error}); fetch it again"
         ) from error
+
     names = found[variable].dtype.names if variable in found else None
     if names is None or not set(fields) <= set(names):
         raise ValueError(
-            f"{file}: expected a struct {variable!r} with the fields {', '.join(fields)}, found "
-            f"{names}"
+            f"{file}: expected a struct {variable!r} with the fields {', '.join(fields)}, "
+            f"found {names}"
         )
+
     columns = {field: np.atleast_1d(found[variable][field].item()) for field in fields}
     if len({len(column) for column in columns.values()}) > 1:
         lengths = {field: len(column) for field, column in columns.items()}

@@ -1,8 +1,8 @@
 """A photo file becomes its checksum, size and width x height, or the reason why no decoder reads
 it.
 
-The decode is a real one, to the last byte (a truncated file is found), but a JPEG's is asked for at
-an eighth of its size, which skips most of the arithmetic and none of the reading.
+Every photo is decoded to its last byte, so that a truncated file is found. A JPEG is decoded at an
+eighth of its size, which skips most of the arithmetic and none of the reading.
 """
 
 from __future__ import annotations
@@ -25,7 +25,8 @@ from visage.parallel import batched, die_with_parent, map_ordered
 
 DRAFT_FACTOR = 8
 CHUNK_PHOTOS = 128
-FEW_PHOTOS = 1024  # starting processes takes longer than these
+# Starting processes takes longer than measuring these
+FEW_PHOTOS = 1024
 
 
 class Measured(NamedTuple):
@@ -57,33 +58,40 @@ def measure(raw_dir: Path, photo_id: str, bounds: Bounds) -> Measured:
         with path.open("rb") as file:
             digest = hashlib.file_digest(file, "sha256").hexdigest()
         return Measured(photo_id, status.st_size, status.st_mtime_ns, digest, 0, 0, reason)
+
     data = path.read_bytes()
     digest = hashlib.sha256(data).hexdigest()
     width = height = 0
     unreadable: str | None = None
     try:
         width, height = decoded_size(data, bounds.max_photo_pixels)
-    except UnidentifiedImageError:  # its own text holds a memory address
-        unreadable = (
-            f"not a picture in a known format ({', '.join(FORMATS)})" if data else "empty file"
-        )
-    except Exception as error:  # Pillow's plugins raise whatever their parsers stumble over
+    except UnidentifiedImageError:
+        # Its own text holds a memory address
+        known = ", ".join(FORMATS)
+        unreadable = f"not a picture in a known format ({known})" if data else "empty file"
+    except Exception as error:
+        # Pillow's plugins raise any exception on damaged data
         unreadable = f"cannot be decoded: {str(error) or type(error).__name__}"[:200]
+
     return Measured(photo_id, status.st_size, status.st_mtime_ns, digest, width, height, unreadable)
 
 
 def decoded_size(data: bytes, max_photo_pixels: int) -> tuple[int, int]:
     """(width, height) of the first frame, after decoding it; any exception means unreadable."""
     with warnings.catch_warnings():
-        warnings.simplefilter("ignore")  # odd metadata is no reason to lose a photo
-        Image.init()  # or a format that nothing opened before is unknown
+        # Odd metadata is no reason to lose a photo
+        warnings.simplefilter("ignore")
+        # Without this, a format that nothing opened before is unknown
+        Image.init()
         known = [name for name in FORMATS if name in Image.OPEN]
+
         with Image.open(io.BytesIO(data), formats=known) as image:
             width, height = image.size
             if width * height > max_photo_pixels:
                 raise ValueError(
                     f"{width} x {height} pixels, over limits.max_photo_pixels {max_photo_pixels}"
                 )
+
             image.draft("RGB", (max(1, width // DRAFT_FACTOR), max(1, height // DRAFT_FACTOR)))
             image.load()
     return width, height

@@ -1,12 +1,12 @@
-"""MXNet's RecordIO as InsightFace packs faces: a file of records, read one after the other, damage
-jumped over.
+"""MXNet's RecordIO as InsightFace packs faces: a file of records, read one after the other; damage
+is skipped.
 
 A record: magic 0xced7230a, a word (upper 3 bits: 0 whole, 1 first, 2 middle, 3 last part; lower 29:
 length), the data, zeros up to a multiple of four. Where the data itself held the magic, it was
 split there into parts: joining them puts the magic back. All numbers are little-endian. The data
 begin with a header (flag, label, id, id2); a flag above 0 says how many labels follow it, instead
-of the one inside; the rest is the encoded picture. After damage the next magic is looked for, so
-that one spoilt record costs no more than itself.
+of the one inside; the rest is the encoded picture. After damage the reader searches for the next
+magic, so that one spoilt record loses no other.
 """
 
 from __future__ import annotations
@@ -19,7 +19,10 @@ from typing import IO, NamedTuple
 MAGIC = struct.pack("<I", 0xCED7230A)
 HEAD = struct.Struct("<4sI")
 HEADER = struct.Struct("<IfQQ")
-WHOLE, FIRST, LAST = 0, 1, 3
+# Kinds of parts, as MXNet numbers them
+WHOLE = 0
+FIRST = 1
+LAST = 3
 LENGTH_BITS = 29
 CHUNK_BYTES = 1 << 20
 
@@ -65,18 +68,21 @@ def _read_record(file: IO[bytes], max_bytes: int) -> bytes:
         head = file.read(HEAD.size)
         if len(head) < HEAD.size:
             raise ValueError("cut short")
+
         magic, word = HEAD.unpack(head)
-        kind, length = word >> LENGTH_BITS, word & ((1 << LENGTH_BITS) - 1)
+        kind = word >> LENGTH_BITS
+        length = word & ((1 << LENGTH_BITS) - 1)
         if magic != MAGIC or (kind in (WHOLE, FIRST)) == bool(parts):
-            raise ValueError(
-                "not the beginning of a record" if not parts else "a part of it is missing"
-            )
+            reason = "a part of it is missing" if parts else "not the beginning of a record"
+            raise ValueError(reason)
         if length + sum(map(len, parts)) > max_bytes:
             raise ValueError(f"over {max_bytes} bytes")
+
         data = file.read(length)
         file.read(-length % 4)
         if len(data) < length or _holds_magic(data):
             raise ValueError("cut short")
+
         parts.append(data)
         if kind in (WHOLE, LAST):
             return MAGIC.join(parts)
@@ -91,13 +97,16 @@ def _holds_magic(data: bytes) -> bool:
 
 
 def _next_magic(file: IO[bytes], position: int) -> int:
-    """Where the next magic stands from `position` on; the end of the file where none does."""
+    """The position of the next magic from `position` on; the file's end where there is none."""
     file.seek(position)
     window = b""
     while chunk := file.read(CHUNK_BYTES):
         window += chunk
-        if (found := window.find(MAGIC)) >= 0:
+        found = window.find(MAGIC)
+        if found >= 0:
             return position + found
+
+        # A magic may begin in this chunk and end in the next
         keep = len(MAGIC) - 1
         position += len(window) - min(keep, len(window))
         window = window[-keep:]
@@ -117,17 +126,20 @@ def parse_header(data: bytes) -> Header:
 
 
 def first_identity(path: Path, max_bytes: int) -> int | None:
-    """The number from which on records list people, not pictures: record 0 says it, and the index
-    beside the file says where record 0 is. None without an index or such a record."""
+    """The number from which on records list people, not pictures. Record 0 holds it, and the index
+    beside the file has the position of record 0. None without an index or such a record."""
     index = path.with_suffix(".idx")
     if not index.is_file():
         return None
+
     with index.open(encoding="ascii", errors="replace") as lines:
         for line in lines:
             key, _, position = line.strip().partition("\t")
             if key == "0" and position.isdigit():
                 chunk = next(read_chunks(path, int(position), max_bytes), None)
-                return _table_start(chunk) if chunk is not None and chunk.damage is None else None
+                if chunk is None or chunk.damage is not None:
+                    return None
+                return _table_start(chunk)
     return None
 
 

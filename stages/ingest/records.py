@@ -6,14 +6,14 @@ stages/sources/__init__.py lists:
 - `options`: its own frozen, keyword-only dataclass without defaults; `download.<role>.options` of
   params.yaml must fill it exactly. Paths in it (type `Path`) are relative to the repository root:
   open them with `from_repository`.
-- `rows(raw_dir, options, report_skip)`: yields one `ManifestRow` for every usable photo that lies
+- `rows(raw_dir, options, report_skip)`: yields one `ManifestRow` for every usable photo
   under `raw_dir`, in any order, each `photo_id` once. One that cannot be used goes to
   `report_skip(photo_id, reason)`; one whose meaning was repaired goes to `report_skip(photo_id,
   reason, action="repaired")` and is yielded too. Nothing is renamed on disk.
 - `containers`: file suffix -> `Reader`, for a set that comes in container files of its own (no tar,
   no zip).
 - `produce(raw_dir, options)`, or None: for a set that is made, not fetched. It writes its photos,
-  and whatever `rows` needs to know about them (a labels.csv, say), into the empty `raw_dir`;
+  and what `rows` needs to know about them (a labels.csv, say), into the empty `raw_dir`;
   `locations` must then be empty.
 Names that begin with a dot are not photos; `.visage` in `raw_dir` belongs to download.
 """
@@ -111,24 +111,24 @@ def photos_under(folder: Path) -> Iterator[str]:
 
 
 def only_file(raw_dir: Path, ending: str) -> Path:
-    """The one file below the raw folder whose path ends in `ending`, whole names; ValueError for
-    none or several."""
+    """The one file below the raw folder whose last path parts are `ending`; ValueError for none or
+    several."""
     found = [name for name in files_under(raw_dir) if f"/{name}".endswith(f"/{ending}")]
     if len(found) != 1:
         there = f"{len(found)} times there ({', '.join(found[:2])})" if found else "not there"
         raise ValueError(
             f"{raw_dir}: {ending!r} is {there}; the locations must bring it along once"
         )
+
     return raw_dir / found[0]
 
 
 def files_under(folder: Path, prefix: str = "") -> Iterator[str]:
-    """Every plain file below a folder but dot-names, sorted as whole strings (hence the slash in a
-    folder's key)."""
+    """Every plain file below a folder but dot-names, sorted by the complete path."""
     with os.scandir(folder) as entries:
-        found = sorted(
-            (e.name + "/" if e.is_dir() else e.name) for e in entries if not e.name.startswith(".")
-        )
+        visible = [entry for entry in entries if not entry.name.startswith(".")]
+        # The slash is part of a folder's key, as it is part of the path
+        found = sorted(entry.name + "/" if entry.is_dir() else entry.name for entry in visible)
     for name in found:
         if name.endswith("/"):
             yield from files_under(folder / name, prefix + name)

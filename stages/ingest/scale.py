@@ -2,7 +2,7 @@
 - t0) / (s1 - s0).
 
 So sets rated on 1 to 10 and on 1 to 7 can train and test the same model. The map is linear: it
-moves the ends of one scale to those of the other, and knows nothing of how raters use them.
+moves the ends of one scale to those of the other. How raters use a scale is not considered.
 """
 
 from __future__ import annotations
@@ -29,7 +29,8 @@ class Scale:
     def rows(self, rows: Iterator[ManifestRow], report_skip: ReportSkip) -> Iterator[ManifestRow]:
         """The rows on the target scale; a label off the source scale is listed, rows without one
         pass."""
-        (low, high), (least, most) = self.source, self.target
+        low, high = self.source
+        least, most = self.target
         for row in rows:
             if row.label is None:
                 yield row

@@ -22,8 +22,11 @@ def whole_name(name: str) -> str | None:
     """`x.tar.002` -> `x.tar`, `x.zip` -> `x.zip`, None for what is no archive."""
     if ARCHIVE_NAME.fullmatch(name):
         return name
+
     part = PART_NAME.fullmatch(name)
-    return part["whole"] if part and ARCHIVE_NAME.fullmatch(part["whole"]) else None
+    if part is None or not ARCHIVE_NAME.fullmatch(part["whole"]):
+        return None
+    return part["whole"]
 
 
 def grouped_parts(paths: Sequence[Path]) -> list[tuple[str, list[Path]]]:
@@ -32,29 +35,31 @@ def grouped_parts(paths: Sequence[Path]) -> list[tuple[str, list[Path]]]:
     groups: dict[Path, list[Path]] = {}
     for path in paths:
         groups.setdefault(path.with_name(str(whole_name(path.name))), []).append(path)
+
     for whole, parts in groups.items():
         parts.sort(key=lambda path: _place(path.name))
         if parts != [whole]:
             _check_complete(whole, [_place(path.name) for path in parts])
+
     return [(whole.name, parts) for whole, parts in groups.items()]
 
 
 def _place(name: str) -> int:
-    """A part's number, letters counted as aa = 0, ab = 1, ...; the whole archive is -1."""
+    """A part's number, letters counted as aa = 0, ab = 1, ...; an archive in one file is -1."""
     if ARCHIVE_NAME.fullmatch(name):
         return -1
+
     found = re.search(r"(\d+|[a-z]{2})$", name)
     assert found is not None, name
     number = found[0]
-    return (
-        int(number)
-        if number.isdigit()
-        else (ord(number[0]) - ord("a")) * 26 + ord(number[1]) - ord("a")
-    )
+    if number.isdigit():
+        return int(number)
+    return (ord(number[0]) - ord("a")) * 26 + ord(number[1]) - ord("a")
 
 
 def _check_complete(whole: Path, places: Sequence[int]) -> None:
-    if places[0] not in (0, 1) or list(places) != list(range(places[0], places[0] + len(places))):
+    complete = range(places[0], places[0] + len(places))
+    if places[0] not in (0, 1) or list(places) != list(complete):
         raise ValueError(
             f"{whole}: found its parts number {list(places)}; one is missing, or one is there twice"
         )
@@ -85,6 +90,7 @@ class Joined(io.RawIOBase):
         return self._position
 
     def readinto(self, buffer: Any) -> int:
+        # The last file that begins at or before the position
         index = max(i for i, start in enumerate(self._starts) if start <= self._position)
         self._files[index].seek(self._position - self._starts[index])
         count = self._files[index].readinto(buffer)

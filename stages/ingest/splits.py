@@ -1,5 +1,4 @@
-"""Which photos train, which choose (val), which test: rows of the database become train | val |
-test.
+"""The split of every photo: rows of the database become train | val | test.
 
 Nothing is shuffled. A group of photos draws a number in [0, 1) from sha256(seed : purpose : group),
 so a split does not depend on the order of files, and a photo that is added later moves no other.
@@ -26,10 +25,10 @@ group_by
 
 Photos that come later (`assign_incoming`) move none of those before them. A line's own split holds;
 else a photo gets the split that its group (picture or person) has among the others, the firmest
-where that has several (test, then val); a group that nobody knows draws as above, each of several
-persons in it for themselves: who came as test stays test, unless a later line or a shared picture
-says otherwise. Where the set's own split is `given`, test is closed: a photo that would get into it
-is left out and listed. With `leave_person_out` only those who were there before take turns.
+where that has several (test, then val). A new group draws as above, each of several persons in it
+by itself: a person that came as test stays test, unless a later line or a shared picture says
+otherwise. Where the set's own split is `given`, test is closed: a photo that would get into it is
+left out and listed. With `leave_person_out` only those who were there before take turns.
 """
 
 from __future__ import annotations
@@ -41,7 +40,8 @@ from typing import Literal
 
 from stages.ingest.records import ReportSkip
 
-KNOWN = ("train", "val", "test")  # each firmer than those before it
+# Each firmer than those before it
+KNOWN = ("train", "val", "test")
 # Places in KNOWN. `known`: the firmest that a later photo's group has among the others and by its
 # own lines; `settled`: what becomes of each later photo. place_of, group_of and drawn are functions
 # of assign_incoming.
@@ -94,7 +94,8 @@ class SplitSettings:
 
 def draw(seed: int, purpose: str, group: str) -> float:
     """The number in [0, 1) that a group draws for a purpose."""
-    return int.from_bytes(hashlib.sha256(f"{seed}:{purpose}:{group}".encode()).digest()[:8]) / 2**64
+    digest = hashlib.sha256(f"{seed}:{purpose}:{group}".encode()).digest()
+    return int.from_bytes(digest[:8]) / 2**64
 
 
 def choose(group: str, given: str | None, settings: SplitSettings, left_out: str | None) -> str:
@@ -102,45 +103,42 @@ def choose(group: str, given: str | None, settings: SplitSettings, left_out: str
     leaves, if any."""
     if settings.assign == "given":
         assert given in KNOWN, given
-        is_test, may_be_val = given == "test", given == "train"
-        if given == "val":
-            return "val"
+        if given != "train":
+            return given
+        is_test = False
+    elif settings.assign == "leave_person_out":
+        is_test = group == left_out
     else:
         number = draw(settings.seed, "test", group)
-        may_be_val = True
         if settings.assign == "random":
             is_test = number < settings.test_fraction
-        elif settings.assign == "leave_person_out":
-            is_test = group == left_out
         else:
             is_test = int(number * settings.num_folds) == settings.fold
+
     if is_test:
         return "test"
-    return (
-        "val"
-        if may_be_val and draw(settings.seed, "val", group) < settings.val_fraction
-        else "train"
-    )
+    is_val = draw(settings.seed, "val", group) < settings.val_fraction
+    return "val" if is_val else "train"
 
 
 def assign_splits(connection: sqlite3.Connection, settings: SplitSettings) -> None:
     """Fills the column `split` of the table `photos` (photo_id, sha256, person, given, split)."""
     _check(connection, settings)
-    merged = _merged_persons(connection) if settings.group_by == "person" else {}
     by_person = settings.group_by == "person"
-    left_out = (
-        _left_out(connection, merged, settings) if settings.assign == "leave_person_out" else None
-    )
+    merged = _merged_persons(connection) if by_person else {}
+    left_out = None
+    if settings.assign == "leave_person_out":
+        left_out = _left_out(connection, merged, settings)
 
     def chosen(sha256: str, person: str | None, given: str | None) -> str:
-        return choose(
-            merged.get(str(person), str(person)) if by_person else sha256, given, settings, left_out
-        )
+        group = merged.get(str(person), str(person)) if by_person else sha256
+        return choose(group, given, settings, left_out)
 
     connection.create_function("chosen", 3, chosen, deterministic=True)
     connection.execute("UPDATE photos SET split = chosen(sha256, person, given)")
     if settings.group_by == "picture":
         _help_persons(connection, settings, "split = 'val' AND given IS NOT 'val'")
+
     if not connection.execute("SELECT 1 FROM photos WHERE split = 'train' LIMIT 1").fetchone():
         raise ValueError(
             "no photo is left for train; lower split.val_fraction and split.test_fraction"
@@ -153,8 +151,8 @@ def _check(connection: sqlite3.Connection, settings: SplitSettings) -> None:
         found = {given for (given,) in connection.execute("SELECT DISTINCT given FROM photos")}
         if not found <= set(KNOWN):
             raise ValueError(
-                f"split.assign given: the set's splits are {sorted(map(str, found))}; use random "
-                f"or folds"
+                f"split.assign given: the set's splits are {sorted(map(str, found))}; "
+                "use random or folds"
             )
         if "val" in found and settings.val_fraction > 0:
             raise ValueError(
@@ -185,17 +183,18 @@ def assign_incoming(
         return merged.get(str(person), str(person)) if by_person else sha256
 
     def drawn(sha256: str, person: str | None) -> int:
+        own_group = str(person) if by_person else sha256
         given = "train" if settings.assign == "given" else None
-        return KNOWN.index(
-            choose(str(person) if by_person else sha256, given, settings, left_out=None)
-        )
+        return KNOWN.index(choose(own_group, given, settings, left_out=None))
+
+    def place_of(split: str | None) -> int | str | None:
+        return split and KNOWN.index(split)
 
     connection.create_function("group_of", 2, group, deterministic=True)
     connection.create_function("drawn", 2, drawn, deterministic=True)
-    connection.create_function(
-        "place_of", 1, lambda split: split and KNOWN.index(split), deterministic=True
-    )
+    connection.create_function("place_of", 1, place_of, deterministic=True)
     connection.executescript(INCOMING_SPLITS)
+
     if settings.assign == "given":
         _close_test(connection, report_skip)
     if settings.group_by == "picture":
@@ -238,14 +237,13 @@ def _left_out(
 ) -> str:
     """The group number `fold` of all persons' groups in sorted order; ValueError unless there are
     `num_folds`."""
-    persons = (person for (person,) in connection.execute("SELECT DISTINCT person FROM photos"))
-    groups = sorted({merged.get(person, person) for person in persons})
+    found = connection.execute("SELECT DISTINCT person FROM photos")
+    groups = sorted({merged.get(person, person) for (person,) in found})
     if len(groups) != settings.num_folds:
         raise ValueError(
             f"split.num_folds {settings.num_folds}: the set has {len(groups)} persons (those who "
-            f"share a picture count "
-            f"as one), and leave_person_out has one fold each; set {len(groups)}, or complete the "
-            f"set"
+            "share a picture count as one), and leave_person_out has one fold each; "
+            f"set {len(groups)}, or complete the set"
         )
     return str(groups[settings.fold])
 
@@ -256,7 +254,9 @@ def _help_persons(connection: sqlite3.Connection, settings: SplitSettings, movab
     connection.create_function(
         "val_draw", 1, lambda group: draw(settings.seed, "val", group), deterministic=True
     )
+
     connection.execute("CREATE INDEX IF NOT EXISTS photos_person ON photos (person, split)")
+
     connection.execute("CREATE INDEX IF NOT EXISTS photos_sha256 ON photos (sha256)")
     connection.execute(
         f"""UPDATE photos SET split = 'train' WHERE {movable} AND sha256 IN (

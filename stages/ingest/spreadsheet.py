@@ -21,7 +21,7 @@ Cells = tuple[Any, ...]
 
 
 class Line(NamedTuple):
-    """`number` counts a sheet's lines from 1, as spreadsheet programs do; `cells` by column name."""
+    """`number` counts a sheet's lines from 1, as spreadsheet programs do; `cells`: by column."""
 
     sheet: str
     number: int
@@ -52,19 +52,22 @@ def named_rows(path: Path, wanted: Sequence[str]) -> Iterator[Line]:
     """
     header: list[str] = []
     header_sheet: str | None = None
+
     for sheet, number, cells in sheet_lines(path):
         if sheet == header_sheet:
-            yield Line(
-                sheet, number, dict.fromkeys(header) | dict(zip(header, cells, strict=False))
-            )
+            named = dict.fromkeys(header) | dict(zip(header, cells, strict=False))
+            yield Line(sheet, number, named)
             continue
+
         names = [str(cell).strip() if cell is not None else "" for cell in cells]
         if set(wanted) <= set(names):
-            header, header_sheet = names, sheet
+            header = names
+            header_sheet = sheet
+
     if header_sheet is None:
         raise ValueError(
             f"{path}: no line of any sheet names the columns {', '.join(wanted)}; correct the "
-            f"options"
+            "options"
         )
 
 
@@ -74,4 +77,6 @@ def cell_number(cell: Any) -> float | None:
         value = float(cell)
     except (TypeError, ValueError):
         return None
-    return value if math.isfinite(value) and not isinstance(cell, bool) else None
+
+    is_number = math.isfinite(value) and not isinstance(cell, bool)
+    return value if is_number else None

@@ -3,8 +3,8 @@ age, `00000A02.jpg`.
 
 The first 7,381 numbers are women and girls, the others men and boys. The release holds each photo
 twice, in `original images` and, cut out, in `aglined faces` (so spelt), under one name:
-`photos_folder` says which to take, the others are counted in one line of skipped.csv (photo_id
-`*`). Every number is another photo; who is who is unknown.
+`photos_folder` says which to take; the others are counted in one line of skipped.csv (photo_id
+`*`). Every number is another photo; the persons are unknown.
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ NUM_FEMALE = 7381
 
 @dataclass(frozen=True, kw_only=True)
 class AafOptions:
-    """`photos_folder`: the name of the folder that holds the photos to take, wherever it lies."""
+    """`photos_folder`: the name of the folder that holds the photos to take, wherever it is."""
 
     photos_folder: str
 
@@ -31,6 +31,7 @@ def aaf_rows(raw_dir: Path, options: AafOptions, report_skip: ReportSkip) -> Ite
     """Every photo of the folder with such a name becomes a row; a number twice is taken once."""
     num_elsewhere = 0
     first_of: dict[str, str] = {}
+
     for photo_id in photos_under(raw_dir):
         path = PurePosixPath(photo_id)
         found = NAME.fullmatch(path.name)
@@ -45,6 +46,7 @@ def aaf_rows(raw_dir: Path, options: AafOptions, report_skip: ReportSkip) -> Ite
         else:
             sex = "female" if int(found["number"]) < NUM_FEMALE else "male"
             yield ManifestRow(photo_id, float(found["age"]), None, None, sex, None, None)
+
     if num_elsewhere:
         report_skip("*", f"{num_elsewhere} photos are not in a folder {options.photos_folder!r}")
 

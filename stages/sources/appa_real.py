@@ -4,7 +4,7 @@
 real_age), folders `train/`, `valid/`, `test/` with `000000.jpg` and beside it its crop
 `000000.jpg_face.jpg`: turned upright, margins of 40 %. `photos: crops` takes the crops, which leave
 no doubt about whose face is meant, `whole` the photos; the others are counted in one line of
-skipped.csv (photo_id `*`). `label: apparent` has the guesses' deviation as sigma, `real` none.
+skipped.csv (photo_id `*`). `label: apparent` has the guesses' deviation as sigma, `real` has none.
 """
 
 from __future__ import annotations
@@ -52,14 +52,18 @@ def appa_real_rows(
 
 
 def _lines(options: AppaRealOptions) -> Iterator[Listed]:
-    column, suffix = COLUMNS[options.label], CROP_SUFFIX if options.photos == "crops" else ""
+    column = COLUMNS[options.label]
+    suffix = CROP_SUFFIX if options.photos == "crops" else ""
+    wanted = ["file_name", column, "apparent_age_std"]
+
     for each in options.lists:
-        wanted = ["file_name", column, "apparent_age_std"]
         for line_number, line in enumerate(read_table(each.file, ",", wanted), start=2):
-            sigma = line["apparent_age_std"] if options.label == "apparent" else ""
-            photo_id = each.photo_id(line["file_name"] + suffix)
             yield Listed(
-                photo_id, line[column], sigma, each.split, f"{each.file.name}:{line_number}"
+                photo_id=each.photo_id(line["file_name"] + suffix),
+                label=line[column],
+                sigma=line["apparent_age_std"] if options.label == "apparent" else "",
+                split=each.split,
+                where=f"{each.file.name}:{line_number}",
             )
 
 

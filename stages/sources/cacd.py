@@ -2,13 +2,13 @@
 celebrity and rank.
 
 Photos are `14_Aaron_Johnson_0001.jpg`. The rank (1 to 50) counts the celebrities of one birth year,
-40 of each rank. The set's authors took wrong photos out by hand for ranks 1 to 5 only; all else
-bears what a search engine found, and its ages are years of photos less years of birth. The usual
+40 of each rank. The set's authors took wrong photos out by hand for ranks 1 to 5 only. The rest is
+as a search engine found it, and its ages are years of photos less years of birth. The usual
 protocol follows from that: ranks 1 and 2 (80 celebrities) for validation, 3 to 5 (120) for the
 test, the other 1,800 for training. Nobody is in two splits.
 
-Names with accents come out of archives in several encodings. They are matched letter by letter but
-for what is not ASCII, and only where that leaves one photo of the table; each is named as repaired.
+Names with accents come out of archives in several encodings. They are matched by their ASCII
+letters, and only where that leaves one photo of the table; each is listed as repaired.
 Sex is unknown.
 """
 
@@ -36,7 +36,8 @@ class CacdOptions:
     ranks: Mapping[Literal["val", "test"], tuple[int, ...]]
 
     def __post_init__(self) -> None:
-        if set(self.ranks) != set(SPLITS) or set(self.ranks["val"]) & set(self.ranks["test"]):
+        has_both = set(self.ranks) == set(SPLITS)
+        if not has_both or set(self.ranks["val"]) & set(self.ranks["test"]):
             raise ValueError(
                 f"ranks {dict(self.ranks)}: give val and test each its own ranks; the others train"
             )
@@ -54,28 +55,40 @@ def cacd_rows(
     raw_dir: Path, options: CacdOptions, report_skip: ReportSkip
 ) -> Iterator[ManifestRow]:
     """Every photo that the table knows becomes a row."""
-    split_of = {rank: split for split, ranks in options.ranks.items() for rank in ranks}
+    split_of: dict[int, str] = {}
+    for split, ranks in options.ranks.items():
+        split_of |= dict.fromkeys(ranks, split)
     table = _read_meta(options.meta)
     first_of: dict[str, str] = {}
+
     for photo_id in photos_under(raw_dir):
         name = PurePosixPath(photo_id).name
         key = _key(name)
-        if (first := first_of.setdefault(key, photo_id)) != photo_id:
+        first = first_of.setdefault(key, photo_id)
+        if first != photo_id:
             report_skip(photo_id, f"{first} is {key} of the table already")
-        elif reason := _why_not(name, table.get(key)):
+            continue
+        if reason := _why_not(name, table.get(key)):
             report_skip(photo_id, reason)
-        else:
-            if key != name:
-                report_skip(
-                    photo_id,
-                    "a name with accents: matched to the table by its other letters",
-                    action="repaired",
-                )
-            (photo,) = table[key]
-            split = split_of.get(photo.rank) or "train"
-            yield ManifestRow(
-                photo_id, float(photo.age), None, f"{photo.celebrity:04}", None, None, split
+            continue
+
+        if key != name:
+            report_skip(
+                photo_id,
+                "a name with accents: matched to the table by its other letters",
+                action="repaired",
             )
+        (photo,) = table[key]
+        yield ManifestRow(
+            photo_id=photo_id,
+            label=float(photo.age),
+            sigma=None,
+            person=f"{photo.celebrity:04}",
+            sex=None,
+            ethnicity=None,
+            split=split_of.get(photo.rank) or "train",
+        )
+
     for key in table:
         if key not in first_of:
             report_skip(key, "the table names it, but there is no such photo")
@@ -87,9 +100,8 @@ def _read_meta(meta: Path) -> dict[str, list[CacdPhoto]]:
     columns = read_struct(meta, "celebrityImageData", ["name", "age", "identity", "rank"])
     found: dict[str, list[CacdPhoto]] = {}
     for name, age, celebrity, rank in zip(*columns.values(), strict=True):
-        found.setdefault(_key(text(name)), []).append(
-            CacdPhoto(int(age), int(celebrity), int(rank))
-        )
+        photo = CacdPhoto(int(age), int(celebrity), int(rank))
+        found.setdefault(_key(text(name)), []).append(photo)
     return found
 
 
@@ -105,8 +117,8 @@ def _why_not(name: str, lines: list[CacdPhoto] | None) -> str | None:
         return "the table does not name it"
     if len(lines) > 1:
         return (
-            f"the table names it {len(lines)} times, less the accents; which line is meant is not "
-            f"certain"
+            f"the table names it {len(lines)} times, less the accents; "
+            "which line is meant is not certain"
         )
     found = AGE.fullmatch(name)
     if not found or int(found[1]) != lines[0].age:

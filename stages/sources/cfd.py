@@ -27,7 +27,8 @@ NAME = re.compile(
 RACES = {"A": "asian", "B": "black", "I": "indian", "L": "latino", "M": "multiracial", "W": "white"}
 SEXES = {"F": "female", "M": "male"}
 COLUMNS = ("Target", "Race", "Gender", "Attractive")
-LOWEST, HIGHEST = 1.0, 7.0
+LOWEST = 1.0
+HIGHEST = 7.0
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -52,24 +53,38 @@ def cfd_rows(raw_dir: Path, options: CfdOptions, report_skip: ReportSkip) -> Ite
     norms = _read_norms(only_file(raw_dir, options.norms), options.sigma_column, report_skip)
     photographed: set[str] = set()
     num_expressive = 0
+
     for photo_id in photos_under(raw_dir):
         name = NAME.fullmatch(PurePosixPath(photo_id).name)
         if name is None:
             report_skip(photo_id, "not in the form CFD-WF-001-003-N.jpg")
-        elif name["expression"].upper() != "N":
+            continue
+        if name["expression"].upper() != "N":
             num_expressive += 1
-        elif (norm := norms.get(name["target"].upper())) is None:
+            continue
+
+        person = name["target"].upper()
+        norm = norms.get(person)
+        if norm is None:
             report_skip(photo_id, f"target {name['target']} has no usable line in {options.norms}")
         elif (norm.race, norm.sex) != (name["race"].upper(), name["sex"].upper()):
             report_skip(
                 photo_id,
-                f"{options.norms} says race {norm.race} and sex {norm.sex}, its name says "
-                f"otherwise",
+                f"{options.norms} says race {norm.race} and sex {norm.sex}, "
+                "its name says otherwise",
             )
         else:
-            photographed.add(name["target"].upper())
-            person, race, sex = name["target"].upper(), RACES[norm.race], SEXES[norm.sex]
-            yield ManifestRow(photo_id, norm.label, norm.sigma, person, sex, race, None)
+            photographed.add(person)
+            yield ManifestRow(
+                photo_id=photo_id,
+                label=norm.label,
+                sigma=norm.sigma,
+                person=person,
+                sex=SEXES[norm.sex],
+                ethnicity=RACES[norm.race],
+                split=None,
+            )
+
     for target in sorted(set(norms) - photographed):
         report_skip(target, f"{options.norms} norms it, but there is no usable neutral photo of it")
     if num_expressive:
@@ -77,32 +92,34 @@ def cfd_rows(raw_dir: Path, options: CfdOptions, report_skip: ReportSkip) -> Ite
 
 
 def _read_norms(sheet: Path, sigma_column: str | None, report_skip: ReportSkip) -> dict[str, Norm]:
+    wanted = COLUMNS if sigma_column is None else (*COLUMNS, sigma_column)
     norms: dict[str, Norm] = {}
-    for line in named_rows(
-        sheet, (*COLUMNS, sigma_column) if sigma_column is not None else COLUMNS
-    ):
+    for line in named_rows(sheet, wanted):
         if line.cells["Target"] is None:
             continue
+        target = str(line.cells["Target"]).strip().upper()
         try:
-            norms.setdefault(str(line.cells["Target"]).strip().upper(), _norm(line, sigma_column))
+            norms.setdefault(target, _norm(line, sigma_column))
         except ValueError as error:
             report_skip(f"{sheet.name}: {line.sheet} line {line.number}", str(error))
     return norms
 
 
 def _norm(line: Line, sigma_column: str | None) -> Norm:
-    race, sex = (str(line.cells[column]).strip().upper()[:1] for column in ("Race", "Gender"))
+    race = str(line.cells["Race"]).strip().upper()[:1]
+    sex = str(line.cells["Gender"]).strip().upper()[:1]
     label = cell_number(line.cells["Attractive"])
     if race not in RACES or sex not in SEXES:
         raise ValueError(
-            f"race {line.cells['Race']!r}, gender {line.cells['Gender']!r} are not letters of the "
-            f"set"
+            f"race {line.cells['Race']!r}, gender {line.cells['Gender']!r} "
+            "are not letters of the set"
         )
     if label is None or not LOWEST <= label <= HIGHEST:
         raise ValueError(
-            f"Attractive {line.cells['Attractive']!r} is not on the scale of {LOWEST:g} to "
-            f"{HIGHEST:g}"
+            f"Attractive {line.cells['Attractive']!r} is not on the scale of "
+            f"{LOWEST:g} to {HIGHEST:g}"
         )
+
     if sigma_column is None:
         return Norm(race, sex, label, None)
     sigma = cell_number(line.cells[sigma_column])

@@ -3,7 +3,7 @@ deviation.
 
 2015: `Train.csv`, `Validation.csv` with lines `image_1.jpg;mean;deviation` and no header; a later
 copy of the lists has commas. 2016: `train_gt.csv`, `valid_gt.csv`, `test_gt.csv` with the header
-`image,mean,stdv`. One reader takes both, for it looks at every line. Deviation 0 (29 photos of
+`image,mean,stdv`. One reader takes both, because it looks at every line. Deviation 0 (29 photos of
 2016) is kept: it means that everybody said the same, and the epsilon-error counts it as 1e-10;
 `finetune.loss.min_sigma` keeps the training target wide enough.
 

@@ -1,8 +1,8 @@
-"""One data set as its settings say: its files gathered or made below a folder, its rows on the
-wanted scale.
+"""One data set as its settings describe it: its files gathered or made below a folder, its rows on
+the wanted scale.
 
-A role has one such set, a second one where it is to be tested on another than its own (`test_set`),
-and one that grows where labelled photos of one's own come in (`incoming`).
+A role has one such set. It has a second one where it is tested on another set than its own
+(`test_set`), and one that grows where the user's own labelled photos come in (`incoming`).
 """
 
 from __future__ import annotations
@@ -20,17 +20,16 @@ from stages.ingest.scale import Scale
 from stages.settings import convert
 from stages.sources import SOURCES
 
-TRAIN_SET, TEST_SET = (
-    "train_set",
-    "test_set",
-)  # folders below the raw folder, where there are two sets
+# Folders below the raw folder, where there are two sets
+TRAIN_SET = "train_set"
+TEST_SET = "test_set"
 # Below the raw folder too. Its name sorts last: align's shards before its photos stay as they are
 INCOMING = "~incoming"
 
 
 @dataclass(frozen=True, kw_only=True)
 class SetSettings:
-    """Where a set lies and how it is read. `sha256`: file name -> hex, as far as known; `options`:
+    """Where a set is and how it is read. `sha256`: file name -> hex, as far as known; `options`:
     the adapter's own; `scale`: null leaves the labels as they are."""
 
     source: str
@@ -42,24 +41,25 @@ class SetSettings:
     def __post_init__(self) -> None:
         if self.source not in SOURCES:
             raise ValueError(f"source {self.source!r} is not one of {', '.join(SOURCES)}")
+
         source = SOURCES[self.source]
         if source.produce is None and not self.locations:
             raise ValueError(
-                f"locations: empty, but source {source.name} is read from somewhere; give a path "
-                f"or URL"
+                f"locations: empty, but source {source.name} is read from somewhere; "
+                "give a path or URL"
             )
         if source.produce is not None and self.locations:
             raise ValueError(
-                f"locations {list(self.locations)}: source {source.name} is made here; leave them "
-                f"empty"
+                f"locations {list(self.locations)}: source {source.name} is made here; "
+                "leave them empty"
             )
         convert(dict(self.options), source.options, "options")
 
 
 @dataclass(frozen=True, kw_only=True)
 class OtherSetSettings(SetSettings):
-    """Another set to test on. `splits`: the photos of which of its own splits; none named: all its
-    photos."""
+    """Another set to test on. `splits`: those of its own splits whose photos to take; empty takes
+    all photos."""
 
     splits: tuple[Literal["train", "val", "test"], ...]
 
@@ -72,21 +72,33 @@ def set_rows(
     source = SOURCES[settings.source]
     options = convert(dict(settings.options), source.options, "options")
     if source.produce is None:
-        located, sha256 = settings.locations, settings.sha256
-        fill_raw(located, sha256, budget, raw_dir, fetched_dir, report_skip, source.containers)
+        fill_raw(
+            settings.locations,
+            settings.sha256,
+            budget,
+            raw_dir,
+            fetched_dir,
+            report_skip,
+            source.containers,
+        )
     else:
         empty(raw_dir)
         source.produce(raw_dir, options)
+
     rows = source.rows(raw_dir, options, report_skip)
-    yield from rows if settings.scale is None else settings.scale.rows(rows, report_skip)
+    if settings.scale is not None:
+        rows = settings.scale.rows(rows, report_skip)
+    yield from rows
 
 
 def below(folder: str, report_skip: ReportSkip) -> ReportSkip:
-    """The same list of left-out photos, for a set whose photos lie in a folder of the raw
+    """The same list of left-out photos, for a set whose photos are in a folder of the raw
     folder."""
 
     def skip(photo_id: str, reason: str, *, action: Action = "skipped") -> None:
-        report_skip(photo_id if photo_id == "*" else f"{folder}/{photo_id}", reason, action=action)
+        # `*` is a count, not a photo
+        name = photo_id if photo_id == "*" else f"{folder}/{photo_id}"
+        report_skip(name, reason, action=action)
 
     return skip
 
@@ -103,8 +115,10 @@ def as_test_rows(
         if settings.splits and row.split not in settings.splits:
             num_others += 1
             continue
+
         person = None if row.person is None else f"{TEST_SET}/{row.person}"
         yield row._replace(photo_id=f"{TEST_SET}/{row.photo_id}", person=person, split="test")
+
     if num_others:
         report_skip(
             "*",
@@ -114,14 +128,15 @@ def as_test_rows(
 
 
 def has_come(settings: SetSettings) -> bool:
-    """Whether there is anything yet in a set that grows: files in its locations, and the tables
-    that it reads."""
+    """Whether a set that grows has begun: files in its locations, and the tables that it reads."""
     options = convert(dict(settings.options), SOURCES[settings.source].options, "options")
-    tables = (from_repository(value) for value in vars(options).values() if isinstance(value, Path))
-    return all(map(has_files, settings.locations)) and all(table.is_file() for table in tables)
+    if not all(map(has_files, settings.locations)):
+        return False
+    tables = [value for value in vars(options).values() if isinstance(value, Path)]
+    return all(from_repository(table).is_file() for table in tables)
 
 
 def as_incoming_rows(rows: Iterator[ManifestRow]) -> Iterator[ManifestRow]:
-    """The rows below their folder, with persons as they are written: one who has the name of
-    another is the other."""
+    """The rows below their folder. Names of persons stay as they are: two photos with one name show
+    one person."""
     return (row._replace(photo_id=f"{INCOMING}/{row.photo_id}") for row in rows)

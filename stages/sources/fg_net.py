@@ -24,15 +24,23 @@ def fg_net_rows(
     """Every photo with such a name becomes a row."""
     for photo_id in photos_under(raw_dir):
         name = PurePosixPath(photo_id).name
-        if found := NAME.fullmatch(name):
-            yield ManifestRow(
-                photo_id, float(found["age"]), None, found["person"], None, None, None
-            )
-        else:
+        found = NAME.fullmatch(name)
+        if found is None:
             report_skip(
                 photo_id,
                 f"name {name!r} is not [person]A[age].JPG such as 001A02.JPG or 001A43a.JPG",
             )
+            continue
+
+        yield ManifestRow(
+            photo_id=photo_id,
+            label=float(found["age"]),
+            sigma=None,
+            person=found["person"],
+            sex=None,
+            ethnicity=None,
+            split=None,
+        )
 
 
 FG_NET = Source(name="fg_net", options=NoOptions, rows=fg_net_rows, produce=None)

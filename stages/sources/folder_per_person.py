@@ -3,8 +3,8 @@ photo is the person.
 
 Where a set has a folder in between (`Person/frontal/01.jpg`), `person_level` counts the folders
 from the top of the raw folder: LFW's `lfw-deepfunneled/Abdullah_Gul/Abdullah_Gul_0001.jpg` has its
-person at level 2. There are no labels. LFW is the same reading with its own rule that a photo's
-name begins with its person's: a misplaced photo is listed.
+person at level 2. There are no labels. LFW is read in the same way, with its own rule that a
+photo's name begins with its person's: a misplaced photo is listed.
 """
 
 from __future__ import annotations
@@ -37,13 +37,17 @@ def people_rows(
         if len(folders) < options.person_level:
             report_skip(
                 photo_id,
-                f"lies in {len(folders)} folders; the person's is number {options.person_level}",
+                f"is in {len(folders)} folders; the person's is number {options.person_level}",
             )
             continue
         yield ManifestRow(photo_id, None, None, folders[options.person_level - 1], None, None, None)
 
 
-def lfw_rows(raw_dir: Path, options: NoOptions, report_skip: ReportSkip) -> Iterator[ManifestRow]:  # noqa: ARG001
+def lfw_rows(
+    raw_dir: Path,
+    options: NoOptions,  # noqa: ARG001
+    report_skip: ReportSkip,
+) -> Iterator[ManifestRow]:
     """LFW: `<any>/<Person>/<Person>_<number>.jpg`."""
     for photo_id in photos_under(raw_dir):
         *folders, name = photo_id.split("/")

@@ -2,15 +2,15 @@
 `wiki.mat` beside them.
 
 The age is that on 1 July of the year in which the photo was taken (`photo_taken`), in whole years
-from the date of birth (`dob`, MATLAB's serial days), as the authors reckon it. Much of the set is
-wrong, for a film's still may be years older than the film, and the face found need not be the
-person's. Hence the options, which the authors' scores feed: `min_face_score` (no face at all is
+from the date of birth (`dob`, MATLAB's serial days), as the authors compute it. Much of the set is
+wrong: a film's still may be years older than the film, and the face found need not be the
+person's. Hence the options, which use the authors' scores: `min_face_score` (no face at all is
 -inf), `max_second_face_score` (a photo with a second face above it is left out; -.inf leaves out
-every photo with two), and the range of ages. Every photo left out is named with its reason.
+every photo with two), and the range of ages. Every photo left out is listed with its reason.
 
 `face_location` is not used: align finds the faces itself, in whole photos and in the release's
 crops (`imdb_crop.tar`, `wiki_crop.tar`: the face and 40 % of margin), which are what to take. A
-person is known by the name, so that a split by person keeps namesakes, and one person of both
+person is identified by the name, so that a split by person keeps namesakes, and one person of both
 halves, on one side; without a name, by the number of the page.
 """
 
@@ -29,7 +29,8 @@ import numpy.typing as npt
 from stages.ingest.matlab import read_struct, text
 from stages.ingest.records import ManifestRow, ReportSkip, Source, photos_under
 
-UNIX_EPOCH = 719_529  # MATLAB's serial day of 1970-01-01
+# MATLAB's serial day of 1970-01-01
+UNIX_EPOCH = 719_529
 FIELDS = ["dob", "photo_taken", "full_path", "gender", "name", "face_score", "second_face_score"]
 SEXES = {0.0: "female", 1.0: "male"}
 
@@ -56,10 +57,11 @@ def imdb_wiki_rows(
     for folder, table in options.tables.items():
         columns = read_struct(table, table.stem, FIELDS)
         columns["age"] = ages_on_1_july(columns["dob"], columns["photo_taken"])
-        yield from _table_rows(raw_dir, folder, columns, reasons(columns, options), report_skip)
+        why_not = reasons(columns, options)
+        yield from _table_rows(raw_dir, folder, columns, why_not, report_skip)
     for photo_id in photos_under(raw_dir):
         if photo_id.split("/")[0] not in options.tables:
-            report_skip(photo_id, f"lies in none of the folders {', '.join(options.tables)}")
+            report_skip(photo_id, f"is in none of the folders {', '.join(options.tables)}")
 
 
 def _table_rows(
@@ -68,28 +70,29 @@ def _table_rows(
     """The rows of one .mat, in the order of its photos on disk."""
     line_of: dict[str, int] = {}
     for line, cell in enumerate(columns["full_path"]):
-        if line_of.setdefault(name := f"{folder}/{text(cell)}", line) != line:
-            why_not[line_of[name]] = (
-                f"lines {line_of[name] + 1} and {line + 1} of the table both name it"
-            )
+        first = line_of.setdefault(f"{folder}/{text(cell)}", line)
+        if first != line:
+            why_not[first] = f"lines {first + 1} and {line + 1} of the table both name it"
+
     here = raw_dir / folder
     for below in photos_under(here) if here.is_dir() else ():
         photo_id = f"{folder}/{below}"
-        if (line := line_of.pop(photo_id, -1)) < 0:
+        line = line_of.pop(photo_id, -1)
+        if line < 0:
             report_skip(photo_id, "the table does not name it")
         elif why_not[line]:
             report_skip(photo_id, why_not[line])
         else:
-            sex = SEXES.get(float(columns["gender"][line]))
             yield ManifestRow(
-                photo_id,
-                float(columns["age"][line]),
-                None,
-                _person(columns["name"][line], below),
-                sex,
-                None,
-                None,
+                photo_id=photo_id,
+                label=float(columns["age"][line]),
+                sigma=None,
+                person=_person(columns["name"][line], below),
+                sex=SEXES.get(float(columns["gender"][line])),
+                ethnicity=None,
+                split=None,
             )
+
     for photo_id in line_of:
         report_skip(photo_id, "the table names it, but there is no such photo")
 
@@ -105,42 +108,40 @@ def ages_on_1_july(
 ) -> npt.NDArray[np.float64]:
     """Whole years from MATLAB's serial day of birth to 1 July of a year; NaN where one of them is
     no date."""
-    usable = (
-        np.isfinite(birth_days.astype(np.float64))
-        & (birth_days > 0)
-        & np.isfinite(years.astype(np.float64))
-    )
-    born = (np.where(usable, birth_days, UNIX_EPOCH).astype(np.int64) - UNIX_EPOCH).astype(
-        "datetime64[D]"
-    )
+    usable = np.isfinite(birth_days.astype(np.float64)) & (birth_days > 0)
+    usable &= np.isfinite(years.astype(np.float64))
+    unix_days = np.where(usable, birth_days, UNIX_EPOCH).astype(np.int64) - UNIX_EPOCH
+    born = unix_days.astype("datetime64[D]")
+
     birth_year = born.astype("datetime64[Y]")
-    after_july_1 = born > (birth_year.astype("datetime64[M]") + np.timedelta64(6, "M")).astype(
-        "datetime64[D]"
-    )
-    age = (
-        np.where(usable, years, 0).astype(np.int64)
-        - (birth_year.astype(np.int64) + 1970)
-        - after_july_1
-    )
+    july = birth_year.astype("datetime64[M]") + np.timedelta64(6, "M")
+    is_after_july_1 = born > july.astype("datetime64[D]")
+    year = np.where(usable, years, 0).astype(np.int64)
+    age = year - (birth_year.astype(np.int64) + 1970) - is_after_july_1
+
     return np.where(usable, age, np.nan)
 
 
 def reasons(columns: Columns, options: ImdbWikiOptions) -> list[str]:
     """Why each photo of a table is left out; an empty text where it is not. The first rule that it
     breaks is named."""
-    age, score = columns["age"], columns["face_score"].astype(np.float64)
+    age = columns["age"]
+    score = columns["face_score"].astype(np.float64)
     second = columns["second_face_score"].astype(np.float64)
+    is_out_of_range = (age < options.min_age) | (age > options.max_age)
+    has_second = second > options.max_second_face_score
+
     broken = {
         "its date of birth is none": np.isnan(age),
-        f"its age is not {options.min_age} to {options.max_age}": (age < options.min_age)
-        | (age > options.max_age),
+        f"its age is not {options.min_age} to {options.max_age}": is_out_of_range,
         "no face was found by the authors": ~np.isfinite(score),
         f"its face score is below {options.min_face_score:g}": score < options.min_face_score,
-        f"its second face scores above {options.max_second_face_score:g}": second
-        > options.max_second_face_score,
+        f"its second face scores above {options.max_second_face_score:g}": has_second,
     }
+    # The score of a photo without a face is -inf: this bound allows it
     if options.min_face_score == -math.inf:
         del broken["no face was found by the authors"]
+
     return [str(reason) for reason in np.select(list(broken.values()), list(broken), default="")]
 
 

@@ -1,10 +1,10 @@
 """Lists of labels beside the photos (ChaLearn, APPA-REAL): every line names a photo, its label and
 its deviation.
 
-A line without three fields or without a number, a photo that is not there and one that two lines
-contradict each other about are left out with their reason; a photo that several lines agree about
-is taken once and named as repaired. Photos that no line names are listed as well. Bytes that are no
-UTF-8 become U+FFFD, so that such a name is listed, not fatal.
+Left out with their reason: a line without three fields or without a number, a photo that is not
+there, and a photo of which two lines say different things. A photo of which several lines say the
+same is taken once and listed as repaired. Photos that no line names are listed as well. Bytes that
+are not UTF-8 become U+FFFD, so that such a name is listed, not fatal.
 """
 
 from __future__ import annotations
@@ -28,8 +28,8 @@ from stages.sources.table import number
 
 @dataclass(frozen=True, kw_only=True)
 class LabelList:
-    """One list: its photos lie in `photos_folder` ('' for the raw folder) and belong to `split`,
-    all of them."""
+    """One list: all its photos are in `photos_folder` ('' for the raw folder) and belong to
+    `split`."""
 
     file: Path
     photos_folder: str
@@ -42,7 +42,7 @@ class LabelList:
 
 
 class Listed(NamedTuple):
-    """One line: texts as they stand, and where it stands."""
+    """One line: its texts as they are written, and its file and line number."""
 
     photo_id: str
     label: str
@@ -57,21 +57,20 @@ def read_lines(path: Path) -> Iterator[tuple[int, list[str]]]:
     file = from_repository(path)
     if not file.is_file():
         raise ValueError(f"{file}: no such list; correct download.<role>.options")
-    seen = False
+
+    is_first = True
     with file.open(newline="", encoding="utf-8-sig", errors="replace") as lines:
         for line_number, line in enumerate(lines, start=1):
-            (fields,) = (
-                csv.reader([line.strip()], delimiter=";" if ";" in line else ",")
-                if line.strip()
-                else ([],)
-            )
-            is_header = (
-                not seen
-                and bool(fields)
-                and Path(fields[0].strip()).suffix.lower() not in PHOTO_SUFFIXES
-            )
-            seen = seen or bool(fields)
-            if fields and not is_header:
+            if not line.strip():
+                continue
+            delimiter = ";" if ";" in line else ","
+            (fields,) = csv.reader([line.strip()], delimiter=delimiter)
+
+            # Only the first line can be a header: it does not begin with a photo's name
+            suffix = Path(fields[0].strip()).suffix.lower()
+            is_header = is_first and suffix not in PHOTO_SUFFIXES
+            is_first = False
+            if not is_header:
                 yield line_number, [field.strip() for field in fields]
 
 
@@ -82,6 +81,7 @@ def listed_rows(
     by_photo: dict[str, list[Listed]] = {}
     for line in lines:
         by_photo.setdefault(line.photo_id, []).append(line)
+
     for photo_id, same in by_photo.items():
         try:
             row = _row(raw_dir, same)
@@ -92,6 +92,7 @@ def listed_rows(
             where = " and ".join(line.where for line in same)
             report_skip(photo_id, f"{where} say the same of it: taken once", action="repaired")
         yield row
+
     for photo_id in photos_under(raw_dir):
         if photo_id not in by_photo:
             report_skip(photo_id, "no list names it")
@@ -100,17 +101,22 @@ def listed_rows(
 def _row(raw_dir: Path, same: list[Listed]) -> ManifestRow:
     """The row that all lines about a photo agree on; ValueError says why there is none."""
     line = same[0]
-    if other := next((other for other in same[1:] if other[:-1] != line[:-1]), None):
-        raise ValueError(
-            f"says {line[1:-1]}, but {other.where} says {other[1:-1]}; which one holds is not "
-            f"certain"
-        )
+    for other in same[1:]:
+        # All but `where`
+        if other[:-1] != line[:-1]:
+            raise ValueError(
+                f"says {line[1:-1]}, but {other.where} says {other[1:-1]}; "
+                "which one holds is not certain"
+            )
+
     photo_id = safe_name(line.photo_id)
     if not (raw_dir / photo_id).is_file():
         raise ValueError("no such photo")
-    label, sigma = number(line.label, "label"), number(line.sigma, "sigma")
+    label = number(line.label, "label")
+    sigma = number(line.sigma, "sigma")
     if label is None:
         raise ValueError("has no label")
     if sigma is not None and sigma < 0:
         raise ValueError(f"sigma {sigma} is below 0")
+
     return ManifestRow(photo_id, label, sigma, None, None, None, line.split)

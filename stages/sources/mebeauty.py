@@ -17,7 +17,8 @@ from stages.ingest.records import Action, ManifestRow, ReportSkip, Source, photo
 from stages.sources.table import TableColumns, TableOptions, table_rows
 
 PHOTOS_FOLDER = "original_images"
-LOWEST, HIGHEST = 1.0, 10.0
+LOWEST = 1.0
+HIGHEST = 10.0
 COLUMNS = TableColumns(
     photo="image",
     label="mean",
@@ -41,7 +42,10 @@ def mebeauty_rows(
 ) -> Iterator[ManifestRow]:
     """Every rated photo becomes a row with mean and standard deviation of its ratings."""
     table = TableOptions(
-        table=options.ratings, delimiter=",", photos_folder=PHOTOS_FOLDER, columns=COLUMNS
+        table=options.ratings,
+        delimiter=",",
+        photos_folder=PHOTOS_FOLDER,
+        columns=COLUMNS,
     )
     listed = set()
 
@@ -58,6 +62,7 @@ def mebeauty_rows(
             )
             continue
         yield row
+
     for photo_id in photos_under(raw_dir):
         if photo_id not in listed:
             report_skip(photo_id, f"has no line in {options.ratings.name}")

@@ -1,12 +1,12 @@
 """MORPH II (MORPH Album 2, 2008, non-commercial): 55,134 police photos of 13,617 people, 16 to 77
 years.
 
-Photos are `<id>_<n><sex><age>.JPG` (009055_1M54.JPG), wherever below the raw folder they lie; the
+Photos are `<id>_<n><sex><age>.JPG` (009055_1M54.JPG), anywhere below the raw folder; the
 release's CSV (id_num, picture_num, dob, doa, race, gender, facial_hair, age, age_diff, glasses,
 photo) adds the race. A photo that the CSV does not name, or whose person, sex or age is another one
-there, is left out with its reason. What is left as it is: the CSV gives some people several races
-or sexes, and several dates of birth (so that their ages do not fit together); how many have several
-races or sexes is counted in one line of skipped.csv (photo_id `*`).
+there, is left out with its reason. The CSV gives some people several races or sexes, and several
+dates of birth (so that their ages do not fit together). These photos stay; how many people have
+several races or sexes is counted in one line of skipped.csv (photo_id `*`).
 
 Protocols (`protocol`):
 - `random`: every photo, no split of its own. Papers draw 80-20 by photo: `split` {assign: folds,
@@ -78,7 +78,7 @@ class MorphOptions:
 
 
 class Entry(NamedTuple):
-    """What a line of the CSV says, as it stands."""
+    """What a line of the CSV says, as it is written."""
 
     person: str
     sex: str
@@ -95,11 +95,14 @@ def morph_rows(
         rows = _caucasian(rows, options.listed, report_skip)
     elif options.sets is not None:
         rows = _with_sets(list(rows), options.sets, report_skip)
+
     seen: dict[str | None, set[tuple[str | None, str | None]]] = defaultdict(set)
     for row in rows:
         seen[row.person].add((row.sex, row.ethnicity))
         yield row
-    if several := sum(len(kinds) > 1 for kinds in seen.values()):
+
+    several = sum(len(kinds) > 1 for kinds in seen.values())
+    if several:
         report_skip(
             "*",
             f"none left out for it: {several} people are of several races or sexes in "
@@ -110,9 +113,11 @@ def morph_rows(
 def _all_rows(raw_dir: Path, table: Path, report_skip: ReportSkip) -> Iterator[ManifestRow]:
     entries = _read_entries(table)
     first_of: dict[str, str] = {}
+
     for photo_id in photos_under(raw_dir):
         name = PurePosixPath(photo_id).name
-        if (first := first_of.setdefault(name, photo_id)) != photo_id:
+        first = first_of.setdefault(name, photo_id)
+        if first != photo_id:
             report_skip(photo_id, f"{first} bears the same name and is taken")
             continue
         try:
@@ -127,6 +132,7 @@ def _all_rows(raw_dir: Path, table: Path, report_skip: ReportSkip) -> Iterator[M
                 action="repaired",
             )
         yield row
+
     for name in entries:
         if name not in first_of:
             report_skip(name, f"{table.name} names it, but there is no such photo")
@@ -136,9 +142,8 @@ def _read_entries(table: Path) -> dict[str, set[Entry]]:
     """File name -> what the CSV's lines say of it, each once."""
     entries: dict[str, set[Entry]] = {}
     for line in read_table(table, ",", ["id_num", "race", "gender", "age", "photo"]):
-        entries.setdefault(_base(line["photo"]), set()).add(
-            Entry(line["id_num"], line["gender"], line["age"], line["race"])
-        )
+        entry = Entry(line["id_num"], line["gender"], line["age"], line["race"])
+        entries.setdefault(_base(line["photo"]), set()).add(entry)
     return entries
 
 
@@ -156,15 +161,25 @@ def _row(photo_id: str, name: str, entries: set[Entry] | None) -> ManifestRow:
         raise ValueError("the CSV does not name it")
     if len(entries) > 1:
         raise ValueError(f"the CSV's lines about it differ: {sorted(map(tuple, entries))}")
+
     (entry,) = entries
-    person, sex, age = _padded(found["person"]), found["sex"].upper(), int(found["age"])
+    person = _padded(found["person"])
+    sex = found["sex"].upper()
+    age = int(found["age"])
     if (_padded(entry.person), entry.sex.upper(), entry.age) != (person, sex, str(age)):
         raise ValueError(
-            f"name {name!r} against {entry[:-1]} (person, sex, age) in the CSV: which holds is not "
-            f"certain"
+            f"name {name!r} against {entry[:-1]} (person, sex, age) in the CSV: "
+            "which holds is not certain"
         )
+
     return ManifestRow(
-        photo_id, float(age), None, person, SEXES[sex], ETHNICITIES.get(entry.race.upper()), None
+        photo_id=photo_id,
+        label=float(age),
+        sigma=None,
+        person=person,
+        sex=SEXES[sex],
+        ethnicity=ETHNICITIES.get(entry.race.upper()),
+        split=None,
     )
 
 
@@ -177,11 +192,9 @@ def _caucasian(
     rows: Iterator[ManifestRow], listed: Path | None, report_skip: ReportSkip
 ) -> Iterator[ManifestRow]:
     """The white photos, and of them those that are listed."""
-    chosen = (
-        None
-        if listed is None
-        else {_base(line["photo"]) for line in read_table(listed, ",", ["photo"])}
-    )
+    chosen: set[str] | None = None
+    if listed is not None:
+        chosen = {_base(line["photo"]) for line in read_table(listed, ",", ["photo"])}
     num_others = 0
     for row in rows:
         name = PurePosixPath(row.photo_id).name
@@ -191,11 +204,13 @@ def _caucasian(
         if chosen is not None:
             chosen.remove(name)
         yield row
+
     if num_others:
         report_skip("*", f"{num_others} photos are not of the caucasian protocol")
     for name in sorted(chosen or ()):
         report_skip(
-            f"{name} in {listed}", "listed, but no usable photo of a white person bears this name"
+            f"{name} in {listed}",
+            "listed, but no usable photo of a white person bears this name",
         )
 
 
@@ -207,7 +222,8 @@ def _with_sets(
     for row in rows:
         name = PurePosixPath(row.photo_id).name
         if name in set_of:
-            yield row._replace(split="train" if set_of.pop(name) == TRAINS[sets.fold] else "test")
+            trains = set_of.pop(name) == TRAINS[sets.fold]
+            yield row._replace(split="train" if trains else "test")
         else:
             report_skip(row.photo_id, "the list puts it in none of S1, S2, S3")
     for name in set_of:
@@ -223,35 +239,34 @@ def drawn_sets(rows: list[ManifestRow], sets: SetsOptions) -> dict[str, str]:
         name = PurePosixPath(row.photo_id).name
         groups[row.ethnicity, row.sex].append(name)
         set_of[name] = "S3"
+
+    def number(name: str) -> float:
+        return draw(sets.seed, "s1_s2_s3", name)
+
     for ethnicity in ("white", "black"):
         for sex, size in (("male", sets.men), ("female", sets.women)):
-            names = sorted(
-                groups[ethnicity, sex], key=lambda name: draw(sets.seed, "s1_s2_s3", name)
-            )
+            names = sorted(groups[ethnicity, sex], key=number)
             if len(names) < 2 * size:
                 raise ValueError(
                     f"sets: {2 * size} photos of {ethnicity} {sex}s wanted, {len(names)} there; "
-                    f"lower it"
+                    "lower it"
                 )
-            set_of |= dict.fromkeys(names[:size], "S1") | dict.fromkeys(
-                names[size : 2 * size], "S2"
-            )
+            set_of |= dict.fromkeys(names[:size], "S1")
+            set_of |= dict.fromkeys(names[size : 2 * size], "S2")
     return set_of
 
 
 def _listed_sets(listed: Path) -> dict[str, str]:
-    """File name -> set, as a user's CSV says; a photo in two sets is an error, for the protocol's
-    sets are disjoint."""
+    """File name -> set, as a user's CSV says; a photo in two sets is an error, because the
+    protocol's sets are disjoint."""
     set_of: dict[str, str] = {}
     for line in read_table(listed, ",", ["photo", "set"]):
         name = _base(line["photo"])
-        if (
-            line["set"] not in (*TRAINS, "S3")
-            or set_of.setdefault(name, line["set"]) != line["set"]
-        ):
+        is_known = line["set"] in (*TRAINS, "S3")
+        if not is_known or set_of.setdefault(name, line["set"]) != line["set"]:
             raise ValueError(
                 f"{listed}: {name} is in {line['set']!r}; every photo wants one of S1, S2, S3, "
-                f"always the same"
+                "always the same"
             )
     return set_of
 

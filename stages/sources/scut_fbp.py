@@ -19,7 +19,8 @@ from stages.ingest.records import ManifestRow, ReportSkip, Source, only_file, ph
 from stages.ingest.spreadsheet import cell_number, sheet_lines
 
 NAME = re.compile(r"SCUT-FBP-(\d+)\.jpe?g", re.IGNORECASE)
-LOWEST, HIGHEST = 1.0, 5.0
+LOWEST = 1.0
+HIGHEST = 5.0
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -34,6 +35,7 @@ def scut_fbp_rows(
 ) -> Iterator[ManifestRow]:
     """Every rated photo becomes a row with mean and standard deviation of its ratings."""
     rated = _read_ratings(only_file(raw_dir, options.ratings), report_skip)
+
     for photo_id in photos_under(raw_dir):
         found = NAME.fullmatch(PurePosixPath(photo_id).name)
         if found is None:
@@ -46,17 +48,20 @@ def scut_fbp_rows(
         else:
             mean, std = rated.pop(int(found[1]))
             yield ManifestRow(photo_id, mean, std, None, "female", "asian", None)
+
     for number in rated:
         report_skip(
-            f"SCUT-FBP-{number}.jpg", f"{options.ratings} rates it, but there is no such photo"
+            f"SCUT-FBP-{number}.jpg",
+            f"{options.ratings} rates it, but there is no such photo",
         )
 
 
 def _read_ratings(sheet: Path, report_skip: ReportSkip) -> dict[int, tuple[float, float | None]]:
-    """Photo number -> (mean, std); lines above the first number are headings, others that are none
-    are listed."""
+    """Photo number -> (mean, std); lines above the first number are headings, later ones
+    without a rating are listed."""
     rated: dict[int, tuple[float, float | None]] = {}
     for title, line, cells in sheet_lines(sheet):
+        # A short line lacks its last cells
         image, mean, std = (*cells, None, None, None)[:3]
         if image is None or (not rated and _photo_number(image) is None):
             continue
@@ -68,10 +73,11 @@ def _read_ratings(sheet: Path, report_skip: ReportSkip) -> dict[int, tuple[float
             report_skip(f"{sheet.name}: {title} line {line}", str(error))
             continue
         rated[number] = values
+
     if not rated:
         raise ValueError(
-            f"{sheet}: no line holds a photo's number, mean and standard deviation; correct the "
-            f"options"
+            f"{sheet}: no line holds a photo's number, mean and standard deviation; "
+            "correct the options"
         )
     return rated
 
@@ -85,7 +91,9 @@ def _photo_number(image: Any) -> int | None:
 
 
 def _rating(image: Any, mean: Any, std: Any) -> tuple[int, tuple[float, float | None]]:
-    number, label, sigma = _photo_number(image), cell_number(mean), cell_number(std)
+    number = _photo_number(image)
+    label = cell_number(mean)
+    sigma = cell_number(std)
     if number is None:
         raise ValueError(f"{image!r} is no photo's number")
     if label is None or not LOWEST <= label <= HIGHEST:

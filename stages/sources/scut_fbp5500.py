@@ -23,12 +23,16 @@ from typing import Literal
 from stages.ingest.records import ManifestRow, ReportSkip, Source, only_file, photos_under
 from stages.ingest.spreadsheet import cell_number, named_rows
 
-LABELS, RATINGS = "All_labels.txt", "All_Ratings.xlsx"
+LABELS = "All_labels.txt"
+RATINGS = "All_Ratings.xlsx"
 NAME = re.compile(r"(?P<ethnicity>[AC])(?P<sex>[FM])\d+\.jpg")
-ETHNICITIES, SEXES = {"A": "asian", "C": "white"}, {"F": "female", "M": "male"}
-LOWEST, HIGHEST = 1.0, 5.0
+ETHNICITIES = {"A": "asian", "C": "white"}
+SEXES = {"F": "female", "M": "male"}
+LOWEST = 1.0
+HIGHEST = 5.0
 NUM_FOLDS = 5
-ROUNDING = 1e-4  # between a split list's label and that of All_labels.txt
+# Between a split list's label and that of All_labels.txt
+ROUNDING = 1e-4
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -47,13 +51,10 @@ class ScutFbp5500Options:
     def lists(self) -> dict[str, str]:
         """The ending of each split's list."""
         if self.protocol == "folds":
-            return {
-                split: f"cross_validation_{self.fold}/{split}_{self.fold}.txt"
-                for split in ("train", "test")
-            }
-        return {
-            split: f"split_of_60%training and 40%testing/{split}.txt" for split in ("train", "test")
-        }
+            ending = f"cross_validation_{self.fold}/{{split}}_{self.fold}.txt"
+        else:
+            ending = "split_of_60%training and 40%testing/{split}.txt"
+        return {split: ending.format(split=split) for split in ("train", "test")}
 
 
 def scut_fbp5500_rows(
@@ -63,9 +64,11 @@ def scut_fbp5500_rows(
     labels = read_scores(only_file(raw_dir, LABELS), report_skip)
     splits = _read_splits(raw_dir, options, report_skip)
     spreads = read_spreads(only_file(raw_dir, RATINGS), report_skip)
+
     for photo_id in photos_under(raw_dir):
         name = PurePosixPath(photo_id).name
-        found, label = NAME.fullmatch(name), labels.pop(name, None)
+        found = NAME.fullmatch(name)
+        label = labels.pop(name, None)
         split, listed = splits.pop(name, (None, None))
         if found is None:
             report_skip(photo_id, "not in the form AF1.jpg, AM1.jpg, CF1.jpg or CM1.jpg")
@@ -74,13 +77,19 @@ def scut_fbp5500_rows(
         elif listed is not None and abs(listed - label) > ROUNDING:
             report_skip(photo_id, f"the {split} list says {listed:g}, {LABELS} says {label:g}")
         else:
-            ethnicity, sex = ETHNICITIES[found["ethnicity"]], SEXES[found["sex"]]
-            yield ManifestRow(photo_id, label, spreads.get(name), None, sex, ethnicity, split)
+            yield ManifestRow(
+                photo_id=photo_id,
+                label=label,
+                sigma=spreads.get(name),
+                person=None,
+                sex=SEXES[found["sex"]],
+                ethnicity=ETHNICITIES[found["ethnicity"]],
+                split=split,
+            )
+
     for name in sorted({*labels, *splits}):
-        report_skip(
-            name,
-            f"{LABELS if name in labels else 'a split list'} names it, but there is no such photo",
-        )
+        source = LABELS if name in labels else "a split list"
+        report_skip(name, f"{source} names it, but there is no such photo")
 
 
 def _read_splits(
@@ -100,24 +109,25 @@ def _read_splits(
 
 
 def read_scores(file: Path, report_skip: ReportSkip) -> dict[str, float]:
-    """Lines `AF1.jpg 2.88` -> name -> label; a line that is none, or names a photo again, is
-    listed."""
+    """Lines `AF1.jpg 2.88` -> name -> label; a line of another form, or of a photo named before,
+    is listed."""
     scores: dict[str, float] = {}
     with file.open(encoding="utf-8-sig") as lines:
         for number, line in enumerate(lines, start=1):
-            name, _, score = line.strip().rpartition(" ")
-            name, label = name.strip(), cell_number(score)
             if not line.strip():
                 continue
-            if not name or name in scores or label is None or not LOWEST <= label <= HIGHEST:
-                why = (
-                    "names its photo again"
-                    if name in scores
-                    else f"is not a name and a label from {LOWEST:g} to 5"
-                )
-                report_skip(f"{file.name} line {number}", f"{line.strip()[:80]!r} {why}")
+            text, _, score = line.strip().rpartition(" ")
+            name = text.strip()
+            label = cell_number(score)
+
+            if name in scores:
+                why = "names its photo again"
+            elif not name or label is None or not LOWEST <= label <= HIGHEST:
+                why = f"is not a name and a label from {LOWEST:g} to 5"
+            else:
+                scores[name] = label
                 continue
-            scores[name] = label
+            report_skip(f"{file.name} line {number}", f"{line.strip()[:80]!r} {why}")
     return scores
 
 
@@ -125,26 +135,34 @@ def read_spreads(sheet: Path, report_skip: ReportSkip) -> dict[str, float]:
     """Photo name -> population standard deviation of its ratings; ratings off the scale are counted
     in one line."""
     sums: dict[str, tuple[str, int, float, float]] = {}
-    num_odd, first_odd = 0, ""
+    num_odd = 0
+    first_odd = ""
+
     for title, number, cells in named_rows(sheet, ("Rater", "Filename", "Rating")):
-        name, rating = str(cells["Filename"]).strip(), cell_number(cells["Rating"])
         if cells["Filename"] is None:
             continue
+        name = str(cells["Filename"]).strip()
+        rating = cell_number(cells["Rating"])
         if rating is None or not LOWEST <= rating <= HIGHEST:
-            num_odd, first_odd = (
-                num_odd + 1,
-                first_odd or f"{title} line {number}: {cells['Rating']!r}",
-            )
+            num_odd += 1
+            first_odd = first_odd or f"{title} line {number}: {cells['Rating']!r}"
             continue
-        of, count, total, squares = sums.get(name, (title, 0, 0.0, 0.0))
-        if of == title:
-            sums[name] = (of, count + 1, total + rating, squares + rating * rating)
+
+        # A photo's ratings come from the first sheet that names it
+        first_title, count, total, squares = sums.get(name, (title, 0, 0.0, 0.0))
+        if first_title == title:
+            sums[name] = (title, count + 1, total + rating, squares + rating * rating)
+
     if num_odd:
         report_skip(
             sheet.name,
             f"{num_odd} ratings are not numbers from 1 to 5 (first: {first_odd}); not counted",
         )
-    return {name: math.sqrt(max(0.0, q / n - (s / n) ** 2)) for name, (_, n, s, q) in sums.items()}
+    spreads = {}
+    for name, (_, count, total, squares) in sums.items():
+        # Rounding may bring the variance of equal ratings below 0
+        spreads[name] = math.sqrt(max(0.0, squares / count - (total / count) ** 2))
+    return spreads
 
 
 SCUT_FBP5500 = Source(

@@ -1,5 +1,5 @@
-"""The embedded data set: faces drawn in code, nothing to fetch (`visage.synthetic` says what is
-drawn and what is true).
+"""The embedded data set: faces drawn in code, nothing to fetch (`visage.synthetic` documents what
+is drawn and what is true).
 
 The raw folder holds `p000012/003.jpg` and so on, `dirt/` and `labels.csv`. A row's label is what
 raters would say, its sigma how far they would disagree; sex is female or male, ethnicity one of
@@ -20,7 +20,7 @@ from visage.synthetic import DrawnPhoto, DrawnSet, draw_set, read_labels
 
 @dataclass(frozen=True, kw_only=True)
 class DrawnOptions:
-    """`quantity` chooses the label. `age_span_years`: a person's photos lie within so many years,
+    """`quantity` chooses the label. `age_span_years`: a person's photos are within so many years,
     anywhere from 0 to 90 (90: each at any age). `label_noise`: 1 takes labels from N(truth, sigma),
     0 takes the truth. `dirt`: how many flawed files of each kind (duplicate, contradiction,
     unreadable, tiny) are added for validation to find."""
@@ -35,10 +35,12 @@ class DrawnOptions:
     dirt: Mapping[str, int]
 
     def __post_init__(self) -> None:
-        self.drawn_set()  # refuses impossible numbers
+        # Refuses impossible numbers
+        self.drawn_set()
 
     def drawn_set(self) -> DrawnSet:
-        return DrawnSet(**{name: value for name, value in vars(self).items() if name != "quantity"})
+        drawn = {name: value for name, value in vars(self).items() if name != "quantity"}
+        return DrawnSet(**drawn)
 
 
 def draw(raw_dir: Path, options: DrawnOptions) -> None:
@@ -56,10 +58,11 @@ def drawn_rows(
 
 
 def _row(photo: DrawnPhoto, quantity: str) -> ManifestRow:
-    label, sigma = {
+    labels = {
         "age": (photo.apparent_age, photo.sigma_age),
         "attractiveness": (photo.apparent_attractiveness, photo.sigma_attractiveness),
-    }[quantity]
+    }
+    label, sigma = labels[quantity]
     return ManifestRow(photo.photo_id, label, sigma, photo.person, photo.sex, photo.ethnicity, None)
 
 

@@ -53,17 +53,15 @@ def table_rows(
     raw_dir: Path, options: TableOptions, report_skip: ReportSkip
 ) -> Iterator[ManifestRow]:
     """Each usable line of the CSV becomes a row; the others are listed."""
-    for number, line in enumerate(
-        read_table(options.table, options.delimiter, wanted_columns(options)), start=2
-    ):
+    lines = read_table(options.table, options.delimiter, wanted_columns(options))
+    # The header is line 1
+    for number, line in enumerate(lines, start=2):
         name = line[options.columns.photo]
         try:
             yield line_row(name, line, raw_dir, options)
         except ValueError as error:
-            report_skip(
-                "/".join(part for part in (options.photos_folder, name) if part),
-                f"line {number}: {error}",
-            )
+            photo_id = "/".join(part for part in (options.photos_folder, name) if part)
+            report_skip(photo_id, f"line {number}: {error}")
 
 
 def read_table(table: Path, delimiter: str, wanted: list[str]) -> Iterator[dict[str, str]]:
@@ -72,13 +70,14 @@ def read_table(table: Path, delimiter: str, wanted: list[str]) -> Iterator[dict[
     path = from_repository(table)
     if not path.is_file():
         raise ValueError(f"{path}: no such table; correct it in download.<role>.options")
+
     with path.open(newline="", encoding="utf-8-sig") as file:
         reader = csv.DictReader(file, delimiter=delimiter)
         missing = sorted(set(wanted) - set(reader.fieldnames or ()))
         if missing:
             raise ValueError(
-                f"{path}: has no column {missing[0]!r}, only {reader.fieldnames}; correct the "
-                f"options"
+                f"{path}: has no column {missing[0]!r}, only {reader.fieldnames}; "
+                "correct the options"
             )
         for line in reader:
             yield {name: (line[name] or "").strip() for name in wanted}
@@ -86,7 +85,7 @@ def read_table(table: Path, delimiter: str, wanted: list[str]) -> Iterator[dict[
 
 def wanted_columns(options: TableOptions) -> list[str]:
     """The columns that the options name."""
-    named = (getattr(options.columns, field.name) for field in fields(options.columns))
+    named = [getattr(options.columns, field.name) for field in fields(options.columns)]
     return [column for column in named if column is not None]
 
 
@@ -96,21 +95,35 @@ def line_row(name: str, line: dict[str, str], raw_dir: Path, options: TableOptio
     photo_id = safe_name(f"{options.photos_folder}/{name}" if options.photos_folder else name)
     if not (raw_dir / photo_id).is_file():
         raise ValueError("no such photo")
+
     label = number(line[columns.label], "label") if columns.label is not None else None
     if columns.label is not None and label is None:
         raise ValueError("has no label")
     sigma = number(line[columns.sigma], "sigma") if columns.sigma is not None else None
     if sigma is not None and sigma < 0:
         raise ValueError(f"sigma {sigma} is below 0")
-    person, sex, ethnicity, split = (
-        (line[column] or None) if column is not None else None
-        for column in (columns.person, columns.sex, columns.ethnicity, columns.split)
-    )
+
+    person = _text(line, columns.person)
+    split = _text(line, columns.split)
     if columns.person is not None and person is None:
         raise ValueError("has no person")
     if split not in (None, *SPLITS):
         raise ValueError(f"split {split!r} is none of {', '.join(SPLITS)}")
-    return ManifestRow(photo_id, label, sigma, person, sex, ethnicity, split)
+
+    return ManifestRow(
+        photo_id=photo_id,
+        label=label,
+        sigma=sigma,
+        person=person,
+        sex=_text(line, columns.sex),
+        ethnicity=_text(line, columns.ethnicity),
+        split=split,
+    )
+
+
+def _text(line: dict[str, str], column: str | None) -> str | None:
+    """The text of a column, None where it is empty or the table has no such column."""
+    return None if column is None else line[column] or None
 
 
 def number(text: str, what: str) -> float | None:

@@ -5,7 +5,7 @@ female; race 0 White, 1 Black, 2 Asian, 3 Indian, 4 Others. In the complete set 
 names have that form. The other eight are repaired, each for a reason that holds (none is renamed on
 disk):
 - a blank before, or a missing dot after, the stamp, and stamps of 16 or 18 digits: the three label
-  fields are whole;
+  fields are complete;
 - one field is missing (three names): it is the race. The names made in the seconds around each of
   the three carry gender 1 almost without exception and race 1 almost never, so the 1 that is left
   is the gender. Ethnicity is null.
@@ -32,7 +32,7 @@ SEXES = {"0": "male", "1": "female"}
 ETHNICITIES = {"0": "white", "1": "black", "2": "asian", "3": "indian", "4": "others"}
 SUFFIX = re.compile(r"(\.jpg)?(\.chip)?\.jpg$", re.IGNORECASE)
 WELL_FORMED = re.compile(r"\d{1,3}_[01]_[0-4]_\d{17}\.jpg(\.chip\.jpg)?")
-WHOLE = re.compile(r"(?P<age>\d{1,3})_+(?P<sex>[01])_+(?P<race>[0-4])_+(?P<stamp>\d{14,20})")
+COMPLETE = re.compile(r"(?P<age>\d{1,3})_+(?P<sex>[01])_+(?P<race>[0-4])_+(?P<stamp>\d{14,20})")
 NO_RACE = re.compile(r"(?P<age>\d{1,3})_(?P<sex>[01])_(?P<stamp>\d{17})")
 
 
@@ -68,23 +68,25 @@ class Name:
 def parse_name(name: str) -> Name:
     """A UTKFace file name becomes its labels; ValueError where the meaning is not certain."""
     stem = SUFFIX.sub("", name).removesuffix("jpg").strip()
-    if found := WHOLE.fullmatch(stem):
+    if found := COMPLETE.fullmatch(stem):
         ethnicity: str | None = ETHNICITIES[found["race"]]
     elif found := NO_RACE.fullmatch(stem):
         ethnicity = None
     else:
         raise ValueError(
-            f"name {name!r} is not [age]_[gender]_[race]_[stamp].jpg.chip.jpg; its meaning is not "
-            f"certain"
+            f"name {name!r} is not [age]_[gender]_[race]_[stamp].jpg.chip.jpg; "
+            "its meaning is not certain"
         )
+
+    repair = None
+    if not WELL_FORMED.fullmatch(name):
+        repair = _what_was_wrong(name, found["stamp"], ethnicity)
     return Name(
         age=int(found["age"]),
         sex=SEXES[found["sex"]],
         ethnicity=ethnicity,
         listed="_".join(field for field in stem.split("_") if field) + ".jpg",
-        repair=None
-        if WELL_FORMED.fullmatch(name)
-        else _what_was_wrong(name, found["stamp"], ethnicity),
+        repair=repair,
     )
 
 
@@ -92,10 +94,10 @@ def _what_was_wrong(name: str, stamp: str, ethnicity: str | None) -> str:
     if ethnicity is None:
         return "the race field is missing: age and sex are taken, ethnicity is left empty"
     if len(stamp) != 17:
-        return f"the stamp has {len(stamp)} digits, not 17: the label fields are whole and taken"
+        return f"the stamp has {len(stamp)} digits, not 17: the label fields are complete and taken"
     return (
-        f"the separators are not the usual ones ({name[-30:]!r}): the label fields are whole and "
-        f"taken"
+        f"the separators are not the usual ones ({name[-30:]!r}): "
+        "the label fields are complete and taken"
     )
 
 
@@ -106,12 +108,14 @@ def utkface_rows(
     split."""
     listed = _read_lists(options) if options.protocol == "coral" else None
     num_outside = 0
+
     for photo_id in photos_under(raw_dir):
         try:
             name = parse_name(PurePosixPath(photo_id).name)
         except ValueError as error:
             report_skip(photo_id, str(error))
             continue
+
         split = None
         if listed is not None:
             entry = listed.pop(name.listed, None)
@@ -122,9 +126,11 @@ def utkface_rows(
             if age != name.age:
                 report_skip(photo_id, f"the {split} list says age {age}, the name says {name.age}")
                 continue
+
         if name.repair is not None:
             report_skip(photo_id, name.repair, action="repaired")
         yield ManifestRow(photo_id, float(name.age), None, None, name.sex, name.ethnicity, split)
+
     for missing, (split, _) in (listed or {}).items():
         report_skip(missing, f"the {split} list names it, but there is no such photo")
     if num_outside:
@@ -138,6 +144,7 @@ def _read_lists(options: UtkfaceOptions) -> dict[str, tuple[str, int]]:
         file = from_repository(path)
         if not file.is_file():
             raise ValueError(f"{file}: no such list; set download.<role>.options.lists.{split}")
+
         with file.open(newline="", encoding="utf-8") as lines:
             for row in csv.DictReader(lines):
                 if "filename" not in row or not (row.get("age") or "").isdigit():

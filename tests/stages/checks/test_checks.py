@@ -216,7 +216,7 @@ def test_across_splits_the_most_firmly_held_out_copies_stay(tmp_path: Path) -> N
     ) == ["a1"]
 
 
-def test_contradictions_leave_whole_unless_the_test_list_is_kept(tmp_path: Path) -> None:
+def test_all_contradicting_photos_leave_unless_the_test_list_is_kept(tmp_path: Path) -> None:
     same = [
         row("x", label=20.0, **SAME),
         row("y", label=50.0, split="test", **SAME),
@@ -274,19 +274,22 @@ def test_measures_of_identical_pictures_against_loops(
         group = [(at, other) for at, other in enumerate(rows) if other["sha256"] == each["sha256"]]
         beside = [at for at, other in group if other["split"] == each["split"]]
         splits = {SPLITS.index(other["split"]) for _, other in group}
-        told = photos.iloc[place]
-        assert (told["copies_in_split"], told["first_in_split"]) == (len(beside), beside[0])
-        assert (told["splits_of_picture"], told["splits_of_person"]) == (len(splits), len(splits))
-        assert told["firmest_split"] == told["firmest_split_of_person"] == max(splits)
-        assert rows[told["firmest_copy"]]["split"] == SPLITS[max(splits)]
+        measures = photos.iloc[place]
+        assert (measures["copies_in_split"], measures["first_in_split"]) == (len(beside), beside[0])
+        assert (measures["splits_of_picture"], measures["splits_of_person"]) == (
+            len(splits),
+            len(splits),
+        )
+        assert measures["firmest_split"] == measures["firmest_split_of_person"] == max(splits)
+        assert rows[measures["firmest_copy"]]["split"] == SPLITS[max(splits)]
         labels = [other["label"] for _, other in group]
-        assert (told["label_gap"], told["photos_of_person"]) == (
+        assert (measures["label_gap"], measures["photos_of_person"]) == (
             max(labels) - min(labels),
             len(group),
         )
 
 
-def test_measures_are_as_wide_as_great_expectations_wants_them(tmp_path: Path) -> None:
+def test_measures_have_the_width_that_great_expectations_needs(tmp_path: Path) -> None:
     """Any other number is compared one by one in Python: minutes at a million photos."""
     photos = measure(write(tmp_path, clean_rows()))
     bounded = {bound.measure for rule in ROW_RULES.values() for bound in rule.bounds(SETTINGS)}
@@ -294,7 +297,8 @@ def test_measures_are_as_wide_as_great_expectations_wants_them(tmp_path: Path) -
 
 
 def test_divergence_is_the_smoothed_kullback_leibler_divergence() -> None:
-    train, split = {"a": 70, "b": 30, "c": 0}, {"a": 1, "b": 4, "c": 2}
+    train = {"a": 70, "b": 30, "c": 0}
+    split = {"a": 1, "b": 4, "c": 2}
     assert divergence(split, train) == pytest.approx(entropy([2, 5, 3], [71, 31, 1]))
     assert divergence(train, train) == 0
     assert divergence({"a": 0, "b": 0, "c": 0}, train) is None

@@ -39,7 +39,8 @@ def tar_of(path: Path, members: list[tuple[str | tarfile.TarInfo, bytes]], mode:
 
 def special(name: str, kind: bytes, target: str = "") -> tarfile.TarInfo:
     info = tarfile.TarInfo(name)
-    info.type, info.linkname = kind, target
+    info.type = kind
+    info.linkname = target
     return info
 
 
@@ -197,21 +198,17 @@ def test_any_damaged_byte_gives_the_right_files_or_a_value_error(
     name: str, tmp_path: Path, rng: np.random.Generator
 ) -> None:
     archive = MAKERS[name](tmp_path / name, GOOD)
-    whole = archive.read_bytes()
+    intact = archive.read_bytes()
     for attempt in range(40):
-        damaged = bytearray(whole)
-        damaged[int(rng.integers(len(whole)))] ^= int(rng.integers(1, 256))
+        damaged = bytearray(intact)
+        damaged[int(rng.integers(len(intact)))] ^= int(rng.integers(1, 256))
         archive.write_bytes(damaged)
         with suppress(ValueError):
             unpacked(archive, tmp_path / f"raw{attempt}")
-            if (
-                name != "photos.tar"
-            ):  # the one format without a checksum over the content; names never have one
-                assert set(files(tmp_path / f"raw{attempt}").values()) <= {
-                    b"",
-                    b"one",
-                    b"three" * 1000,
-                }
+            # A tar has no checksum over the content; no format has one over the names
+            if name != "photos.tar":
+                contents = set(files(tmp_path / f"raw{attempt}").values())
+                assert contents <= {b"", b"one", b"three" * 1000}
 
 
 @pytest.mark.parametrize("name", ["photos.tar", "photos.zip"])
@@ -273,13 +270,13 @@ def test_parts_are_read_as_one(name: str, suffixes: tuple[str, ...], tmp_path: P
     parts = [tmp_path / f"{name}.{suffix}" for suffix in suffixes]
     for part, start, end in zip(parts, cuts[:-1], cuts[1:], strict=True):
         part.write_bytes(data[start:end])
-    ((whole, ordered),) = grouped_parts(list(reversed(parts)))
-    assert (whole, ordered) == (name, parts)
+    ((archive_name, ordered),) = grouped_parts(list(reversed(parts)))
+    assert (archive_name, ordered) == (name, parts)
     unpacked(ordered, tmp_path / "raw")
     assert files(tmp_path / "raw") == {safe_name(member): content for member, content in GOOD}
 
 
-def test_a_missing_part_is_told(tmp_path: Path) -> None:
+def test_a_missing_part_is_refused(tmp_path: Path) -> None:
     with pytest.raises(ValueError, match="missing"):
         grouped_parts([tmp_path / "x.tar.001", tmp_path / "x.tar.003"])
     with pytest.raises(ValueError, match="missing"):
@@ -314,13 +311,15 @@ def test_joined_reads_as_the_concatenation(
     paths = [folder / str(index) for index in range(len(chunks))]
     for path, chunk in zip(paths, chunks, strict=True):
         path.write_bytes(chunk)
-    whole = io.BytesIO(b"".join(chunks))
+    concatenation = io.BytesIO(b"".join(chunks))
     with Joined(paths) as joined:
         buffered = io.BufferedReader(joined, 4)
         for _ in range(5):
-            position, count = data.draw(st.integers(0, 110)), data.draw(st.integers(0, 110))
-            whole.seek(position), buffered.seek(position)
-            assert buffered.read(count) == whole.read(count)
+            position = data.draw(st.integers(0, 110))
+            count = data.draw(st.integers(0, 110))
+            concatenation.seek(position)
+            buffered.seek(position)
+            assert buffered.read(count) == concatenation.read(count)
 
 
 @given(st.text(min_size=1, max_size=40))

@@ -1,5 +1,5 @@
-"""Web addresses: fetched once, gone on with after a kill, thrown away when the remote file is
-another."""
+"""Web addresses: fetched once, continued after a kill, fetched again when the remote file has
+changed."""
 
 from __future__ import annotations
 
@@ -21,8 +21,8 @@ def house(tmp_path: Path) -> House:
 
 
 class Web(BaseHTTPRequestHandler):
-    """A small web server: it honours ranges or not, and may break off after so many bytes of an
-    answer."""
+    """A small web server: it honours ranges or not, and may break off after so many bytes of a
+    response."""
 
     content: ClassVar[bytes] = b""
     tag: ClassVar[str] = "one"
@@ -68,7 +68,10 @@ def web(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[str]:
     monkeypatch.setattr(fetch, "FIRST_PAUSE_S", 0.001)
     monkeypatch.setattr(fetch, "CHUNK_BYTES", 4096)
     Web.content = tar(tmp_path / "web" / "set.tar", three_people()).read_bytes()
-    Web.tag, Web.ranges, Web.break_after, Web.requests = "one", True, None, []
+    Web.tag = "one"
+    Web.ranges = True
+    Web.break_after = None
+    Web.requests = []
     with ThreadingHTTPServer(("127.0.0.1", 0), Web) as server:
         thread = threading.Thread(target=server.serve_forever)
         thread.start()
@@ -125,7 +128,7 @@ def test_a_part_of_another_version_is_thrown_away(web: str, house: House) -> Non
     assert fetched.read_bytes() == Web.content
 
 
-def test_a_server_that_keeps_breaking_off_is_told(web: str, house: House) -> None:
+def test_a_server_that_keeps_breaking_off_is_reported(web: str, house: House) -> None:
     Web.break_after = 100
     with pytest.raises(ConnectionError, match=r"broke off 5 times .*run again"):
         house.run(settings(web))

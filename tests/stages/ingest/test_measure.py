@@ -75,7 +75,9 @@ def test_no_worker_outlives_a_killed_run(tmp_path: Path) -> None:
     from stages.ingest import measure
     measure.FEW_PHOTOS, measure.CHUNK_PHOTOS = 0, 1
     os.sched_getaffinity = lambda _: {0, 1}
-    found = measure.measure_all(pathlib.Path(sys.argv[1]), ["person0/0.jpg"] * 20, 20, measure.Bounds(10**6, 10**6))
+    names = ["person0/0.jpg"] * 20
+    bounds = measure.Bounds(10**6, 10**6)
+    found = measure.measure_all(pathlib.Path(sys.argv[1]), names, 20, bounds)
     next(found)
     print(*[child.pid for child in multiprocessing.active_children()], flush=True)
     sys.stdin.read()
@@ -98,5 +100,5 @@ def test_no_worker_outlives_a_killed_run(tmp_path: Path) -> None:
 
 
 def _is_alive(command_line: Path) -> bool:
-    """Whether a process runs still (a zombie has no command line)."""
+    """Whether a process still runs (a zombie has no command line)."""
     return command_line.exists() and command_line.read_bytes() != b""

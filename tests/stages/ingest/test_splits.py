@@ -225,7 +225,7 @@ def test_a_given_val_is_kept_and_nothing_is_carved_beside_it() -> None:
         split(photos, settings(assign="given"))
 
 
-def test_what_a_set_cannot_give_is_told() -> None:
+def test_what_a_set_cannot_give_is_refused() -> None:
     with pytest.raises(ValueError, match="use random or folds"):
         split(MANY, settings(assign="given"))
     with pytest.raises(ValueError, match="has no person; use picture"):

@@ -74,7 +74,7 @@ class TestChalearn:
         touch(
             tmp_path, *(f"Train/image_{number}.jpg" for number in range(1, 9)), "Test/image_1.jpg"
         )
-        """Written in Latin-1 with a letter that is no UTF-8; the second with the byte order mark of UTF-8."""
+        # All in Latin-1 with a letter that is no UTF-8; the second with UTF-8's byte order mark
         lines = [*self.LINES, *self.DIRT, *self.MORE]
         commas = [line.replace(";", ",") for line in lines]
         ways = [
@@ -106,17 +106,17 @@ class TestChalearn:
             "image_8": "no list names it",
             "image_9": "no such photo",
         }
-        told = reasons(listed)
+        reason_of = reasons(listed)
         for name, reason in wanted.items():
-            assert reason in told.pop(f"Train/{name}.jpg")
+            assert reason in reason_of.pop(f"Train/{name}.jpg")
         assert listed["Train/image_3.jpg"] == (
             "repaired",
             "Train.csv:4 and Train.csv:5 say the same of it: taken once",
         )
-        assert "mean and deviation, found ['image_8.jpg', '20']" in told.pop("Train.csv:11")
-        assert "outside" in told.pop("Train/../out.jpg")
-        assert "no such photo" in told.pop("Train/bj\ufffdrn.jpg")
-        assert set(told) == {"Test/image_1.jpg", "Train/image_3.jpg"}
+        assert "mean and deviation, found ['image_8.jpg', '20']" in reason_of.pop("Train.csv:11")
+        assert "outside" in reason_of.pop("Train/../out.jpg")
+        assert "no such photo" in reason_of.pop("Train/bj\ufffdrn.jpg")
+        assert set(reason_of) == {"Test/image_1.jpg", "Train/image_3.jpg"}
 
     def test_validation_may_test_or_train_and_contradictions_across_lists_are_seen(
         self, tmp_path: Path
@@ -198,11 +198,11 @@ def test_appa_real_takes_crops_or_photos_and_either_age(
         (f"train/{name}", *numbers) for name, numbers in zip(names, said, strict=True)
     ]
     assert {row.split for row in rows} == {"val"}
-    told = reasons(listed)
-    assert "no such photo" in told.pop(f"train/{names[0].replace('0000.', '0002.')}")
-    assert told.pop(f"train/{names[0].replace('0000.', '0003.')}") == "no list names it"
-    assert told.pop("*").startswith("3 pictures")
-    assert not told
+    reason_of = reasons(listed)
+    assert "no such photo" in reason_of.pop(f"train/{names[0].replace('0000.', '0002.')}")
+    assert reason_of.pop(f"train/{names[0].replace('0000.', '0003.')}") == "no list names it"
+    assert reason_of.pop("*").startswith("3 pictures")
+    assert not reason_of
 
 
 def test_fg_net_names_are_person_and_age(tmp_path: Path) -> None:
@@ -234,7 +234,7 @@ def test_fg_net_leaves_one_person_out_through_the_stage(tmp_path: Path) -> None:
     assert Counter(rows.split)["test"] == 3
 
 
-def test_aaf_tells_age_and_sex_by_the_name(tmp_path: Path) -> None:
+def test_aaf_names_hold_age_and_sex(tmp_path: Path) -> None:
     touch(
         tmp_path,
         *(
@@ -249,12 +249,12 @@ def test_aaf_tells_age_and_sex_by_the_name(tmp_path: Path) -> None:
         (80.0, "female", None),
         (33.0, "male", None),
     ]
-    told = reasons(listed)
-    assert told.pop("*").startswith("1 photos")
-    assert "is AAF/original images/00000A02.jpg's already" in told.pop(
+    reason_of = reasons(listed)
+    assert reason_of.pop("*").startswith("1 photos")
+    assert "is AAF/original images/00000A02.jpg's already" in reason_of.pop(
         "AAF/z/original images/00000A03.jpg"
     )
-    assert set(told) == {"AAF/original images/7A33.jpg", "AAF/original images/x.jpg"}
+    assert set(reason_of) == {"AAF/original images/7A33.jpg", "AAF/original images/x.jpg"}
 
 
 class TestCacd:
@@ -288,7 +288,8 @@ class TestCacd:
         }
 
     def test_ranks_make_the_split_and_accents_are_matched(self, tmp_path: Path) -> None:
-        mojibake, decomposed = "53_Bj\xc3\xb6rk_0002.jpg", "20_A\u030asa_Lee_0001.jpg"
+        mojibake = "53_Bj\xc3\xb6rk_0002.jpg"
+        decomposed = "20_A\u030asa_Lee_0001.jpg"
         on_disk = [
             self.NAMES[0],
             mojibake,
@@ -306,18 +307,18 @@ class TestCacd:
             decomposed: (20.0, "0003", "test"),
             self.NAMES[3]: (30.0, "0004", "train"),
         }
-        told = reasons(listed)
+        reason_of = reasons(listed)
         for name in (mojibake, decomposed):
             assert listed[f"CACD2000/{name}"][0] == "repaired"
-            assert "by its other letters" in told.pop(f"CACD2000/{name}")
-        assert "table's age 30" in told.pop(f"CACD2000/{self.DIRT[0]}")
-        assert "2 times" in told.pop(f"CACD2000/{self.DIRT[2]}")
-        assert "does not name it" in told.pop("CACD2000/9_Who_0001.jpg")
-        assert "already" in told.pop(f"copy/{self.NAMES[0]}")
-        assert "no such photo" in told.pop(self.DIRT[1])
-        assert not told
+            assert "by its other letters" in reason_of.pop(f"CACD2000/{name}")
+        assert "table's age 30" in reason_of.pop(f"CACD2000/{self.DIRT[0]}")
+        assert "2 times" in reason_of.pop(f"CACD2000/{self.DIRT[2]}")
+        assert "does not name it" in reason_of.pop("CACD2000/9_Who_0001.jpg")
+        assert "already" in reason_of.pop(f"copy/{self.NAMES[0]}")
+        assert "no such photo" in reason_of.pop(self.DIRT[1])
+        assert not reason_of
 
-    def test_what_the_table_lacks_is_told(self, tmp_path: Path) -> None:
+    def test_what_the_table_lacks_is_refused(self, tmp_path: Path) -> None:
         options = self.options(tmp_path)
         with pytest.raises(ValueError, match="give val and test each its own ranks"):
             read("cacd", tmp_path, options | {"ranks": {"val": [1], "test": [1, 2]}})
@@ -366,10 +367,8 @@ def test_ages_are_those_of_a_calendar(born: date, year: int) -> None:
 
 
 def test_days_that_are_none_give_no_age() -> None:
-    days, years = (
-        np.array([np.nan, 0, -5, serial(date(1980, 7, 1))]),
-        np.array([2000, 2000, 2000, np.nan]),
-    )
+    days = np.array([np.nan, 0, -5, serial(date(1980, 7, 1))])
+    years = np.array([2000, 2000, 2000, np.nan])
     assert np.isnan(ages_on_1_july(days, years)).all()
     assert ages_on_1_july(np.array([serial(date(1980, 7, 1)) + 0.75]), np.array([2000]))[0] == 20
 
@@ -432,7 +431,7 @@ class TestImdbWiki:
                 "imdb_crop/01/nm01_rm2_1970-3-1_2001.jpg", 31.0, None, "nm01", None, None, None
             ),
         ]
-        told = reasons(listed)
+        reason_of = reasons(listed)
         wanted = {
             "01/no_date": "date of birth",
             "02/too_old": "its age is not 0 to 100",
@@ -449,9 +448,9 @@ class TestImdbWiki:
             "03/stray": "does not name it",
         }
         for name, reason in wanted.items():
-            assert reason in told.pop(f"imdb_crop/{name}.jpg")
-        assert "none of the folders imdb_crop" in told.pop("elsewhere.jpg")
-        assert not told
+            assert reason in reason_of.pop(f"imdb_crop/{name}.jpg")
+        assert "none of the folders imdb_crop" in reason_of.pop("elsewhere.jpg")
+        assert not reason_of
 
     def test_the_rules_can_be_lifted_and_tightened(self, tmp_path: Path) -> None:
         lifted, _ = self.read(

@@ -98,7 +98,7 @@ class TestScutFbp:
         assert "not in the form" in reasons.pop("Data_Collection/face.jpg")
         assert set(reasons) == {f"Data_Collection/SCUT-FBP-{n}.jpg" for n in (3, 4, 6)}
 
-    def test_a_missing_or_broken_sheet_is_told(self, tmp_path: Path) -> None:
+    def test_a_missing_or_broken_sheet_is_refused(self, tmp_path: Path) -> None:
         touch(tmp_path, "Data_Collection/SCUT-FBP-1.jpg")
         with pytest.raises(ValueError, match="not there"):
             read("scut_fbp", tmp_path, self.OPTIONS)
@@ -183,7 +183,7 @@ class TestScutFbp5500:
         }
         assert splits == {"AF1.jpg": "test", "AM2.jpg": "train", "CF3.jpg": "train"}
 
-    def test_wrong_folds_and_lists_are_told(self, raw: Path) -> None:
+    def test_wrong_folds_and_lists_are_refused(self, raw: Path) -> None:
         for wrong in ({"protocol": "folds", "fold": 6}, {"protocol": "folds", "fold": None}):
             with pytest.raises(ValueError, match="folds 1 to 5"):
                 read("scut_fbp5500", raw, wrong)

@@ -29,7 +29,8 @@ def line(name: str, race: str, **changes: str) -> str:
     found = NAME.fullmatch(name)
     assert found is not None, name
     values = {"id": found["person"], "sex": found["sex"], "age": str(int(found["age"]))} | changes
-    return f"{values['id']},1,01/01/1960,01/01/2004,{race},{values['sex']},0,{values['age']},0,0,Album2/{name}"
+    person = f"{values['id']},1,01/01/1960,01/01/2004,{race},{values['sex']}"
+    return f"{person},0,{values['age']},0,0,Album2/{name}"
 
 
 def many() -> list[tuple[str, str]]:
@@ -50,7 +51,8 @@ def test_name_and_table_must_agree(tmp_path: Path) -> None:
         "000014_2M20.JPG": {"sex": "F"},
     }
     lines = [line(name, "W", **wrong) for name, wrong in bad.items()]
-    twice, absent = ("000016_0M20.JPG", "W"), ("000017_0M20.JPG", "W")
+    twice = ("000016_0M20.JPG", "W")
+    absent = ("000017_0M20.JPG", "W")
     lines += [line(*absent), line(*twice), line(twice[0], "B"), line(*good[0])]
     lines.append(line("000000_0M20.JPG", "W", id="0"))
     options = lay_morph(tmp_path, good, *lines)
@@ -72,17 +74,17 @@ def test_name_and_table_must_agree(tmp_path: Path) -> None:
         ],
         key=str,
     )
-    told = reasons(listed)
+    reason_of = reasons(listed)
     for name in bad:
-        assert "which holds is not certain" in told.pop(f"Album2/{name}")
-    assert "lines about it differ" in told.pop(f"Album2/{twice[0]}")
-    assert "the CSV does not name it" in told.pop("Album2/000099_0M20.JPG")
-    assert "is not [id]_[n]" in told.pop("Album2/noname.JPG")
-    assert "no such photo" in told.pop(absent[0])
-    assert "bears the same name" in told.pop(f"copy/{good[0][0]}")
-    assert "1 people are of several races" in told.pop("*")
-    assert "ethnicity is left empty" in told.pop("Album2/00013_00F19.JPG")
-    assert not told
+        assert "which holds is not certain" in reason_of.pop(f"Album2/{name}")
+    assert "lines about it differ" in reason_of.pop(f"Album2/{twice[0]}")
+    assert "the CSV does not name it" in reason_of.pop("Album2/000099_0M20.JPG")
+    assert "is not [id]_[n]" in reason_of.pop("Album2/noname.JPG")
+    assert "no such photo" in reason_of.pop(absent[0])
+    assert "bears the same name" in reason_of.pop(f"copy/{good[0][0]}")
+    assert "1 people are of several races" in reason_of.pop("*")
+    assert "ethnicity is left empty" in reason_of.pop("Album2/00013_00F19.JPG")
+    assert not reason_of
 
 
 def test_caucasian_takes_the_white_or_those_of_a_list(tmp_path: Path) -> None:
@@ -117,7 +119,7 @@ def test_s1_and_s2_are_balanced_and_disjoint_and_s3_is_the_rest(tmp_path: Path, 
         )
 
 
-def test_the_seed_draws_and_a_group_too_small_is_told(tmp_path: Path) -> None:
+def test_the_seed_draws_and_a_group_too_small_is_refused(tmp_path: Path) -> None:
     options = lay_morph(tmp_path, many()) | {"protocol": "s1_s2_s3"}
     drawn = [
         {

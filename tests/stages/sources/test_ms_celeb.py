@@ -36,7 +36,8 @@ def tsv(path: Path, rows: Iterable[bytes]) -> Path:
 
 def recordio(data: bytes) -> bytes:
     """One record as MXNet writes it: split where the data hold the magic at a multiple of four."""
-    parts, begin = [], 0
+    parts = []
+    begin = 0
     for position in range(0, len(data) - 3, 4):
         if data[position : position + 4] == MAGIC:
             parts.append(data[begin:position])
@@ -192,8 +193,8 @@ def test_records_come_back_and_one_damage_costs_one(
         hit = where % len(packed)
         spoilt = [*packed[:hit], b"\xff" + packed[hit][1:], *packed[hit + 1 :]]
         path.write_bytes(b"".join(spoilt))
-        whole = [chunk.data for chunk in read_chunks(path, 0, MAX_BYTES) if chunk.damage is None]
-        assert whole == contents[:hit] + contents[hit + 1 :]
+        intact = [chunk.data for chunk in read_chunks(path, 0, MAX_BYTES) if chunk.damage is None]
+        assert intact == contents[:hit] + contents[hit + 1 :]
 
 
 def test_a_killed_unpacking_goes_on_at_its_mark(
@@ -201,7 +202,7 @@ def test_a_killed_unpacking_goes_on_at_its_mark(
 ) -> None:
     rows = [tsv_row("m.1", rank, photo(rank)) for rank in range(10)]
     chosen = ms_celeb(tsv(tmp_path / "faces.tsv", [b"dirt\n", *rows]))
-    whole = House(tmp_path / "whole").run(chosen)
+    uninterrupted = House(tmp_path / "uninterrupted").run(chosen)
     monkeypatch.setattr(containers, "MARK_RECORDS", 4)
     placed: list[str] = []
     place = containers.Placer.place
@@ -221,7 +222,7 @@ def test_a_killed_unpacking_goes_on_at_its_mark(
         "place",
         lambda p, name, content: (unpacked.append(name), place(p, name, content)),
     )
-    assert house.run(chosen).equals(whole)
+    assert house.run(chosen).equals(uninterrupted)
     assert len(unpacked) == 7, "from the fourth record on: dirt and three photos are done"
     assert [row["reason"] for row in house.skipped_rows()] == ["1 columns, not 7"]
     state = {
@@ -230,13 +231,13 @@ def test_a_killed_unpacking_goes_on_at_its_mark(
         if path.suffix == ".json"
     }
     assert not any(name.endswith(".part.json") for name in state)
-    other = tmp_path / "whole" / "raw" / "x" / ".visage"
+    other = tmp_path / "uninterrupted" / "raw" / "x" / ".visage"
     assert state == {
         path.name: path.read_bytes() for path in other.iterdir() if path.suffix == ".json"
     }
 
 
-def test_what_is_no_such_container_is_told(house: House, tmp_path: Path) -> None:
+def test_what_is_no_such_container_is_refused(house: House, tmp_path: Path) -> None:
     with pytest.raises(ValueError, match=r"faces\.tsv: holds no photo.*1 columns"):
         house.run(ms_celeb(tsv(tmp_path / "faces.tsv", [b"not a row\n"])))
     (tmp_path / "train.rec").write_bytes(b"PK\3\4 something else")

@@ -51,7 +51,7 @@ def test_every_record_is_found_by_its_name_and_has_strict_options() -> None:
 
 
 @given(st.lists(st.text("ab-./", min_size=1, max_size=8), max_size=12))
-def test_files_come_in_the_order_of_their_whole_names(
+def test_files_come_in_the_order_of_their_complete_names(
     tmp_path_factory: pytest.TempPathFactory, names: list[str]
 ) -> None:
     folder = tmp_path_factory.mktemp("order")
@@ -67,7 +67,7 @@ def test_files_come_in_the_order_of_their_whole_names(
     )
 
 
-def test_photos_are_told_by_their_suffix(tmp_path: Path) -> None:
+def test_photos_are_recognised_by_their_suffix(tmp_path: Path) -> None:
     touch(
         tmp_path,
         "a.jpg",
@@ -195,7 +195,8 @@ class TestUtkface:
         touch(tmp_path / "raw", *names, f"25_0_1_{stamp} .jpg.chip.jpg")
         lists = {"train": tmp_path / "train.csv", "test": tmp_path / "test.csv"}
         lists["train"].write_text(
-            f",filename,age\n1,30_0_0_{stamp}.jpg,30\n2,25_0_1_{stamp}.jpg,25\n3,60_1_1_{stamp}.jpg,60\n"
+            f",filename,age\n1,30_0_0_{stamp}.jpg,30\n"
+            f"2,25_0_1_{stamp}.jpg,25\n3,60_1_1_{stamp}.jpg,60\n"
         )
         lists["test"].write_text(
             f",filename,age\n1,40_0_0_{stamp}.jpg,40\n2,50_0_0_{stamp}.jpg,51\n"
@@ -236,7 +237,7 @@ class TestUtkface:
             )
 
 
-def test_lfw_checks_that_a_photo_lies_with_its_person(tmp_path: Path) -> None:
+def test_lfw_checks_that_a_photo_is_with_its_person(tmp_path: Path) -> None:
     good = "lfw/Ann_Lee/Ann_Lee_0001.jpg"
     bad = ["lfw/Ann_Lee/Bob_Ray_0001.jpg", "Ann_Lee_0002.jpg", "lfw/Ann_Lee/Ann_Lee_1.jpg"]
     touch(tmp_path, good, *bad)
@@ -321,7 +322,7 @@ class TestTable:
         assert "outside" in reasons.pop("photos/../out.jpg")
         assert len(reasons) == 1, "the line without a photo"
 
-    def test_a_column_that_is_not_there_is_told(self, table: Path) -> None:
+    def test_a_column_that_is_not_there_is_refused(self, table: Path) -> None:
         with pytest.raises(ValueError, match=r"labels\.csv: has no column 'years', only \['file'"):
             read("table", table.parent, self.options(table, label="years"))
         with pytest.raises(ValueError, match="no such table"):
@@ -342,8 +343,10 @@ def test_mebeauty_keeps_scale_split_and_spread(tmp_path: Path) -> None:
     touch(raw, *(f"original_images/female/asian/{name}.jpg" for name in ("1", "2", "3", "stray")))
     ratings = tmp_path / "ratings.csv"
     ratings.write_text(
-        "image,sex,ethnicity,mean,std,raters,split\nfemale/asian/1.jpg,female,asian,6.19,1.58,37,train\n"
-        "female/asian/2.jpg,female,asian,7.2,2.1,18,\nfemale/asian/3.jpg,female,asian,11,2,18,test\n"
+        "image,sex,ethnicity,mean,std,raters,split\n"
+        "female/asian/1.jpg,female,asian,6.19,1.58,37,train\n"
+        "female/asian/2.jpg,female,asian,7.2,2.1,18,\n"
+        "female/asian/3.jpg,female,asian,11,2,18,test\n"
         "female/asian/4.jpg,female,asian,5,2,18,test\n"
     )
     rows, listed = read("mebeauty", raw, {"ratings": str(ratings)})

@@ -58,8 +58,8 @@ def test_the_quantity_chooses_the_label(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize(
-    ("changes", "told"), [({"quantity": "height"}, "height"), ({"dirt": {"mud": 1}}, "mud")]
+    ("changes", "named"), [({"quantity": "height"}, "height"), ({"dirt": {"mud": 1}}, "mud")]
 )
-def test_options_are_checked_before_anything_is_drawn(changes: dict[str, Any], told: str) -> None:
-    with pytest.raises(ValueError, match=told):
+def test_options_are_checked_before_anything_is_drawn(changes: dict[str, Any], named: str) -> None:
+    with pytest.raises(ValueError, match=named):
         options(**changes)
