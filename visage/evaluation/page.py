@@ -180,9 +180,13 @@ def quality(document: Mapping[str, Any] | None) -> list[Part]:
         "result": "result",
         "found": "found",
         "quarantined": "quarantined",
-        "claim": "asked",
+        "claim": "required",
     }
-    checks = [[str(check.get(name, "")) for name in columns] for check in document["checks"]]
+
+    def cells(check: Mapping[str, Any]) -> list[str]:
+        return [str(check.get(name, "")) for name in columns]
+
+    checks = [cells(check) for check in document["checks"]]
     facts = [[name, str(value)] for name, value in flat(document["facts"])]
     counts = (
         f"{document['photos']:,} photos were checked, {document['quarantined']:,} of them "

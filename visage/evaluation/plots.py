@@ -412,7 +412,8 @@ def learning_curves(stage: str, history: Mapping[str, FloatArray], unit: str) ->
                 )
 
         axes.legend(frameon=False)
-        dress(axes, "epoch", f"{kind} ({unit})" if kind == "mae" else kind)
+        height = f"{kind} ({unit})" if kind == "mae" else kind
+        dress(axes, "epoch", height)
     return figure
 
 

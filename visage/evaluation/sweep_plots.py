@@ -217,7 +217,8 @@ def sensitivity(
             axes.set_xscale("log")
         axes.set_xticks(*one.ticks())
         axes.minorticks_off()
-        dress(axes, one.name, f"validation MAE ({unit})" if axes is panels[0] else "")
+        height = f"validation MAE ({unit})" if axes is panels[0] else ""
+        dress(axes, one.name, height)
 
     panels[0].legend(frameon=False, fontsize=8)
     return figure

@@ -75,7 +75,8 @@ def prediction_schema(num_labels: int) -> pa.Schema:
     `sha256` of the photo says which faces two models share, and `person` which faces the bootstrap
     draws together.
     """
-    text, real = pa.string(), pa.float64()
+    text = pa.string()
+    real = pa.float64()
     columns = {
         "photo_id": text,
         "sha256": text,

@@ -163,6 +163,7 @@ def heat_map(axes: Axes, loss_RC: FloatArray, limit: float) -> None:
     axes.imshow(loss_RC, cmap=LOSS, vmin=-limit, vmax=limit, extent=(0, rows, rows, 0))
     for row, column in zip(*np.nonzero(np.isfinite(loss_RC)), strict=True):
         loss = loss_RC[row, column]
+        ink = "white" if abs(loss) > 0.65 * limit else "black"
         axes.text(
             (column + 0.5) * rows / columns,
             row + 0.5,
@@ -170,7 +171,7 @@ def heat_map(axes: Axes, loss_RC: FloatArray, limit: float) -> None:
             ha="center",
             va="center",
             fontsize=5.5,
-            color="white" if abs(loss) > 0.65 * limit else "black",
+            color=ink,
         )
     axes.set_axis_off()
 
@@ -232,7 +233,8 @@ def group_rows(
         axes.set_axis_off()
 
     for group, name in enumerate(names):
-        top, bottom = panels[2 * group], panels[2 * group + 1]
+        top = panels[2 * group]
+        bottom = panels[2 * group + 1]
         for face, value in enumerate(values[group]):
             show_face(top[face], faces[group][face])
             top[face].set_title(f"{value:.3g}", fontsize=8)
