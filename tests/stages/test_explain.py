@@ -204,9 +204,9 @@ def test_sheets_show_the_split_from_best_to_worst(run: Run) -> None:
     table = run.table
     value = run.predictor.predict_crops(table.decode(np.arange(NUM_TEST))).value
     error = np.sort(np.abs(value - table.label))
-    assert f"Best answers: at most {error[2]:.2g} years off" in page
-    assert f"Worst answers: at least {error[-3]:.3g} years off" in page
-    assert f"Highest answers: {np.sort(value)[-3]:.3g} years and more" in page
+    assert f"Best predictions: at most {error[2]:.2g} years off" in page
+    assert f"Worst predictions: at least {error[-3]:.3g} years off" in page
+    assert f"Highest predictions: {np.sort(value)[-3]:.3g} years and more" in page
 
 
 def test_what_does_not_belong_together_is_refused(run: Run, tmp_path: Path) -> None:

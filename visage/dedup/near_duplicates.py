@@ -1,11 +1,11 @@
 """Pictures that look the same, among a million: pairs of 64-bit hashes that differ in few bits, and
 groups of them.
 
-DHAA (section 3.1) takes two pictures for one when their perceptual hashes (pHash) differ in fewer
+DHAA (section 3.1) counts two pictures as one when their perceptual hashes (pHash) differ in fewer
 than 6 of 64 bits. Comparing all pairs is quadratic. But 5 differing bits touch at most 5 of 8
-bytes, so three bytes are equal: sorted by three of their bytes, once for each of the 56 choices,
-near hashes stand beside each other, and only those that share all 24 bits are compared. Legend: N
-hashes, P pairs.
+bytes, so three bytes are equal. The hashes are sorted by three of their bytes, once for each of the
+56 choices: near hashes become neighbours, and only those that share all 24 bits are compared.
+Legend: N hashes, P pairs.
 """
 
 from __future__ import annotations
@@ -22,9 +22,15 @@ from tqdm import tqdm
 Hashes = npt.NDArray[np.uint64]
 Indices = npt.NDArray[np.int64]
 
-MAX_DISTANCE = 5  # DHAA: smaller than 6
-NUM_BYTES, NUM_EQUAL = 8, 3  # 5 bits touch at most 5 of 8 bytes
-MAX_PAIRS = 1 << 22  # of a batch
+# DHAA: smaller than 6.
+MAX_DISTANCE = 5
+
+# 5 bits touch at most 5 of 8 bytes.
+NUM_BYTES = 8
+NUM_EQUAL = 3
+
+# Of a batch.
+MAX_PAIRS = 1 << 22
 
 
 def near_pairs(
@@ -37,6 +43,7 @@ def near_pairs(
     """
     if not 0 <= max_distance <= MAX_DISTANCE:
         raise ValueError(f"max_distance {max_distance}: from 0 to {MAX_DISTANCE}")
+
     bytes_N8 = np.ascontiguousarray(hashes_N).view(np.uint8).reshape(-1, NUM_BYTES)
     choices = list(combinations(range(NUM_BYTES), NUM_EQUAL))
     for chosen in tqdm(choices, desc="near duplicates", unit=" sortings", delay=2):
@@ -45,9 +52,11 @@ def near_pairs(
             differing_P = hashes_N[left_P] ^ hashes_N[right_P]
             is_near_P = np.bitwise_count(differing_P) <= max_distance
             is_near_P[is_near_P] = _is_first_choice(differing_P[is_near_P], chosen)
-            left_P, right_P = left_P[is_near_P], right_P[is_near_P]
-            if len(left_P):
-                yield np.minimum(left_P, right_P), np.maximum(left_P, right_P)
+
+            one_P = left_P[is_near_P]
+            other_P = right_P[is_near_P]
+            if len(one_P):
+                yield np.minimum(one_P, other_P), np.maximum(one_P, other_P)
 
 
 def _sorted_by(
@@ -57,9 +66,9 @@ def _sorted_by(
     keys_N = np.zeros(len(bytes_N8), np.uint64)
     for place in chosen:
         keys_N = (keys_N << np.uint64(8)) | bytes_N8[:, place]
-    keys_N = (keys_N << np.uint64(32)) | np.arange(
-        len(bytes_N8), dtype=np.uint64
-    )  # the fastest argsort there is
+
+    # The fastest argsort: the place of each hash is in the low bits of its key.
+    keys_N = (keys_N << np.uint64(32)) | np.arange(len(bytes_N8), dtype=np.uint64)
     keys_N.sort()
     return (keys_N & np.uint64(0xFFFFFFFF)).astype(np.int64), keys_N >> np.uint64(32)
 
@@ -95,11 +104,13 @@ def near_groups(hashes_N: Hashes, max_distance: int = MAX_DISTANCE) -> Indices:
     unique_U, unique_of_N = np.unique(hashes_N, return_inverse=True)
     group_U = np.arange(len(unique_U))
     for left_P, right_P in near_pairs(unique_U, max_distance):
-        left_P, right_P = group_U[left_P], group_U[right_P]
-        if (left_P != right_P).any():
+        one_P = group_U[left_P]
+        other_P = group_U[right_P]
+        if (one_P != other_P).any():
             size = int(group_U.max()) + 1
-            links = coo_array((np.ones(len(left_P), bool), (left_P, right_P)), shape=(size, size))
+            links = coo_array((np.ones(len(one_P), bool), (one_P, other_P)), shape=(size, size))
             group_U = connected_components(links, directed=False)[1][group_U].astype(np.int64)
+
     groups_N: Indices = group_U[unique_of_N]
     return groups_N
 

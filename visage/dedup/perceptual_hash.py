@@ -1,8 +1,7 @@
-"""A picture becomes the 64-bit number by which near duplicates are found: its perceptual hash
-(pHash).
+"""A picture -> its perceptual hash (pHash): the 64-bit number by which near duplicates are found.
 
 The picture in grey at 32 x 32, its cosine transform, the 8 x 8 lowest frequencies: a bit says
-whether one lies above their median. Scaling, recompression and slight changes of colour flip few
+whether one is above their median. Scaling, recompression and slight changes of colour flip few
 bits. The bits are read in rows, the first one is the highest.
 """
 

@@ -1,4 +1,4 @@
-"""What comes in beside what the network sees, as the DLDL-v2 slides show it, on drawn faces.
+"""Photos and the aligned crops that the network gets, as in the DLDL-v2 slides; drawn faces.
 
     python -m visage.evaluation.aligned_figure docs/pictures/aligned.png
 
@@ -19,9 +19,13 @@ from visage.detection.align import crop, similarity, template, transform
 from visage.evaluation.plots import VERMILION, canvas, png
 from visage.synthetic import draw_face, landmarks, sample_person, sample_photo
 
-TEMPLATE, FACE_SCALE = "whole_face", 1.0  # as params.yaml aligns
+# As params.yaml aligns.
+TEMPLATE = "whole_face"
+FACE_SCALE = 1.0
+
 SHOWN_AGES = (3.0, 16.0, 30.0, 52.0, 78.0)
-PHOTO_PX, CROP_PX = 240, 160
+PHOTO_PX = 240
+CROP_PX = 160
 SEED = 20
 
 
@@ -37,8 +41,11 @@ def aligned_figure(ages: tuple[float, ...], seed: int) -> Figure:
     for column, age in enumerate(ages):
         rng = np.random.default_rng((seed, column))
         photo = sample_photo(sample_person(rng), rng, age)
-        photo = dataclasses.replace(photo, noise=0.0)  # keeps the file small
-        picture, found_52 = draw_face(photo, PHOTO_PX), landmarks(photo, PHOTO_PX)
+        # Noise would make the PNG large.
+        photo = dataclasses.replace(photo, noise=0.0)
+        picture = draw_face(photo, PHOTO_PX)
+        found_52 = landmarks(photo, PHOTO_PX)
+
         matrix_23 = similarity(found_52, points_52)
         moved_52 = transform(found_52, matrix_23)
         for axes, image, places_52 in (
@@ -48,6 +55,7 @@ def aligned_figure(ages: tuple[float, ...], seed: int) -> Figure:
             axes.imshow(image)
             axes.plot(*(places_52 - 0.5).T, color=VERMILION, marker="+", linestyle="none")
             axes.set(xticks=[], yticks=[])
+
         panels[0, column].set_title(f"{age:g} years", fontsize=9)
 
     panels[0, 0].set_ylabel("photo")

@@ -2,9 +2,9 @@
 models side by side.
 
 One resample is a row of counts times the faces' summands (`visage.evaluation.metrics`), so all
-metrics share the same draws and memory is bounded by `CHUNK_DRAWS` however many resamples are asked
-for. Pictures of one person err alike: with `cluster_N` (see `cluster_codes`) whole people are
-drawn, and intervals become as wide as they should be.
+metrics share the same draws, and memory is bounded by `CHUNK_DRAWS` for any number of resamples.
+Pictures of one person err alike: with `cluster_N` (see `cluster_codes`) the bootstrap draws people
+instead of faces, and intervals become as wide as they should be.
 
 Shapes: N faces, C clusters, R resamples, S summands. Efron and Tibshirani 1993, chapter 13.
 """
@@ -20,7 +20,8 @@ from scipy import stats
 
 from visage.evaluation.metrics import FloatArray, IntArray, Metric, Scored
 
-CHUNK_DRAWS = 4_000_000  # draws held at once: 32 MB of int64
+# Draws held at once: 32 MB of int64.
+CHUNK_DRAWS = 4_000_000
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -71,23 +72,27 @@ class Bootstrap:
         return float(low), float(high)
 
     def averages(self, summand_NS: FloatArray, cluster_N: IntArray | None) -> FloatArray:
-        """Averages of summands over faces in R resamples of the faces, or of whole clusters of
-        them: (R, S)."""
+        """Averages of summands over faces in R resamples of the faces, or of the clusters where
+        they are given: (R, S)."""
         size_N = np.ones((len(summand_NS), 1))
         unit_CS = cluster_sums(np.hstack([size_N, summand_NS]), cluster_N)
-        num_units, generator = len(unit_CS), np.random.default_rng(self.seed)
+        num_units = len(unit_CS)
+        generator = np.random.default_rng(self.seed)
         rows = max(1, CHUNK_DRAWS // num_units)
-        sums = [
-            draw_counts(generator, min(rows, self.num_resamples - start), num_units) @ unit_CS
-            for start in range(0, self.num_resamples, rows)
-        ]
+
+        sums = []
+        for start in range(0, self.num_resamples, rows):
+            num_drawn = min(rows, self.num_resamples - start)
+            sums.append(draw_counts(generator, num_drawn, num_units) @ unit_CS)
+
         sum_RS = np.concatenate(sums)
         return np.asarray(sum_RS[:, 1:] / sum_RS[:, :1])
 
 
 def student(values: Sequence[float], interval: float) -> Estimate:
     """Mean of at least two repetitions (seeds, folds) with Student's t interval."""
-    mean, spread = float(np.mean(values)), float(np.std(values, ddof=1))
+    mean = float(np.mean(values))
+    spread = float(np.std(values, ddof=1))
     half = float(stats.t.ppf((1 + interval) / 2, len(values) - 1)) * spread / len(values) ** 0.5
     return Estimate(value=mean, low=mean - half, high=mean + half)
 
@@ -105,22 +110,27 @@ def cluster_codes(name_N: Sequence[Hashable]) -> IntArray:
     """Names of clusters -> numbers in order of appearance; a face whose name is None is a cluster
     of its own."""
     codes: dict[Hashable, int] = {}
-    keys = (row if name is None else (name,) for row, name in enumerate(name_N))
-    return np.fromiter((codes.setdefault(key, len(codes)) for key in keys), np.int64, len(name_N))
+    code_N = np.empty(len(name_N), np.int64)
+    for row, name in enumerate(name_N):
+        # A name is wrapped, so that no name is equal to the row number of an unnamed face.
+        key = row if name is None else (name,)
+        code_N[row] = codes.setdefault(key, len(codes))
+    return code_N
 
 
 def who_is_shown(person_N: Iterable[str | None], sha256_N: Iterable[str]) -> list[tuple[str, str]]:
-    """What errs together, for `cluster_codes`: the person of each face, its picture where nobody is
-    known."""
+    """What errs together, for `cluster_codes`: the person of each face, or its picture where the
+    person is unknown."""
     who = zip(person_N, sha256_N, strict=True)
     return [("picture", sha256) if person is None else ("person", person) for person, sha256 in who]
 
 
 def cluster_sums(summand_NS: FloatArray, cluster_N: IntArray | None) -> FloatArray:
-    """Sums of summands per cluster (C, S), by ascending code; without clusters every face stands
-    for itself."""
+    """Sums of summands per cluster (C, S), by ascending code; without clusters every face is
+    one of its own."""
     if cluster_N is None:
         return summand_NS
+
     codes, place_N = np.unique(cluster_N, return_inverse=True)
     sums = [
         np.bincount(place_N, weights=summand_N, minlength=len(codes)) for summand_N in summand_NS.T
@@ -140,13 +150,14 @@ def estimate(
         raise ValueError(
             "no face to evaluate: the split is empty; look at the splits of the face table"
         )
+
     summands = [metric.per_face(scored) for metric in metrics.values()]
-    widths = np.cumsum([summand.shape[1] for summand in summands])[:-1]
+    widths = [summand.shape[1] for summand in summands]
     average_RS = bootstrap.averages(np.hstack(summands), cluster_N)
+    draws_of_metrics = np.split(average_RS, np.cumsum(widths)[:-1], axis=1)
+
     estimates = {}
-    for (name, metric), draws in zip(
-        metrics.items(), np.split(average_RS, widths, axis=1), strict=True
-    ):
+    for (name, metric), draws in zip(metrics.items(), draws_of_metrics, strict=True):
         low, high = bootstrap.ends(metric.combine(draws))
         estimates[name] = Estimate(value=metric(scored), low=low, high=high)
     return estimates
@@ -163,11 +174,13 @@ def paired_bootstrap(
     if error_a_N.shape != error_b_N.shape or error_a_N.ndim != 1 or len(error_a_N) == 0:
         raise ValueError(
             f"paired errors of shapes {error_a_N.shape} and {error_b_N.shape}: give the same faces "
-            f"twice"
+            "twice"
         )
+
     difference_N1 = (np.abs(error_a_N) - np.abs(error_b_N))[:, None]
     draw_R = bootstrap.averages(difference_N1, cluster_N)[:, 0]
     low, high = bootstrap.ends(draw_R)
+
     return Difference(
         value=float(difference_N1.mean()),
         low=low,
@@ -198,6 +211,7 @@ def by_group(
     rows: dict[Hashable, list[int]] = {}
     for row, group in enumerate(group_N):
         rows.setdefault(group, []).append(row)
+
     table = []
     for group in sorted(rows, key=lambda key: (key is None, key)):
         index = np.array(rows[group])

@@ -1,15 +1,15 @@
-"""Answers for validation faces become a model's calibration: a temperature, and what its intervals
-lack.
+"""Predictions for validation faces -> a model's calibration: a temperature, and an offset that
+widens its intervals.
 
-The temperature is the one whose tempered distributions have the least mean CRPS. It is a proper
-score like the likelihood, but one in label units that wrong labels (and web-collected ages have
-many) cannot govern, and one that knows nothing of cells, so that labels between two of the grid's
-need no rounding.
+The temperature is the one whose tempered distributions have the least mean CRPS. The CRPS is a
+proper score like the likelihood. But it is in label units, so that wrong labels (web-collected ages
+have many) cannot govern it. And it does not depend on the grid's cells, so that labels between two
+of the grid's need no rounding.
 
 The interval is then conformal (Romano, Patterson, Candes 2019, "Conformalized quantile regression",
-section 4): of faces like the validation faces, at least the claimed share lies inside, whatever the
-model is. That the temperature was fitted on the same faces costs this guarantee little: it is one
-number against hundreds of faces. Legend: N faces, K labels of the grid; label units.
+section 4): of faces like the validation faces, at least the claimed share is inside, whatever the
+model is. The temperature is fitted on the same faces. This costs the guarantee little, because it
+is one number against hundreds of faces. Legend: N faces, K labels of the grid; label units.
 """
 
 from __future__ import annotations
@@ -29,15 +29,20 @@ from visage.model_config import INTERVAL_MASS, CalibrationConfig
 
 Floats32 = npt.NDArray[np.float32]
 
-MAX_TEMPERATURE = 8.0  # and its inverse is the least: a model further off needs another training
-TIE = 1e-9  # slack that keeps 0.8 * (n + 1) from being rounded up past a whole number
-LEAST_FACES = math.ceil(INTERVAL_MASS / (1 - INTERVAL_MASS) - TIE)  # fewer have no such quantile
+# Its inverse is the least temperature. A model further off needs another training.
+MAX_TEMPERATURE = 8.0
+
+# Slack: without it, rounding could push 0.8 * (n + 1) past an integer.
+TIE = 1e-9
+
+# Fewer faces have no such quantile.
+LEAST_FACES = math.ceil(INTERVAL_MASS / (1 - INTERVAL_MASS) - TIE)
 
 
 def fit_calibration(
     probability_NK: Floats32, label_N: FloatArray, grid: LabelGrid, *, flip: bool
 ) -> CalibrationConfig:
-    """The calibration of untempered answers for labelled faces, at least LEAST_FACES of them."""
+    """The calibration of untempered predictions for at least LEAST_FACES labelled faces."""
     temperature = fit_temperature(probability_NK, label_N, grid)
     offset = conformal_quantile(lack(probability_NK, label_N, grid, temperature))
     return CalibrationConfig(
@@ -52,8 +57,12 @@ def fit_calibration(
 def fit_temperature(probability_NK: Floats32, label_N: FloatArray, grid: LabelGrid) -> float:
     """The temperature of least mean CRPS, searched on a logarithmic scale between 1/8 and 8."""
     end = math.log(MAX_TEMPERATURE)
+
+    def cost(log_temperature: float) -> float:
+        return mean_crps(probability_NK, label_N, grid, math.exp(log_temperature))
+
     found = minimize_scalar(
-        lambda log_temperature: mean_crps(probability_NK, label_N, grid, math.exp(log_temperature)),
+        cost,
         bounds=(-end, end),
         method="bounded",
         options={"xatol": 1e-4},
@@ -65,23 +74,22 @@ def mean_crps(
     probability_NK: Floats32, label_N: FloatArray, grid: LabelGrid, temperature: float
 ) -> float:
     """The mean CRPS of the tempered distributions."""
-    parts = _tempered_batches(probability_NK, temperature)
-    return float(
-        np.concatenate(
-            [crps(p_BK.numpy(), grid.labels(), label_N[rows]) for rows, p_BK in parts]
-        ).mean()
-    )
+    parts = []
+    for rows, p_BK in _tempered_batches(probability_NK, temperature):
+        parts.append(crps(p_BK.numpy(), grid.labels(), label_N[rows]))
+    return float(np.concatenate(parts).mean())
 
 
 def lack(
     probability_NK: Floats32, label_N: FloatArray, grid: LabelGrid, temperature: float
 ) -> FloatArray:
-    """max(low - y, y - high) of the tempered central interval, (N,): how far outside a label lies,
+    """max(low - y, y - high) of the tempered central interval, (N,): how far outside a label is,
     below 0 inside."""
     parts = []
     for rows, p_BK in _tempered_batches(probability_NK, temperature):
-        low_B, high_B = (end_B.numpy() for end_B in central_interval(p_BK, grid, INTERVAL_MASS))
-        parts.append(np.maximum(low_B - label_N[rows], label_N[rows] - high_B))
+        low_B, high_B = central_interval(p_BK, grid, INTERVAL_MASS)
+        label_B = label_N[rows]
+        parts.append(np.maximum(low_B.numpy() - label_B, label_B - high_B.numpy()))
     return np.concatenate(parts)
 
 
@@ -105,14 +113,16 @@ def figures(
     grid: LabelGrid,
     calibration: CalibrationConfig | None,
 ) -> dict[str, float]:
-    """Mean CRPS and the interval's coverage of untempered answers, calibrated or (None) not."""
-    cost_N, inside_N = np.empty(len(label_N)), np.empty(len(label_N), dtype=bool)
+    """Mean CRPS and the interval's coverage of untempered predictions, calibrated or (None) not."""
+    cost_N = np.empty(len(label_N))
+    inside_N = np.empty(len(label_N), dtype=bool)
+
     for rows in batches(len(label_N)):
-        p_BK, value_B = (
-            torch.from_numpy(probability_NK[rows]).double(),
-            torch.from_numpy(value_N[rows]),
-        )
-        p_BK, low_B, high_B = calibrated(p_BK, value_B, grid, calibration)
-        cost_N[rows] = crps(p_BK.numpy(), grid.labels(), label_N[rows])
-        inside_N[rows] = (low_B.numpy() <= label_N[rows]) & (label_N[rows] <= high_B.numpy())
+        label_B = label_N[rows]
+        raw_BK = torch.from_numpy(probability_NK[rows]).double()
+        value_B = torch.from_numpy(value_N[rows])
+        p_BK, low_B, high_B = calibrated(raw_BK, value_B, grid, calibration)
+        cost_N[rows] = crps(p_BK.numpy(), grid.labels(), label_B)
+        inside_N[rows] = (low_B.numpy() <= label_B) & (label_B <= high_B.numpy())
+
     return {"crps": float(cost_N.mean()), "coverage": float(inside_N.mean())}

@@ -1,9 +1,9 @@
-"""The continuous ranked probability score: how well a distribution on a label grid foretold the
+"""The continuous ranked probability score: how well a distribution on a label grid predicts the
 label.
 
-It is proper (honest distributions score best), counts in label units, and one mislabelled face
-costs its distance and not, as with a likelihood, the logarithm of a number near 0. Gneiting and
-Raftery 2007, section 4.2. Shapes: N faces, K labels.
+It is proper (honest distributions score best) and counts in label units. One mislabelled face costs
+its distance; with a likelihood it would cost the logarithm of a number near 0. Gneiting and Raftery
+2007, section 4.2. Shapes: N faces, K labels.
 """
 
 from __future__ import annotations
@@ -17,7 +17,8 @@ from visage.labels import LabelGrid
 
 FloatArray = npt.NDArray[np.float64]
 
-BATCH = 4096  # faces whose distributions are looked at together, in float64
+# Faces whose distributions are held together in float64.
+BATCH = 4096
 
 
 def batches(num_faces: int) -> Iterator[slice]:

@@ -1,5 +1,5 @@
-"""Served faces against training faces: has what comes in moved away from what the model was trained
-on?
+"""Served faces against training faces: have the photos that come in moved away from those that the
+model was trained on?
 
 A `Summary` holds no face, only how many there were, a histogram of their predicted values, and for
 each pooled feature (what the model's head sees) its sum and sum of squares. `drift` compares two
@@ -7,19 +7,19 @@ summaries of one model by two numbers, both about 0 for faces of the same kind, 
 
 - value_psi, the population stability index of predicted values, sum_b (q_b - p_b) ln(q_b / p_b)
   (Siddiqi 2006, Credit Risk Scorecards; the Jeffreys divergence of the histograms), over the bins
-  that either uses, half a face added to each (added to bins that none uses, it would tell few faces
-  from many). Two samples of M and N faces of one distribution over B bins have (B - 1) (1/M + 1/N)
-  on average (Yurdakul and Naranjo 2020, Journal of Risk Model Validation 14(4)); that is
-  subtracted.
+  that either uses, half a face added to each (added to bins that none uses, it would separate few
+  faces from many). Two samples of M and N faces of one distribution over B bins have
+  (B - 1) (1/M + 1/N) on average (Yurdakul and Naranjo 2020, Journal of Risk Model Validation
+  14(4)); that is subtracted.
 - feature_distance, the squared Frechet distance of Gaussians with diagonal covariances (Dowson and
   Landau 1982; Heusel et al. 2017 with full ones), sum_c (m_c - n_c)^2 + (s_c - t_c)^2, over the
   reference's variance sum_c s_c^2: the shift in units of how much faces differ anyway. What
   sampling adds to it on average (Chong and Forsyth 2020), for Gaussian features 3/2 sum_c s_c^2 / M
   + t_c^2 / N, is subtracted.
 
-Either may come out a little below 0, the first more so where most bins hold no face or one. What is
-large is said in params.yaml, section `drift`, and was chosen by drawing (bench/drift.py, figures in
-bench/README.md). Legend: N faces, C pooled features, B bins.
+Either may come out a little below 0, the first more so where most bins hold no face or one. The
+limits are in params.yaml, section `drift`. They were chosen by drawing samples (bench/drift.py,
+figures in bench/README.md). Legend: N faces, C pooled features, B bins.
 """
 
 from __future__ import annotations
@@ -33,14 +33,19 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import numpy.typing as npt
 
-if TYPE_CHECKING:  # who compares two documents needs no torch
+# Comparing two documents needs no torch.
+if TYPE_CHECKING:
     from visage.model_config import ModelConfig
 
 Floats = npt.NDArray[np.float64]
-REFERENCE_FILE = "reference.json"  # beside a model's config: the summary of its training faces
+
+# The summary of a model's training faces, in the folder of its config.
+REFERENCE_FILE = "reference.json"
 SUMMARY_FORMAT = 1
+
 NUM_BINS = 20
-ADDED_FACES = 0.5  # to each bin in use: Jeffreys' prior
+# To each bin in use: Jeffreys' prior.
+ADDED_FACES = 0.5
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -86,33 +91,39 @@ class Summary:
     def __init__(
         self, weights: str, minimum: float, maximum: float, *, window_faces: int, block_faces: int
     ) -> None:
-        self.weights, self.minimum, self.maximum = weights, minimum, maximum
+        self.weights = weights
+        self.minimum = minimum
+        self.maximum = maximum
         self._block_faces = block_faces
         self._blocks: deque[Totals] = deque(maxlen=math.ceil(window_faces / block_faces))
         self._lock = threading.Lock()
 
     @classmethod
     def of(cls, config: ModelConfig, *, window_faces: int, block_faces: int) -> Summary:
-        """An empty one for the faces that a config's model answers."""
-        sha256, grid = config.weights.sha256, config.grid
+        """An empty one for the faces that a config's model predicts."""
         return cls(
-            sha256, grid.minimum, grid.maximum, window_faces=window_faces, block_faces=block_faces
+            config.weights.sha256,
+            config.grid.minimum,
+            config.grid.maximum,
+            window_faces=window_faces,
+            block_faces=block_faces,
         )
 
     def add(self, values_N: Floats, features_NC: npt.NDArray[np.float32]) -> None:
-        """Counts N >= 1 faces' predicted values and pooled features;
-        it is what `observe` of `visage.inference.faces.CropPredictor` is made for."""
+        """Counts N >= 1 faces' predicted values and pooled features: an `observe` of
+        `visage.inference.faces.CropPredictor`."""
         edges = np.linspace(self.minimum, self.maximum, NUM_BINS + 1)
+        inside_N = np.clip(values_N, self.minimum, self.maximum)
+        count_B, _ = np.histogram(inside_N, edges)
         wide_NC = features_NC.astype(np.float64)
         new = Totals(
             num_faces=len(values_N),
             value_sum=float(values_N.sum()),
-            histogram=np.histogram(np.clip(values_N, self.minimum, self.maximum), edges)[0].astype(
-                np.float64
-            ),
+            histogram=count_B.astype(np.float64),
             feature_sums=wide_NC.sum(axis=0),
             feature_squares=(wide_NC**2).sum(axis=0),
         )
+
         with self._lock:
             if self._blocks and self._blocks[-1].num_faces < self._block_faces:
                 self._blocks[-1] += new
@@ -137,24 +148,25 @@ class Summary:
 
     @classmethod
     def from_document(cls, document: Any, source: str) -> Summary:
-        """The summary that `as_document` told; ValueError naming `source` for anything else."""
+        """The summary that `as_document` wrote; ValueError naming `source` for anything else."""
         try:
             if document["format"] != SUMMARY_FORMAT:
                 raise ValueError(f"format {document['format']!r} is not {SUMMARY_FORMAT}")
             totals = _totals(document)
-            minimum, maximum = (float(document[name]) for name in ("minimum", "maximum"))
             size = max(1, totals.num_faces)
-            summary = cls(
-                str(document["weights"]), minimum, maximum, window_faces=size, block_faces=size
-            )
+            minimum = float(document["minimum"])
+            maximum = float(document["maximum"])
+            weights = str(document["weights"])
+            summary = cls(weights, minimum, maximum, window_faces=size, block_faces=size)
         except KeyError as error:
             raise ValueError(
-                f"{source}: not a summary of faces: no {error}; have it written anew"
+                f"{source}: not a summary of faces: no {error}; write it again"
             ) from error
         except (TypeError, ValueError, OverflowError) as error:
             raise ValueError(
-                f"{source}: not a summary of faces: {error}; have it written anew"
+                f"{source}: not a summary of faces: {error}; write it again"
             ) from error
+
         if totals.num_faces:
             summary._blocks.append(totals)
         return summary
@@ -173,8 +185,8 @@ class Drift:
 
 
 def drift(reference: Summary, served: Summary) -> Drift:
-    """Compares two summaries of one model; ValueError where they are of two, or of too few faces to
-    say anything."""
+    """Compares two summaries of one model; ValueError for summaries of two models, or of too few
+    faces to compare."""
     known = (reference.weights, reference.minimum, reference.maximum)
     if known != (served.weights, served.minimum, served.maximum):
         raise ValueError(
@@ -182,15 +194,19 @@ def drift(reference: Summary, served: Summary) -> Drift:
             f"{known[0][:12]}: "
             "features of two models are not comparable; take both summaries from one"
         )
-    old, new = reference.totals(), served.totals()
+
+    old = reference.totals()
+    new = served.totals()
     if min(old.num_faces, new.num_faces) < 2:
         raise ValueError(
             f"{new.num_faces} served and {old.num_faces} training faces: two of each are the least"
         )
     if old.variance_C().sum() == 0:
         raise ValueError(
-            "the training faces all have the same features: this model tells no face from another"
+            "the training faces all have the same features: this model sees no difference between "
+            "two faces"
         )
+
     return Drift(
         num_faces=new.num_faces,
         value_mean=new.value_sum / new.num_faces,
@@ -203,18 +219,21 @@ def drift(reference: Summary, served: Summary) -> Drift:
 def population_stability_index(old_B: Floats, new_B: Floats) -> float:
     """Of two histograms of counts, less what sampling adds."""
     used_B = old_B + new_B > 0
-    p_B, q_B = (counts_B[used_B] + ADDED_FACES for counts_B in (old_B, new_B))
-    p_B, q_B = p_B / p_B.sum(), q_B / q_B.sum()
+    p_B = old_B[used_B] + ADDED_FACES
+    q_B = new_B[used_B] + ADDED_FACES
+    p_B = p_B / p_B.sum()
+    q_B = q_B / q_B.sum()
     by_chance = (used_B.sum() - 1) * (1 / old_B.sum() + 1 / new_B.sum())
     return float(((q_B - p_B) * np.log(q_B / p_B)).sum() - by_chance)
 
 
 def feature_distance(old: Totals, new: Totals) -> float:
     """Squared Frechet distance over the old faces' variance, less what sampling adds."""
-    old_C, new_C = old.variance_C(), new.variance_C()
-    between = ((old.mean_C() - new.mean_C()) ** 2).sum() + (
-        (np.sqrt(old_C) - np.sqrt(new_C)) ** 2
-    ).sum()
+    old_C = old.variance_C()
+    new_C = new.variance_C()
+    of_means = ((old.mean_C() - new.mean_C()) ** 2).sum()
+    of_deviations = ((np.sqrt(old_C) - np.sqrt(new_C)) ** 2).sum()
+    between = of_means + of_deviations
     by_chance = 1.5 * (old_C.sum() / old.num_faces + new_C.sum() / new.num_faces)
     return float((between - by_chance) / old_C.sum())
 
@@ -223,16 +242,20 @@ def _totals(document: dict[str, Any]) -> Totals:
     """A document's numbers; ValueError where they cannot be sums over the same faces."""
     names = ("value_sum", "histogram", "feature_sums", "feature_squares")
     numbers = {name: np.array(document[name], np.float64) for name in names}
-    num_faces, (value_sum, *lists) = int(document["num_faces"]), numbers.values()
+    num_faces = int(document["num_faces"])
+    value_sum, *lists = numbers.values()
+
     if value_sum.ndim or any(values.ndim != 1 for values in lists):
         raise ValueError("a list where a number should be, or the other way round")
     if not all(np.isfinite(values).all() for values in numbers.values()):
         raise ValueError("a number that is not finite")
+
     histogram_B, sums_C, squares_C = lists
     if len(histogram_B) != NUM_BINS or (histogram_B < 0).any() or histogram_B.sum() != num_faces:
         raise ValueError(f"its {NUM_BINS} bins do not hold its {num_faces} faces")
     if len(sums_C) != len(squares_C) or (len(sums_C) > 0) != (num_faces > 0):
         raise ValueError("its features do not fit together")
+
     return Totals(
         num_faces=num_faces,
         value_sum=float(value_sum),

@@ -1,8 +1,7 @@
-"""A model's answers for labelled faces -> everything an evaluation says of them: figures, groups,
-curves.
+"""A model's predictions for labelled faces -> the evaluation: figures, groups, curves.
 
-Intervals draw people instead of faces where people are known, and pictures where they are not,
-since pictures of one person, and copies of one picture, err alike.
+Pictures of one person, and copies of one picture, err alike. So the bootstrap draws people instead
+of faces where people are known, and pictures where they are not.
 
 Shapes: N faces, K labels of the grid. Everything is in label units.
 """
@@ -44,19 +43,12 @@ from visage.inference.faces import Predictions
 from visage.labels import LabelGrid, central_interval
 from visage.model_config import CalibrationConfig
 
-MASSES = (
-    0.1,
-    0.2,
-    0.3,
-    0.4,
-    0.5,
-    0.6,
-    0.7,
-    0.8,
-    0.9,
-    0.95,
-)  # of the intervals whose coverage is looked at
-CURVE_STEPS = 40  # thresholds of the CS curve, up to a fifth of the label range
+# Of the intervals whose coverage is measured.
+MASSES = (0.1, 0.2, 0.3, 0.4, 0.5, 0.6, 0.7, 0.8, 0.9, 0.95)
+
+# Thresholds of the CS curve, up to a fifth of the label range.
+CURVE_STEPS = 40
+
 ATTRIBUTES = ("sex", "ethnicity")
 
 Objects = npt.NDArray[np.object_]
@@ -65,9 +57,9 @@ Booleans = npt.NDArray[np.bool_]
 
 @dataclass(frozen=True, kw_only=True)
 class Answers:
-    """The faces of a list with what the model answered: rows of both belong together.
+    """The faces of a list and the model's predictions for them, row by row.
 
-    `sigma_N` is what the set itself says, nan where nothing; that of `scored` may have a stand-in.
+    `sigma_N` is the data set's own, nan where it has none; that of `scored` may have a stand-in.
     """
 
     name: str
@@ -95,7 +87,7 @@ class Answers:
 
 
 class Subject(Protocol):
-    """What is estimated, on which grid: a model's config says it."""
+    """What is estimated, and on which grid: a model's config is one."""
 
     @property
     def quantity(self) -> str: ...
@@ -106,18 +98,18 @@ class Subject(Protocol):
 
 @dataclass(frozen=True, kw_only=True)
 class Unanswered:
-    """A split's photos that the model was not asked about, and how the faces of the others were
-    found."""
+    """A split's photos without a prediction, and how the faces of the others were found."""
 
     num_photos: int
     num_quarantined: int
-    num_found_frame: int  # faces that are the whole frame, because none was found
+    num_found_frame: int  # photos in which no face was found: the frame is taken as the face
     rejects: list[tuple[str, str]]  # photo_id, reason
 
     def counts(self) -> dict[str, int]:
         """The numbers alone."""
         names = ("num_photos", "num_quarantined", "num_found_frame")
-        return {name: getattr(self, name) for name in names} | {"num_rejected": len(self.rejects)}
+        counts = {name: getattr(self, name) for name in names}
+        return counts | {"num_rejected": len(self.rejects)}
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -140,29 +132,34 @@ class Evaluation:
 
 
 def answers_of(
-    name: str, table: FaceTable, told: Predictions, grid: LabelGrid, epsilon_sigma: float | None
+    name: str,
+    table: FaceTable,
+    predictions: Predictions,
+    grid: LabelGrid,
+    epsilon_sigma: float | None,
 ) -> Answers:
-    """Faces and predictions side by side; `epsilon_sigma` stands in where a face has no sigma of
-    its own.
+    """Faces and their predictions; `epsilon_sigma` stands in where a face has no sigma.
 
     Raises ValueError where a face has no label.
     """
     unlabelled = np.flatnonzero(~np.isfinite(table.label))
     if len(unlabelled):
         raise ValueError(
-            f"{table.photo_id[unlabelled[0]]}: this {name} face has no label ({len(unlabelled)} "
-            f"such faces); "
-            "give it one in the data set's labels, or leave its split out of evaluate.splits"
+            f"{table.photo_id[unlabelled[0]]}: this {name} face has no label "
+            f"({len(unlabelled)} such faces); give it one in the data set's labels, or leave "
+            "its split out of evaluate.splits"
         )
+
     scored = Scored(
         label_N=table.label,
-        prediction_N=told.value,
+        prediction_N=predictions.value,
         sigma_N=table.sigma if epsilon_sigma is None else table.with_sigma(epsilon_sigma),
-        std_N=told.std,
-        low_N=told.low,
-        high_N=told.high,
-        crps_N=batched_crps(told.probabilities, grid, table.label),
+        std_N=predictions.std,
+        low_N=predictions.low,
+        high_N=predictions.high,
+        crps_N=batched_crps(predictions.probabilities, grid, table.label),
     )
+
     return Answers(
         name=name,
         photo_id_N=table.photo_id,
@@ -172,7 +169,7 @@ def answers_of(
         attribute={key: getattr(table, key) for key in ATTRIBUTES},
         sigma_N=table.sigma,
         scored=scored,
-        probability_NK=told.probabilities,
+        probability_NK=predictions.probabilities,
     )
 
 
@@ -182,11 +179,13 @@ def unseen(sha256_N: Sequence[str], label_N: FloatArray, elsewhere: Collection[s
     labels: dict[str, set[float]] = {}
     for sha256, label in zip(sha256_N, label_N.tolist(), strict=True):
         labels.setdefault(sha256, set()).add(label)
+
     taken = {sha256 for sha256, values in labels.items() if len(values) > 1 or sha256 in elsewhere}
     kept_N = np.zeros(len(label_N), dtype=bool)
     for row, sha256 in enumerate(sha256_N):
         kept_N[row] = sha256 not in taken
         taken.add(sha256)
+
     return kept_N
 
 
@@ -199,21 +198,23 @@ def assess(
     band_width: float,
 ) -> Evaluation:
     """All figures of a list of faces, with intervals."""
-    scored, clusters, metrics = answers.scored, answers.cluster_N, metric_set(cs_thresholds)
-    lower_N = bands(scored.label_N, band_width).tolist()
-    groups = {
-        config.quantity: by_group(
-            scored,
-            lower_N,
-            metrics,
-            bootstrap,
-            clusters,
-            name=lambda lower: band_name(lower, band_width, config.grid.step),
-        )
-    }
+    scored = answers.scored
+    clusters = answers.cluster_N
+    metrics = metric_set(cs_thresholds)
+
+    by_band = by_group(
+        scored,
+        bands(scored.label_N, band_width).tolist(),
+        metrics,
+        bootstrap,
+        clusters,
+        name=lambda lower: band_name(lower, band_width, config.grid.step),
+    )
+    groups = {config.quantity: by_band}
     for attribute, value_N in answers.attribute.items():
         if any(value is not None for value in value_N):
             groups[attribute] = by_group(scored, value_N.tolist(), metrics, bootstrap, clusters)
+
     return Evaluation(
         answers=answers,
         figures=estimate(scored, metrics, bootstrap, clusters),
@@ -226,7 +227,7 @@ def assess(
 
 
 def band_name(lower: float, width: float, step: float) -> str:
-    """The labels of a band, first to last on the grid: 20-29 for decades of whole years, 3-3.9 for
+    """The labels of a band, first to last on the grid: 20-29 for decades of years, 3-3.9 for
     tenths."""
     if width <= step:
         return f"{lower:g}"
@@ -246,12 +247,12 @@ def curve(
 def reliability(answers: Answers, grid: LabelGrid, bootstrap: Bootstrap) -> dict[float, Estimate]:
     """Share of labels inside the central interval of each of `MASSES`."""
     label_N = answers.scored.label_N
-    inside_NM = np.concatenate(
-        [
-            inside_intervals(answers.probability_NK[rows], label_N[rows], grid)
-            for rows in batches(len(label_N))
-        ]
-    )
+    parts = [
+        inside_intervals(answers.probability_NK[rows], label_N[rows], grid)
+        for rows in batches(len(label_N))
+    ]
+    inside_NM = np.concatenate(parts)
+
     metrics = {f"{mass}": column_mean(inside_NM[:, place]) for place, mass in enumerate(MASSES)}
     estimates = estimate(answers.scored, metrics, bootstrap, answers.cluster_N)
     return dict(zip(MASSES, estimates.values(), strict=True))
@@ -260,10 +261,11 @@ def reliability(answers: Answers, grid: LabelGrid, bootstrap: Bootstrap) -> dict
 def uncalibrated(
     answers: Answers, grid: LabelGrid, calibration: CalibrationConfig | None, bootstrap: Bootstrap
 ) -> dict[float, Estimate]:
-    """The reliability that the answers had before calibration: tempering is undone by the inverse
-    temperature."""
+    """The reliability of the predictions before calibration: the inverse temperature undoes the
+    tempering."""
     if calibration is None:
         return {}
+
     p_NK = np.empty_like(answers.probability_NK)
     for rows in batches(len(p_NK)):
         served_BK = torch.from_numpy(answers.probability_NK[rows]).double()
@@ -273,21 +275,25 @@ def uncalibrated(
 
 def pit_of(answers: Answers, grid: LabelGrid, rng: np.random.Generator) -> FloatArray:
     """The PIT of every face (N,), its labels randomised within their cells by `rng`."""
-    label_N, level_N = answers.scored.label_N, rng.random(len(answers.scored))
-    parts = [
-        pit(answers.probability_NK[rows], grid.labels(), label_N[rows], level_N[rows])
-        for rows in batches(len(label_N))
-    ]
+    label_N = answers.scored.label_N
+    level_N = rng.random(len(label_N))
+
+    parts = []
+    for rows in batches(len(label_N)):
+        p_BK = answers.probability_NK[rows]
+        parts.append(pit(p_BK, grid.labels(), label_N[rows], level_N[rows]))
     return np.concatenate([np.empty(0), *parts])
 
 
 def inside_intervals(
     probability_BK: npt.NDArray[np.float32], label_B: FloatArray, grid: LabelGrid
 ) -> Booleans:
-    """Whether each label lies in its face's central interval of each of `MASSES`: (B, M)."""
+    """Whether each label is in its face's central interval of each of `MASSES`: (B, M)."""
     p_BK = torch.from_numpy(probability_BK.astype(np.float64))
-    ends = [central_interval(p_BK, grid, mass) for mass in MASSES]
-    columns = [(low.numpy() <= label_B) & (label_B <= high.numpy()) for low, high in ends]
+    columns = []
+    for mass in MASSES:
+        low_B, high_B = central_interval(p_BK, grid, mass)
+        columns.append((low_B.numpy() <= label_B) & (label_B <= high_B.numpy()))
     return np.stack(columns, axis=1)
 
 

@@ -25,12 +25,22 @@ from visage.networks.vgg import ThinVGG
 from visage.synthetic import draw_face, sample_person, sample_photo
 
 AGE_GRID = LabelGrid(minimum=0.0, step=1.0, maximum=100.0)
-NETWORK, NETWORK_NAME = "thin", "ThinAgeNet"
-FACE_PX = 224
-LABEL_YEARS, SIGMA_YEARS = 34.0, 3.0
-PREDICTED_YEARS, PREDICTED_SIGMA_YEARS = 37.0, 4.5  # made up
+NETWORK = "thin"
+NETWORK_NAME = "ThinAgeNet"
+
 FACE_SEED = 11
-WIDTH, HEIGHT = 130.0, 43.0  # of the drawing, in its own units
+FACE_PX = 224
+
+LABEL_YEARS = 34.0
+SIGMA_YEARS = 3.0
+
+# Made up.
+PREDICTED_YEARS = 37.0
+PREDICTED_SIGMA_YEARS = 4.5
+
+# Of the drawing, in its own units.
+WIDTH = 130.0
+HEIGHT = 43.0
 
 
 def block_channels(name: str) -> list[tuple[int, int]]:
@@ -47,18 +57,25 @@ def block_channels(name: str) -> list[tuple[int, int]]:
 
 def losses() -> tuple[float, float, float]:
     """Of the made-up prediction: Kullback-Leibler divergence, expected label, absolute error."""
-    label, sigma = torch.tensor([LABEL_YEARS]).double(), torch.tensor([SIGMA_YEARS]).double()
-    target_K = gaussian(label, sigma, AGE_GRID)[0]
+    target_K = target()[0]
     predicted_1K = predicted()
     log_ratio_K = target_K.clamp_min(1e-300).log() - predicted_1K[0].log()
     value = float(expectation(predicted_1K, AGE_GRID)[0])
     return float((target_K * log_ratio_K).sum()), value, abs(value - LABEL_YEARS)
 
 
+def target() -> torch.Tensor:
+    """The label's distribution, (1,K)."""
+    label = torch.tensor([LABEL_YEARS]).double()
+    sigma = torch.tensor([SIGMA_YEARS]).double()
+    return gaussian(label, sigma, AGE_GRID)
+
+
 def predicted() -> torch.Tensor:
     """The made-up prediction, (1,K)."""
     centre = torch.tensor([PREDICTED_YEARS]).double()
-    return gaussian(centre, torch.tensor([PREDICTED_SIGMA_YEARS]).double(), AGE_GRID)
+    sigma = torch.tensor([PREDICTED_SIGMA_YEARS]).double()
+    return gaussian(centre, sigma, AGE_GRID)
 
 
 def framework_figure() -> Figure:
@@ -82,11 +99,15 @@ def framework_figure() -> Figure:
 
 def _face(axes: Axes) -> None:
     rng = np.random.default_rng(FACE_SEED)
-    face = draw_face(sample_photo(sample_person(rng), rng, LABEL_YEARS, clean=True), FACE_PX)
+    photo = sample_photo(sample_person(rng), rng, LABEL_YEARS, clean=True)
+    face = draw_face(photo, FACE_PX)
+
     axes.imshow(face, extent=(1, 17, 20, 36), zorder=2)
     axes.text(9, 37.5, f"aligned face, {FACE_PX} px", ha="center", fontsize=8)
     axes.text(9, 17.5, f"label y = {LABEL_YEARS:g} years", ha="center", fontsize=8, color=VERMILION)
-    axes.set(xlim=(0, WIDTH), ylim=(0, HEIGHT))  # imshow sets its own
+
+    # imshow sets its own limits.
+    axes.set(xlim=(0, WIDTH), ylim=(0, HEIGHT))
     _arrow(axes, (17.3, 28), (20.7, 28))
 
 
@@ -96,23 +117,21 @@ def _blocks(axes: Axes, start: float) -> float:
     for number, (channels, depth) in enumerate(block_channels(NETWORK)):
         side = FACE_PX / 2**number
         height = 5.0 + 11.0 * side / FACE_PX
+
         for _ in range(depth):
             corner = (x, 28 - height / 2)
             axes.add_patch(
                 Rectangle(corner, 1.5, height, facecolor=BLUE, edgecolor="white", alpha=0.8)
             )
             x += 1.7
-        axes.text(
-            x - 0.85 * depth - 0.1,
-            28 + height / 2 + 1,
-            f"{depth} x {channels}",
-            ha="center",
-            fontsize=7,
-        )
-        axes.text(
-            x - 0.85 * depth - 0.1, 28 - height / 2 - 2.2, f"{side:g}", ha="center", fontsize=7
-        )
+
+        middle = x - 0.85 * depth - 0.1
+        above = 28 + height / 2 + 1
+        below = 28 - height / 2 - 2.2
+        axes.text(middle, above, f"{depth} x {channels}", ha="center", fontsize=7)
+        axes.text(middle, below, f"{side:g}", ha="center", fontsize=7)
         x += 2.6
+
     axes.text(
         (start + x) / 2,
         14.5,
@@ -126,12 +145,12 @@ def _blocks(axes: Axes, start: float) -> float:
 def _heads(axes: Axes, start: float) -> None:
     """Predicted and target distribution, the expectation, and both losses."""
     kl, value, error = losses()
+
     curves = axes.inset_axes((start + 4, 24, 20, 16), transform=axes.transData)
     labels = AGE_GRID.labels()
-    label, sigma = torch.tensor([LABEL_YEARS]).double(), torch.tensor([SIGMA_YEARS]).double()
     for p_K, colour, name in (
         (predicted()[0], BLUE, "predicted"),
-        (gaussian(label, sigma, AGE_GRID)[0], VERMILION, "target N(y, sigma)"),
+        (target()[0], VERMILION, "target N(y, sigma)"),
     ):
         curves.fill_between(labels, p_K, color=colour, alpha=0.3, step="mid", linewidth=0)
         curves.step(labels, p_K, color=colour, where="mid", linewidth=1.2, label=name)
@@ -144,19 +163,14 @@ def _heads(axes: Axes, start: float) -> None:
     kl_text = f"KL divergence (Eq. 9)\nL_ld = {kl:.2f}"
     _box(axes, start + 28, 27, 18, 10, "label distribution", kl_text)
     _arrow(axes, (start + 24.5, 32), (start + 28, 32))
+
     expected = f"sum of p l (Eq. 10): {value:.1f}"
     _box(axes, start + 4, 6, 20, 9, "expectation", expected)
     _arrow(axes, (start + 14, 21), (start + 14, 15))
-    _box(
-        axes,
-        start + 28,
-        6,
-        18,
-        9,
-        "expectation regression",
-        f"|{value:.1f} - y| (Eq. 11)\nL_er = {error:.1f}",
-    )
+    error_text = f"|{value:.1f} - y| (Eq. 11)\nL_er = {error:.1f}"
+    _box(axes, start + 28, 6, 18, 9, "expectation regression", error_text)
     _arrow(axes, (start + 24.5, 10.5), (start + 28, 10.5))
+
     axes.text(
         start + 37,
         21,
@@ -173,20 +187,27 @@ def _heads(axes: Axes, start: float) -> None:
 def _box(
     axes: Axes, x: float, y: float, width: float, height: float, title: str, words: str
 ) -> None:
-    axes.add_patch(
-        FancyBboxPatch(
-            (x, y),
-            width,
-            height,
-            boxstyle="round,pad=0,rounding_size=1",
-            facecolor="white",
-            edgecolor=GREY,
-        )
+    outline = FancyBboxPatch(
+        (x, y),
+        width,
+        height,
+        boxstyle="round,pad=0,rounding_size=1",
+        facecolor="white",
+        edgecolor=GREY,
     )
+    axes.add_patch(outline)
+
+    centre = x + width / 2
     axes.text(
-        x + width / 2, y + 0.66 * height, title, ha="center", va="center", fontsize=8, weight="bold"
+        centre,
+        y + 0.66 * height,
+        title,
+        ha="center",
+        va="center",
+        fontsize=8,
+        weight="bold",
     )
-    axes.text(x + width / 2, y + 0.27 * height, words, ha="center", va="center", fontsize=7)
+    axes.text(centre, y + 0.27 * height, words, ha="center", va="center", fontsize=7)
 
 
 def _arrow(axes: Axes, start: tuple[float, float], end: tuple[float, float]) -> None:

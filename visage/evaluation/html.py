@@ -1,5 +1,5 @@
-"""Tables, pictures and words -> one HTML page that needs nothing else: style and PNGs are inside,
-there is no script and no network.
+"""Tables, pictures and words -> one HTML page that needs nothing else: the style and the PNGs are
+inside, and the page has no script and loads nothing.
 
 The layout is in templates/. Every text is escaped; the same contents give the same bytes.
 """
@@ -17,8 +17,12 @@ from jinja2 import Environment, FileSystemLoader, StrictUndefined, Template
 
 from visage.evaluation.bootstrap import Estimate, Group
 
-SHARES = ("cs_", "coverage")  # metrics that are shares of faces, written as percentages
-PURE = ("pearson", "epsilon_error")  # metrics without a unit
+# Metrics that are shares of faces, written as percentages.
+SHARES = ("cs_", "coverage")
+
+# Metrics without a unit.
+PURE = ("pearson", "epsilon_error")
+
 TITLES = {
     "mae": "MAE",
     "rmse": "RMSE",
@@ -44,16 +48,27 @@ class Table:
 
     def text(self) -> str:
         """The table for a terminal: the first column left-aligned, the others right-aligned."""
-        rows = [list(self.header), *(list(row) for row in self.rows)]
-        widths = [max(len(row[column]) for row in rows) for column in range(len(self.header))]
-        lines = [[row[0].ljust(widths[0]), *map(str.rjust, row[1:], widths[1:])] for row in rows]
-        return "\n".join([self.caption, *("  ".join(line).rstrip() for line in lines)])
+        rows = [self.header, *self.rows]
+
+        def width(column: int) -> int:
+            return max(len(row[column]) for row in rows)
+
+        widths = [width(column) for column in range(len(self.header))]
+
+        lines = [self.caption]
+        for first, *others in rows:
+            cells = [first.ljust(widths[0]), *map(str.rjust, others, widths[1:])]
+            lines.append("  ".join(cells).rstrip())
+        return "\n".join(lines)
 
     def markdown(self) -> str:
         """The table as GitHub writes it, without its caption."""
-        rows = [list(self.header), ["---"] * len(self.header), *(list(row) for row in self.rows)]
-        lines = [" | ".join(cell.replace("|", "\\|") for cell in row) for row in rows]
-        return "\n".join(f"| {line} |" for line in lines)
+        rows = [self.header, ["---"] * len(self.header), *self.rows]
+        lines = []
+        for row in rows:
+            cells = [cell.replace("|", "\\|") for cell in row]
+            lines.append(f"| {' | '.join(cells)} |")
+        return "\n".join(lines)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -108,17 +123,18 @@ def template(name: str, *folders: Path) -> Template:
         lstrip_blocks=True,
         keep_trailing_newline=True,
     )
+
     environment.tests["numeric"] = _is_numeric
     return environment.get_template(name)
 
 
 def page(title: str, sections: Sequence[Section]) -> str:
-    """The whole page."""
+    """The page as HTML."""
     return template("report.html.j2").render(title=title, sections=sections)
 
 
 def _is_numeric(text: str) -> bool:
-    """Whether a cell begins like a number; such cells stand on the right."""
+    """Whether a cell begins like a number; such cells are right-aligned."""
     return text.removeprefix("-")[:1].isdigit()
 
 
@@ -137,7 +153,8 @@ def number(metric: str, value: float, digits: int) -> str:
         return "undefined"
     if metric.startswith(SHARES):
         return f"{value:.1%}"
-    return f"{value:.{3 if metric in PURE else digits}f}"
+    decimals = 3 if metric in PURE else digits
+    return f"{value:.{decimals}f}"
 
 
 def with_interval(metric: str, estimate: Estimate, digits: int) -> str:
@@ -154,13 +171,19 @@ def figures_table(
     caption: str, columns: Mapping[str, Mapping[str, Estimate]], unit: str, digits: int
 ) -> Table:
     """Metrics down, lists of faces across; a metric that is undefined everywhere is left out."""
+    # Each name once, in the order in which they appear.
+    names: dict[str, None] = {}
+    for figures in columns.values():
+        names |= dict.fromkeys(figures)
+
     rows = []
-    for name in dict.fromkeys(name for figures in columns.values() for name in figures):
+    for name in names:
         estimates = [figures[name] for figures in columns.values()]
         if all(math.isnan(estimate.value) for estimate in estimates):
             continue
         cells = [with_interval(name, estimate, digits) for estimate in estimates]
         rows.append([title_of(name, unit), *cells])
+
     return Table(caption=caption, header=["", *columns], rows=rows)
 
 
@@ -172,14 +195,13 @@ def groups_table(
     for group in groups:
         cells = [with_interval(metric, group.estimates[metric], digits) for metric in metrics]
         rows.append([group.name, f"{group.num_faces:,}", *cells])
-    header = [attribute, "faces", *(title_of(metric, unit) for metric in metrics)]
+
+    titles = [title_of(metric, unit) for metric in metrics]
+    header = [attribute, "faces", *titles]
     return Table(caption=f"By {attribute}", header=header, rows=rows)
 
 
 def settings_table(caption: str, settings: Mapping[str, Any]) -> Table:
     """Names and values."""
-    return Table(
-        caption=caption,
-        header=["", ""],
-        rows=[[name, str(value)] for name, value in settings.items()],
-    )
+    rows = [[name, str(value)] for name, value in settings.items()]
+    return Table(caption=caption, header=["", ""], rows=rows)

@@ -22,7 +22,9 @@ from visage.evaluation.metrics import FloatArray, bands
 from visage.evaluation.plots import BLUE, GREEN, GREY, ORANGE, VERMILION, canvas, dress, png
 
 COLOURS = (BLUE, VERMILION, GREEN, ORANGE, GREY)
-STYLES = ("-", "--", "-.", ":", (0, (1, 3)))  # told apart without colours
+
+# Lines differ without colours, too.
+STYLES = ("-", "--", "-.", ":", (0, (1, 3)))
 
 
 def read_labels(source: Path) -> FloatArray:
@@ -31,6 +33,7 @@ def read_labels(source: Path) -> FloatArray:
     files = sorted(source.glob("part-*.parquet")) if source.is_dir() else [source]
     if not files or not files[0].is_file():
         raise ValueError(f"{source}: no manifest and no face shards (part-*.parquet); name one")
+
     columns = [pq.read_table(file, columns=["label"])["label"].to_numpy() for file in files]
     label_N = np.concatenate(columns).astype(np.float64)
     known_N = label_N[np.isfinite(label_N)]
@@ -83,15 +86,19 @@ def main() -> None:
     parser.add_argument("sets", nargs="+", metavar="NAME=PATH", help="a manifest or faces folder")
     parser.add_argument("--unit", required=True, help="of the labels: years, points")
     parser.add_argument("--width", type=float, required=True, help="of a band, in label units")
+
     arguments = parser.parse_args()
     try:
         pairs = [one.partition("=") for one in arguments.sets]
-        if odd := [name for name, sign, path in pairs if not (name and sign and path)]:
-            raise ValueError(f"{odd[0]}: write NAME=PATH")
+        for name, sign, path in pairs:
+            if not (name and sign and path):
+                raise ValueError(f"{name}: write NAME=PATH")
+
         sets = {name: read_labels(Path(path)) for name, _, path in pairs}
     except ValueError as error:
         print(f"visage.evaluation.label_figure: {error}", file=sys.stderr)
         raise SystemExit(2) from error
+
     atomic_write_bytes(arguments.out, png(label_figure(sets, arguments.width, arguments.unit)))
 
 

@@ -18,18 +18,21 @@ import numpy.typing as npt
 FloatArray = npt.NDArray[np.float64]
 IntArray = npt.NDArray[np.int64]
 
-ZERO_SIGMA = 1e-10  # what a sigma of 0 becomes in the epsilon-error: released code of DLDL-v2
+# A sigma of 0 becomes this in the epsilon-error, as in the released code of DLDL-v2.
+ZERO_SIGMA = 1e-10
+
 PIT_BINS = 20
-TIE = 1e-9  # slack of "at most k", so that 3.6 - 3.3 <= 0.3
+
+# Slack of "at most k", so that 3.6 - 3.3 <= 0.3.
+TIE = 1e-9
 
 
 @dataclass(frozen=True, kw_only=True)
 class Scored:
-    """What N faces are labelled and what was answered: float64 (N,) each, nan where unknown, in
-    label units.
+    """Labels and predictions of N faces: float64 (N,) each, nan where unknown, in label units.
 
-    `sigma_N` is the label's own ambiguity; `std_N`, `low_N`, `high_N` and `crps_N` belong to the
-    answered distribution.
+    `sigma_N` is the label's own ambiguity; `std_N`, `low_N`, `high_N` and `crps_N` are those of the
+    predicted distribution.
     """
 
     label_N: FloatArray
@@ -71,6 +74,7 @@ class Scored:
         """Scored faces of which no distribution is known."""
         label = np.asarray(label_N, dtype=np.float64)
         unknown = np.full(label.shape, np.nan)
+
         return cls(
             label_N=label,
             prediction_N=np.asarray(prediction_N, dtype=np.float64),
@@ -124,7 +128,7 @@ def epsilon(scored: Scored) -> FloatArray:
 
 
 def covered(scored: Scored) -> FloatArray:
-    """1 where the label lies in [low, high], ends included, else 0; nan without an interval."""
+    """1 where the label is in [low, high], ends included, else 0; nan without an interval."""
     inside_N = (scored.low_N - TIE <= scored.label_N) & (scored.label_N <= scored.high_N + TIE)
     return np.where(np.isfinite(scored.low_N), inside_N, np.nan)
 
@@ -141,7 +145,9 @@ def correlation(average_5: FloatArray) -> FloatArray:
     """Pearson correlation (DLDL-v2, Eq. 22) from averages of `moments`; nan where either side is
     constant."""
     x, y, xx, yy, xy = np.moveaxis(average_5, -1, 0)
-    var_x, var_y = xx - x * x, yy - y * y
+    var_x = xx - x * x
+    var_y = yy - y * y
+
     constant = (var_x <= 1e-12 * xx) | (var_y <= 1e-12 * yy)
     product = np.where(constant, 1.0, var_x * var_y)
     return np.where(constant, np.nan, np.clip((xy - x * y) / np.sqrt(product), -1.0, 1.0))
@@ -188,32 +194,34 @@ def pit(
     truth_N: FloatArray,
     level_N: FloatArray,
 ) -> FloatArray:
-    """Randomised probability integral transform (N,): how much of each distribution lies below its
+    """Randomised probability integral transform (N,): how much of each distribution is below its
     label.
 
     The label's own cell counts to the share `level_N` (uniform draws, which make the PIT of a
-    calibrated model exactly uniform; Czado, Gneiting, Held 2009, section 2.1). A label belongs to
-    the nearest of the grid's.
+    calibrated model exactly uniform; Czado, Gneiting, Held 2009, section 2.1). A label counts as
+    the nearest label of the grid.
     """
-    cell_N1 = np.rint((truth_N - label_K[0]) / (label_K[1] - label_K[0])).astype(np.int64)[:, None]
-    cell_N1 = cell_N1.clip(0, len(label_K) - 1)
+    step = label_K[1] - label_K[0]
+    cell_N = np.rint((truth_N - label_K[0]) / step).astype(np.int64)
+    cell_N1 = cell_N.clip(0, len(label_K) - 1)[:, None]
+
     cumulative_NK = np.cumsum(probability_NK, axis=1, dtype=np.float64)
-    inside_N, upto_N = (
-        np.take_along_axis(a, cell_N1, axis=1)[:, 0] for a in (probability_NK, cumulative_NK)
-    )
+    inside_N = np.take_along_axis(probability_NK, cell_N1, axis=1)[:, 0]
+    upto_N = np.take_along_axis(cumulative_NK, cell_N1, axis=1)[:, 0]
     return np.asarray((upto_N - (1 - level_N) * inside_N) / cumulative_NK[:, -1])
 
 
 def deviation_from_uniform(level_N: FloatArray) -> float:
     """The greatest distance of an empirical c.d.f. from that of the uniform distribution on [0, 1]
     (Kolmogorov)."""
-    ordered_N, size = np.sort(level_N), len(level_N)
+    ordered_N = np.sort(level_N)
+    size = len(level_N)
     steps = np.arange(size + 1) / size
     return float(max((steps[1:] - ordered_N).max(), (ordered_N - steps[:-1]).max()))
 
 
 def pit_histogram(pit_N: FloatArray) -> tuple[FloatArray, FloatArray, FloatArray]:
-    """PIT values -> lower ends, upper ends and shares of `PIT_BINS` equal bins, (PIT_BINS,) each."""
+    """PIT values -> lower ends, upper ends and shares of `PIT_BINS` equal bins: (PIT_BINS,)."""
     count_B, edges = np.histogram(pit_N, bins=PIT_BINS, range=(0, 1))
     return edges[:-1], edges[1:], count_B / len(pit_N)
 

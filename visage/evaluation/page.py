@@ -29,10 +29,16 @@ from visage.evaluation.html import (
 from visage.evaluation.metrics import FloatArray, bands
 from visage.model_config import ModelConfig
 
-MAX_LISTED = 200  # rejected photos named on the page
-NUM_CASES = 8  # best and worst predictions shown
+# Rejected photos named on the page.
+MAX_LISTED = 200
+
+# Best and worst predictions shown.
+NUM_CASES = 8
+
 GROUP_METRICS = ("mae", "bias", "coverage_80", "pearson")
-History = Mapping[str, FloatArray]  # column name -> number per epoch
+
+# Column name -> number per epoch.
+History = Mapping[str, FloatArray]
 
 
 def digits_of(config: ModelConfig) -> int:
@@ -53,12 +59,13 @@ def case_figure(evaluation: Evaluation, which: str, config: ModelConfig) -> Figu
     answers = evaluation.answers
     scored = replace(answers.scored.take(rows), sigma_N=answers.sigma_N[rows])
     errors = np.abs(scored.error_N)
-    title = (
-        f"The {len(rows)} worst answers miss by {errors.min():.3g} to {errors.max():.3g} "
-        f"{config.unit}"
-        if which == "worst"
-        else f"The {len(rows)} best answers miss by at most {errors.max():.2g} {config.unit}"
-    )
+
+    if which == "worst":
+        miss = f"{errors.min():.3g} to {errors.max():.3g}"
+    else:
+        miss = f"at most {errors.max():.2g}"
+    title = f"The {len(rows)} {which} predictions miss by {miss} {config.unit}"
+
     return plots.label_distributions(
         title, config.grid.labels(), answers.probability_NK[rows], scored, config.unit
     )
@@ -76,10 +83,9 @@ def pictures(
     unit = config.unit
 
     # The confusion matrix needs names for the bands of the labels and of the predictions.
-    both = np.concatenate(
-        [bands(scored.label_N, band_width), bands(scored.prediction_N, band_width)]
-    )
-    lowest = np.unique(both).tolist()
+    labelled_N = bands(scored.label_N, band_width)
+    predicted_N = bands(scored.prediction_N, band_width)
+    lowest = np.unique(np.concatenate([labelled_N, predicted_N])).tolist()
     names = {lower: band_name(lower, band_width, config.grid.step) for lower in lowest}
 
     mae = evaluation.figures["mae"]
@@ -87,6 +93,7 @@ def pictures(
     reliable = evaluation.reliability
     served = evaluation.figures["coverage_80"]
     before = list(evaluation.uncalibrated.values())
+
     figures = {
         "predicted_vs_true": plots.predicted_vs_true(scored, mae, unit),
         "error_by_band": plots.error_by_band(
@@ -112,9 +119,11 @@ def pictures(
 
 def headline(evaluations: Sequence[Evaluation], config: ModelConfig) -> Table:
     """Every metric with its interval, one column for each list of faces."""
-    columns = {
-        f"{e.answers.name} ({len(e.answers.scored):,} faces)": e.figures for e in evaluations
-    }
+    columns = {}
+    for evaluation in evaluations:
+        answers = evaluation.answers
+        columns[f"{answers.name} ({len(answers.scored):,} faces)"] = evaluation.figures
+
     return figures_table(
         f"{config.name}: {config.quantity} in {config.unit}",
         columns,
@@ -136,7 +145,7 @@ def case_table(evaluation: Evaluation, config: ModelConfig) -> Table:
         cells.append([str(answers.photo_id_N[row]), *numbers])
 
     header = ["photo", "label", "prediction", "standard deviation", "CRPS"]
-    return Table(caption="Worst answers", header=header, rows=cells)
+    return Table(caption="Worst predictions", header=header, rows=cells)
 
 
 def left_out(losses: Mapping[str, Unanswered]) -> list[Part]:
@@ -144,18 +153,20 @@ def left_out(losses: Mapping[str, Unanswered]) -> list[Part]:
     they are."""
     parts: list[Part] = []
     for split, loss in losses.items():
-        answered = loss.num_photos - loss.num_quarantined - len(loss.rejects)
+        predicted = loss.num_photos - loss.num_quarantined - len(loss.rejects)
         text = (
             f"{split}: {loss.num_photos:,} photos, of which {loss.num_quarantined:,} were "
-            f"quarantined by validate, {len(loss.rejects):,} rejected by align, {answered:,} "
-            f"answered ({loss.num_found_frame:,} of them on the whole frame, because no face was "
+            f"quarantined by validate, {len(loss.rejects):,} rejected by align, {predicted:,} "
+            f"predicted ({loss.num_found_frame:,} of them on the full frame, because no face was "
             "found)."
         )
         parts.append(Words(text=text))
+
         if loss.rejects:
             shown = loss.rejects[:MAX_LISTED]
             caption = f"Rejected ({len(shown)} of {len(loss.rejects)} shown)"
             parts.append(Table(caption=caption, header=["photo", "reason"], rows=shown))
+
     return parts
 
 
@@ -169,9 +180,13 @@ def quality(document: Mapping[str, Any] | None) -> list[Part]:
         "result": "result",
         "found": "found",
         "quarantined": "quarantined",
-        "claim": "asked",
+        "claim": "required",
     }
-    checks = [[str(check.get(name, "")) for name in columns] for check in document["checks"]]
+
+    def cells(check: Mapping[str, Any]) -> list[str]:
+        return [str(check.get(name, "")) for name in columns]
+
+    checks = [cells(check) for check in document["checks"]]
     facts = [[name, str(value)] for name, value in flat(document["facts"])]
     counts = (
         f"{document['photos']:,} photos were checked, {document['quarantined']:,} of them "
@@ -189,11 +204,10 @@ def flat(values: Mapping[str, Any], prefix: str = "") -> list[tuple[str, Any]]:
     """{a: {b: 1}} -> [("a, b", 1)]"""
     rows: list[tuple[str, Any]] = []
     for name, value in values.items():
-        rows += (
-            flat(value, f"{prefix}{name}, ")
-            if isinstance(value, Mapping)
-            else [(prefix + name, value)]
-        )
+        if isinstance(value, Mapping):
+            rows += flat(value, f"{prefix}{name}, ")
+        else:
+            rows.append((prefix + name, value))
     return rows
 
 
@@ -203,9 +217,9 @@ def trust_in_words(config: ModelConfig) -> str:
     if found is None:
         return "Not calibrated: distributions and intervals are the method's own."
 
+    views = ", flip averaged" if found.flip else ""
     return (
-        f"Calibrated on {found.num_faces:,} validation "
-        f"faces{', flip averaged' if found.flip else ''}: temperature "
+        f"Calibrated on {found.num_faces:,} validation faces{views}: temperature "
         f"{found.temperature:.3f}, both ends of the {found.mass:.0%} interval moved out by "
         f"{found.offset:.{digits_of(config)}f} {config.unit}. No value was changed."
     )
@@ -228,6 +242,7 @@ def sections(
         f"Brackets: {settings['interval']:.0%} percentile bootstrap, "
         f"{settings['num_resamples']:,} resamples."
     )
+
     trust = Words(text=trust_in_words(config))
     tables = [
         groups_table(name, groups, GROUP_METRICS, config.unit, digits)
@@ -241,11 +256,13 @@ def sections(
             title="Figures",
             parts=[headline(evaluations, config), Words(text=how + intervals), trust],
         ),
-        Section(title="Photos without an answer", parts=left_out(losses)),
-        Section(title=f"Answers on {first.answers.name}", parts=[drawn[name] for name in overview]),
+        Section(title="Photos without a prediction", parts=left_out(losses)),
+        Section(
+            title=f"Predictions on {first.answers.name}", parts=[drawn[name] for name in overview]
+        ),
         Section(title="Groups", parts=[drawn["error_by_band"], drawn["group_errors"], *tables]),
         Section(
-            title="Best and worst answers",
+            title="Best and worst predictions",
             parts=[drawn["best_cases"], drawn["worst_cases"], case_table(first, config)],
         ),
         Section(title="Training", parts=learning or [Words(text="No learning curves were given.")]),

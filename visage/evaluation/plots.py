@@ -1,8 +1,8 @@
 """Figures of an evaluation: arrays and estimates -> matplotlib figures -> PNG bytes.
 
-Titles say what is seen, computed from the numbers shown. Colours are those of Okabe and Ito, told
-apart by colour-blind readers; densities use viridis. No figure holds a photo. Figures are made
-without pyplot, so nothing global is left.
+Titles state the result, computed from the numbers shown. Colours are those of Okabe and Ito, which
+colour-blind readers can distinguish; densities use viridis. No figure holds a photo. Figures are
+made without pyplot, so nothing global is left.
 
 Shapes: N faces, K labels, F faces shown one by one. Label units are named by `unit`.
 """
@@ -28,9 +28,16 @@ from visage.evaluation.metrics import (
 )
 from visage.model_config import INTERVAL_MASS
 
-BLUE, ORANGE, GREEN, VERMILION, GREY = "#0072B2", "#E69F00", "#009E73", "#D55E00", "#7F7F7F"
+BLUE = "#0072B2"
+ORANGE = "#E69F00"
+GREEN = "#009E73"
+VERMILION = "#D55E00"
+GREY = "#7F7F7F"
+
 DOTS_PER_INCH = 130
-FEW_FACES = 30  # groups below it are drawn hollow: their intervals are too short to trust
+
+# Smaller groups are drawn hollow: their intervals are too short to trust.
+FEW_FACES = 30
 
 
 def png(figure: Figure) -> bytes:
@@ -56,7 +63,8 @@ def dress(axes: Axes, x: str, y: str) -> None:
 
 def spans(estimates: Sequence[Estimate]) -> tuple[FloatArray, FloatArray]:
     """Values (G,) and the lengths (2, G) of their error bars."""
-    rows = np.array([[e.value, e.low, e.high] for e in estimates], dtype=np.float64).reshape(-1, 3)
+    numbers = [[e.value, e.low, e.high] for e in estimates]
+    rows = np.array(numbers, dtype=np.float64).reshape(-1, 3)
     return rows[:, 0], np.clip(np.abs(rows[:, 1:] - rows[:, :1]).T, 0, None)
 
 
@@ -65,16 +73,20 @@ def firm(groups: Sequence[Group]) -> list[Group]:
     return [group for group in groups if group.num_faces >= FEW_FACES] or list(groups)
 
 
+def _mae_of(group: Group) -> float:
+    return group.estimates["mae"].value
+
+
 def predicted_vs_true(scored: Scored, mae: Estimate, unit: str) -> Figure:
     """Density of (label, prediction) with the diagonal and the median prediction of each label."""
     figure = canvas(
         f"Predictions are {mae.value:.2f} {unit} off on average (interval {mae.low:.2f} to "
-        f"{mae.high:.2f}, "
-        f"{len(scored):,} faces)",
+        f"{mae.high:.2f}, {len(scored):,} faces)",
         6.6,
         5.6,
     )
     axes = figure.subplots()
+
     ends = [
         min(scored.label_N.min(), scored.prediction_N.min()),
         max(scored.label_N.max(), scored.prediction_N.max()),
@@ -91,11 +103,19 @@ def predicted_vs_true(scored: Scored, mae: Estimate, unit: str) -> Figure:
         cmap="viridis",
     )
     figure.colorbar(density, ax=axes, label="faces in a cell (log scale)", shrink=0.85)
+
     axes.plot(ends, ends, color=GREY, linewidth=1.2, linestyle="--", label="exact")
     x, y = running_median(scored.label_N, scored.prediction_N, num_steps=20)
     axes.plot(
-        x, y, color=VERMILION, linewidth=2, marker="o", markersize=3.5, label="median prediction"
+        x,
+        y,
+        color=VERMILION,
+        linewidth=2,
+        marker="o",
+        markersize=3.5,
+        label="median prediction",
     )
+
     axes.legend(frameon=False, loc="upper left")
     axes.set(xlim=extent[:2], ylim=extent[2:], aspect="equal")
     dress(axes, f"label ({unit})", f"prediction ({unit})")
@@ -109,26 +129,29 @@ def running_median(
     faces."""
     edges = np.linspace(x_N.min(), x_N.max(), num_steps + 1)
     slice_N = np.clip(np.searchsorted(edges, x_N, side="right") - 1, 0, num_steps - 1)
-    kept = [index for index in range(num_steps) if (slice_N == index).sum() >= 10]
-    middles = [
-        (np.median(x_N[slice_N == index]), np.median(y_N[slice_N == index])) for index in kept
-    ]
+
+    middles = []
+    for index in range(num_steps):
+        is_inside_N = slice_N == index
+        if is_inside_N.sum() >= 10:
+            middles.append((np.median(x_N[is_inside_N]), np.median(y_N[is_inside_N])))
+
     pairs = np.array(middles, dtype=np.float64).reshape(-1, 2)
     return pairs[:, 0], pairs[:, 1]
 
 
 def error_by_band(groups: Sequence[Group], quantity: str, unit: str) -> Figure:
     """MAE and bias of every band of the label with intervals, above the number of faces."""
-    worst = max(firm(groups), key=lambda group: group.estimates["mae"].value)
-    best = min(firm(groups), key=lambda group: group.estimates["mae"].value)
+    worst = max(firm(groups), key=_mae_of)
+    best = min(firm(groups), key=_mae_of)
     figure = canvas(
-        f"Error by {quantity}: lowest at {best.name} ({best.estimates['mae'].value:.1f}), highest "
-        f"at {worst.name} "
-        f"({worst.estimates['mae'].value:.1f} {unit})",
+        f"Error by {quantity}: lowest at {best.name} ({_mae_of(best):.1f}), "
+        f"highest at {worst.name} ({_mae_of(worst):.1f} {unit})",
         7,
         5.2,
     )
     top, bottom = figure.subplots(2, 1, sharex=True, height_ratios=[3, 1])
+
     place = np.arange(len(groups))
     for name, colour, marker, label, shift in (
         ("mae", BLUE, "o", "mean absolute error", -0.08),
@@ -148,12 +171,13 @@ def error_by_band(groups: Sequence[Group], quantity: str, unit: str) -> Figure:
     top.axhline(0, color=GREY, linewidth=0.8)
     top.legend(frameon=False)
     dress(top, "", unit)
+
     bars = bottom.bar(place, [group.num_faces for group in groups], color=GREY)
     bottom.bar_label(bars, fontsize=7, fmt="{:,.0f}")
     bottom.margins(y=0.3)
-    bottom.set_xticks(
-        place, [group.name for group in groups], rotation=45 if len(groups) > 8 else 0
-    )
+    names = [group.name for group in groups]
+    rotation = 45 if len(groups) > 8 else 0
+    bottom.set_xticks(place, names, rotation=rotation)
     dress(bottom, f"labelled {quantity} ({unit})", "faces")
     return figure
 
@@ -161,14 +185,14 @@ def error_by_band(groups: Sequence[Group], quantity: str, unit: str) -> Figure:
 def cs_curve(
     thresholds: Sequence[float], scores: Sequence[Estimate], marked: Sequence[float], unit: str
 ) -> Figure:
-    """Share of faces within k label units against k, with its interval; `marked` thresholds carry
-    their figure."""
+    """Share of faces within k label units against k, with its interval; `marked` thresholds are
+    labelled with their value."""
     value = np.array([score.value for score in scores])
-    half = next(
-        (k for k, share in zip(thresholds, value, strict=True) if share >= 0.5), thresholds[-1]
-    )
+    enough = (k for k, share in zip(thresholds, value, strict=True) if share >= 0.5)
+    half = next(enough, thresholds[-1])
     figure = canvas(f"Half of the faces are within {half:g} {unit} of their label", 6, 4.4)
     axes = figure.subplots()
+
     axes.fill_between(
         thresholds,
         [s.low for s in scores],
@@ -178,6 +202,7 @@ def cs_curve(
         linewidth=0,
     )
     axes.plot(thresholds, value, color=BLUE, linewidth=2)
+
     for k in marked:
         share = float(np.interp(k, thresholds, value))
         axes.plot(k, share, color=VERMILION, marker="o")
@@ -188,6 +213,7 @@ def cs_curve(
             textcoords="offset points",
             fontsize=9,
         )
+
     axes.set_ylim(0, 1.02)
     axes.yaxis.set_major_formatter(lambda share, _: f"{share:.0%}")
     dress(axes, f"absolute error at most k ({unit})", "share of faces, CS@k")
@@ -195,21 +221,22 @@ def cs_curve(
 
 
 def group_errors(tables: Mapping[str, Sequence[Group]], overall: Estimate, unit: str) -> Figure:
-    """MAE of every group with its interval, beside that of all faces; groups of fewer than 30 faces
-    are hollow."""
+    """MAE of every group with its interval, next to that of all faces; groups of fewer than 30
+    faces are hollow."""
     rows = [(attribute, group) for attribute, groups in tables.items() for group in groups]
-    worst = max(firm([group for _, group in rows]), key=lambda group: group.estimates["mae"].value)
+    worst = max(firm([group for _, group in rows]), key=_mae_of)
     attribute = next(attribute for attribute, group in rows if group is worst)
     figure = canvas(
-        f"Hardest: {attribute} {worst.name}, {worst.estimates['mae'].value:.2f} {unit} off; all "
-        f"faces "
+        f"Hardest: {attribute} {worst.name}, {_mae_of(worst):.2f} {unit} off; all faces "
         f"{overall.value:.2f}",
         7,
         1.2 + 0.28 * len(rows),
     )
     axes = figure.subplots()
+
     axes.axvspan(overall.low, overall.high, color=GREY, alpha=0.25, linewidth=0)
     axes.axvline(overall.value, color=GREY, linewidth=1)
+
     colours = dict(zip(tables, (BLUE, VERMILION, GREEN, ORANGE), strict=False))
     for place, (attribute, group) in enumerate(rows):
         value, span = spans([group.estimates["mae"]])
@@ -223,11 +250,9 @@ def group_errors(tables: Mapping[str, Sequence[Group]], overall: Estimate, unit:
             markerfacecolor=face,
             capsize=3,
         )
-    axes.set_yticks(
-        range(len(rows)),
-        [f"{attribute}: {g.name}  ({g.num_faces:,})" for attribute, g in rows],
-        fontsize=8,
-    )
+
+    names = [f"{attribute}: {g.name}  ({g.num_faces:,})" for attribute, g in rows]
+    axes.set_yticks(range(len(rows)), names, fontsize=8)
     axes.invert_yaxis()
     axes.set_xlim(left=0)
     dress(
@@ -243,25 +268,26 @@ def reliability(
     before: Sequence[Estimate],
 ) -> Figure:
     """Share of labels inside the central interval of a given mass: on the diagonal where the model
-    knows its doubt.
+    is calibrated.
 
-    `served`: the share inside the interval that is answered, of INTERVAL_MASS; `before`: the shares
-    before calibration, none where there was none.
+    `served`: the share inside the predicted interval, of INTERVAL_MASS; `before`: the shares before
+    calibration, none where there was none.
     """
     share = served.value
-    verdict = (
-        "as wide as they claim"
-        if abs(share - INTERVAL_MASS) < 0.03
-        else "too wide"
-        if share > INTERVAL_MASS
-        else "too narrow"
-    )
+    if abs(share - INTERVAL_MASS) < 0.03:
+        verdict = "as wide as they claim"
+    elif share > INTERVAL_MASS:
+        verdict = "too wide"
+    else:
+        verdict = "too narrow"
+
     figure = canvas(
         f"Intervals are {verdict}: those of {INTERVAL_MASS:.0%} hold {share:.1%} of the labels",
         6.2,
         5.2,
     )
     axes = figure.subplots()
+
     axes.plot([0, 1], [0, 1], color=GREY, linestyle="--", linewidth=1.2, label="as claimed")
     if before:
         value, span = spans(before)
@@ -278,8 +304,9 @@ def reliability(
         color=VERMILION,
         marker="D",
         capsize=3,
-        label="the interval answered",
+        label="the predicted interval",
     )
+
     axes.legend(frameon=False, loc="upper left")
     axes.set(xlim=(0, 1), ylim=(0, 1), aspect="equal")
     dress(axes, "mass of the central interval", "share of labels inside it")
@@ -290,7 +317,9 @@ def pit(pit_N: FloatArray) -> Figure:
     """Histogram of where labels fall in their distributions: level for a calibrated model, a U
     where it is too sure, a hill where it doubts too much, a slope where it is off to one side."""
     low, high, share = pit_histogram(pit_N)
-    chance = 1.36 / np.sqrt(len(pit_N))  # exceeded by one calibrated model in twenty (Kolmogorov)
+
+    # One calibrated model in twenty exceeds it (Kolmogorov).
+    chance = 1.36 / np.sqrt(len(pit_N))
     figure = canvas(
         f"Labels fall in their distributions {deviation_from_uniform(pit_N):.1%} off even (chance: "
         f"up to {chance:.1%})",
@@ -298,10 +327,13 @@ def pit(pit_N: FloatArray) -> Figure:
         4.2,
     )
     axes = figure.subplots()
+
     axes.bar(low, share, high - low, align="edge", color=BLUE, alpha=0.75, edgecolor="white")
-    level, spread = 1 / PIT_BINS, 1.96 * np.sqrt((1 - 1 / PIT_BINS) / PIT_BINS / len(pit_N))
+    level = 1 / PIT_BINS
+    spread = 1.96 * np.sqrt((1 - 1 / PIT_BINS) / PIT_BINS / len(pit_N))
     axes.axhspan(level - spread, level + spread, color=GREY, alpha=0.25, linewidth=0)
     axes.axhline(level, color=GREY, linestyle="--", linewidth=1.2)
+
     axes.set_xlim(0, 1)
     axes.yaxis.set_major_formatter(lambda value, _: f"{value:.1%}")
     dress(axes, "share of the distribution below the label (PIT); grey: chance", "share of labels")
@@ -310,12 +342,17 @@ def pit(pit_N: FloatArray) -> Figure:
 
 def confusion(scored: Scored, width: float, names: Mapping[float, str], unit: str) -> Figure:
     """Of the faces labelled in a band (row), the share predicted in each band (column)."""
-    true_N, predicted_N = bands(scored.label_N, width), bands(scored.prediction_N, width)
+    true_N = bands(scored.label_N, width)
+    predicted_N = bands(scored.prediction_N, width)
     keys = sorted(set(true_N.tolist()) | set(predicted_N.tolist()))
-    count_GG = np.array(
-        [[((true_N == row) & (predicted_N == column)).sum() for column in keys] for row in keys]
-    )
+
+    counts = []
+    for key in keys:
+        predicted_of_row = predicted_N[true_N == key]
+        counts.append([(predicted_of_row == column).sum() for column in keys])
+    count_GG = np.array(counts)
     share_GG = count_GG / np.clip(count_GG.sum(axis=1, keepdims=True), 1, None)
+
     figure = canvas(
         f"{np.trace(count_GG) / len(scored):.0%} of the faces are predicted in their own band",
         6.4,
@@ -324,6 +361,7 @@ def confusion(scored: Scored, width: float, names: Mapping[float, str], unit: st
     axes = figure.subplots()
     picture = axes.imshow(share_GG, cmap="Blues", vmin=0, vmax=1)
     figure.colorbar(picture, ax=axes, label="share of the row", shrink=0.85)
+
     for row, column in zip(*np.nonzero(share_GG >= 0.005), strict=True):
         ink = "white" if share_GG[row, column] > 0.6 else "black"
         axes.text(
@@ -335,6 +373,7 @@ def confusion(scored: Scored, width: float, names: Mapping[float, str], unit: st
             color=ink,
             fontsize=8,
         )
+
     ticks = [names[key] for key in keys]
     axes.set_xticks(range(len(keys)), ticks, rotation=45)
     axes.set_yticks(range(len(keys)), ticks)
@@ -349,12 +388,15 @@ def learning_curves(stage: str, history: Mapping[str, FloatArray], unit: str) ->
     `history` maps column names to numbers per epoch and has the column `epoch`; other columns are
     not drawn.
     """
-    kinds = list(
-        dict.fromkeys(
-            name.split("_", 1)[1] for name in history if name.startswith(("train_", "val_"))
-        )
-    )
+    kinds = []
+    for name in history:
+        split, underscore, kind = name.partition("_")
+        if split in ("train", "val") and underscore and kind not in kinds:
+            kinds.append(kind)
+
     figure = canvas(f"{stage}: {course(history, unit)}", 4.2 * max(1, len(kinds)), 3.6)
+    marker = "o" if len(history["epoch"]) < 15 else None
+
     for axes, kind in zip(np.ravel(figure.subplots(1, len(kinds))), kinds, strict=True):
         for split, colour, style in (("train", ORANGE, "--"), ("val", BLUE, "-")):
             if f"{split}_{kind}" in history:
@@ -364,26 +406,33 @@ def learning_curves(stage: str, history: Mapping[str, FloatArray], unit: str) ->
                     color=colour,
                     linestyle=style,
                     linewidth=1.8,
-                    marker="o" if len(history["epoch"]) < 15 else None,
+                    marker=marker,
                     markersize=3,
                     label=split,
                 )
+
         axes.legend(frameon=False)
-        dress(axes, "epoch", f"{kind} ({unit})" if kind == "mae" else kind)
+        height = f"{kind} ({unit})" if kind == "mae" else kind
+        dress(axes, "epoch", height)
     return figure
 
 
 def course(history: Mapping[str, FloatArray], unit: str) -> str:
-    """What a training came to, in words: its best validation epoch, or the top-1 it ended with."""
+    """The result of a training in words: its best validation epoch, or the top-1 of its last."""
     epochs = len(history["epoch"])
+
     if "val_mae" in history and np.isfinite(history["val_mae"]).any():
         best = int(np.nanargmin(history["val_mae"]))
-        value, epoch = history["val_mae"][best], history["epoch"][best]
+        value = history["val_mae"][best]
+        epoch = history["epoch"][best]
         return (
             f"lowest validation error {value:.2f} {unit} at epoch {epoch:g}, {epochs} epochs in all"
         )
+
     if "val_top1" in history:
-        return f"{history['val_top1'][-1]:.1%} of the validation photos recognised after {epochs} epochs"
+        share = history["val_top1"][-1]
+        return f"{share:.1%} of the validation photos recognised after {epochs} epochs"
+
     return f"{epochs} epochs"
 
 
@@ -394,25 +443,23 @@ def label_distributions(
     scored: Scored,
     unit: str,
 ) -> Figure:
-    """What the model answered for F faces, one panel a face: distribution, 80% interval,
-    prediction, label.
+    """The predictions for F faces, one panel a face: distribution, 80% interval, prediction, label.
 
     No photo is shown. A label with an ambiguity sigma is drawn as the band label +- sigma.
     """
     columns = min(4, len(scored))
-    figure = canvas(title, 2.6 * columns + 0.4, 2.1 * -(-len(scored) // columns) + 0.9)
-    panels = figure.subplots(
-        -(-len(scored) // columns), columns, squeeze=False, sharex=True
-    ).ravel()
+    rows = -(-len(scored) // columns)
+    figure = canvas(title, 2.6 * columns + 0.4, 2.1 * rows + 0.9)
+    panels = figure.subplots(rows, columns, squeeze=False, sharex=True).ravel()
+
     for face, axes in enumerate(panels):
         if face >= len(scored):
             axes.set_visible(False)
             continue
-        label, prediction, sigma = (
-            scored.label_N[face],
-            scored.prediction_N[face],
-            scored.sigma_N[face],
-        )
+
+        label = scored.label_N[face]
+        prediction = scored.prediction_N[face]
+        sigma = scored.sigma_N[face]
         axes.axvspan(
             scored.low_N[face],
             scored.high_N[face],
@@ -428,10 +475,12 @@ def label_distributions(
             axes.axvspan(label - sigma, label + sigma, color=VERMILION, alpha=0.15, linewidth=0)
         axes.axvline(prediction, color=BLUE, linewidth=1.4, label="prediction")
         axes.axvline(label, color=VERMILION, linewidth=1.4, linestyle="--", label="label")
+
         axes.set_title(f"label {label:.3g}, predicted {prediction:.3g}", fontsize=8)
         axes.set_yticks([])
         axes.set_ylim(bottom=0)
         axes.spines[["top", "right", "left"]].set_visible(False)
+
     handles, names = panels[0].get_legend_handles_labels()
     figure.legend(handles, names, loc="outside lower right", ncols=3, frameon=False, fontsize=8)
     figure.supxlabel(unit, fontsize=9)

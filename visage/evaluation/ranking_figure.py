@@ -18,23 +18,29 @@ from visage.evaluation.plots import BLUE, GREEN, ORANGE, VERMILION, canvas, dres
 from visage.labels import LabelGrid, gaussian, normal_cdf, ranking_encoding
 
 AGE_GRID = LabelGrid(minimum=0.0, step=1.0, maximum=100.0)
-SHOWN_AGE, SIGMAS = 50.0, (5.0, 2.0, 0.5)  # years
-SHOWN_YEARS = 12  # to both sides of the label
+
+# In years.
+SHOWN_AGE = 50.0
+SIGMAS = (5.0, 2.0, 0.5)
+
+# To both sides of the label.
+SHOWN_YEARS = 12
 
 
 def ranking_figure(
     label: float, sigmas: tuple[float, ...], grid: LabelGrid, shown: float, unit: str
 ) -> Figure:
-    """Label distributions of one label, their c.d.f., and one minus c.d.f. beside the ranking
+    """Label distributions of one label, their c.d.f., and one minus c.d.f. with the ranking
     encoding (Eq. 1 to 6)."""
-    label_S, sigma_S = (
-        torch.full((len(sigmas),), label, dtype=torch.float64),
-        torch.tensor(sigmas, dtype=torch.float64),
-    )
-    p_SK, c_SK = gaussian(label_S, sigma_S, grid), normal_cdf(label_S, sigma_S, grid)
+    label_S = torch.full((len(sigmas),), label, dtype=torch.float64)
+    sigma_S = torch.tensor(sigmas, dtype=torch.float64)
+    p_SK = gaussian(label_S, sigma_S, grid)
+    c_SK = normal_cdf(label_S, sigma_S, grid)
     rank_K = ranking_encoding(label_S[:1], grid)[0]
+
     figure = canvas("As sigma falls to 0, one minus the c.d.f. becomes Ranking's target", 10.5, 3.3)
     left, middle, right = figure.subplots(1, 3)
+
     for index, (sigma, colour) in enumerate(zip(sigmas, (BLUE, GREEN, ORANGE), strict=False)):
         for axes, curve_K in ((left, p_SK[index]), (middle, c_SK[index]), (right, 1 - c_SK[index])):
             axes.plot(
@@ -45,6 +51,7 @@ def ranking_figure(
                 markersize=2.5,
                 label=f"sigma {sigma:g}",
             )
+
     right.plot(
         grid.labels()[:-1],
         rank_K,
@@ -55,6 +62,7 @@ def ranking_figure(
         linestyle="none",
         label="ranking encoding",
     )
+
     for axes, what in (
         (left, "label distribution p"),
         (middle, "c.d.f. c"),
@@ -73,9 +81,9 @@ def main() -> None:
     )
     parser.add_argument("out", type=Path, help="the PNG that is written")
     target = parser.parse_args().out
-    atomic_write_bytes(
-        target, png(ranking_figure(SHOWN_AGE, SIGMAS, AGE_GRID, SHOWN_YEARS, "years"))
-    )
+
+    figure = ranking_figure(SHOWN_AGE, SIGMAS, AGE_GRID, SHOWN_YEARS, "years")
+    atomic_write_bytes(target, png(figure))
 
 
 if __name__ == "__main__":

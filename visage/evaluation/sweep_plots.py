@@ -1,6 +1,7 @@
 """Figures of a search over settings: arrays -> matplotlib figures.
 
-Colours are Okabe and Ito's and viridis, told apart by colour-blind readers; form tells it, too.
+Colours are Okabe and Ito's and viridis, which colour-blind readers can distinguish; lines and
+markers differ in form, too.
 Shapes: T trials, G parts of a dimension's range.
 """
 
@@ -21,7 +22,9 @@ from visage.evaluation.metrics import FloatArray
 from visage.evaluation.plots import BLUE, GREY, VERMILION, canvas, dress
 
 BoolArray = npt.NDArray[np.bool_]
-FEW = 12  # values of a choice that are written at their places
+
+# So many values of a choice are written at their places.
+FEW = 12
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -37,18 +40,25 @@ class Dimension:
 
     def height(self, place: FloatArray) -> FloatArray:
         """Places -> 0 to 1 along the axis."""
-        low, high, values = *self.ends, np.asarray(place, np.float64)
+        low, high = self.ends
+        values = np.asarray(place, np.float64)
         if self.is_log:
-            low, high, values = np.log(low), np.log(high), np.log(values)
-        return np.asarray((values - low) / (high - low if high > low else 1.0), np.float64)
+            low = np.log(low)
+            high = np.log(high)
+            values = np.log(values)
+
+        length = high - low if high > low else 1.0
+        return np.asarray((values - low) / length, np.float64)
 
     def ticks(self) -> tuple[FloatArray, list[str]]:
         """Places and words to write along the axis."""
         if self.labels:
             return np.arange(len(self.labels), dtype=np.float64), list(self.labels)
+
         known = np.unique(self.place_T)
         if len(known) <= FEW and np.isin(self.ends, known).all():
             return known, [f"{value:g}" for value in known]
+
         spread = np.geomspace if self.is_log else np.linspace
         places = spread(self.ends[0], self.ends[1], 4)
         return places, [f"{value:.3g}" for value in places]
@@ -81,13 +91,19 @@ def parallel_coordinates(
         4.6,
     )
     axes = figure.subplots()
+
     finished = error_T[kept & is_finished_T]
     scale = Normalize(finished.min(), max(finished.max(), finished.min() + 1e-9), clip=True)
-    heights = [one.height(one.place_T) for one in dimensions]
-    low, high = float(error_T[kept].min()), float(error_T[kept].max())
-    heights.append((error_T - low) / (high - low if high > low else 1.0))
-    x, y_TD = np.arange(len(heights)), np.stack(heights, axis=1)
     colours = ScalarMappable(scale, "viridis")
+
+    low = float(error_T[kept].min())
+    high = float(error_T[kept].max())
+    length = high - low if high > low else 1.0
+    heights = [one.height(one.place_T) for one in dimensions]
+    heights.append((error_T - low) / length)
+    x = np.arange(len(heights))
+    y_TD = np.stack(heights, axis=1)
+
     for trial in np.flatnonzero(kept):
         look: dict[str, Any] = {"color": colours.to_rgba(error_T[trial]), "linewidth": 1.5}
         if not is_finished_T[trial]:
@@ -102,16 +118,15 @@ def parallel_coordinates(
         linewidth=0.8,
         label="ended early: error after its last epoch",
     )
+
     for place, dimension in enumerate(dimensions):
         ticks, words = dimension.ticks()
         _scale_at(axes, place, list(zip(dimension.height(ticks), words, strict=True)))
-    errors = np.linspace(low, high, 4)
-    _scale_at(
-        axes,
-        len(dimensions),
-        [((e - low) / (high - low if high > low else 1.0), f"{e:.2f}") for e in errors],
-    )
-    axes.set_xticks(x, [*(dimension.name for dimension in dimensions), f"validation MAE ({unit})"])
+    errors = [((error - low) / length, f"{error:.2f}") for error in np.linspace(low, high, 4)]
+    _scale_at(axes, len(dimensions), errors)
+
+    names = [dimension.name for dimension in dimensions]
+    axes.set_xticks(x, [*names, f"validation MAE ({unit})"])
     axes.set_yticks([])
     axes.spines[["top", "right", "left", "bottom"]].set_visible(False)
     axes.set_xlim(-0.3, len(heights) - 0.6)
@@ -146,18 +161,20 @@ def sensitivity(
 ) -> Figure:
     """A panel a dimension: every trial's error against its setting, and each part's mean with its
     95 % interval."""
-    spread = {
-        one.name: max(p.mean for p in own) - min(p.mean for p in own)
-        for one, own in zip(dimensions, parts, strict=True)
-        if own
-    }
-    words = ", ".join(f"{name} {width:.2f}" for name, width in spread.items())
+    spreads = []
+    for one, own in zip(dimensions, parts, strict=True):
+        means = [part.mean for part in own]
+        if means:
+            spreads.append(f"{one.name} {max(means) - min(means):.2f}")
+    words = ", ".join(spreads)
+
     figure = canvas(
         f"From the best mean to the worst, in {unit}: {words}", 1.0 + 3.4 * len(dimensions), 4.2
     )
     panels = np.atleast_1d(figure.subplots(1, len(dimensions), sharey=True))
     finished = is_finished_T & np.isfinite(error_T)
     early = ~is_finished_T & np.isfinite(error_T)
+
     for axes, one, own in zip(panels, dimensions, parts, strict=True):
         axes.plot(
             one.place_T[early],
@@ -179,10 +196,12 @@ def sensitivity(
             alpha=0.7,
             label="finished",
         )
-        place, mean = np.array([p.place for p in own]), np.array([p.mean for p in own])
-        span = np.nan_to_num(
-            np.array([[p.mean - p.low for p in own], [p.high - p.mean for p in own]])
-        )
+
+        place = np.array([part.place for part in own])
+        mean = np.array([part.mean for part in own])
+        below = [part.mean - part.low for part in own]
+        above = [part.high - part.mean for part in own]
+        span = np.nan_to_num(np.array([below, above]))
         axes.errorbar(
             place,
             mean,
@@ -193,10 +212,13 @@ def sensitivity(
             linewidth=1.5,
             label="mean of the finished, 95 % interval",
         )
+
         if one.is_log:
             axes.set_xscale("log")
         axes.set_xticks(*one.ticks())
         axes.minorticks_off()
-        dress(axes, one.name, f"validation MAE ({unit})" if axes is panels[0] else "")
+        height = f"validation MAE ({unit})" if axes is panels[0] else ""
+        dress(axes, one.name, height)
+
     panels[0].legend(frameon=False, fontsize=8)
     return figure

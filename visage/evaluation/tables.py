@@ -15,7 +15,8 @@ from visage.evaluation.evaluate import ATTRIBUTES, Answers, Evaluation, Unanswer
 from visage.evaluation.metrics import deviation_from_uniform, pit_histogram
 from visage.model_config import ModelConfig
 
-MAX_POINTS = 5000  # rows of the scatter plot's table: as many as one can show
+# Rows of the scatter plot's table: as many as one can show.
+MAX_POINTS = 5000
 
 
 def metrics_document(
@@ -48,20 +49,22 @@ def metrics_document(
 
 def group_rows(evaluations: Iterable[Evaluation]) -> pd.DataFrame:
     """One row for each list of faces, attribute, group and metric."""
-    rows = [
-        {
-            "list": evaluation.answers.name,
-            "attribute": attribute,
-            "group": group.name,
-            "num_faces": group.num_faces,
-        }
-        | {"metric": metric, **dataclasses.asdict(figure)}
-        for evaluation in evaluations
-        for attribute, table in evaluation.groups.items()
-        for group in table
-        for metric, figure in group.estimates.items()
-        if math.isfinite(figure.value)
-    ]
+    rows = []
+    for evaluation in evaluations:
+        for attribute, table in evaluation.groups.items():
+            for group in table:
+                head = {
+                    "list": evaluation.answers.name,
+                    "attribute": attribute,
+                    "group": group.name,
+                    "num_faces": group.num_faces,
+                }
+                rows += [
+                    head | {"metric": metric, **dataclasses.asdict(figure)}
+                    for metric, figure in group.estimates.items()
+                    if math.isfinite(figure.value)
+                ]
+
     return pd.DataFrame(rows)
 
 
@@ -72,7 +75,8 @@ def prediction_schema(num_labels: int) -> pa.Schema:
     `sha256` of the photo says which faces two models share, and `person` which faces the bootstrap
     draws together.
     """
-    text, real = pa.string(), pa.float64()
+    text = pa.string()
+    real = pa.float64()
     columns = {
         "photo_id": text,
         "sha256": text,
@@ -117,12 +121,19 @@ def plot_tables(evaluation: Evaluation, config: ModelConfig, seed: int) -> dict[
     if len(rows) > MAX_POINTS:
         rows = np.sort(np.random.default_rng(seed).choice(rows, MAX_POINTS, replace=False))
 
-    by_band = [
-        {"label": group.name, "num_faces": group.num_faces, "mae": mae.value, "mae_low": mae.low}
-        | {"mae_high": mae.high, "bias": group.estimates["bias"].value}
-        for group in evaluation.groups[config.quantity]
-        for mae in [group.estimates["mae"]]
-    ]
+    by_band = []
+    for group in evaluation.groups[config.quantity]:
+        mae = group.estimates["mae"]
+        row = {
+            "label": group.name,
+            "num_faces": group.num_faces,
+            "mae": mae.value,
+            "mae_low": mae.low,
+            "mae_high": mae.high,
+            "bias": group.estimates["bias"].value,
+        }
+        by_band.append(row)
+
     curve = [
         {"error": error, "share": s.value, "low": s.low, "high": s.high}
         for error, s in evaluation.cs_curve.items()

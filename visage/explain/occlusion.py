@@ -1,16 +1,18 @@
-"""How much worse a model answers when a place of the face is hidden: DLDL-v2 section 5.2, Fig. 8.
+"""How much larger a model's error is when a place of the face is hidden: DLDL-v2 section 5.2,
+Fig. 8.
 
 The crop is covered with squares of a seventh of its side, one after the other, and with stripes of
 that height (32 x 32 and 32 x 224 of 224 px in the paper). Where the side does not divide,
 neighbouring places differ by one pixel; together they always tile the crop.
 
-What is hidden becomes the mean that the model normalises by. In the paper it becomes the mean of
+A hidden place gets the mean colour that the model normalises by. In the paper it gets the mean of
 all training faces, which is the same where `normalise` is the set's own
-(visage.data.normalisation). It is rounded to whole colours on the crop itself, by at most 1/510 of
-the colour range: so the covered crop passes through the one predictor, whatever engine, flip
+(visage.data.normalisation). The colour is rounded to 8 bits on the crop itself, by at most 1/510 of
+the colour range. So the covered crop passes through the one predictor, whatever engine, flip
 averaging and decoding it has, and the mirror image is covered at the mirrored place. The released
-code covers image and mirror image at the same pixels, which mixes two places of the face. Shapes: B
-faces of a call, N faces, P places, R resamples, H and W crop side in pixels.
+code covers image and mirror image at the same pixels, which mixes two places of the face.
+
+Shapes: B faces of a call, N faces, P places, R resamples, H and W crop side in pixels.
 """
 
 from __future__ import annotations
@@ -28,11 +30,12 @@ from visage.inference.faces import CropPredictor
 from visage.model_config import NormaliseConfig
 from visage.networks.protocol import FaceBatch
 
-Place = tuple[slice, slice]  # rows and columns of the crop
+# Rows and columns of the crop.
+Place = tuple[slice, slice]
 
 
 def edges(px: int, count: int) -> list[int]:
-    """`count` + 1 borders that cut `px` pixels into pieces as equal as whole pixels allow.
+    """`count` + 1 borders that cut `px` pixels into pieces that differ by at most one pixel.
     ValueError for too many."""
     if not 1 <= count <= px:
         raise ValueError(f"places_per_side is {count}, a crop has {px} px: give 1 to {px}")
@@ -40,7 +43,7 @@ def edges(px: int, count: int) -> list[int]:
 
 
 def stripes(px: int, count: int) -> list[Place]:
-    """Horizontal stripes over the whole width, from top to bottom."""
+    """Horizontal stripes over the full width, from top to bottom."""
     borders = edges(px, count)
     return [(slice(top, bottom), slice(0, px)) for top, bottom in pairwise(borders)]
 
@@ -69,20 +72,22 @@ def occlusion_errors(
     label_B: FloatArray,
     places: Sequence[Place],
     flip: bool,
-    on_answer: Callable[[int], object],
+    on_batch: Callable[[int], object],
 ) -> FloatArray:
     """Absolute errors in label units (B, 1 + P) of faces as uint8 crops: with nothing covered, then
     with each place.
 
-    `on_answer` gets the number of crops after each pass over them.
+    `on_batch` gets the number of crops after each pass over them.
     """
     colour_C = mean_colour(predictor.config.normalise)
-    columns = []
     hidden = (covered(faces.view_BCHW, place, colour_C) for place in places)
+
+    columns = []
     for crops in [faces.view_BCHW, *hidden]:
-        told = predictor.predict_crops(crops, faces.landmarks_B52, flip=flip)
-        columns.append(np.abs(told.value - label_B))
-        on_answer(len(crops))
+        predictions = predictor.predict_crops(crops, faces.landmarks_B52, flip=flip)
+        columns.append(np.abs(predictions.value - label_B))
+        on_batch(len(crops))
+
     return np.stack(columns, axis=1)
 
 
@@ -94,12 +99,15 @@ def relative_losses(
 
     nan where the MAE itself is 0. All places share the same resamples.
     """
-    mean_P, mean_RP = error_NP.mean(axis=0), bootstrap.averages(error_NP, cluster_N)
+    mean_P = error_NP.mean(axis=0)
+    mean_RP = bootstrap.averages(error_NP, cluster_N)
     with np.errstate(divide="ignore", invalid="ignore"):
-        loss_P, loss_RP = mean_P[1:] / mean_P[0] - 1, mean_RP[:, 1:] / mean_RP[:, :1] - 1
-    values = [float(loss) if np.isfinite(loss) else float("nan") for loss in loss_P]
-    ends = [bootstrap.ends(draw_R) for draw_R in loss_RP.T]
-    return [
-        Estimate(value=value, low=low, high=high)
-        for value, (low, high) in zip(values, ends, strict=True)
-    ]
+        loss_P = mean_P[1:] / mean_P[0] - 1
+        loss_RP = mean_RP[:, 1:] / mean_RP[:, :1] - 1
+
+    losses = []
+    for loss, draw_R in zip(loss_P, loss_RP.T, strict=True):
+        low, high = bootstrap.ends(draw_R)
+        value = float(loss) if np.isfinite(loss) else float("nan")
+        losses.append(Estimate(value=value, low=low, high=high))
+    return losses

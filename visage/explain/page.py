@@ -16,17 +16,18 @@ from visage.evaluation.metrics import FloatArray
 from visage.explain.occlusion import squares
 from visage.explain.plots import GroupView
 
-NUM_SQUARES = 5  # costliest squares listed on the page
-CLASS_MAPS = "Score maps (DLDL-v2, Eq. 23-24): bright places push the model towards its answer."
+# Costliest squares listed on the page.
+NUM_SQUARES = 5
+
+CLASS_MAPS = "Score maps (DLDL-v2, Eq. 23-24): bright places push the model towards its prediction."
 SLOPES = (
     "Score maps: what the value gains where the network's last maps rise. Bright places push it "
-    "up, dark ones pull it "
-    "down. This model has no map for each label, as DLDL-v2's Eq. 23-24 want it."
+    "up, dark ones pull it down. This model has no map for each label, as DLDL-v2's Eq. 23-24 want "
+    "it."
 )
 HOW_TO_READ = (
     "Only differences within one map mean something, so each map has its own scale; they are as "
-    "coarse as the "
-    "network's last maps."
+    "coarse as the network's last maps."
 )
 HOW_HIDDEN = (
     "A hidden place has the mean colour that the model normalises by. The loss is (MAE with the "
@@ -43,16 +44,18 @@ def group_document(group: GroupView) -> dict[str, Any]:
     side = math.isqrt(len(group.squares))
     places = squares(len(group.score_HW), side)
 
+    square_rows = []
+    for number, (loss, place) in enumerate(zip(group.squares, places, strict=True)):
+        row, column = divmod(number, side)
+        where = {"row": row + 1, "column": column + 1}
+        square_rows.append(where | plain(loss) | {"score": mean_score(group, place)})
+    stripe_rows = [{"row": row} | plain(loss) for row, loss in enumerate(group.stripes, start=1)]
+
     return {
         "num_faces": group.num_faces,
         "mae": group.mae,
-        "squares": [
-            {"row": place // side + 1, "column": place % side + 1}
-            | plain(loss)
-            | {"score": mean_score(group, where)}
-            for place, (loss, where) in enumerate(zip(group.squares, places, strict=True))
-        ],
-        "stripes": [{"row": place + 1} | plain(loss) for place, loss in enumerate(group.stripes)],
+        "squares": square_rows,
+        "stripes": stripe_rows,
     }
 
 
@@ -72,11 +75,9 @@ def plain(loss: Estimate) -> dict[str, float | None]:
 
 def loss_text(loss: Estimate) -> str:
     """12% (3% to 21%)"""
-    return (
-        f"{loss.value:.0%} ({loss.low:.0%} to {loss.high:.0%})"
-        if math.isfinite(loss.value)
-        else "undefined"
-    )
+    if not math.isfinite(loss.value):
+        return "undefined"
+    return f"{loss.value:.0%} ({loss.low:.0%} to {loss.high:.0%})"
 
 
 def stripe_table(groups: Sequence[GroupView]) -> Table:
@@ -86,9 +87,8 @@ def stripe_table(groups: Sequence[GroupView]) -> Table:
         losses = [loss_text(group.stripes[place]) for group in groups]
         rows.append([f"stripe {place + 1}", *losses])
 
-    return Table(
-        caption="Stripes, from the top", header=["", *(group.name for group in groups)], rows=rows
-    )
+    header = ["", *(group.name for group in groups)]
+    return Table(caption="Stripes, from the top", header=header, rows=rows)
 
 
 def square_table(groups: Sequence[GroupView]) -> Table:
@@ -103,7 +103,8 @@ def square_table(groups: Sequence[GroupView]) -> Table:
         rows.append([f"row {place // side + 1}, column {place % side + 1}", *texts])
 
     caption = f"Squares that cost most, {side} x {side} in a crop"
-    return Table(caption=caption, header=["", *(group.name for group in groups)], rows=rows)
+    header = ["", *(group.name for group in groups)]
+    return Table(caption=caption, header=header, rows=rows)
 
 
 def sections(
@@ -114,9 +115,8 @@ def sections(
 ) -> list[Section]:
     """The page's chapters; `class_maps` as `visage.explain.score_map.has_class_maps` found it."""
     how_to_read = Words(text=f"{CLASS_MAPS if class_maps else SLOPES} {HOW_TO_READ}")
-    sheets: list[Part] = [
-        drawn[name] for name in ("best_faces", "worst_faces", "highest_faces", "lowest_faces")
-    ]
+    names = ("best_faces", "worst_faces", "highest_faces", "lowest_faces")
+    sheets: list[Part] = [drawn[name] for name in names]
     hidden: list[Part] = [
         Words(text=HOW_HIDDEN),
         drawn["occlusion"],

@@ -25,7 +25,8 @@ from visage.inference.photos import FacePrediction, Predictor
 from visage.networks.protocol import Network
 from visage.weights import load_model
 
-MAX_SHOWN = 8  # faces of a photo, the largest first
+# Faces of a photo, the largest first.
+MAX_SHOWN = 8
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -90,23 +91,25 @@ def main() -> None:
         help="average with the mirror image",
     )
     arguments = parser.parse_args()
+
     try:
         check_out(arguments.photo, arguments.out)
-        network, config = load_model(
-            arguments.model or default_model_folder(Path(__file__).resolve().parents[2])
-        )
+        folder = arguments.model or default_model_folder(Path(__file__).resolve().parents[2])
+        network, config = load_model(folder)
         faces = explain_photo(network, Predictor(network, config), arguments.photo, arguments.flip)
         if not faces:
             raise ValueError(f"{arguments.photo}: no face found, nothing to explain")
     except ValueError as error:
         print(f"visage.explain.photo: {error}", file=sys.stderr)
         raise SystemExit(2) from error
+
     if len(faces) > MAX_SHOWN:
         print(
             f"{arguments.photo}: {len(faces)} faces, the largest {MAX_SHOWN} are shown",
             file=sys.stderr,
         )
     faces = faces[:MAX_SHOWN]
+
     figure = face_sheet(
         f"{arguments.photo.name}: {config.quantity} by {config.name}",
         np.stack([face.crop_HW3 for face in faces]),

@@ -1,7 +1,7 @@
 """Pictures of what a model looks at: average faces with score maps, heat maps of occlusion, sheets
 of faces, t-SNE.
 
-Other than those of `visage.evaluation.plots` these show faces: what is made of real photos is as
+Unlike those of `visage.evaluation.plots` these show faces: a picture made of real photos is as
 private as the photos are. Shapes: F faces, N faces of a scatter, G groups, P places, K labels, H
 and W crop side in pixels.
 """
@@ -24,12 +24,20 @@ from visage.evaluation.metrics import FloatArray
 from visage.evaluation.plots import BLUE, VERMILION, canvas
 
 Pixels = npt.NDArray[np.uint8]
-HEAT, LOSS, SCATTER = "inferno", "RdBu_r", "viridis"
-MAP_ALPHA = 0.55  # of a score map laid over a grey face
+
+# Colour maps.
+HEAT = "inferno"
+LOSS = "RdBu_r"
+SCATTER = "viridis"
+
+# Of a score map over a grey face.
+MAP_ALPHA = 0.55
+
 SHEET_COLUMNS = 8
-LOSS_QUANTILE = (
-    0.98  # of all places' losses where the colours end: one extreme place must not pale the others
-)
+
+# The colours end at this quantile of all places' losses: one extreme place must not pale the
+# others.
+LOSS_QUANTILE = 0.98
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -78,10 +86,12 @@ def score_maps(groups: Sequence[GroupView], unit: str) -> Figure:
     """Fig. 6, averaged: the mean face of each group above its mean score map."""
     figure = canvas("Where the score maps of each group are highest", 1.5 * len(groups) + 0.8, 3.7)
     panels = figure.subplots(2, len(groups), squeeze=False)
+
     for (top, bottom), group in zip(panels.T, groups, strict=True):
         top.set_title(f"{group.name}\n{group.num_faces:,} faces, MAE {group.mae:.3g}", fontsize=8)
         show_face(top, group.face_HW3)
         show_score(bottom, group.face_HW3, group.score_HW)
+
     score_bar(figure, panels.ravel().tolist())
     figure.supxlabel(f"mean faces above, mean score maps below; MAE in {unit}", fontsize=8)
     return figure
@@ -95,12 +105,14 @@ def occlusion(groups: Sequence[GroupView], unit: str) -> Figure:
     for axes, group in zip(faces, groups, strict=True):
         axes.set_title(f"{group.name}\n{group.num_faces:,} faces, MAE {group.mae:.3g}", fontsize=8)
         show_face(axes, group.face_HW3)
+
     side = math.isqrt(len(groups[0].squares))
     for panels, what, columns in zip(rows, ("square", "stripe"), (side, 1), strict=True):
         losses = [group.squares if what == "square" else group.stripes for group in groups]
         limit = limit_of(losses)
         for axes, loss in zip(panels, losses, strict=True):
             heat_map(axes, table_of(loss, columns), limit)
+
         bar = figure.colorbar(
             ScalarMappable(Normalize(-limit, limit), LOSS),
             ax=panels.tolist(),
@@ -111,19 +123,19 @@ def occlusion(groups: Sequence[GroupView], unit: str) -> Figure:
         bar.ax.yaxis.set_major_formatter(lambda loss, _: f"{100 * loss:+.3g}%")
         bar.ax.tick_params(labelsize=7)
         bar.set_label(f"change of MAE, {what} hidden", fontsize=8)
+
     figure.supxlabel(f"numbers: per cent of the group's MAE, which is in {unit}", fontsize=8)
     return figure
 
 
 def costliest(group: GroupView) -> str:
     """In words, which hidden square and stripe cost most."""
-    square_loss, stripe_loss = (
-        table_of(losses, 1)[:, 0] for losses in (group.squares, group.stripes)
-    )
-    square, stripe = (
-        int(np.argmax(np.nan_to_num(loss, nan=-1.0))) for loss in (square_loss, stripe_loss)
-    )
+    square_loss = table_of(group.squares, 1)[:, 0]
+    stripe_loss = table_of(group.stripes, 1)[:, 0]
+    square = int(np.argmax(np.nan_to_num(square_loss, nan=-1.0)))
+    stripe = int(np.argmax(np.nan_to_num(stripe_loss, nan=-1.0)))
     row, column = divmod(square, math.isqrt(len(square_loss)))
+
     return (
         f"Costliest to hide: square in row {row + 1}, column {column + 1} "
         f"({square_loss[square]:+.0%} of the MAE), "
@@ -132,7 +144,7 @@ def costliest(group: GroupView) -> str:
 
 
 def table_of(losses: Sequence[Estimate], columns: int) -> FloatArray:
-    """Losses of places as they lie in the crop, (rows, columns)."""
+    """Losses of places as they are in the crop, (rows, columns)."""
     return np.array([loss.value for loss in losses]).reshape(-1, columns)
 
 
@@ -140,7 +152,8 @@ def limit_of(losses: Sequence[Sequence[Estimate]]) -> float:
     """Where the colours of heat maps that are to be compared end, above 0."""
     values = np.abs([loss.value for group in losses for loss in group])
     known = values[np.isfinite(values)]
-    return max(float(np.quantile(known, LOSS_QUANTILE)) if known.size else 0.0, 0.01)
+    end = float(np.quantile(known, LOSS_QUANTILE)) if known.size else 0.0
+    return max(end, 0.01)
 
 
 def heat_map(axes: Axes, loss_RC: FloatArray, limit: float) -> None:
@@ -150,6 +163,7 @@ def heat_map(axes: Axes, loss_RC: FloatArray, limit: float) -> None:
     axes.imshow(loss_RC, cmap=LOSS, vmin=-limit, vmax=limit, extent=(0, rows, rows, 0))
     for row, column in zip(*np.nonzero(np.isfinite(loss_RC)), strict=True):
         loss = loss_RC[row, column]
+        ink = "white" if abs(loss) > 0.65 * limit else "black"
         axes.text(
             (column + 0.5) * rows / columns,
             row + 0.5,
@@ -157,7 +171,7 @@ def heat_map(axes: Axes, loss_RC: FloatArray, limit: float) -> None:
             ha="center",
             va="center",
             fontsize=5.5,
-            color="white" if abs(loss) > 0.65 * limit else "black",
+            color=ink,
         )
     axes.set_axis_off()
 
@@ -172,24 +186,27 @@ def face_sheet(
     value_F: FloatArray,
     unit: str,
 ) -> Figure:
-    """Single faces, one a column: the crop, its score map, the answered distribution with
+    """Single faces, one a column: the crop, its score map, the predicted distribution with
     prediction and label."""
     figure = canvas(title, max(3.6, 1.35 * len(faces_FHW3) + 0.6), 4.7)
     panels = figure.subplots(3, len(faces_FHW3), squeeze=False)
+
     for face, (crop, score, curve) in enumerate(panels.T):
         show_face(crop, faces_FHW3[face])
         show_score(score, faces_FHW3[face], score_FHW[face])
+        lines = [] if label_F is None else [f"label {label_F[face]:.3g}"]
+        crop.set_title("\n".join([*lines, f"predicted {value_F[face]:.3g}"]), fontsize=8)
+
         curve.fill_between(label_K, p_FK[face], color=BLUE, alpha=0.45, step="mid", linewidth=0)
         curve.axvline(value_F[face], color=BLUE, linewidth=1.2, label="prediction")
         if label_F is not None:
             curve.axvline(
                 label_F[face], color=VERMILION, linewidth=1.2, linestyle="--", label="label"
             )
-        lines = [] if label_F is None else [f"label {label_F[face]:.3g}"]
-        crop.set_title("\n".join([*lines, f"predicted {value_F[face]:.3g}"]), fontsize=8)
         curve.set(yticks=[], xlim=(label_K[0], label_K[-1]), ylim=(0, None))
         curve.tick_params(labelsize=7)
         curve.spines[["top", "right", "left"]].set_visible(False)
+
     score_bar(figure, panels[:2].ravel().tolist())
     handles, names = panels[2, 0].get_legend_handles_labels()
     figure.legend(handles, names, loc="outside lower right", ncols=2, frameon=False, fontsize=8)
@@ -216,7 +233,8 @@ def group_rows(
         axes.set_axis_off()
 
     for group, name in enumerate(names):
-        top, bottom = panels[2 * group], panels[2 * group + 1]
+        top = panels[2 * group]
+        bottom = panels[2 * group + 1]
         for face, value in enumerate(values[group]):
             show_face(top[face], faces[group][face])
             top[face].set_title(f"{value:.3g}", fontsize=8)
@@ -271,7 +289,7 @@ def contact_sheet(
 
     figure.supxlabel(
         f"prediction (label) in {unit}, orange: more than {poor_error:g} off; photo, aligned face, "
-        f"score map",
+        "score map",
         fontsize=8,
     )
     return figure
@@ -284,6 +302,7 @@ def embedding(
     percentile)."""
     figure = canvas(f"What the head sees of {len(place_N2):,} faces, laid out by t-SNE", 9.4, 3.8)
     error_end = max(float(np.quantile(error_N, 0.95)), 1e-9)
+
     for axes, colour_N, name, colours, end in zip(
         figure.subplots(1, 2),
         (label_N, error_N),
@@ -302,9 +321,8 @@ def embedding(
             vmin=float(colour_N.min()),
             vmax=end,
         )
-        bar = figure.colorbar(
-            dots, ax=axes, shrink=0.85, extend="max" if end < colour_N.max() else "neither"
-        )
+        extend = "max" if end < colour_N.max() else "neither"
+        bar = figure.colorbar(dots, ax=axes, shrink=0.85, extend=extend)
         bar.set_label(f"{name} ({unit})", fontsize=9)
         axes.set(xticks=[], yticks=[])
         axes.set_aspect("equal", adjustable="datalim")

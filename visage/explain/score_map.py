@@ -101,9 +101,9 @@ def coarse_map(inference: Inference, faces: FaceBatch) -> Tensor:
     with torch.backends.cudnn.flags(enabled=True, deterministic=True, allow_tf32=False):
         maps_BChw = inference.maps(*faces)
     weight_BC, offset_B = map_weights(inference, maps_BChw, faces.landmarks_B52)
-    return (
-        torch.einsum("bc,bchw->bhw", weight_BC.float(), maps_BChw) + offset_B.float()[:, None, None]
-    )
+
+    sum_Bhw = torch.einsum("bc,bchw->bhw", weight_BC.float(), maps_BChw)
+    return sum_Bhw + offset_B.float()[:, None, None]
 
 
 def has_class_maps(network: Network, config: ModelConfig) -> bool:
@@ -118,10 +118,11 @@ def has_class_maps(network: Network, config: ModelConfig) -> bool:
 def _head_sees_pooled_maps(network: Network, px: int) -> bool:
     """Whether `forward_head` pools each map to a number of its own.
 
-    Whatever pools gives maps back that are the same at every place, and nothing that mixes maps
-    does: so the network is asked with random numbers, one for each map.
+    Pooling returns the number of a map that is the same at every place, and a head that mixes maps
+    does not. So the network gets maps of random numbers, one number for each map.
     """
     own = copy.deepcopy(network).cpu().float().eval()
+
     landmarks_B52 = torch.rand(1, 5, 2, generator=torch.Generator().manual_seed(0)) * px
     probe = FaceBatch(torch.zeros(1, 3, px, px), landmarks_B52)
     maps_BChw = own.forward_features(probe)
@@ -136,11 +137,12 @@ def _head_sees_pooled_maps(network: Network, px: int) -> bool:
 def map_weights(
     inference: Inference, maps_BChw: Tensor, landmarks_B52: Tensor | None
 ) -> tuple[Tensor, Tensor]:
-    """What each activation map counts (B,C) and what is added everywhere (B,), float64; see the
+    """The weight of each activation map (B,C) and what is added everywhere (B,), float64; see the
     module's docstring."""
     network = inference.network
     if has_class_maps(network, inference.config):
-        p_BK = inference.probabilities(network.forward_head(maps_BChw, landmarks_B52))
+        features_BC = network.forward_head(maps_BChw, landmarks_B52)
+        p_BK = inference.probabilities(features_BC)
         head = network.head
         return p_BK @ head.weight.to(p_BK.dtype), p_BK @ head.bias.to(p_BK.dtype)
 
@@ -155,6 +157,10 @@ def map_weights(
 
 def scaled_up(coarse_Bhw: Tensor, px: int) -> Tensor:
     """Coarse maps laid over a crop of `px` pixels: bilinear, (B,px,px)."""
-    return functional.interpolate(
-        coarse_Bhw[:, None], size=(px, px), mode="bilinear", align_corners=False
-    )[:, 0]
+    scaled_B1HW = functional.interpolate(
+        coarse_Bhw[:, None],
+        size=(px, px),
+        mode="bilinear",
+        align_corners=False,
+    )
+    return scaled_B1HW[:, 0]

@@ -1,5 +1,5 @@
-"""A model and labelled faces -> what is found out about its looking: groups with score maps and
-occlusion, and sheets.
+"""A model and labelled faces -> where the model looks: groups with score maps and occlusion, and
+sheets of faces.
 
 Memory grows with the number of faces that are drawn, not with that of the table. Shapes: N faces of
 a call, P places, G groups, C channels, H and W crop side in pixels. Everything is in label units.
@@ -31,13 +31,15 @@ from visage.model_config import ModelConfig
 from visage.networks.protocol import FaceBatch, Network
 
 BATCH_FACES = 64
-PHOTO_PX = 256  # longer side of a photo on a sheet, which is printed much smaller
+
+# Longer side of a photo on a sheet, which is printed much smaller.
+PHOTO_PX = 256
 
 
 @dataclass(frozen=True, kw_only=True)
 class Subject:
-    """A model, as a network and as what answers, the labelled faces it is asked about, the folder
-    of their photos, and whether it flips them."""
+    """A model (its network and its predictor), the labelled faces that it predicts, the folder of
+    their photos, and whether predictions are flip averaged."""
 
     network: Network
     predictor: CropPredictor
@@ -68,6 +70,7 @@ class Subject:
                 photo = Image.fromarray(read_photo(path))
             except ValueError as error:
                 raise ValueError(f"{path}: {error}; run the download stage again") from error
+
             photo.thumbnail((PHOTO_PX, PHOTO_PX))
             small.append(np.asarray(photo))
         return small
@@ -85,8 +88,8 @@ class Grouping:
 def grouped(
     label_N: FloatArray, groups: Sequence[tuple[float, float]], band_width: float, step: float
 ) -> Grouping:
-    """Labels fall into `groups`, closed ranges of labels such as 0 to 3, or, where none are named,
-    into equal bands; groups without a face are left out."""
+    """Faces by `groups`, closed ranges of labels such as 0 to 3, or by equal bands where no group
+    is named; groups without a face are left out."""
     if not groups:
         lower_G, group_N = np.unique(bands(label_N, band_width), return_inverse=True)
         names = tuple(band_name(lower, band_width, step) for lower in lower_G.tolist())
@@ -94,6 +97,7 @@ def grouped(
 
     inside = {f"{low:g}-{high:g}": (low <= label_N) & (label_N <= high) for low, high in groups}
     held = {name: is_in_N for name, is_in_N in inside.items() if is_in_N.any()}
+
     group_N = np.full(len(label_N), len(held), np.int64)
     for group, is_in_N in enumerate(held.values()):
         group_N[is_in_N] = group
@@ -101,7 +105,7 @@ def grouped(
 
 
 def drawn_rows(num_faces: int, wanted: int, seed: int) -> IntArray:
-    """At most `wanted` of the faces by the luck of the seed, in their order."""
+    """At most `wanted` random faces, in their order."""
     chosen = np.random.default_rng(seed).choice(num_faces, min(num_faces, wanted), replace=False)
     return np.sort(chosen).astype(np.int64)
 
@@ -114,9 +118,10 @@ def group_views(
     bootstrap: Bootstrap,
 ) -> list[GroupView]:
     """All the faces `rows` as one group, then the groups of their labels."""
-    table, num_squares = subject.table, places_per_side**2
+    table = subject.table
+    num_squares = places_per_side**2
     group_N = grouping.group_N
-    error_NP, face_GHW3, score_GHW = looked_at(subject, rows, group_N, places_per_side)
+    error_NP, face_GHW3, score_GHW = errors_and_sums(subject, rows, group_N, places_per_side)
     cluster_N = cluster_codes(who_is_shown(table.person[rows], table.sha256[rows]))
 
     def view(name: str, kept_N: IntArray, groups: list[int]) -> GroupView:
@@ -137,32 +142,38 @@ def group_views(
     return views
 
 
-def looked_at(
+def errors_and_sums(
     subject: Subject, rows: IntArray, group_N: IntArray, places_per_side: int
 ) -> tuple[FloatArray, FloatArray, FloatArray]:
     """Absolute errors of the faces `rows`, nothing hidden and each place hidden (N, 1 + P), squares
     first; and sums by group of faces (G,H,W,3), colours from 0 to 1, and of score maps (G,H,W)."""
-    px, num_groups = subject.config.alignment.crop_px, int(group_N.max()) + 1
+    px = subject.config.alignment.crop_px
+    num_groups = int(group_N.max()) + 1
     places = occlusion.squares(px, places_per_side) + occlusion.stripes(px, places_per_side)
-    face_GHW3, score_GHW = np.zeros((num_groups, px, px, 3)), np.zeros((num_groups, px, px))
+    face_GHW3 = np.zeros((num_groups, px, px, 3))
+    score_GHW = np.zeros((num_groups, px, px))
     errors = []
-    with tqdm(total=len(rows) * (1 + len(places)), unit="answer", desc="occlusion") as bar:
+
+    with tqdm(total=len(rows) * (1 + len(places)), unit="prediction", desc="occlusion") as bar:
         for start in range(0, len(rows), BATCH_FACES):
-            part, group_B = rows[start : start + BATCH_FACES], group_N[start : start + BATCH_FACES]
-            faces, label_B = subject.faces(part), subject.table.label[part]
-            errors.append(
-                occlusion.occlusion_errors(
-                    subject.predictor,
-                    faces,
-                    label_B,
-                    places,
-                    subject.flip,
-                    bar.update,
-                )
+            part = rows[start : start + BATCH_FACES]
+            group_B = group_N[start : start + BATCH_FACES]
+            faces = subject.faces(part)
+
+            error_BP = occlusion.occlusion_errors(
+                subject.predictor,
+                faces,
+                subject.table.label[part],
+                places,
+                subject.flip,
+                bar.update,
             )
+            errors.append(error_BP)
+
             np.add.at(face_GHW3, group_B, faces.view_BCHW.permute(0, 2, 3, 1).numpy() / 255.0)
             score_BHW = score_map(subject.network, subject.config, *faces, flip=subject.flip)
             np.add.at(score_GHW, group_B, score_BHW.numpy())
+
     return np.concatenate(errors), face_GHW3, score_GHW
 
 
@@ -171,17 +182,18 @@ def single_faces(subject: Subject, rows: IntArray, count: int) -> Figure:
     by_label = rows[np.argsort(subject.table.label[rows], kind="stable")]
     shown = by_label[evenly_spread(len(rows), count)]
     config = subject.config
+
     faces = subject.faces(shown)
-    told = subject.predictor.predict_crops(*faces, flip=subject.flip)
+    predictions = subject.predictor.predict_crops(*faces, flip=subject.flip)
     return plots.face_sheet(
-        f"{len(shown)} faces from the lowest to the highest label: score map and answered "
-        f"distribution",
+        f"{len(shown)} faces from the lowest to the highest label: score map and predicted "
+        "distribution",
         subject.pixels(shown),
         score_map(subject.network, config, *faces, flip=subject.flip).numpy(),
         config.grid.labels(),
-        told.probabilities,
+        predictions.probabilities,
         subject.table.label[shown],
-        told.value,
+        predictions.value,
         config.unit,
     )
 
@@ -189,45 +201,52 @@ def single_faces(subject: Subject, rows: IntArray, count: int) -> Figure:
 def group_faces(subject: Subject, rows: IntArray, grouping: Grouping, count: int) -> Figure:
     """A sheet of at most `count` of the faces `rows` of each group, from the lowest label to the
     highest."""
-    faces, scores, values = [], [], []
+    faces = []
+    scores = []
+    values = []
+
     for group in range(len(grouping.names)):
         own = rows[grouping.group_N == group]
         by_label = own[np.argsort(subject.table.label[own], kind="stable")]
         shown = by_label[evenly_spread(len(own), count)]
+
         batch = subject.faces(shown)
         score_FHW = score_map(subject.network, subject.config, *batch, flip=subject.flip)
 
         faces.append(subject.pixels(shown))
         scores.append(score_FHW.numpy())
         values.append(subject.predictor.predict_crops(*batch, flip=subject.flip).value)
+
     return plots.group_rows(grouping.names, faces, scores, values, subject.config.unit)
 
 
 def contact_sheets(
     subject: Subject, value_N: FloatArray, count: int, poor_error: float
 ) -> dict[str, Figure]:
-    """The `count` faces of the whole table with the least and the largest error, the highest and
-    the lowest value."""
-    label_N, unit = subject.table.label, subject.config.unit
+    """The `count` faces of the table with the least and the largest error, the highest and the
+    lowest value."""
+    label_N = subject.table.label
+    unit = subject.config.unit
     error_N = np.abs(value_N - label_N)
     wanted: dict[str, tuple[FloatArray, Callable[[IntArray], str]]] = {
         "best": (
             error_N,
-            lambda rows: f"Best answers: at most {error_N[rows].max():.2g} {unit} off",
+            lambda rows: f"Best predictions: at most {error_N[rows].max():.2g} {unit} off",
         ),
         "worst": (
             -error_N,
-            lambda rows: f"Worst answers: at least {error_N[rows].min():.3g} {unit} off",
+            lambda rows: f"Worst predictions: at least {error_N[rows].min():.3g} {unit} off",
         ),
         "highest": (
             -value_N,
-            lambda rows: f"Highest answers: {value_N[rows].min():.3g} {unit} and more",
+            lambda rows: f"Highest predictions: {value_N[rows].min():.3g} {unit} and more",
         ),
         "lowest": (
             value_N,
-            lambda rows: f"Lowest answers: {value_N[rows].max():.3g} {unit} and less",
+            lambda rows: f"Lowest predictions: {value_N[rows].max():.3g} {unit} and less",
         ),
     }
+
     sheets = {}
     for name, (key_N, title) in wanted.items():
         rows = np.argsort(key_N, kind="stable")[:count]
@@ -248,16 +267,18 @@ def contact_sheets(
 def feature_map(
     subject: Subject, value_N: FloatArray, rows: IntArray, perplexity: float, seed: int
 ) -> Figure:
-    """t-SNE of the pooled features of the faces `rows`; `perplexity` is held to a third of their
-    number."""
+    """t-SNE of the pooled features of the faces `rows`; `perplexity` is at most a third of
+    their number."""
     parts = np.array_split(rows, -(-len(rows) // BATCH_FACES))
     bar = tqdm(parts, unit="batch", desc="features")
     features = []
     for part in bar:
         feature_BC = pooled_features(subject.network, subject.config, *subject.faces(part))
         features.append(feature_BC.numpy())
+
     layout = TSNE(perplexity=min(perplexity, (len(rows) - 1) / 3), init="pca", random_state=seed)
-    label_N, config = subject.table.label[rows], subject.config
+    label_N = subject.table.label[rows]
+    config = subject.config
     return plots.embedding(
         layout.fit_transform(np.concatenate(features)),
         label_N,

@@ -10,7 +10,13 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from visage.dedup.near_duplicates import Hashes, kept_of_groups, near_groups, near_pairs
+from visage.dedup.near_duplicates import (
+    Hashes,
+    Indices,
+    kept_of_groups,
+    near_groups,
+    near_pairs,
+)
 
 
 def clustered(seed: int, num_hashes: int, num_centres: int, flips: int) -> Hashes:
@@ -39,6 +45,11 @@ def chained(pairs: list[tuple[int, int]], count: int) -> list[set[int]]:
     return [groups[i] for i in range(count)]
 
 
+def members(groups: Indices) -> list[set[int]]:
+    """The hashes in each hash's group."""
+    return [set(np.flatnonzero(groups == group).tolist()) for group in groups]
+
+
 @given(
     st.integers(0, 2**32),
     st.integers(0, 60),
@@ -50,17 +61,14 @@ def test_the_same_as_comparing_all_with_all(
     seed: int, count: int, centres: int, flips: int, distance: int
 ) -> None:
     hashes = clustered(seed, count, centres, flips)
-    batches = list(near_pairs(hashes, distance))
-    found = [
-        pair for left, right in batches for pair in zip(left.tolist(), right.tolist(), strict=True)
-    ]
+    found: list[tuple[int, int]] = []
+    for left, right in near_pairs(hashes, distance):
+        found += zip(left.tolist(), right.tolist(), strict=True)
     assert len(set(found)) == len(found), "each pair once"
     wanted = all_with_all(hashes, distance)
     assert sorted(found) == wanted
-    groups = near_groups(hashes, distance)
-    assert [set(np.flatnonzero(groups == group).tolist()) for group in groups] == chained(
-        wanted, count
-    )
+
+    assert members(near_groups(hashes, distance)) == chained(wanted, count)
 
 
 def test_the_limit_is_five_bits_wherever_they_are() -> None:
@@ -78,8 +86,7 @@ def test_batches_join_one_group(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("visage.dedup.near_duplicates.MAX_PAIRS", 3)
     hashes = clustered(0, 200, 3, 4)
     wanted = chained(all_with_all(hashes, 5), 200)
-    groups = near_groups(hashes)
-    assert [set(np.flatnonzero(groups == group).tolist()) for group in groups] == wanted
+    assert members(near_groups(hashes)) == wanted
 
 
 def test_a_hundred_thousand_with_planted_copies() -> None:

@@ -1,4 +1,4 @@
-"""The perceptual hash: the same picture in another size or quality is near, another picture is far."""
+"""The perceptual hash: a picture in another size or quality is near, another picture is far."""
 
 from __future__ import annotations
 
@@ -38,6 +38,7 @@ def test_copies_are_near_and_others_are_far(pictures: list[Image.Image]) -> None
         stream = io.BytesIO()
         picture.resize((97, 97)).save(stream, "JPEG", quality=60)
         assert (hash_of(picture) ^ hash_of(Image.open(stream))).bit_count() <= MAX_DISTANCE
+
     hashes = [hash_of(picture) for picture in pictures]
     others = [(one ^ other).bit_count() for i, one in enumerate(hashes) for other in hashes[:i]]
     assert min(others) > MAX_DISTANCE

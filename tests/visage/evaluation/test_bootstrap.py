@@ -31,7 +31,7 @@ def faces(size: int, seed: int) -> Scored:
 
 
 def naive_draws(units: list[np.ndarray], settings: Bootstrap) -> list[np.ndarray]:
-    """The same draws as rows of faces: whole units with replacement."""
+    """The same draws as rows of faces: units with replacement."""
     generator = np.random.default_rng(settings.seed)
     drawn = generator.integers(0, len(units), size=(settings.num_resamples, len(units)))
     return [np.concatenate([units[unit] for unit in row]) for row in drawn]
@@ -61,10 +61,10 @@ def test_estimates_equal_a_loop_over_resamples(clustered: bool) -> None:
 
 def test_chunks_do_not_change_the_draws(monkeypatch: pytest.MonkeyPatch) -> None:
     scored = faces(50, seed=1)
-    whole = estimate(scored, {"mae": mae}, BOOTSTRAP)
+    at_once = estimate(scored, {"mae": mae}, BOOTSTRAP)
     monkeypatch.setattr(bootstrap_module, "CHUNK_DRAWS", 120)
     pieces = estimate(scored, {"mae": mae}, BOOTSTRAP)
-    assert vars(pieces["mae"]) == pytest.approx(vars(whole["mae"]), abs=1e-12)
+    assert vars(pieces["mae"]) == pytest.approx(vars(at_once["mae"]), abs=1e-12)
 
 
 def test_an_interval_of_the_mean_is_as_wide_as_theory_says() -> None:

@@ -45,8 +45,8 @@ def test_crps_of_a_point_is_the_absolute_error_and_a_wider_distribution_pays_les
 def test_crps_in_batches_is_crps(monkeypatch: pytest.MonkeyPatch) -> None:
     probability_NK, truth_N = distributions(50, seed=2)
     grid = LabelGrid(minimum=0.0, step=1.0, maximum=10.0)
-    whole = crps(probability_NK.astype(np.float32), grid.labels(), truth_N)
+    at_once = crps(probability_NK.astype(np.float32), grid.labels(), truth_N)
     monkeypatch.setattr("visage.evaluation.crps.BATCH", 7)
     np.testing.assert_allclose(
-        batched_crps(probability_NK.astype(np.float32), grid, truth_N), whole
+        batched_crps(probability_NK.astype(np.float32), grid, truth_N), at_once
     )

@@ -44,7 +44,7 @@ def people(
     rng: np.random.Generator, count: int, older_years: float = 0.0, brighter: float = 0.0
 ) -> Draw:
     """Ages of two generations, and features as a network has them: never below 0, skewed, most of
-    them telling age."""
+    them depending on age."""
     age = np.clip(
         np.where(rng.random(count) < 0.6, rng.normal(27, 6, count), rng.normal(52, 12, count)),
         1,
@@ -52,10 +52,9 @@ def people(
     )
     age = np.clip(age + older_years, 1, 99)
     slope = np.random.default_rng(5).normal(size=32)
-    told = np.maximum(slope * (age[:, None] - 40) / 20 + brighter, 0) + rng.gamma(
-        0.5, 0.5, (count, 32)
-    )
-    return np.clip(age + rng.normal(0, 3, count), 0, 100), told.astype(np.float32)
+    activation = np.maximum(slope * (age[:, None] - 40) / 20 + brighter, 0)
+    features = activation + rng.gamma(0.5, 0.5, (count, 32))
+    return np.clip(age + rng.normal(0, 3, count), 0, 100), features.astype(np.float32)
 
 
 def looks_drifted(served: Callable[[np.random.Generator], Draw], num_draws: int) -> float:
@@ -140,13 +139,14 @@ def same_totals(left: Totals, right: Totals) -> None:
 def test_batches_add_up_and_ends_of_the_grid_count(rng: np.random.Generator) -> None:
     values, features = people(rng, 101)
     values[:3] = 0.0, 100.0, 100.0 + 1e-9
-    whole, parts = summary(values, features), summary(values[:1], features[:1])
+    at_once = summary(values, features)
+    parts = summary(values[:1], features[:1])
     for rows in np.array_split(np.arange(1, 101), 7):
         parts.add(values[rows], features[rows])
-    same_totals(parts.totals(), whole.totals())
-    assert whole.totals().histogram.sum() == 101
-    assert whole.totals().histogram[-1] >= 2
-    np.testing.assert_allclose(whole.totals().mean_C(), features.mean(0), rtol=1e-5)
+    same_totals(parts.totals(), at_once.totals())
+    assert at_once.totals().histogram.sum() == 101
+    assert at_once.totals().histogram[-1] >= 2
+    np.testing.assert_allclose(at_once.totals().mean_C(), features.mean(0), rtol=1e-5)
 
 
 def test_the_newest_faces_are_kept_in_constant_memory(rng: np.random.Generator) -> None:

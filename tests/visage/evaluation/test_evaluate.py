@@ -74,28 +74,26 @@ def test_reliability_at_eighty_percent_is_the_coverage_that_is_reported() -> Non
     )
 
 
-def test_what_calibration_changed_is_told() -> None:
+def test_what_calibration_changed_is_reported() -> None:
     """Tempered by 2.5^2, Gaussians 0.4 times too narrow are as wide as they should be; undone, they
     are too narrow."""
-    sure, config = calibrated_answers(1500, 0.4, False), small_config(grid=GRID)
+    sure = calibrated_answers(1500, 0.4, False)
+    config = small_config(grid=GRID)
     known = CalibrationConfig(
         temperature=2.5**2, mass=INTERVAL_MASS, offset=0.0, num_faces=100, flip=True
     )
-    p_NK = (
-        tempered(torch.from_numpy(sure.probability_NK).double(), known.temperature)
-        .numpy()
-        .astype(np.float32)
-    )
-    served = dataclasses.replace(sure, probability_NK=p_NK)
+    p_NK = tempered(torch.from_numpy(sure.probability_NK).double(), known.temperature)
+    served = dataclasses.replace(sure, probability_NK=p_NK.numpy().astype(np.float32))
+
     plain = assess(sure, config, None, BOOTSTRAP, [5.0], 10.0)
-    told = assess(served, config, known, BOOTSTRAP, [5.0], 10.0)
+    found = assess(served, config, known, BOOTSTRAP, [5.0], 10.0)
     assert plain.uncalibrated == {}
-    for mass, before in told.uncalibrated.items():
+    for mass, before in found.uncalibrated.items():
         assert before.value == pytest.approx(plain.reliability[mass].value, abs=0.002)
-        assert told.reliability[mass].value == pytest.approx(mass, abs=0.04)
-    assert deviation_from_uniform(told.pit_N) < 0.04 < 0.1 < deviation_from_uniform(plain.pit_N)
+        assert found.reliability[mass].value == pytest.approx(mass, abs=0.04)
+    assert deviation_from_uniform(found.pit_N) < 0.04 < 0.1 < deviation_from_uniform(plain.pit_N)
     again = assess(served, config, None, BOOTSTRAP, [5.0], 10.0)
-    np.testing.assert_array_equal(again.pit_N, told.pit_N)
+    np.testing.assert_array_equal(again.pit_N, found.pit_N)
 
 
 def test_an_unknown_attribute_has_no_table_and_the_curve_passes_through_the_scores() -> None:

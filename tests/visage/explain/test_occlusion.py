@@ -60,11 +60,15 @@ def test_more_places_than_pixels_are_refused() -> None:
         squares(32, 33)
 
 
-def test_only_the_place_is_covered_and_the_eye_sees_zero_there() -> None:
-    crops, config = some_crops(2), small_config()
-    before, place = crops.clone(), squares(CROP_PX, 4)[6]
+def test_only_the_place_is_covered_and_the_network_sees_zero_there() -> None:
+    crops = some_crops(2)
+    before = crops.clone()
+    config = small_config()
+    place = squares(CROP_PX, 4)[6]
+
     hidden = covered(crops, place, mean_colour(config.normalise))
     assert torch.equal(crops, before)
+
     rest = torch.ones(CROP_PX, CROP_PX, dtype=torch.bool)
     rest[place] = False
     assert torch.equal(hidden[:, :, rest], crops[:, :, rest])
@@ -73,22 +77,23 @@ def test_only_the_place_is_covered_and_the_eye_sees_zero_there() -> None:
 
 
 def test_the_mirror_image_is_covered_at_the_mirrored_place() -> None:
-    config, asked = small_config(), []
+    config = small_config()
+    seen = []
 
-    class Asked:
+    class Recorder:
         needs_landmarks = gives_features = False
 
         def answer(self, crops_BCHW: Tensor, _landmarks_B52: Tensor | None) -> tuple[Tensor, None]:
-            asked.append(crops_BCHW)
+            seen.append(crops_BCHW)
             even = 1 / config.grid.num_labels
             shape = (len(crops_BCHW), config.grid.num_labels)
             return torch.full(shape, even, dtype=torch.float64), None
 
     place = squares(CROP_PX, 4)[4]  # at the left rim
     faces = FaceBatch(some_crops(2), None)
-    predictor = CropPredictor(Asked(), config)
+    predictor = CropPredictor(Recorder(), config)
     occlusion_errors(predictor, faces, np.zeros(2), [place], True, silent)
-    face_BCHW, mirror_BCHW = asked[-1].chunk(2)
+    face_BCHW, mirror_BCHW = seen[-1].chunk(2)
     assert torch.equal(mirror_BCHW, face_BCHW.flip(3))
     colour_C = mean_colour(config.normalise)[:, None, None]
     assert (face_BCHW[0, :, 8:16, :8] == colour_C).all()
@@ -150,6 +155,6 @@ def test_errors_that_grow_by_one_factor_leave_no_doubt() -> None:
     assert [loss.value, loss.low, loss.high] == pytest.approx([0.5] * 3)
 
 
-def test_a_loss_of_exact_answers_is_undefined() -> None:
+def test_a_loss_of_exact_predictions_is_undefined() -> None:
     [loss] = relative_losses(np.array([[0.0, 1.0]]), np.zeros(1, np.int64), BOOTSTRAP)
     assert np.isnan([loss.value, loss.low, loss.high]).all()

@@ -113,7 +113,7 @@ def test_the_command_writes_a_picture_or_says_why_not(
     assert not out.exists()
 
 
-def test_a_wrong_out_is_told_before_the_work(
+def test_a_wrong_out_is_refused_before_the_work(
     photo: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     pixels = photo.read_bytes()

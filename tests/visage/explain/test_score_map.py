@@ -214,7 +214,7 @@ def test_which_models_have_class_maps(method: str, network: str, expected: bool)
 
 
 class Mixed(OnePlace):
-    """As many features as maps, but not the maps' own: a layer lies in between."""
+    """As many features as maps, but not the maps' own: a layer is in between."""
 
     def forward_head(self, maps_BChw: Tensor, landmarks_B52: Tensor | None) -> Tensor:
         return super().forward_head(maps_BChw, landmarks_B52) ** 2

@@ -22,10 +22,8 @@ def test_groups_hold_the_averages_of_their_faces(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, batch: int
 ) -> None:
     monkeypatch.setattr(study, "BATCH_FACES", batch)
-    config, table = (
-        small_config(),
-        FaceTable.open(write_faces(tmp_path, some_faces(10, 0, 0)), ["train"]),
-    )
+    config = small_config()
+    table = FaceTable.open(write_faces(tmp_path, some_faces(10, 0, 0)), ["train"])
     network = small_network(config)
     subject = Subject(
         network=network,
@@ -34,20 +32,20 @@ def test_groups_hold_the_averages_of_their_faces(
         raw=tmp_path,
         flip=True,
     )
+
     rows = np.array([0, 2, 3, 4, 6, 7, 9])
     grouping = grouped(table.label[rows], (), 25.0, config.grid.step)
     bootstrap = Bootstrap(num_resamples=5, interval=0.9, seed=0)
-    whole, *groups = group_views(subject, rows, grouping, 2, bootstrap)
-    assert whole.name == "all"
+    everybody, *groups = group_views(subject, rows, grouping, 2, bootstrap)
+    assert everybody.name == "all"
     assert len(groups) > 1
+
     crops = table.decode(rows)
-    faces, scores = (
-        crops.permute(0, 2, 3, 1).numpy() / 255,
-        score_map(network, config, crops, flip=True).numpy(),
-    )
+    faces = crops.permute(0, 2, 3, 1).numpy() / 255
+    scores = score_map(network, config, crops, flip=True).numpy()
     error = np.abs(subject.predictor.predict_crops(crops).value - table.label[rows])
     lower = np.floor(table.label[rows] / 25) * 25
-    for group, value in zip([whole, *groups], [None, *np.unique(lower)], strict=True):
+    for group, value in zip([everybody, *groups], [None, *np.unique(lower)], strict=True):
         member = np.ones(len(rows), bool) if value is None else lower == value
         assert group.num_faces == member.sum()
         assert group.mae == pytest.approx(error[member].mean())
