@@ -327,7 +327,7 @@ def test_names_are_the_texts_among_the_values() -> None:
 
 @pytest.mark.parametrize("name", stages.code.CHOSEN_BY_NAME)
 def test_dicts_that_are_chosen_from_are_written_out(name: str) -> None:
-    """One made by a comprehension would count as a whole."""
+    """All entries of a dict made by a comprehension would count."""
     module, _, table = name.partition(":")
     path = REPOSITORY.joinpath(*module.split("."))
     file = path / "__init__.py" if path.is_dir() else path.with_suffix(".py")

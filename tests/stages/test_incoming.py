@@ -202,7 +202,9 @@ def test_what_does_not_fit_is_told(house: House, tmp_path: Path) -> None:
         house.run(settings(**own(incoming=coming)))
     taken = lay(tmp_path / "~incoming", {"anna/1.jpg": photo(1)})
     for _ in range(2):
-        with pytest.raises(ValueError, match="which is kept for photos that come; rename it"):
+        with pytest.raises(
+            ValueError, match="which is reserved for photos that arrive later; rename it"
+        ):
             house.run(settings(taken, options={"person_level": 2}))
     with pytest.raises(ValueError, match=r"incoming: missing key 'scale'"):
         settings(
