@@ -127,7 +127,7 @@ def test_as_good_within_chance_passes(verdict: Verdict) -> None:
 
 
 def test_one_group_may_not_pay_for_the_others(verdict: Verdict) -> None:
-    """Forty women get 1.5 years more, the men less, so that the whole is better."""
+    """Forty women get 1.5 years more, the men less, so that the total is better."""
     error = np.where(np.arange(NUM_FACES) < 40, 5.5, 3.0)
     assert failed(verdict(predictions(error), predictions(4.0))) == ["MAE, sex female"]
     few = replace(RULES, min_group_faces=41)

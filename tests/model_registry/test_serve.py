@@ -172,7 +172,7 @@ def assert_same_numbers(face: dict[str, Any], row: Any) -> None:
 
 
 def assert_no_skew(server: Server, evaluated: tuple[Path, dict[str, bytes], pd.DataFrame]) -> None:
-    """Each photo, alone and in company, and its aligned face get the numbers that evaluation gave
+    """Each photo, alone and in a batch, and its aligned face get the numbers that evaluation gave
     it."""
     folder, photos, expected = evaluated
     found = {name: server.photos([photo])[0] for name, photo in photos.items()}

@@ -239,8 +239,8 @@ def bomb() -> bytes:
 
 
 def many_scans() -> bytes:
-    """A progressive JPEG whose last scan is repeated: each repetition is decoded over the whole
-    picture."""
+    """A progressive JPEG whose last scan is repeated: each repetition is decoded over the
+    full picture."""
     stream = io.BytesIO()
     Image.fromarray(crops(1)[0]).save(stream, "JPEG", progressive=True)
     photo = stream.getvalue()

@@ -1,5 +1,5 @@
-"""Exit statuses: what can pass is told apart from what cannot, and a stage that lacks memory is
-told to need less."""
+"""Exit statuses: faults that may pass differ from those that cannot, and a stage without enough
+memory can be made to use less."""
 
 from __future__ import annotations
 

@@ -131,7 +131,7 @@ def test_validation_that_knows_nobody_gives_no_figure(tmp_path: Path, without: s
 
 
 def test_people_are_learnt(tmp_path: Path) -> None:
-    """Stripes tell the four people apart, in validation too; chance is a quarter."""
+    """Stripes distinguish the four people, in validation too; chance is a quarter."""
     recipe = dataclasses.replace(RECIPE, learning_rate=5e-3)
     settings = pretrain_settings(epochs=8, recipes={"small": recipe}, augmentation="none")
     run(tmp_path, write_faces(tmp_path / "faces", some_faces(64, 24, 0)), settings)

@@ -1,4 +1,4 @@
-"""A database of one version, with transactions that are whole and pages that survive changes."""
+"""A database of one version, with atomic transactions and pages that survive changes."""
 
 from __future__ import annotations
 
