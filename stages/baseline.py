@@ -190,7 +190,6 @@ def _examples(
     )
     label_N = torch.tensor(table.label, dtype=torch.float32)
     sigma_N = torch.tensor(table.with_sigma(settings.fixed_sigma), dtype=torch.float32)
-
     return Examples(features_ND=features_ND, label_N=label_N, sigma_N=sigma_N)
 
 

@@ -347,7 +347,6 @@ class Closure:
             file = self._file(name)
             if file is None or name in self._imported:
                 continue
-
             self._imported.add(name)
             self._import_targets(file.imports)
             for definition in file.definitions:

@@ -176,7 +176,6 @@ def _add_test(other: OtherSetSettings, filling: Filling) -> None:
     rows = set_rows(other, raw / TEST_SET, filling.fetched, filling.budget, skip)
     filling.add(other.source, as_test_rows(other, rows, skip))
     filling.measure()
-
     if not database.rest_is_test():
         raise ValueError(
             f"{raw / TEST_SET}: source {other.source} gave no photo to test on; check "

@@ -242,7 +242,6 @@ def _network(settings: FinetuneSettings, start: Start) -> Network:
         method.head_width(settings.grid),
         method.shared_head,
     )
-
     initialise(network, torch.Generator().manual_seed(settings.seed))
     start.load_into(network, f"finetune.init {settings.init}")
     return network

@@ -104,7 +104,6 @@ def layers(names: Sequence[str], folder: Path) -> list[tuple[str, dict[str, Any]
             )
         if name in laid:
             return
-
         changes = _read_preset(name, folder)
         for parent in reversed(changes.pop(EXTENDS, [])):
             visit(parent, (*path, name))

@@ -100,7 +100,6 @@ class Training:
     def __call__(self, report: Report) -> None:
         network = self.network()
         start_of(self.settings).load_into(network, "pretrain.init import")
-
         fit(
             network.to(available_device()),
             self._task(),
@@ -145,7 +144,6 @@ class Training:
         def validate(network: Network) -> dict[str, float]:
             if len(self.validation) == 0:
                 return {}
-
             right = _num_right(
                 network,
                 self.validation.in_order(VALIDATION_BATCH, **place),

@@ -104,7 +104,6 @@ def shared_fields(cls: type) -> dict[str, str]:
 def _shared_section(document: Mapping[str, Any], section: str, where: str) -> Any:
     """A shared section; ValueError for a key that no stage reads."""
     values = _part(document, section, where)
-
     if isinstance(values, Mapping):
         for key in values:
             if key not in SHARED[section]:

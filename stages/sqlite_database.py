@@ -33,7 +33,6 @@ class SqliteDatabase:
     def __init__(self, path: Path, *, schema: str, version: int, pragmas: Sequence[str]) -> None:
         self.path = path
         path.parent.mkdir(parents=True, exist_ok=True)
-
         self.connection = sqlite3.connect(path, isolation_level=None)
         try:
             self._check_version(version)

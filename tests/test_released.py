@@ -22,7 +22,7 @@ MODELS = sorted(path.parent for path in RELEASED.glob("*/config.json"))
 MAX_BYTES = 8_000_000
 
 
-def test_one_of_them_answers_by_default() -> None:
+def test_one_of_them_predicts_by_default() -> None:
     default = RELEASED / (RELEASED / "default.txt").read_text(encoding="utf-8").strip()
     assert default in MODELS
     assert default_model_folder(RELEASED.parent.parent) in (

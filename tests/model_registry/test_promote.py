@@ -134,7 +134,7 @@ def test_one_group_may_not_pay_for_the_others(verdict: Verdict) -> None:
     assert verdict(predictions(error), predictions(4.0), few).promote
 
 
-def test_whole_people_are_drawn(verdict: Verdict) -> None:
+def test_people_are_drawn_with_all_their_faces(verdict: Verdict) -> None:
     """A difference that one person makes alone is chance; the same over a hundred people is not."""
     error, alone = np.full(NUM_FACES, 4.0), predictions(4.0)
     error[: NUM_FACES // 2] += 0.5

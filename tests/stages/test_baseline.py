@@ -135,7 +135,7 @@ def test_the_same_inputs_give_the_same_bytes(tmp_path: Path, backbone: Path) -> 
         assert first.read_bytes() == second.read_bytes()
 
 
-def test_a_fit_that_was_cut_short_is_told(
+def test_a_fit_that_was_cut_short_is_reported(
     tmp_path: Path, backbone: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     settings = classic_settings()

@@ -265,7 +265,7 @@ def test_what_is_reached_counts(tmp_path: Path, start: str, imported: str, count
     assert (code_digest("visage.a", tmp_path, []) != before) == counts
 
 
-def test_a_module_that_is_handed_on_counts_whole(tmp_path: Path) -> None:
+def test_a_module_that_is_handed_on_counts_completely(tmp_path: Path) -> None:
     tree(tmp_path, a="from visage import b\nprint(getattr(b, 'x'))", b="x = 1")
     before = code_digest("visage.a", tmp_path, [])
     tree(tmp_path, b="x = 1\ny = 2")

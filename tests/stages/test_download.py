@@ -95,7 +95,7 @@ def test_the_same_manifest_from_folder_glob_archive_parts_and_memory(
     memory.rm("/bucket", recursive=True)
 
 
-def test_a_folder_costs_no_second_copy_and_stays_whole(
+def test_a_folder_costs_no_second_copy_and_stays_complete(
     house: House, tmp_path: Path, photos: dict[str, bytes]
 ) -> None:
     folder = lay(tmp_path / "people", photos)
@@ -142,7 +142,7 @@ def test_wrong_settings_say_so() -> None:
             settings("x.tar", **wrong)  # type: ignore[arg-type]
 
 
-def test_nothing_there_is_told(house: House, tmp_path: Path) -> None:
+def test_nothing_there_is_reported(house: House, tmp_path: Path) -> None:
     with pytest.raises(ValueError, match="matches no file"):
         house.run(settings(tmp_path / "absent*.tar"))
     with pytest.raises(ValueError, match="no such remote file"):
@@ -221,7 +221,7 @@ def test_a_rerun_writes_the_same_bytes(
     )
 
 
-def test_a_photo_twice_is_told(house: House, tmp_path: Path) -> None:
+def test_a_photo_twice_is_reported(house: House, tmp_path: Path) -> None:
     lay(tmp_path / "photos", {"a.jpg": photo(1)})
     (tmp_path / "labels.csv").write_text("file,age\na.jpg,3\na.jpg,4\n")
     columns = {"photo": "file", "label": "age"} | dict.fromkeys(
@@ -237,7 +237,7 @@ def test_a_photo_twice_is_told(house: House, tmp_path: Path) -> None:
         house.run(settings(tmp_path / "photos", source="table", options=options))
 
 
-def test_the_drawn_set_is_made_anew_each_time(house: House) -> None:
+def test_the_drawn_set_is_made_again_each_time(house: House) -> None:
     options = {"quantity": "age", "num_people": 3, "photos_per_person": 2, "px": 64, "seed": 1}
     options |= {"age_span_years": 90.0, "label_noise": 1.0, "dirt": {}}
     chosen = settings(

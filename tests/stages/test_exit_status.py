@@ -117,7 +117,7 @@ def test_a_fault_keeps_its_traceback(tmp_path: Path, monkeypatch: pytest.MonkeyP
         stage_main("probe", ProbeSettings, lambda *_, **__: 1 // 0, [])
 
 
-def test_memory_is_spared_only_when_told_to(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_memory_is_spared_only_on_request(monkeypatch: pytest.MonkeyPatch) -> None:
     assert (micro_batches(), smaller(128)) == (1, 128)
     monkeypatch.setenv(MICRO_BATCHES, "4")
     assert (micro_batches(), smaller(128), smaller(3)) == (4, 32, 1)

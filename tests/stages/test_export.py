@@ -221,7 +221,7 @@ def test_int8_too_far_off_writes_nothing(tmp_path: Path) -> None:
     assert not (tmp_path / "export").exists()
 
 
-def test_the_reference_sums_up_training_faces_as_the_exported_model_answers_them(
+def test_the_reference_sums_up_the_exported_models_predictions_for_training_faces(
     tmp_path: Path,
 ) -> None:
     model, faces, target = (

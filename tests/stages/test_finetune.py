@@ -127,7 +127,7 @@ def test_validation_figure_is_the_saved_models_error(tmp_path: Path, faces: Path
 
 
 @pytest.mark.parametrize("method", METHODS)
-def test_every_method_trains_and_answers(tmp_path: Path, faces: Path, method: str) -> None:
+def test_every_method_trains_and_predicts(tmp_path: Path, faces: Path, method: str) -> None:
     history = run(tmp_path, faces, finetune_settings(method=method, epochs=8, augmentation="none"))
     assert history["train_loss"].iloc[4:].min() < history["train_loss"].iloc[0]
     predictor, table = Predictor.load(tmp_path / "model"), FaceTable.open(faces, ["val"])

@@ -194,7 +194,7 @@ def test_together_with_a_test_set(house: House, tmp_path: Path, before: pd.DataF
     assert {name.split("/")[0] for name in rows[rows.split == "test"].photo_id} == {"test_set"}
 
 
-def test_what_does_not_fit_is_told(house: House, tmp_path: Path) -> None:
+def test_what_does_not_fit_is_reported(house: House, tmp_path: Path) -> None:
     lines = {"1.jpg": ("3,,anna,", photo(1))}
     coming = table(tmp_path / "in", lines)
     coming["options"]["columns"] = {**coming["options"]["columns"], "person": None}

@@ -312,7 +312,7 @@ def test_stage_takes_its_paths_absolute_and_its_section(
     assert called == [(Inner(low=1.0, high=2.0), expected)]
 
 
-def test_stage_ends_with_one_line_on_what_the_user_can_mend(
+def test_stage_ends_with_one_line_on_what_the_user_can_correct(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     (tmp_path / "params.yaml").write_text("probe: {low: 1}", encoding="utf-8")
