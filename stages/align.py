@@ -291,7 +291,10 @@ def _detect(settings: DetectorSettings, group: list[PhotoArray]) -> list[Faces |
         # One photo becomes a reject with its reason; it must not stop a run of five million.
         if len(group) == 1:
             return [f"detector failed: {type(error).__name__}: {error}"]
-        return [result for photo in group for result in _detect(settings, [photo])]
+        results: list[Faces | str] = []
+        for photo in group:
+            results += _detect(settings, [photo])
+        return results
 
 
 @functools.lru_cache(maxsize=1)

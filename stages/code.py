@@ -226,7 +226,8 @@ def _imports(nodes: Any, package: str) -> dict[str, list[Target]]:
             above = ".".join(parts[: len(parts) - node.level + 1]) if node.level else ""
             module = ".".join(part for part in (above, node.module) if part)
             for alias in node.names:
-                target = Target(module=module, name=None if alias.name == "*" else alias.name)
+                name = None if alias.name == "*" else alias.name
+                target = Target(module=module, name=name)
                 found.setdefault(alias.asname or alias.name, []).append(target)
 
     return found

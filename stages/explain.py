@@ -12,6 +12,7 @@ image: about 20 s for 64 faces of 64 px on one core.
 from __future__ import annotations
 
 import dataclasses
+import itertools
 import json
 from collections.abc import Sequence
 from dataclasses import dataclass, field
@@ -80,7 +81,7 @@ class ExplainSettings(ResampleSettings):
         )
         check_positive(self, "band_width", "perplexity", "poor_error")
 
-        ends = [end for group in self.groups for end in group]
+        ends = list(itertools.chain.from_iterable(self.groups))
         between = zip(ends[1::2], ends[2::2], strict=False)
         if ends != sorted(ends) or any(high == low for high, low in between):
             raise ValueError(

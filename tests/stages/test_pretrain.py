@@ -109,7 +109,7 @@ def test_only_those_who_are_kept_are_trained_on(
 
 
 @pytest.mark.parametrize("minimum", [50, 7])
-def test_nobody_left_to_tell_apart_is_refused(tmp_path: Path, minimum: int) -> None:
+def test_fewer_than_two_people_are_refused(tmp_path: Path, minimum: int) -> None:
     rows = some_faces(8, 0, 0)
     for row in rows:
         row["person"] = "the same"
