@@ -96,7 +96,7 @@ class PromoteSettings:
 
 @dataclass(frozen=True, kw_only=True)
 class Check:
-    """One rule's outcome: both figures, the limit in the rule's own terms, and whether it holds."""
+    """One rule's result: both figures, the limit in the rule's own terms, and whether it holds."""
 
     name: str
     champion: float
@@ -109,7 +109,7 @@ class Check:
 
 @dataclass(frozen=True, kw_only=True)
 class Decision:
-    """Whether the challenger becomes champion, the reasons, and the outcome of every rule that was
+    """Whether the challenger becomes champion, the reasons, and the result of every rule that was
     checked."""
 
     promote: bool

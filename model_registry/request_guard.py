@@ -122,8 +122,8 @@ class RequestGuard:
             raise Refusal(408, f"the request took longer than {seconds:g} s to arrive") from error
 
     async def _received(self, request: Request) -> bytes:
-        """The whole body; at most `max_request_bytes` of it are held. The length is counted, since
-        the header that claims it may lie."""
+        """The complete body; at most `max_request_bytes` of it are held. The length is counted,
+        because the header that gives it may be wrong."""
         limit = self._settings.max_request_bytes
         size = 0
         parts: list[bytes] = []

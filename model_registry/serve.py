@@ -51,7 +51,7 @@ MAX_WAITING = 32
 WINDOW_FACES = 2_000
 BLOCK_FACES = 200
 
-ARRIVAL_SECONDS = 30.0  # for a request to arrive whole
+ARRIVAL_SECONDS = 30.0  # for all of a request to arrive
 SECONDS_TO_FINISH = 30  # for requests in flight after SIGTERM
 
 

@@ -73,7 +73,7 @@ class Limits:
 
 
 class Refused(ValueError):
-    """A row without a prediction; the text tells the client why."""
+    """A row without a prediction; the text gives the client the reason."""
 
 
 class ServedModel(PythonModel):

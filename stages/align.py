@@ -1,14 +1,14 @@
 """Manifest and photos become aligned faces: `data/<role>/manifest.parquet` ->
 `data/<role>/faces/part-*.parquet`.
 
-Each photo is read upright, MTCNN finds its faces, the one in charge (largest, weighted by closeness
-to the centre) is laid on the template of the settings and kept as a JPEG, one row a face.
-Quarantined photos are left out; a photo that gives no face stands in `rejects.csv` with its reason.
-`align.json` counts, and appears only if enough faces were found.
+Each photo is read upright and MTCNN finds its faces. One face is chosen (the largest, weighted by
+closeness to the centre), aligned to the template of the settings, and kept as a JPEG: one row a
+face. Quarantined photos are left out. A photo without a face is listed in `rejects.csv` with its
+reason. `align.json` holds the counts; it is written only if enough faces were found.
 
-Takes about 15 ms of one core for a photo of 200 px, and goes on where a stopped run was
-(stages/face_shards.py). The same input gives the same bytes whatever `num_workers` is; memory does
-not grow with the number of photos.
+A photo of 200 px takes about 15 ms of one core. A stopped run resumes (stages/face_shards.py). The
+same input gives the same bytes whatever `num_workers` is; memory does not grow with the number of
+photos.
 """
 
 from __future__ import annotations
@@ -57,20 +57,19 @@ from visage.parallel import batched, die_with_parent, map_ordered
 from visage.strict import check_range
 
 Work = Callable[[list[RowDict]], AlignedPhotos]
-Runner = Callable[
-    [Work, Iterable[list[RowDict]]], Iterator[AlignedPhotos]
-]  # outcomes in the chunks' order
-CHUNK_ROWS = 64  # photos that one worker takes at a time
-PIXELS_TOGETHER = (
-    24_000_000  # decoded photos that wait for the detector in one worker: bounds its memory
-)
+# Gives the results in the order of the chunks.
+Runner = Callable[[Work, Iterable[list[RowDict]]], Iterator[AlignedPhotos]]
+# Photos that one worker takes at a time.
+CHUNK_ROWS = 64
+# Pixels of the decoded photos that wait for the detector in one worker: bounds its memory.
+PIXELS_TOGETHER = 24_000_000
 
 
 @dataclass(frozen=True, kw_only=True)
 class AlignSettings:
-    """Crop, detector and policy. `fallback: frame` takes a photo without a found face as a face
-    that fills it (right for sets of tight crops); `num_workers` 0 works in this process;
-    `min_detection_rate` is a share of the photos that could be read."""
+    """Crop, detector and policy. With `fallback: frame`, a photo in which no face was found counts
+    as a face that fills the photo (right for sets of tight crops). `num_workers` 0 works in this
+    process. `min_detection_rate` is a share of the photos that could be read."""
 
     template: str
     crop_px: int
@@ -92,8 +91,8 @@ class AlignSettings:
             num_workers=(0, None),
         )
 
-    def eye(self) -> dict[str, Any]:
-        """What a model's config must know of the crops, as the shards carry it."""
+    def preprocessing(self) -> dict[str, Any]:
+        """How the crops were made, for the shards' metadata and the model's config."""
         crop = {
             name: getattr(self, name)
             for name in ("template", "crop_px", "face_scale", "jpeg_quality")
@@ -103,11 +102,11 @@ class AlignSettings:
             "detector": dataclasses.asdict(self.detector),
         }
 
-    def maker(self) -> str:
-        """All that decides a shard's content beside its rows: settings, and the code that makes and
-        writes it."""
+    def provenance(self) -> str:
+        """All that decides a shard's content besides its rows: settings, and the code that makes
+        and writes it."""
         program = running_code("stages.align:_fill_shards", self)
-        return json.dumps([self.eye(), self.fallback, program], sort_keys=True)
+        return json.dumps([self.preprocessing(), self.fallback, program], sort_keys=True)
 
 
 def align(
@@ -123,12 +122,10 @@ def align(
     report: Report = print_report,
     runner: Runner | None = None,
 ) -> None:
-    """The stage. `runner` maps chunks of photos over machines (a flow's); the default is processes
-    of this one."""
-    for path, remedy in (
-        (manifest, "run the download stage"),
-        (quarantine, "run the validate stage"),
-    ):
+    """The stage. `runner` maps chunks of photos over machines (a flow brings one); the default
+    uses processes of this machine."""
+    remedies = {manifest: "run the download stage", quarantine: "run the validate stage"}
+    for path, remedy in remedies.items():
         if not path.is_file():
             raise ValueError(f"{path}: missing; {remedy}")
     if not gate.is_file():
@@ -136,60 +133,65 @@ def align(
             f"{gate}: no validation report, so the data did not pass; see what the validate stage "
             f"says"
         )
-    summary.unlink(missing_ok=True)  # what lies there afterwards speaks of this run
-    table, left_out = pq.ParquetFile(manifest), read_quarantine(quarantine)
+
+    # If this run fails, no summary of an earlier run may remain.
+    summary.unlink(missing_ok=True)
+    table = pq.ParquetFile(manifest)
+    left_out = read_quarantine(quarantine)
     num_rows = table.metadata.num_rows
     paths = shard_paths(faces, num_rows, settings.shard_rows)
-    shards = read_shards(table, left_out, paths, settings.shard_rows, settings.maker())
+    shards = read_shards(table, left_out, paths, settings.shard_rows, settings.provenance())
+
+    runner = runner or functools.partial(run_local, settings.num_workers)
     with tqdm(total=num_rows, unit="photo", desc="align") as bar:
-        _fill_shards(
-            settings, shards, raw, runner or functools.partial(run_local, settings.num_workers), bar
-        )
+        _fill_shards(settings, shards, raw, runner, bar)
+
     _write_results(settings, paths, num_rows, rejects, summary, report)
 
 
 def _fill_shards(
     settings: AlignSettings, shards: Iterator[Shard], raw: Path, runner: Runner, bar: tqdm[Any]
 ) -> None:
-    """Aligns the shards that are not on disk yet; each is written as soon as its last chunk is
-    back.
+    """Aligns the shards that are not on disk yet. Each is written as soon as its last chunk is
+    done.
 
-    A runner may take all chunks before it gives the first outcome, so of a shard under way no rows
-    are kept.
+    A runner may take all chunks before it gives the first result, so a shard's rows are not kept
+    while it is aligned.
     """
-    started: deque[tuple[Path, str, int]] = (
-        deque()
-    )  # path, fingerprint, number of photos: in the outcomes' order
+    # Path, fingerprint and number of photos of each shard, in the order of the results.
+    started: deque[tuple[Path, str, int]] = deque()
 
     def chunks() -> Iterator[list[RowDict]]:
         for shard in shards:
             if is_finished(shard):
                 bar.update(len(shard.rows))
                 continue
+
             started.append((shard.path, shard.fingerprint, len(shard.rows)))
             # A shard without rows is a chunk, too: it becomes an empty file.
             yield from batched(shard.rows, CHUNK_ROWS) if shard.rows else [[]]
 
-    outcomes = runner(functools.partial(align_photos, settings, raw), chunks())
-    for first in outcomes:
+    results = runner(functools.partial(align_photos, settings, raw), chunks())
+    for first in results:
         path, fingerprint, num_photos = started.popleft()
-        whole = AlignedPhotos()
-        for part in itertools.chain(
-            [first], itertools.islice(outcomes, max(0, num_photos - 1) // CHUNK_ROWS)
-        ):
-            whole.add(part)
+        rest = itertools.islice(results, max(0, num_photos - 1) // CHUNK_ROWS)
+
+        aligned = AlignedPhotos()
+        for part in itertools.chain([first], rest):
+            aligned.add(part)
             bar.update(len(part))
-        assert len(whole) == num_photos, (
-            f"{path}: the runner gave {len(whole)} outcomes for {num_photos} photos"
+
+        assert len(aligned) == num_photos, (
+            f"{path}: the runner gave {len(aligned)} results for {num_photos} photos"
         )
-        write_shard(path, fingerprint, whole, settings.eye())
+        write_shard(path, fingerprint, aligned, settings.preprocessing())
 
 
 def run_local(
     num_workers: int, work: Work, chunks: Iterable[list[RowDict]]
 ) -> Iterator[AlignedPhotos]:
-    """Chunks through processes of this machine, in order, at most four a process under way; 0 means
-    this process."""
+    """Runs chunks in processes of this machine and gives the results in order, at most four
+    chunks a process at a time; 0 means this process."""
     if num_workers == 0:
         yield from map(work, chunks)
         return
@@ -215,8 +217,8 @@ def one_thread() -> Iterator[None]:
 
 @one_thread()
 def align_photos(settings: AlignSettings, raw: Path, rows: list[RowDict]) -> AlignedPhotos:
-    """Manifest rows -> faces and rejects, the same bytes in any runner; one bad photo never takes
-    others with it.
+    """Manifest rows -> faces and rejects, the same bytes in any runner. One bad photo never
+    affects the others.
 
     Errors: ValueError without the folder `raw`, as on a node that does not have it mounted.
     """
@@ -225,24 +227,29 @@ def align_photos(settings: AlignSettings, raw: Path, rows: list[RowDict]) -> Ali
             f"{raw}: no such folder on {socket.gethostname()}; run the download stage, or mount it "
             f"there"
         )
-    outcome = AlignedPhotos()
+
+    aligned = AlignedPhotos()
     group: list[tuple[RowDict, PhotoArray | str]] = []
     num_pixels = 0
     for row in rows:
         photo = _read(raw, row)
         group.append((row, photo))
-        num_pixels += 0 if isinstance(photo, str) else photo.size // 3
+        if not isinstance(photo, str):
+            num_pixels += photo.size // 3
         if num_pixels > PIXELS_TOGETHER:
-            _align_group(settings, group, outcome)
-            group, num_pixels = [], 0
-    _align_group(settings, group, outcome)
-    return outcome
+            _align_group(settings, group, aligned)
+            group = []
+            num_pixels = 0
+
+    _align_group(settings, group, aligned)
+    return aligned
 
 
 def _read(raw: Path, row: RowDict) -> PhotoArray | str:
     """A manifest row -> its photo's pixels, or the reason why there are none."""
     if row["unreadable"] is not None:
         return str(row["unreadable"])
+
     try:
         data = (raw / row["photo_id"]).read_bytes()
         if hashlib.sha256(data).hexdigest() != row["sha256"]:
@@ -250,24 +257,29 @@ def _read(raw: Path, row: RowDict) -> PhotoArray | str:
         return read_photo(data)
     except PhotoError as error:
         return str(error)
-    except OSError as error:  # its own text holds the path
+    except OSError as error:
+        # The error's own text holds the path.
         return f"cannot be read: {error.strerror}"
 
 
 def _align_group(
-    settings: AlignSettings, group: list[tuple[RowDict, PhotoArray | str]], outcome: AlignedPhotos
+    settings: AlignSettings, group: list[tuple[RowDict, PhotoArray | str]], aligned: AlignedPhotos
 ) -> None:
-    """Adds what becomes of some photos to the outcome, in their order."""
-    found = iter(
-        _detect(settings.detector, [photo for _, photo in group if not isinstance(photo, str)])
-    )
+    """Adds the faces and rejects of some photos to `aligned`, in their order."""
+    photos = [photo for _, photo in group if not isinstance(photo, str)]
+    found = iter(_detect(settings.detector, photos))
+
     for row, photo in group:
-        result = photo if isinstance(photo, str) else _aligned(settings, row, photo, next(found))
-        outcome.num_read += not isinstance(photo, str)
-        if isinstance(result, str):
-            outcome.rejects.append((row["photo_id"], result))
+        if isinstance(photo, str):
+            result: RowDict | str = photo
         else:
-            outcome.faces.append(result)
+            aligned.num_read += 1
+            result = _aligned(settings, row, photo, next(found))
+
+        if isinstance(result, str):
+            aligned.rejects.append((row["photo_id"], result))
+        else:
+            aligned.faces.append(result)
 
 
 def _detect(settings: DetectorSettings, group: list[PhotoArray]) -> list[Faces | str]:
@@ -275,10 +287,14 @@ def _detect(settings: DetectorSettings, group: list[PhotoArray]) -> list[Faces |
     detector = _detector(settings)
     try:
         return list(detector.detect(group))
-    except Exception as error:  # a reject with its reason, never the end of five million photos
+    except Exception as error:
+        # One photo becomes a reject with its reason; it must not stop a run of five million.
         if len(group) == 1:
             return [f"detector failed: {type(error).__name__}: {error}"]
-        return [result for photo in group for result in _detect(settings, [photo])]
+        results: list[Faces | str] = []
+        for photo in group:
+            results += _detect(settings, [photo])
+        return results
 
 
 @functools.lru_cache(maxsize=1)
@@ -293,30 +309,28 @@ def _aligned(
     """A photo and its faces -> the face table's row, or the reason why there is none."""
     if isinstance(found, str):
         return found
+
     height, width = photo.shape[:2]
     if len(found):
         index = alignment.choose_face(found, width, height)
-        box, landmarks, probability = (
-            found.boxes_N4[index],
-            found.landmarks_N52[index],
-            found.probabilities_N[index],
-        )
+        box = found.boxes_N4[index]
+        landmarks = found.landmarks_N52[index]
+        probability = found.probabilities_N[index]
     elif settings.fallback == "frame":
-        box, landmarks, probability = (
-            (0, 0, width, height),
-            alignment.frame_landmarks(width, height),
-            0.0,
-        )
+        box = (0, 0, width, height)
+        landmarks = alignment.frame_landmarks(width, height)
+        probability = 0.0
     else:
         return "no face found"
+
     try:
         points = alignment.template(settings.template, settings.crop_px, settings.face_scale)
         matrix_23 = alignment.similarity(landmarks, points)
-        jpeg = encode_jpeg(
-            alignment.crop(photo, matrix_23, settings.crop_px), settings.jpeg_quality
-        )
+        crop_HWC = alignment.crop(photo, matrix_23, settings.crop_px)
+        jpeg = encode_jpeg(crop_HWC, settings.jpeg_quality)
     except Exception as error:  # as in _detect
         return f"crop failed: {type(error).__name__}: {error}"
+
     return {name: row[name] for name in COPIED} | {
         "jpeg": jpeg,
         "box": [float(value) for value in box],
@@ -335,7 +349,7 @@ def _write_results(
     summary: Path,
     report: Report,
 ) -> None:
-    """Rejects and counts of all shards; the summary is written only if enough faces were found."""
+    """Writes the rejects and counts of all shards, the counts only if enough faces were found."""
     counts = dict.fromkeys(("num_photos", "num_read", "num_frame", "num_rejects", "num_faces"), 0)
     with atomic_write(rejects) as part, part.open("w", newline="", encoding="utf-8") as file:
         writer = csv.writer(file, lineterminator="\n")
@@ -347,6 +361,7 @@ def _write_results(
                 counts[name] += own[name]
             counts["num_rejects"] += len(own["rejects"])
             counts["num_faces"] += own["num_photos"] - len(own["rejects"])
+
     num_found = counts["num_faces"] - counts["num_frame"]
     rate = num_found / max(1, counts["num_read"])
     if rate < settings.min_detection_rate or not counts["num_faces"]:
@@ -356,6 +371,7 @@ def _write_results(
             f"min_detection_rate asks for {settings.min_detection_rate}; look at the rejects, or "
             f"lower the rate"
         )
+
     values = {
         **counts,
         "num_quarantined": num_rows - counts["num_photos"],

@@ -2,13 +2,14 @@
 section 4.5.3).
 
 data/target/faces/ + models/backbone/ -> reports/baseline/{metrics.json, predictions.parquet}, in
-the form of evaluate's. One pair of features (BIF, or the backbone's pooled maps) and estimator
-(SVR, OHRank, BFGS-LDL) a run: fitted on the training faces with every strength C of the settings,
-of which the validation faces choose one. Seconds for the embedded set. A thousand faces on one
-core: BIF 5 s, with their mirror images 10 s; a fit takes a second with the backbone's features, up
-to a minute with BIF (LOG.md). The features of training and validation faces lie in memory as a
-whole (BIF with 6752 numbers a face: 27 GB a million faces), hence `max_feature_mb`; SVR takes six
-times that on top.
+the form of evaluate's. A run takes one kind of features (BIF, or the backbone's pooled maps) and
+one estimator (SVR, OHRank, BFGS-LDL). It fits on the training faces with every strength C of the
+settings; the validation faces choose one of them.
+
+Seconds for the embedded set. A thousand faces on one core: BIF 5 s, with their mirror images 10 s;
+a fit takes a second with the backbone's features, up to a minute with BIF (LOG.md). The features of
+all training and validation faces are in memory at once (BIF has 6752 numbers a face: 27 GB a
+million faces), hence `max_feature_mb`. SVR takes six times that on top.
 """
 
 from __future__ import annotations
@@ -89,9 +90,11 @@ def baseline(
     report: Report = print_report,
 ) -> None:
     """Extracts, fits, chooses and measures; see the module docstring."""
-    train, validation = (open_split(faces, split, "baseline.splits") for split in ("train", "val"))
+    train = open_split(faces, "train", "baseline.splits")
+    validation = open_split(faces, "val", "baseline.splits")
     extract, width = EXTRACTORS[settings.features](settings, backbone, train)
     _check(settings, [train, validation], width)
+
     trials = _trials(
         settings,
         _examples(settings, train, extract, width),
@@ -102,12 +105,13 @@ def baseline(
         settings,
         settings,
         None,
-        lambda table: _answer(settings, best(trials), table, extract),
+        lambda table: _predictions(settings, best(trials), table, extract),
         stage="baseline",
         faces=faces,
         manifest=manifest,
         rejects=rejects,
     )
+
     data = {"train": table_digest(train), "val": table_digest(validation)} | measured.data
     decision = decision_of(
         settings,
@@ -118,9 +122,11 @@ def baseline(
     )
     write_json(metrics, metrics_document(measured.evaluations, measured.losses, decision))
     write_predictions(predictions, settings.splits, measured.evaluations)
-    report(
-        len(trials), {f"{e.answers.name}_mae": e.figures["mae"].value for e in measured.evaluations}
-    )
+    errors = {
+        f"{evaluation.answers.name}_mae": evaluation.figures["mae"].value
+        for evaluation in measured.evaluations
+    }
+    report(len(trials), errors)
 
 
 def _bif_extractor(
@@ -132,20 +138,23 @@ def _bif_extractor(
 def _cnn_extractor(
     _settings: BaselineSettings, backbone: Path, train: FaceTable
 ) -> tuple[Extractor, int]:
-    """The backbone's trunk; it says itself which network it is and how faces are normalised for it."""
-    remedy = "run the pretrain stage on faces that are cut as these are"
-    lineage, state = read_backbone(
-        backbone, {"alignment": train.alignment}, "the target's faces", remedy
+    """The backbone's trunk. backbone.json names the network and the normalisation of its faces."""
+    document, state = read_backbone(
+        backbone,
+        {"alignment": train.alignment},
+        "the target's faces",
+        "run the pretrain stage on faces that are cut as these are",
     )
-    network = build(**lineage["network"], num_outputs=lineage["num_people"])
+
+    network = build(**document["network"], num_outputs=document["num_people"])
     network.load_state_dict(state)
-    normalise = NormaliseConfig(
-        **{name: tuple(values) for name, values in lineage["normalise"].items()}
-    )
+    statistics = {name: tuple(values) for name, values in document["normalise"].items()}
+    normalise = NormaliseConfig(**statistics)
+
     return trunk_extractor(network.to(available_device()), normalise), network.num_features + 1
 
 
-# Each gives the extractor and the number of its features, with the constant.
+# Each gives the extractor and the number of its features, the constant included.
 EXTRACTORS: dict[str, Callable[[BaselineSettings, Path, FaceTable], tuple[Extractor, int]]] = {
     "bif": _bif_extractor,
     "cnn": _cnn_extractor,
@@ -153,18 +162,18 @@ EXTRACTORS: dict[str, Callable[[BaselineSettings, Path, FaceTable], tuple[Extrac
 
 
 def _check(settings: BaselineSettings, tables: list[FaceTable], width: int) -> None:
-    """Refuses labels off the grid, and more features than may lie in memory, before the hours they
-    would take."""
+    """Refuses labels off the grid, and more features than memory may hold, before hours are spent
+    on them."""
     for table in tables:
         refuse_off_grid(table, settings.grid, "baseline")
+
     num_faces = sum(map(len, tables))
     needed_mb = 4 * width * num_faces / MEGABYTE
     if needed_mb > settings.max_feature_mb:
         raise ValueError(
             f"features of {num_faces} faces, {width} numbers each, take {needed_mb:.0f} MiB, "
-            f"baseline.max_feature_mb is "
-            f"{settings.max_feature_mb}: raise it, or take fewer faces, bands or orientations, or "
-            f"features: cnn"
+            f"baseline.max_feature_mb is {settings.max_feature_mb}: raise it, or take fewer faces, "
+            f"bands or orientations, or features: cnn"
         )
 
 
@@ -179,23 +188,27 @@ def _examples(
         batch_size=smaller(settings.batch_size),
         num_workers=settings.num_workers,
     )
-    label_N, sigma_N = (
-        torch.tensor(v, dtype=torch.float32)
-        for v in (table.label, table.with_sigma(settings.fixed_sigma))
-    )
+    label_N = torch.tensor(table.label, dtype=torch.float32)
+    sigma_N = torch.tensor(table.with_sigma(settings.fixed_sigma), dtype=torch.float32)
     return Examples(features_ND=features_ND, label_N=label_N, sigma_N=sigma_N)
 
 
 def _trials(
     settings: BaselineSettings, train: Examples, validation: Examples, report: Report
 ) -> list[Trial]:
-    """A fit a strength, each reported, and so is one that ended before its time."""
+    """A fit a strength. Each is reported; a note is printed for one that has not converged."""
     trials = []
     for number, strength in enumerate(tqdm(settings.strengths, desc="fits")):
         one = trial(
-            ESTIMATORS[settings.estimator], strength, train, validation, settings.grid, settings.fit
+            ESTIMATORS[settings.estimator],
+            strength,
+            train,
+            validation,
+            settings.grid,
+            settings.fit,
         )
         trials.append(one)
+
         report(
             number,
             {"strength": strength, "val_mae": one.error, "iterations": one.model.num_iterations},
@@ -208,7 +221,7 @@ def _trials(
     return trials
 
 
-def _answer(
+def _predictions(
     settings: BaselineSettings, chosen: Trial, table: FaceTable, extract: Extractor
 ) -> Predictions:
     """The chosen model's predictions for all faces, batch by batch."""
@@ -223,12 +236,18 @@ def _answer(
 
 
 def _identity(settings: BaselineSettings, trials: list[Trial], width: int) -> dict[str, Any]:
-    """Who answered: features, estimator, and every strength with its validation error."""
+    """Which model was measured: features, estimator, and every strength with its validation
+    error."""
     tried = [
-        {"strength": one.strength, "val_mae": one.error, "iterations": one.model.num_iterations}
-        | {"converged": one.model.converged}
+        {
+            "strength": one.strength,
+            "val_mae": one.error,
+            "iterations": one.model.num_iterations,
+            "converged": one.model.converged,
+        }
         for one in trials
     ]
+
     return {
         "name": f"{settings.features} {settings.estimator}",
         "features": settings.features,

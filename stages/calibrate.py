@@ -1,10 +1,11 @@
-"""The fine-tuned model learns how far it is to be believed, from validation faces.
+"""Temperature scaling and a conformal offset for the fine-tuned model, fitted on validation faces.
 
-models/model/ + data/target/faces/ -> models/calibrated/{model.safetensors, config.json} The weights
-are copied as they are; the config gains a temperature and a conformal offset
-(visage.evaluation.calibrate), or `calibration: null` where there are too few faces for them. No
-value changes, so a new calibration trains nothing. Seconds for the embedded set; about 50 faces a
-second on one CPU core at 96 px with Tiny, flip averaged.
+models/model/ + data/target/faces/ -> models/calibrated/{model.safetensors, config.json}
+
+The weights are copied as they are. The config gains a temperature and the offset of the 80 %
+interval (visage.evaluation.calibrate), or `calibration: null` where there are too few faces for
+them. No value changes, so a new calibration trains nothing. Seconds for the embedded set; about 50
+faces a second on one CPU core at 96 px with Tiny, flip averaged.
 """
 
 from __future__ import annotations
@@ -29,7 +30,7 @@ from visage.strict import check_range
 from visage.training.provenance import table_digest
 from visage.weights import load_model
 
-# Of train faces, which it has learnt, the model is too sure, and test faces choose nothing
+# On training faces, which it has learnt, the model is too sure. Test faces choose nothing.
 SPLIT = "val"
 
 
@@ -65,23 +66,25 @@ def calibrate(
     config = dataclasses.replace(config, calibration=None)
     table = FaceTable.open(faces, [SPLIT])
     num_labelled = int(np.isfinite(table.label).sum())
+
     if num_labelled < settings.min_faces:
         print(
             f"not calibrated: {num_labelled} labelled faces of split {SPLIT!r}, "
-            f"calibrate.min_faces asks for "
-            f"{settings.min_faces}; the model is passed on with its own distributions and intervals"
+            f"calibrate.min_faces asks for {settings.min_faces}; the model is passed on with its "
+            f"own distributions and intervals"
         )
     else:
         check_preprocessing(config, table, faces)
         predictor = CropPredictor(network.to(available_device()), config)
-        told = answer(
+        predictions = answer(
             predictor,
             table,
             flip=settings.flip,
             batch_size=smaller(settings.batch_size),
             task="calibrate",
         )
-        config = _fitted(settings, config, table, told, report)
+        config = _fitted(settings, config, table, predictions, report)
+
     with atomic_folder(calibrated) as part:
         shutil.copyfile(model / config.weights.file, part / config.weights.file)
         config.write(part / CONFIG_FILE)
@@ -92,29 +95,29 @@ def _fitted(
     settings: CalibrateSettings,
     config: ModelConfig,
     table: FaceTable,
-    told: Predictions,
+    predictions: Predictions,
     report: Report,
 ) -> ModelConfig:
-    """The config with the calibration of its answers, and the digest of the faces that it was
-    fitted on."""
+    """The config with a calibration fitted to the predictions, and the digest of their faces."""
     known_N = np.isfinite(table.label)
     if not known_N.all():
         print(f"left out: {len(table) - known_N.sum()} faces of split {SPLIT!r} without a label")
-    label_N, value_N, p_NK = table.label[known_N], told.value[known_N], told.probabilities[known_N]
+    label_N = table.label[known_N]
+    value_N = predictions.value[known_N]
+    p_NK = predictions.probabilities[known_N]
+
     calibration = fit_calibration(p_NK, label_N, config.grid, flip=settings.flip)
-    before, after = (
-        figures(p_NK, value_N, label_N, config.grid, each) for each in (None, calibration)
-    )
-    changes = {
-        f"{name}_{when}": them[name]
-        for name in before
-        for when, them in (("before", before), ("after", after))
+    before = figures(p_NK, value_N, label_N, config.grid, None)
+    after = figures(p_NK, value_N, label_N, config.grid, calibration)
+
+    values: dict[str, float] = {
+        name: getattr(calibration, name) for name in ("num_faces", "temperature", "offset")
     }
-    report(
-        0,
-        {name: getattr(calibration, name) for name in ("num_faces", "temperature", "offset")}
-        | changes,
-    )
+    for name in before:
+        values[f"{name}_before"] = before[name]
+        values[f"{name}_after"] = after[name]
+    report(0, values)
+
     digests = config.data | {"calibrate": table_digest(table)}
     return dataclasses.replace(config, calibration=calibration, data=digests)
 

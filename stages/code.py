@@ -1,4 +1,4 @@
-"""The code of every stage becomes one digest: `code/<stage>.json`, the answer to "did it change?".
+"""The code of every stage becomes one digest: `code/<stage>.json` answers "did the code change?".
 
 A digest covers what a module can run, and no more. Every file is cut into its top-level
 definitions; from the stage's module on, each name that a definition uses leads to the definition
@@ -14,13 +14,12 @@ removed, and nothing runs again.
 
 Where the name `TEMPLATES` of a module is reached, the files in templates/ beside it count too.
 
-What a digest cannot see: names that are put together as text (`importlib`), and attributes that
-one file sets on another's objects inside a function. This file itself never counts; it decides no
-result.
+A digest cannot see names that are put together as text (`importlib`), nor attributes that one file
+sets on another's objects inside a function. This file itself never counts: it decides no result.
 
     python -m stages.code --graph dvc.yaml --params params.yaml --code code
 
-takes a second or two. A file whose content stays is left untouched.
+takes a second or two. A file whose content stays the same is not written again.
 """
 
 from __future__ import annotations
@@ -47,8 +46,8 @@ TEMPLATES = "TEMPLATES"  # a module that binds this name renders the files in te
 THIS = "stages.code"
 CHOSEN_BY_NAME = ("stages.sources:SOURCES", "visage.methods:METHODS", "visage.networks:NETWORKS")
 
-# Of a syntax tree: load or store (follows from the place), u"" and type comments. Python's minor
-# versions differ in what they write there.
+# Fields of a syntax tree that are left out: load or store (follows from the place), u"" and type
+# comments. Python's minor versions differ in what they write there.
 NOT_CODE = {"ctx", "kind", "type_comment"}
 
 
@@ -117,30 +116,38 @@ def _parsed(source: bytes, package: str) -> File:
     definitions: list[Definition] = []
     main: list[Definition] = []
     imports: list[ast.AST] = []
+
     for position, node in enumerate(tree.body):
         if isinstance(node, ast.Import | ast.ImportFrom):
             imports.append(node)
             continue
-        binds = tuple(_binds(node))
+
         is_main = isinstance(node, ast.If) and ast.unparse(node.test) == "__name__ == '__main__'"
         if not is_main and isinstance(node, ast.If | ast.Try | ast.With | ast.For | ast.While):
             imports += ast.walk(node)
+
         definition = Definition(
             node=node,
             package=package,
             position=position,
-            binds=binds,
+            binds=tuple(_binds(node)),
             acts=_acts(node),
-            decorators=tuple(
-                chain[0]
-                for decorator in getattr(node, "decorator_list", [])
-                for chain in _uses(decorator)
-            ),
+            decorators=tuple(_decorators(node)),
         )
         (main if is_main else definitions).append(definition)
+
     return File(
-        definitions=tuple(definitions), imports=_imports(imports, package), main=tuple(main)
+        definitions=tuple(definitions),
+        imports=_imports(imports, package),
+        main=tuple(main),
     )
+
+
+def _decorators(node: ast.stmt) -> Iterator[str]:
+    """The names that a definition's decorators begin with, and those in their arguments."""
+    for decorator in getattr(node, "decorator_list", []):
+        for chain in _uses(decorator):
+            yield chain[0]
 
 
 def _strip(tree: ast.Module) -> None:
@@ -149,16 +156,18 @@ def _strip(tree: ast.Module) -> None:
         body = getattr(node, "body", None)
         if not isinstance(body, list):
             continue
+
         if (
             isinstance(node, ast.Module | ast.ClassDef | ast.FunctionDef | ast.AsyncFunctionDef)
             and ast.get_docstring(node, clean=False) is not None
         ):
             del body[0]
-        body[:] = [
-            each
-            for each in body
-            if not (isinstance(each, ast.If) and ast.unparse(each.test).endswith("TYPE_CHECKING"))
-        ]
+
+        body[:] = [each for each in body if not _is_for_type_checkers(each)]
+
+
+def _is_for_type_checkers(node: ast.stmt) -> bool:
+    return isinstance(node, ast.If) and ast.unparse(node.test).endswith("TYPE_CHECKING")
 
 
 def _annotations(node: ast.FunctionDef | ast.AsyncFunctionDef) -> list[ast.AST]:
@@ -192,7 +201,7 @@ def _binds(node: ast.stmt) -> Iterator[str]:
 
 
 def _bound_in(node: ast.stmt) -> Iterator[ast.AST]:
-    """The nodes that may bind a name; what a comprehension binds on the right is its own."""
+    """The nodes that may bind a name. What a comprehension on the right binds stays inside it."""
     if isinstance(node, ast.Assign):
         for target in node.targets:
             yield from ast.walk(target)
@@ -205,36 +214,41 @@ def _bound_in(node: ast.stmt) -> Iterator[ast.AST]:
 def _imports(nodes: Any, package: str) -> dict[str, list[Target]]:
     """Local name -> what imports bind it to."""
     found: dict[str, list[Target]] = {}
+
     for node in nodes:
         if isinstance(node, ast.Import):
             for alias in node.names:
-                # `import a.b` binds a, `import a.b as c` binds c to a.b
+                # `import a.b` binds a, `import a.b as c` binds c to a.b.
                 module = alias.name if alias.asname else alias.name.partition(".")[0]
-                found.setdefault(alias.asname or module, []).append(
-                    Target(module=module, name=None)
-                )
-                # imported, whatever it binds
+                bound = Target(module=module, name=None)
+                found.setdefault(alias.asname or module, []).append(bound)
+                # The module is imported in both cases.
                 found.setdefault("", []).append(Target(module=alias.name, name=None))
         elif isinstance(node, ast.ImportFrom):
             parts = package.split(".")
             above = ".".join(parts[: len(parts) - node.level + 1]) if node.level else ""
             module = ".".join(part for part in (above, node.module) if part)
             for alias in node.names:
-                target = Target(module=module, name=None if alias.name == "*" else alias.name)
+                name = None if alias.name == "*" else alias.name
+                target = Target(module=module, name=name)
                 found.setdefault(alias.asname or alias.name, []).append(target)
+
     return found
 
 
 def _uses(node: ast.AST) -> Iterator[tuple[str, ...]]:
-    """Every name that is read, with its attributes; annotations of functions are not run."""
+    """Every name that is read, with its attributes. Annotations of functions are skipped: they
+    are not run."""
     waiting = [node]
     while waiting:
         each = waiting.pop()
+
         chain: list[str] = []
         inner = each
         while isinstance(inner, ast.Attribute):
             chain.append(inner.attr)
             inner = inner.value
+
         if isinstance(inner, ast.Name):
             yield (inner.id, *reversed(chain))
         elif isinstance(each, ast.FunctionDef | ast.AsyncFunctionDef):
@@ -272,7 +286,7 @@ def _fields(node: ast.AST, left_out: set[str]) -> str:
 
 
 class Closure:
-    """All that one module can run, read from the source below `root`; `texts` grows with what is
+    """All that one module can run, read from the source below `root`. `texts` grows with what is
     reached."""
 
     def __init__(self, root: Path, names: Collection[str]) -> None:
@@ -287,7 +301,7 @@ class Closure:
 
     def start(self, module: str) -> None:
         """All of `package.module`, as `python -m` runs it."""
-        file = self._whole(module)
+        file = self._reach_all(module)
         for definition in file.main:
             self._reach(module, definition)
         self._follow()
@@ -298,6 +312,7 @@ class Closure:
         found = [] if file is None else file.by_name.get(name, [])
         if not found:
             raise ValueError(f"{module}:{name}: no such definition below {self._root}")
+
         self._import(module)
         for definition in found:
             self._reach(module, definition)
@@ -305,29 +320,36 @@ class Closure:
                 for annotation in _annotations(definition.node):
                     for chain in _uses(annotation):
                         self._use(module, definition, chain)
+
         self._follow()
 
     def _file(self, module: str) -> File | None:
         """None where the module is not one of this repository, or is this one."""
         if module not in self._files:
-            stem = self._root.joinpath(*module.split("."))
-            package, plain = stem / "__init__.py", stem.with_suffix(".py")
-            if module in ("", THIS):
-                self._files[module] = None
-            elif package.is_file():
-                self._files[module] = _parsed(package.read_bytes(), module)
-            elif plain.is_file():
-                self._files[module] = _parsed(plain.read_bytes(), module.rpartition(".")[0])
-            else:  # a folder without __init__.py is a package that does nothing
-                self._files[module] = _parsed(b"", module) if stem.is_dir() else None
+            self._files[module] = self._read(module)
         return self._files[module]
+
+    def _read(self, module: str) -> File | None:
+        if module in ("", THIS):
+            return None
+
+        stem = self._root.joinpath(*module.split("."))
+        package = stem / "__init__.py"
+        plain = stem.with_suffix(".py")
+        if package.is_file():
+            return _parsed(package.read_bytes(), module)
+        if plain.is_file():
+            return _parsed(plain.read_bytes(), module.rpartition(".")[0])
+        # A folder without __init__.py is a package that does nothing.
+        return _parsed(b"", module) if stem.is_dir() else None
 
     def _import(self, module: str) -> None:
         """Importing a.b runs a, then b: their acting statements count, and their own imports."""
         parts = module.split(".")
         for depth in range(1, len(parts) + 1):
             name = ".".join(parts[:depth])
-            if name in self._imported or (file := self._file(name)) is None:
+            file = self._file(name)
+            if file is None or name in self._imported:
                 continue
             self._imported.add(name)
             self._import_targets(file.imports)
@@ -344,13 +366,15 @@ class Closure:
 
     def _is_registered(self, file: File, definition: Definition) -> bool:
         """Whether a decorator of this repository sees the definition: it may keep it somewhere."""
-        return any(
-            name in file.by_name
-            or any(self._file(target.module) is not None for target in file.imports.get(name, []))
-            for name in definition.decorators
-        )
+        for name in definition.decorators:
+            if name in file.by_name:
+                return True
+            targets = file.imports.get(name, [])
+            if any(self._file(target.module) is not None for target in targets):
+                return True
+        return False
 
-    def _whole(self, module: str) -> File:
+    def _reach_all(self, module: str) -> File:
         file = self._file(module)
         if file is None:
             raise ValueError(f"{module}: no such module below {self._root}")
@@ -368,34 +392,38 @@ class Closure:
         while self._waiting:
             module, definition = self._waiting.pop()
             texts = self.texts.setdefault(module, [])
+
             for part in self._chosen(module, definition):
                 self._import_targets(part.imports)
                 for chain in part.uses:
                     self._use(module, part, chain)
+
                 bound = sorted(self._outside(module, part))
                 name = next(iter(definition.binds), "")
                 texts.append((name, definition.position, "\n".join([part.text, *bound])))
 
     def _chosen(self, module: str, definition: Definition) -> list[Definition]:
         """The definition; of a dict that settings choose from, the entries that they name."""
-        chosen = any(f"{module}:{name}" in CHOSEN_BY_NAME for name in definition.binds)
+        is_chosen_from = any(f"{module}:{name}" in CHOSEN_BY_NAME for name in definition.binds)
         node = definition.node
         table = node.value if isinstance(node, ast.Assign | ast.AnnAssign) else None
-        if not (chosen and isinstance(table, ast.Dict)):
+        if not (is_chosen_from and isinstance(table, ast.Dict)):
             return [definition]
+
         entries: list[Definition] = []
         for key, value in zip(table.keys, table.values, strict=True):
             name = key.value if isinstance(key, ast.Constant) else None
             if not isinstance(name, str) or self._is_named(name):
                 entry = ast.Dict(keys=[key], values=[value])
                 entries.append(dataclasses.replace(definition, node=entry))
+
         return entries
 
     def _is_named(self, key: str) -> bool:
         return any(name == key or name.startswith(f"{key}-") for name in self._names)
 
     def _use(self, module: str, definition: Definition, chain: tuple[str, ...]) -> None:
-        """Reaches what a name stands for: bound in the definition itself, or in its file."""
+        """Reaches what a name stands for, as bound in the definition itself or in its file."""
         for target in definition.imports.get(chain[0], []):
             self._use_target(target, chain[1:])
         self._use_of(module, chain)
@@ -404,13 +432,16 @@ class Closure:
         """A name of a module; False where the module does not bind it."""
         file = self._file(module)
         assert file is not None, module
-        definitions, targets = file.by_name.get(chain[0], []), file.imports.get(chain[0], [])
+
+        definitions = file.by_name.get(chain[0], [])
         for definition in definitions:
             self._reach(module, definition)
+        targets = file.imports.get(chain[0], [])
         for target in targets:
             self._use_target(target, chain[1:])
         for target in file.imports.get("*", []):
             self._use_target(target, chain)
+
         return bool(definitions or targets)
 
     def _use_target(self, target: Target, rest: tuple[str, ...]) -> None:
@@ -418,30 +449,34 @@ class Closure:
         key = (target.module, chain)
         if self._file(target.module) is None or self._resolved.get(key) is True:
             return
-        # met again on its own way: a package that imports its module of the same name
+
+        # It is met again while it is resolved: a package that imports its module of the same name.
         is_again = key in self._resolved
         self._resolved[key] = False
         self._import(target.module)
+
         inner = f"{target.module}.{chain[0]}" if chain else ""
-        if not chain:  # handed on as a value: anything of it may be used
-            self._whole(target.module)
+        if not chain:  # the module is handed on as a value: anything of it may be used
+            self._reach_all(target.module)
         elif not is_again and self._use_of(target.module, chain):
             pass
         elif self._file(inner) is not None:
             self._use_target(Target(module=inner, name=None), chain[1:])
         elif not (chain[0].startswith("__") and chain[0] != "__dict__") and inner != THIS:
-            self._whole(target.module)  # a module's __getattr__, say
+            self._reach_all(target.module)  # a module's __getattr__, say
+
         self._resolved[key] = True
 
     def _outside(self, module: str, definition: Definition) -> set[str]:
         """What the names from the file's imports stand for: `np` may be numpy today."""
         file = self._file(module)
         assert file is not None, module
-        return {
-            f"{chain[0]} = {target.module}:{target.name}"
-            for chain in definition.uses
-            for target in file.imports.get(chain[0], [])
-        }
+
+        bound: set[str] = set()
+        for chain in definition.uses:
+            for target in file.imports.get(chain[0], []):
+                bound.add(f"{chain[0]} = {target.module}:{target.name}")
+        return bound
 
 
 # -------------------------------------------------------------------------------
@@ -518,10 +553,12 @@ class Declared:
 def code(graph: Path, params: Path, folder: Path) -> None:
     """Writes `<stage>.json` into `folder` for every stage of the graph but this one."""
     root = graph.absolute().parent
+
     for stage, (module, names) in _chosen_names(graph, params).items():
         modules = module_digests(module, root, names)
         document = {"digest": digest_of(modules), "modules": modules}
         text = json.dumps(document, indent=1, sort_keys=True) + "\n"
+
         path = folder / f"{stage}.json"
         if not path.is_file() or path.read_text(encoding="utf-8") != text:
             with atomic_write(path) as part:
@@ -532,14 +569,16 @@ def _chosen_names(graph: Path, params: Path) -> dict[str, tuple[str, frozenset[s
     """Stage -> its module, and the names in its settings and in those of all stages before it."""
     settings = read_params(params)
     stages = dict(_declared(read_params(graph)))
-    writer = {path: name for name, stage in stages.items() for path in stage.outputs}
+    writer: dict[str, str] = {}
+    for name, stage in stages.items():
+        writer |= dict.fromkeys(stage.outputs, name)
 
     found: dict[str, frozenset[str]] = {}
 
     def names_of(name: str) -> frozenset[str]:
         if name not in found:
             stage = stages[name]
-            own = frozenset[str]().union(*(names_in(_value(settings, key)) for key in stage.params))
+            own = names_in([_value(settings, key) for key in stage.params])
             before = {writer[path] for path in stage.inputs if path in writer}
             found[name] = own.union(*map(names_of, sorted(before)))
         return found[name]
@@ -572,12 +611,17 @@ def _stage(name: str, entry: Mapping[str, Any]) -> Declared:
     words = shlex.split(entry["cmd"])
     if words[:2] != ["python", "-m"]:
         raise ValueError(f"dvc.yaml: {name}: the command must begin with python -m MODULE")
-    outputs = [one for kind in ("outs", "metrics") for one in entry.get(kind, [])]
+
+    outputs: list[str] = []
+    for one in [*entry.get("outs", []), *entry.get("metrics", [])]:
+        # An output with options is a mapping with the path as its key.
+        outputs += [one] if isinstance(one, str) else one
+
     return Declared(
         module=words[2],
         params=tuple(entry.get("params", ())),
         inputs=tuple(entry.get("deps", ())),
-        outputs=tuple(path for one in outputs for path in ([one] if isinstance(one, str) else one)),
+        outputs=tuple(outputs),
     )
 
 

@@ -1,16 +1,19 @@
-"""A data set, wherever it lies, becomes a raw folder and a manifest with one row a photo.
+"""A data set, from any storage, becomes a raw folder and a manifest with one row a photo.
 
 locations (params.yaml) -> `data/raw/<role>/` -> `data/<role>/manifest.parquet` (rows of
 `visage/data/schemas.py`, sorted by photo_id) and `data/<role>/skipped.csv` (photo_id, action,
 reason), which lists every photo that is left out and every name that was repaired; photo_id `*`
-counts photos that the chosen protocol does not use. With a `test_set` there are two sets, in the
-folders `train_set` and `test_set` of the raw folder, and the second's photos are the test split.
-With `incoming`, labelled photos that came since join the set, from the folder `~incoming` of the
-raw folder; what was there before them keeps its name and its split, and as long as nothing has come
-nothing is different. Takes about a millisecond a photo and core: half a minute for UTKFace's 23,708
-on two cores, then under two seconds when only the split changes. A killed run goes on where it
-stopped: finished archives, fetched bytes and measured photos stay. The work folder
-`data/raw/.<role>.work` holds what was fetched and measured; it may be removed at any time.
+counts photos that the chosen protocol does not use.
+
+With a `test_set` there are two sets, in the folders `train_set` and `test_set` of the raw folder,
+and the second's photos are the test split. With `incoming`, labelled photos that arrived later join
+the set, from the folder `~incoming` of the raw folder. The earlier photos keep their names and
+splits; as long as nothing has arrived, the result is the same as without `incoming`.
+
+Takes about a millisecond a photo and core: half a minute for UTKFace's 23,708 on two cores, then
+under two seconds when only the split changes. A killed run resumes: finished archives, fetched
+bytes and measured photos stay. The work folder `data/raw/.<role>.work` holds what was fetched and
+measured; it may be removed at any time.
 """
 
 from __future__ import annotations
@@ -51,9 +54,9 @@ from visage.data.schemas import MANIFEST_SCHEMA
 
 @dataclass(frozen=True, kw_only=True)
 class DownloadSettings(SetSettings):
-    """`download.<role>` of params.yaml: the role's set, how it is split, what it may take, another
-    set whose photos become split `test` in the place of the role's own (`test_set`), and one whose
-    photos join it as they come (`incoming`)."""
+    """`download.<role>` of params.yaml: the role's set, its split, and its limits. The photos of a
+    `test_set` become split `test` in place of the role's own; those of `incoming` join the role's
+    set as they arrive."""
 
     test_set: OtherSetSettings | None
     incoming: SetSettings | None
@@ -63,8 +66,7 @@ class DownloadSettings(SetSettings):
 
 @dataclass(frozen=True, kw_only=True)
 class Filling:
-    """One run's raw folder and work folder, and what counts, measures and notes the photos that
-    come into them."""
+    """One run's raw folder and work folder, and what counts, measures and records their photos."""
 
     raw: Path
     fetched: Path
@@ -77,9 +79,8 @@ class Filling:
 
     def measure(self) -> None:
         num_photos = self.database.num_photos()
-        measured = measure_all(
-            self.raw, self.database.to_measure(self.raw), num_photos, self.bounds
-        )
+        waiting = self.database.to_measure(self.raw)
+        measured = measure_all(self.raw, waiting, num_photos, self.bounds)
         self.database.add_measured(tqdm(measured, desc="measure", total=num_photos))
 
 
@@ -95,13 +96,20 @@ def download(
     file and remedy."""
     work = raw.parent / f".{raw.name}.work"
     bounds = Bounds(settings.limits.max_photo_bytes, settings.limits.max_photo_pixels)
+
     with ManifestDatabase(work / "spool.sqlite", bounds, f"Pillow {PIL.__version__}") as database:
-        budget = Budget(limits=settings.limits)
         filling = Filling(
-            raw=raw, fetched=work / "fetched", budget=budget, bounds=bounds, database=database
+            raw=raw,
+            fetched=work / "fetched",
+            budget=Budget(limits=settings.limits),
+            bounds=bounds,
+            database=database,
         )
-        if (raw / INCOMING).is_dir():  # no adapter may take its photos for the set's own
+
+        # No adapter may take its photos for the set's own.
+        if (raw / INCOMING).is_dir():
             shutil.rmtree(raw / INCOMING)
+
         if settings.test_set is None:
             _add_own(settings, filling, "")
             _add_incoming(settings, filling)
@@ -111,40 +119,49 @@ def download(
             _add_incoming(settings, filling)
             database.leave_out_test()
             _add_test(settings.test_set, filling)
+
         _write_manifest(database, manifest)
         _write_skipped(database, skipped)
         report(0, database.counts())
 
 
 def _add_own(settings: DownloadSettings, filling: Filling, prefix: str) -> None:
-    """The role's own set, in the folder `prefix` of the raw folder: its rows, measured and
-    split."""
-    raw, database = filling.raw, filling.database
+    """Adds the role's own set, in the folder `prefix` of the raw folder, then measures and splits
+    it."""
+    raw = filling.raw
+    database = filling.database
     skip = below(prefix.rstrip("/"), database.report_skip) if prefix else database.report_skip
     rows = set_rows(settings, raw / prefix, filling.fetched, filling.budget, skip)
     filling.add(settings.source, (row._replace(photo_id=f"{prefix}{row.photo_id}") for row in rows))
     if settings.split.assign == "given":
         database.skip_without_split()
+
     if (raw / INCOMING).exists():
         raise ValueError(
-            f"{raw / INCOMING}: the set has a folder of this name, which is kept for photos that "
-            f"come; rename it"
+            f"{raw / INCOMING}: the set has a folder of this name, which is reserved for photos "
+            f"that arrive later; rename it"
         )
     if not database.num_photos():
         raise ValueError(
             f"{raw}: source {settings.source} found no photo; check locations and options"
         )
+
     filling.measure()
     assign_splits(database.connection, settings.split)
 
 
 def _add_incoming(settings: DownloadSettings, filling: Filling) -> None:
-    """The photos that have come since, if any, in splits that move none of the others."""
+    """Adds the photos that arrived later, if any, in splits that move none of the others."""
     if settings.incoming is None or not has_come(settings.incoming):
         return
+
     skip = below(INCOMING, filling.database.report_skip)
     rows = set_rows(
-        settings.incoming, filling.raw / INCOMING, filling.fetched, filling.budget, skip
+        settings.incoming,
+        filling.raw / INCOMING,
+        filling.fetched,
+        filling.budget,
+        skip,
     )
     filling.add("incoming", as_incoming_rows(rows))
     filling.measure()
@@ -152,8 +169,9 @@ def _add_incoming(settings: DownloadSettings, filling: Filling) -> None:
 
 
 def _add_test(other: OtherSetSettings, filling: Filling) -> None:
-    """The other set, all of it test."""
-    raw, database = filling.raw, filling.database
+    """Adds the other set, all of it as split `test`."""
+    raw = filling.raw
+    database = filling.database
     skip = below(TEST_SET, database.report_skip)
     rows = set_rows(other, raw / TEST_SET, filling.fetched, filling.budget, skip)
     filling.add(other.source, as_test_rows(other, rows, skip))
@@ -166,7 +184,7 @@ def _add_test(other: OtherSetSettings, filling: Filling) -> None:
 
 
 def _write_manifest(database: ManifestDatabase, manifest: Path) -> None:
-    """The database's rows as parquet, one row group a batch: memory stays flat."""
+    """Writes the database's rows as parquet, one row group a batch: memory stays flat."""
     with atomic_write(manifest) as part, pq.ParquetWriter(part, MANIFEST_SCHEMA) as writer:
         for batch in database.manifest_rows():
             columns = zip(*batch, strict=True)

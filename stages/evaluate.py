@@ -1,11 +1,11 @@
-"""Model and labelled faces become figures, tables, pictures and one HTML page that needs nothing
-else.
+"""Model and labelled faces become figures, tables, pictures and one self-contained HTML page.
 
 models/calibrated/, data/target/faces/ -> reports/metrics.json (every metric with its interval, the
 rule of decision, the data's digests), groups.csv (the same per band of the label, sex, ethnicity),
-predictions.parquet, plots/ (PNG, and the CSV files that `dvc plots show` draws), report.html. The
-manifest and the rejects tell which photos got no answer. Seconds for the embedded set; forward
-passes dominate: about 100 faces a second on one CPU core at 80 px with Tiny.
+predictions.parquet, plots/ (PNG, and the CSV files that `dvc plots show` draws), report.html.
+
+The manifest and the rejects show which photos got no prediction. Seconds for the embedded set;
+forward passes dominate: about 100 faces a second on one CPU core at 80 px with Tiny.
 """
 
 from __future__ import annotations
@@ -44,8 +44,8 @@ from visage.weights import load_model, sha256_of
 
 @dataclass(frozen=True, kw_only=True)
 class EvaluateSettings(MeasureSettings):
-    """The first of `splits` is drawn, all are measured. `decode`: another rule than the model's
-    own, to compare rules on one model; null for its own."""
+    """All `splits` are measured; the pictures show the first. `decode`: another rule than the
+    model's own, to compare rules on one model; null for its own."""
 
     decode: str | None
     flip: bool = field(metadata={"section": "inference"})
@@ -78,7 +78,7 @@ def evaluate(
     config = dataclasses.replace(trained_config, decode=settings.decode or trained_config.decode)
     predictor = CropPredictor(network.to(available_device()), config)
 
-    def told(table: FaceTable) -> Predictions:
+    def predict(table: FaceTable) -> Predictions:
         check_preprocessing(config, table, faces)
         return answer(
             predictor,
@@ -92,13 +92,15 @@ def evaluate(
         settings,
         config,
         config.calibration,
-        told,
+        predict,
         stage="evaluate",
         faces=faces,
         manifest=manifest,
         rejects=rejects,
     )
-    evaluations, losses = measured.evaluations, measured.losses
+    evaluations = measured.evaluations
+    losses = measured.losses
+
     histories = {
         "finetune": read_history(finetune_history),
         "pretrain": read_history(pretrain_history),
@@ -112,32 +114,41 @@ def evaluate(
         read_validation(validation),
         dataclasses.asdict(settings),
     )
+
     decision = decision_of(
-        settings, config.decode, settings.flip, identity_of(model, config), measured.data
+        settings,
+        config.decode,
+        settings.flip,
+        identity_of(model, config),
+        measured.data,
     )
     write_json(metrics, metrics_document(evaluations, losses, decision))
     write_table(groups, group_rows(evaluations))
     write_predictions(predictions, settings.splits, evaluations)
     write_plots(plots, drawn, plot_tables(evaluations[0], config, settings.seed))
+    title = f"{config.name}: {config.quantity} on {settings.splits[0]}"
     with atomic_write(html) as part:
-        part.write_text(
-            page(f"{config.name}: {config.quantity} on {settings.splits[0]}", chapters),
-            encoding="utf-8",
-        )
-    report(0, {f"{e.answers.name}_mae": e.figures["mae"].value for e in evaluations})
+        part.write_text(page(title, chapters), encoding="utf-8")
+
+    errors = {
+        f"{evaluation.answers.name}_mae": evaluation.figures["mae"].value
+        for evaluation in evaluations
+    }
+    report(0, errors)
     print(headline(evaluations, config).text(), end="\n\n")
-    for name, path in {
+    written = {
         "model": model,
         "metrics": metrics,
         "predictions": predictions,
         "plots": plots,
-    }.items():
+        "report": html,
+    }
+    for name, path in written.items():
         print(f"{name:<12}{path}")
-    print(f"{'report':<12}{html}")
 
 
 def identity_of(model: Path, config: ModelConfig) -> dict[str, str]:
-    """Which model answered."""
+    """Which model was measured."""
     return {
         "name": config.name,
         "config_sha256": sha256_of(model / CONFIG_FILE),
@@ -162,8 +173,8 @@ def write_plots(
 
 
 def read_history(path: Path) -> dict[str, np.ndarray]:
-    """A training's CSV, column by column; empty where the training was skipped or the file is not
-    here."""
+    """A training's CSV, column by column; empty where training was skipped or the file is
+    missing."""
     if not path.is_file() or path.stat().st_size <= 1:
         return {}
     table = pd.read_csv(path)
@@ -171,7 +182,7 @@ def read_history(path: Path) -> dict[str, np.ndarray]:
 
 
 def read_validation(path: Path) -> dict[str, Any] | None:
-    """The validation report; none where the faces were brought here without it."""
+    """The validation report; None where there is none, as with faces copied from elsewhere."""
     if not path.is_file():
         return None
     document: dict[str, Any] = json.loads(path.read_text(encoding="utf-8"))

@@ -1,5 +1,5 @@
-"""Labelled faces and what was answered for them, between files and tables: what every stage that
-measures shares."""
+"""Labelled faces and their predictions, between files and tables: shared by every stage that
+measures."""
 
 from __future__ import annotations
 
@@ -47,9 +47,9 @@ class ResampleSettings:
 
 @dataclass(frozen=True, kw_only=True)
 class MeasureSettings(ResampleSettings):
-    """`band_width` of the label and `cs_thresholds` are in label units. `epsilon_sigma` stands in
-    for a sigma that the set does not give, null leaves such faces out of the epsilon-error.
-    `with_dedup` adds `<split>_unseen`: pictures of no other split, each once, none with two labels.
+    """`band_width` of the label and `cs_thresholds` are in label units. `epsilon_sigma` is used
+    where the set gives no sigma; null leaves such faces out of the epsilon-error. `with_dedup` adds
+    `<split>_unseen`: pictures that are in no other split, each once, none with two labels.
     """
 
     splits: tuple[str, ...]
@@ -67,8 +67,8 @@ class MeasureSettings(ResampleSettings):
 
 @dataclass(frozen=True, kw_only=True)
 class Measured:
-    """Every list of faces with its figures; for each split its photos without an answer, and its
-    faces' digest."""
+    """Every list of faces with its figures; for each split, its photos without a prediction and
+    its faces' digest."""
 
     evaluations: list[Evaluation]
     losses: dict[str, Unanswered]
@@ -79,25 +79,27 @@ def measure(
     settings: MeasureSettings,
     subject: Subject,
     calibration: CalibrationConfig | None,
-    answer: Callable[[FaceTable], Predictions],
+    predict: Callable[[FaceTable], Predictions],
     *,
     stage: str,
     faces: Path,
     manifest: Path,
     rejects: Path,
 ) -> Measured:
-    """Asks for the answers to each split's faces and measures them."""
+    """Predicts each split's faces and measures the predictions."""
     lists: list[Answers] = []
     losses: dict[str, Unanswered] = {}
     data: dict[str, Any] = {}
+
     for split in settings.splits:
         table = open_split(faces, split, f"{stage}.splits")
-        whole = answers_of(split, table, answer(table), subject.grid, settings.epsilon_sigma)
-        lists += [whole, *(deduplicated(whole, table, faces) if settings.with_dedup else [])]
-        losses[split], data[split] = (
-            unanswered(table, split, manifest, rejects),
-            table_digest(table),
-        )
+        of_split = answers_of(split, table, predict(table), subject.grid, settings.epsilon_sigma)
+        lists.append(of_split)
+        if settings.with_dedup:
+            lists += deduplicated(of_split, table, faces)
+        losses[split] = unanswered(table, split, manifest, rejects)
+        data[split] = table_digest(table)
+
     evaluations = [
         assess(
             answers,
@@ -122,11 +124,12 @@ def open_split(faces: Path, split: str, key: str) -> FaceTable:
     return table
 
 
-def deduplicated(whole: Answers, table: FaceTable, faces: Path) -> list[Answers]:
+def deduplicated(of_split: Answers, table: FaceTable, faces: Path) -> list[Answers]:
     """The list `<split>_unseen`; nothing where no face of the split is in it."""
     sha256_N = table.sha256.tolist()
-    kept_N = unseen(sha256_N, table.label, also_elsewhere(set(sha256_N), faces, whole.name))
-    return [whole.take(f"{whole.name}_unseen", kept_N)] if kept_N.any() else []
+    elsewhere = also_elsewhere(set(sha256_N), faces, of_split.name)
+    kept_N = unseen(sha256_N, table.label, elsewhere)
+    return [of_split.take(f"{of_split.name}_unseen", kept_N)] if kept_N.any() else []
 
 
 def also_elsewhere(sha256: set[str], faces: Path, split: str) -> set[str]:
@@ -134,23 +137,23 @@ def also_elsewhere(sha256: set[str], faces: Path, split: str) -> set[str]:
     found: set[str] = set()
     for path in sorted(faces.glob("part-*.parquet")):
         table = pq.read_table(path, columns=["sha256", "split"])
-        found |= sha256.intersection(
-            table.filter(pc.not_equal(table["split"], split))["sha256"].to_pylist()
-        )
+        others = table.filter(pc.not_equal(table["split"], split))
+        found |= sha256.intersection(others["sha256"].to_pylist())
     return found
 
 
 def unanswered(table: FaceTable, split: str, manifest: Path, rejects: Path) -> Unanswered:
     """The split's photos of the manifest that have no face: rejected by align with a reason, else
     quarantined."""
-    photos = pq.read_table(manifest, columns=["photo_id"], filters=[("split", "=", split)])[
-        "photo_id"
-    ].to_pylist()
+    table_of_split = pq.read_table(manifest, columns=["photo_id"], filters=[("split", "=", split)])
+    photos = table_of_split["photo_id"].to_pylist()
     with rejects.open(newline="", encoding="utf-8") as file:
         reasons = {row["photo_id"]: row["reason"] for row in csv.DictReader(file)}
-    answered = set(table.photo_id)
-    missing = [photo for photo in photos if photo not in answered]
+
+    has_face = set(table.photo_id)
+    missing = [photo for photo in photos if photo not in has_face]
     rejected = [(photo, reasons[photo]) for photo in missing if photo in reasons]
+
     return Unanswered(
         num_photos=len(photos),
         num_quarantined=len(missing) - len(rejected),
@@ -166,8 +169,8 @@ def decision_of(
     model: Mapping[str, Any],
     data: Mapping[str, Any],
 ) -> dict[str, Any]:
-    """All that the figures depend on beside the code. `flip`: the mean over a face and its mirror
-    image; `model` tells who answered, `data` the digest of each split."""
+    """All that the figures depend on besides the code. `flip`: the mean over a face and its mirror
+    image; `model` names the measured model, `data` holds the digest of each split."""
     return {
         "decode": decode,
         "flip": flip,

@@ -1,13 +1,15 @@
-"""What a stage and whoever starts it agree on: how it ended, as an exit status, and how it is told
-to need less memory.
+"""What a stage and its caller agree on: the exit status, and how to make the stage use less memory.
 
 | status | what it was | another try (flows/reproduce.py) |
 |---|---|---|
 | 0 | done | |
 | 1 | a fault of this code: its traceback is printed | none |
-| 2 | data, settings or a machine that a person must mend: ValueError, full disk, missing rights | none |
-| 74 | input or output that broke off: connection, busy or failing device (EX_IOERR of sysexits.h) | after a pause |
-| 137 | out of memory, by its own account or killed by the kernel (128 + SIGKILL) | in smaller batches |
+| 2 | refused: a person must correct data, settings or machine | none |
+| 74 | input or output broke off (EX_IOERR of sysexits.h) | after a pause |
+| 137 | out of memory (128 + SIGKILL) | in smaller batches |
+
+Status 2 is for a ValueError, a full disk and missing rights; 74 for a connection and for a busy or
+failing device; 137 for a stage that reports it and for one that the kernel killed.
 """
 
 from __future__ import annotations
@@ -27,8 +29,8 @@ class ExitStatus(IntEnum):
     OUT_OF_MEMORY = 137
 
 
-# Of all that an operating system refuses. Connections and timeouts that broke are classes of their
-# own.
+# Errors of the operating system that may pass. Broken connections and timeouts are exception
+# classes of their own.
 MAY_PASS = {
     errno.EIO,
     errno.EREMOTEIO,
@@ -43,8 +45,10 @@ MAY_PASS = {
     errno.EHOSTDOWN,
     errno.EHOSTUNREACH,
 }
+# Errors that only a person can remove.
 FOR_A_PERSON = {errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EACCES, errno.EPERM}
-NO_MEMORY = ("out of memory", "can't allocate memory")  # torch's RuntimeErrors: GPU, CPU
+# Texts of torch's RuntimeErrors: GPU, CPU.
+NO_MEMORY = ("out of memory", "can't allocate memory")
 MICRO_BATCHES = "VISAGE_MICRO_BATCHES"
 
 
@@ -52,40 +56,42 @@ def exit_status_of(error: BaseException) -> ExitStatus:
     """The status that an exception ends a stage with."""
     if _is_memory(error):
         return ExitStatus.OUT_OF_MEMORY
+
     if isinstance(error, ConnectionError | TimeoutError):
         return ExitStatus.IO_ERROR
     if isinstance(error, OSError) and error.errno in MAY_PASS:
         return ExitStatus.IO_ERROR
-    if isinstance(error, ValueError) or (
-        isinstance(error, OSError) and error.errno in FOR_A_PERSON
-    ):
+
+    if isinstance(error, ValueError):
+        return ExitStatus.REFUSED
+    if isinstance(error, OSError) and error.errno in FOR_A_PERSON:
         return ExitStatus.REFUSED
     return ExitStatus.FAULT
 
 
 def _is_memory(error: BaseException) -> bool:
-    """torch is not imported for this: most stages do without it."""
-    if isinstance(error, MemoryError) or (
-        isinstance(error, OSError) and error.errno == errno.ENOMEM
-    ):
+    """torch's error is known by its text, not its class: most stages do without torch."""
+    if isinstance(error, MemoryError):
+        return True
+    if isinstance(error, OSError) and error.errno == errno.ENOMEM:
         return True
     return isinstance(error, RuntimeError) and any(words in str(error) for words in NO_MEMORY)
 
 
 def exit_status_of_process(status: int) -> ExitStatus:
-    """What a process's exit status means: minus a signal's number, and the shell's 128 + number,
-    are the same."""
+    """What a process's exit status means. A signal is reported as minus its number, or by a shell
+    as 128 + number; both mean the same."""
     status = 128 - status if status < 0 else status
     return ExitStatus(status) if status in set(ExitStatus) else ExitStatus.FAULT
 
 
 def micro_batches() -> int:
-    """Into how many parts a training splits its batches, by how much the other stages divide
-    theirs: 1, or what the environment says to a stage that ran out of memory before. What it
-    changes is noted in what the stage writes."""
+    """The number of parts that training splits its batches into, and that other stages divide
+    their batch size by. It is 1, or the environment's value for a stage that ran out of memory
+    before. A training records it in its output."""
     return int(os.environ.get(MICRO_BATCHES, "1"))
 
 
 def smaller(batch_size: int) -> int:
-    """A batch of forward passes alone, whose size changes no result."""
+    """The batch size for forward passes alone, where it changes no result."""
     return max(1, batch_size // micro_batches())

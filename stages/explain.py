@@ -2,15 +2,17 @@
 sheets of faces, t-SNE.
 
 models/calibrated/ + data/target/faces/ + data/raw/target/ + reports/{predictions.parquet,
-metrics.json} -> reports/explain/{*.png, explain.json, explain.html} (DLDL-v2 section 5); decoded
-and flip averaged as evaluate did. The pictures show faces of the data set: they stay on this disk,
-as the photos do. A face is predicted 1 + 49 + 7 times, each time with its mirror image: about 20 s
-for 64 faces of 64 px on one core.
+metrics.json} -> reports/explain/{*.png, explain.json, explain.html} (DLDL-v2 section 5)
+
+Values are decoded and flip averaged as in evaluate. The pictures show faces of the data set: they
+stay on this disk, as the photos do. A face is predicted 1 + 49 + 7 times, each time with its mirror
+image: about 20 s for 64 faces of 64 px on one core.
 """
 
 from __future__ import annotations
 
 import dataclasses
+import itertools
 import json
 from collections.abc import Sequence
 from dataclasses import dataclass, field
@@ -52,12 +54,12 @@ from visage.weights import load_model, sha256_of
 
 @dataclass(frozen=True, kw_only=True)
 class ExplainSettings(ResampleSettings):
-    """`split` must be one that evaluate measured. `max_faces` are drawn for score maps and
-    occlusion, `places_per_side` squares and as many stripes each. `groups` are closed ranges of the
-    label ([[0, 3], [20, 35], [65, 100]] are those of the paper's Fig. 6); without any, the groups
-    are bands `band_width` label units wide. `num_sheet_faces` on each sheet and row of faces; a
-    prediction more than `poor_error` label units off is coloured there. `max_tsne_faces` are drawn
-    for t-SNE; its `perplexity` is held to a third of them."""
+    """`split` must be one that evaluate measured. `max_faces` are drawn at random for score maps
+    and occlusion, with `places_per_side` squares a side and as many stripes. `groups` are closed
+    ranges of the label ([[0, 3], [20, 35], [65, 100]] are those of the paper's Fig. 6); without
+    any, the groups are bands `band_width` label units wide. Each sheet and row shows
+    `num_sheet_faces` faces; a prediction more than `poor_error` label units off is coloured there.
+    `max_tsne_faces` are drawn for t-SNE; its `perplexity` is at most a third of them."""
 
     split: str
     max_faces: int
@@ -79,7 +81,7 @@ class ExplainSettings(ResampleSettings):
         )
         check_positive(self, "band_width", "perplexity", "poor_error")
 
-        ends = [end for group in self.groups for end in group]
+        ends = list(itertools.chain.from_iterable(self.groups))
         between = zip(ends[1::2], ends[2::2], strict=False)
         if ends != sorted(ends) or any(high == low for high, low in between):
             raise ValueError(
@@ -106,6 +108,7 @@ def explain(
     network = network.to(available_device())
     table = open_split(faces, settings.split, "explain.split")
     check_preprocessing(config, table, faces)
+
     subject = Subject(
         network=network,
         predictor=CropPredictor(network, config),
@@ -113,6 +116,7 @@ def explain(
         raw=raw,
         flip=decision["flip"],
     )
+
     value_N = read_values(predictions, table, settings.split)
     rows = drawn_rows(len(table), settings.max_faces, settings.seed)
     grouping = grouped(table.label[rows], settings.groups, settings.band_width, config.grid.step)
@@ -121,14 +125,15 @@ def explain(
     chapters = sections(
         has_class_maps(network, config), groups, drawn, dataclasses.asdict(settings)
     )
+
     files = {f"{name}.png": picture.png for name, picture in drawn.items()}
-    files["explain.json"] = json.dumps(
-        document(settings, model, config, subject.flip, groups), indent=1, allow_nan=False
-    ).encode()
+    values = document(settings, model, config, subject.flip, groups)
+    files["explain.json"] = json.dumps(values, indent=1, allow_nan=False).encode()
     files["explain.html"] = page(f"{config.name}: what it looks at", chapters).encode()
     with atomic_folder(explain) as part:
         for name, content in files.items():
             (part / name).write_bytes(content)
+
     report(0, {"num_faces": groups[0].num_faces, "mae": groups[0].mae})
     print(f"explained: {explain / 'explain.html'}")
 
@@ -138,12 +143,13 @@ def read_values(predictions: Path, table: FaceTable, split: str) -> FloatArray:
     columns = pq.read_table(
         predictions, columns=["photo_id", "prediction"], filters=[("split", "=", split)]
     )
+
     if columns["photo_id"].to_pylist() != table.photo_id.tolist():
         raise ValueError(
             f"{predictions}: these are not the {len(table)} faces of split {split!r}; run evaluate "
-            f"on them, with "
-            f"{split!r} among evaluate.splits"
+            f"on them, with {split!r} among evaluate.splits"
         )
+
     return np.asarray(columns["prediction"].to_numpy(), np.float64)
 
 
@@ -155,7 +161,7 @@ def pictures(
     value_N: FloatArray,
     settings: ExplainSettings,
 ) -> dict[str, Picture]:
-    """Every picture by file name (without suffix)."""
+    """Every picture, by its file name without suffix."""
     tsne_rows = drawn_rows(len(subject.table), settings.max_tsne_faces, settings.seed)
     figures = {
         "score_maps": plots.score_maps(groups, subject.config.unit),
@@ -165,7 +171,11 @@ def pictures(
         **contact_sheets(subject, value_N, settings.num_sheet_faces, settings.poor_error),
         "tsne": feature_map(subject, value_N, tsne_rows, settings.perplexity, settings.seed),
     }
-    return {name: Picture(caption=str(f.get_suptitle()), png=png(f)) for name, f in figures.items()}
+
+    drawn: dict[str, Picture] = {}
+    for name, figure in figures.items():
+        drawn[name] = Picture(caption=str(figure.get_suptitle()), png=png(figure))
+    return drawn
 
 
 def document(
@@ -175,14 +185,16 @@ def document(
     flip: bool,
     groups: Sequence[GroupView],
 ) -> dict[str, Any]:
-    """All figures, and what they depend on beside the code."""
+    """All figures, and what they depend on besides the code."""
     names = ("split", "max_faces", "interval", "num_resamples", "seed")
-    digests = {
+    identity = {
+        "name": config.name,
         "config_sha256": sha256_of(model / CONFIG_FILE),
         "weights_sha256": config.weights.sha256,
     }
+
     return {
-        "model": {"name": config.name, **digests},
+        "model": identity,
         "decode": config.decode,
         "flip": flip,
         **{name: getattr(settings, name) for name in names},

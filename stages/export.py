@@ -1,12 +1,13 @@
-"""The calibrated model becomes files that others can run, held to parity on the test faces.
+"""The calibrated model becomes files that others can run, checked for parity on the test faces.
 
 models/calibrated/ + data/target/faces/ -> models/export/{model.safetensors, config.json,
-model.onnx, reference.json, parity.json}, and model.int8.onnx where `int8` says so. The ONNX file
-must give the test faces the values that torch gives them with the same weights, within
-`parity_tolerance`; what storing the weights as float16 changed is measured beside it. The file in
-8-bit integers, its ranges measured on training faces, must stay within `int8_tolerance` of the ONNX
-file. The reference is what served faces are compared with (visage.evaluation.drift): sums over
-training faces as the exported model answers them. About 20 s, int8 as much again.
+model.onnx, reference.json, parity.json}, and model.int8.onnx where `int8` is set.
+
+For the test faces, the ONNX file must give torch's values with the same weights, within
+`parity_tolerance`. The effect of storing the weights as float16 is measured too. The file in 8-bit
+integers has its ranges measured on training faces and must stay within `int8_tolerance` of the ONNX
+file. The reference holds sums over the exported model's predictions for training faces; served
+faces are compared with it (visage.evaluation.drift). About 20 s, int8 as much again.
 """
 
 from __future__ import annotations
@@ -35,18 +36,19 @@ from visage.model_config import ModelConfig
 from visage.networks.protocol import FaceBatch, Network
 from visage.weights import load_model
 
-RELEASE_MB = 8  # what a released model may weigh, each file
+# The size that each file of a released model may have.
+RELEASE_MB = 8
 BATCH_FACES = 32
 
 
 @dataclass(frozen=True, kw_only=True)
 class ExportSettings:
-    """`dtype` of the stored weights; parity on at most `parity_faces` test faces,
-    `parity_tolerance` in label units.
+    """`dtype` is that of the stored weights. Parity is measured on at most `parity_faces` test
+    faces; `parity_tolerance` is in label units.
 
-    `int8_faces` training faces measure the ranges; `int8_tolerance` bounds the mean absolute
-    difference, in label units, and with it what int8 can add to the mean absolute error.
-    `reference_faces` training faces are summed up.
+    The ranges are measured on `int8_faces` training faces. `int8_tolerance` bounds the mean
+    absolute difference, in label units, and with it what int8 can add to the mean absolute error.
+    The reference is summed over `reference_faces` training faces.
     """
 
     dtype: Literal["float32", "float16"]
@@ -73,12 +75,14 @@ def export(
     export: Path,
     report: Report = print_report,
 ) -> None:
-    """Exports the model; see the module docstring. ValueError where parity is missed: nothing is
+    """Exports the model; see the module docstring. ValueError where parity is missed; nothing is
     written then."""
     network, config = load_model(model)
     if settings.int8:
         check_quantisable(config.network.name, network)
-    test, train = (_table(config, faces, split) for split in ("test", "train"))
+    test = _table(config, faces, "test")
+    train = _table(config, faces, "train")
+
     with atomic_folder(export) as part:
         export_model(network, config, part, settings.dtype)
         parity = measure_parity(
@@ -89,18 +93,20 @@ def export(
         if not parity.max_abs_difference <= settings.parity_tolerance:
             raise ValueError(
                 f"{model}: in ONNX its values differ by up to {parity.max_abs_difference:.3g} "
-                f"{config.unit} from "
-                f"torch's, more than export.parity_tolerance {settings.parity_tolerance}; nothing "
-                f"was exported"
+                f"{config.unit} from torch's, more than export.parity_tolerance "
+                f"{settings.parity_tolerance}; nothing was exported"
             )
+
         numbers = dataclasses.asdict(parity)
         if settings.int8:
             numbers |= _export_int8(settings, part, test, train)
         _write_reference(settings, part, train)
         (part / "parity.json").write_text(json.dumps(numbers, indent=1) + "\n", encoding="utf-8")
-    sizes_mb = {
-        f"{path.name[6:]}_mb": path.stat().st_size / 1e6 for path in sorted(export.glob("model.*"))
-    }
+
+    sizes_mb: dict[str, float] = {}
+    for path in sorted(export.glob("model.*")):
+        suffix = path.name.removeprefix("model.")
+        sizes_mb[f"{suffix}_mb"] = path.stat().st_size / 1e6
     report(0, numbers | sizes_mb)
     for name, size_mb in sizes_mb.items():
         if size_mb > RELEASE_MB:
@@ -114,7 +120,7 @@ def export(
 def _export_int8(
     settings: ExportSettings, part: Path, test: FaceTable, train: FaceTable
 ) -> dict[str, float]:
-    """Adds model.int8.onnx to the exported folder; its differences from model.onnx."""
+    """Adds model.int8.onnx to the exported folder; gives its differences from model.onnx."""
     network, config = load_model(part)
     write_int8(
         network,
@@ -127,19 +133,18 @@ def _export_int8(
         part / ONNX_FILE,
         _faces(test, network, settings.parity_faces, "int8 parity"),
     )
+
     if not found.mean_abs_difference <= settings.int8_tolerance:
         raise ValueError(
             f"{config.name}: in int8 the values of test faces differ by "
-            f"{found.mean_abs_difference:.3g} {config.unit} on "
-            f"average, more than export.int8_tolerance {settings.int8_tolerance}; nothing was "
-            f"exported; raise "
-            "export.int8_faces, or set export.int8: false"
+            f"{found.mean_abs_difference:.3g} {config.unit} on average, more than "
+            f"export.int8_tolerance {settings.int8_tolerance}; nothing was exported; raise "
+            f"export.int8_faces, or set export.int8: false"
         )
-    return {
-        f"int8_{name}": value
-        for name, value in dataclasses.asdict(found).items()
-        if name != "num_faces"
-    }
+
+    numbers = dataclasses.asdict(found)
+    del numbers["num_faces"]
+    return {f"int8_{name}": value for name, value in numbers.items()}
 
 
 def _faces(table: FaceTable, network: Network, num_faces: int, label: str) -> Iterator[FaceBatch]:
@@ -152,8 +157,8 @@ def _faces(table: FaceTable, network: Network, num_faces: int, label: str) -> It
 
 
 def _write_reference(settings: ExportSettings, part: Path, train: FaceTable) -> None:
-    """Adds reference.json to the exported folder: what its model's answers to training faces come
-    to."""
+    """Adds reference.json to the exported folder: a summary of its model's predictions for training
+    faces."""
     network, config = load_model(part)
     summary = Summary.of(
         config, window_faces=settings.reference_faces, block_faces=settings.reference_faces
@@ -170,15 +175,16 @@ def _table(config: ModelConfig, faces: Path, split: str) -> FaceTable:
     table = FaceTable.open(faces, [split], 0)
     if not len(table):
         raise ValueError(
-            f"{faces}: no faces of split {split!r} to hold the export to; give the target role "
+            f"{faces}: no faces of split {split!r} to check the export with; give the target role "
             f"that split"
         )
+
     if dataclasses.asdict(config.alignment) != table.alignment:
         raise ValueError(
             f"{faces}: aligned as {table.alignment}, the model's config says "
-            f"{dataclasses.asdict(config.alignment)}; "
-            "run align and finetune with the same settings"
+            f"{dataclasses.asdict(config.alignment)}; run align and finetune with the same settings"
         )
+
     return table
 
 

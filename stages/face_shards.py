@@ -1,9 +1,9 @@
-"""Manifest rows in shards, and the face table's shard files: each carries a fingerprint of all that
-it was made from.
+"""Manifest rows in shards, and the face table's shard files. Each file holds a fingerprint of all
+that it was made from.
 
-A shard file is kept while its fingerprint is the wanted one, so a stopped run goes on where it was
-and a changed manifest redoes its own shards alone. What a shard says of itself (its rejects too)
-stands in its schema's metadata.
+A shard file is kept while its fingerprint is the expected one. So a stopped run resumes, and a
+changed manifest remakes only the shards that it changes. A shard's fingerprint, rejects and counts
+are in its schema's metadata.
 """
 
 from __future__ import annotations
@@ -14,6 +14,7 @@ import itertools
 import json
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
+from operator import itemgetter
 from pathlib import Path
 from typing import Any
 
@@ -24,17 +25,10 @@ from visage.atomic import atomic_write
 from visage.data.schemas import FACE_SCHEMA, METADATA_KEY
 
 RowDict = dict[str, Any]
-SHARD_KEY = b"align"  # metadata: JSON with fingerprint, rejects and counts
-COPIED = (
-    "photo_id",
-    "sha256",
-    "label",
-    "sigma",
-    "person",
-    "sex",
-    "ethnicity",
-    "split",
-)  # from manifest to faces
+# Metadata: JSON with fingerprint, rejects and counts.
+SHARD_KEY = b"align"
+# Columns copied from the manifest to the faces.
+COPIED = ("photo_id", "sha256", "label", "sigma", "person", "sex", "ethnicity", "split")
 
 
 @dataclass(kw_only=True)
@@ -65,17 +59,19 @@ class Shard:
 
 
 def shard_paths(faces: Path, num_rows: int, shard_rows: int) -> list[Path]:
-    """The files that a manifest of `num_rows` fills; others, and what a killed run left
-    half-written, are removed."""
+    """The files that a manifest of `num_rows` fills. All other shards are removed, also those that
+    a killed run left half-written."""
     wanted = [faces / f"part-{index:05d}.parquet" for index in range(-(-num_rows // shard_rows))]
     faces.mkdir(parents=True, exist_ok=True)
-    for path in {*faces.glob("part-*.parquet"), *faces.glob(".part-*")} - set(wanted):
+
+    present = {*faces.glob("part-*.parquet"), *faces.glob(".part-*")}
+    for path in present - set(wanted):
         path.unlink()
     return wanted
 
 
 def read_quarantine(path: Path) -> frozenset[str]:
-    """photo_ids that the validation took out."""
+    """The photo_ids that the validate stage quarantined."""
     with path.open(newline="", encoding="utf-8") as file:
         return frozenset(line["photo_id"] for line in csv.DictReader(file))
 
@@ -85,17 +81,20 @@ def read_shards(
     left_out: frozenset[str],
     paths: list[Path],
     shard_rows: int,
-    maker: str,
+    provenance: str,
 ) -> Iterator[Shard]:
-    """The manifest, read as it is needed, cut every `shard_rows` rows; `maker` tells settings and
-    program."""
-    rows = (row for batch in manifest.iter_batches(batch_size=1024) for row in batch.to_pylist())
+    """The manifest, read as it is needed and cut every `shard_rows` rows; `provenance` stands for
+    settings and program."""
+    batches = manifest.iter_batches(batch_size=1024)
+    rows = itertools.chain.from_iterable(batch.to_pylist() for batch in batches)
+    of_content = itemgetter("unreadable", *COPIED)
+
     for path in paths:
-        kept = [
-            row for row in itertools.islice(rows, shard_rows) if row["photo_id"] not in left_out
-        ]
-        content = json.dumps([[row["unreadable"], *(row[name] for name in COPIED)] for row in kept])
-        fingerprint = hashlib.sha256(f"{maker}\n{content}".encode()).hexdigest()
+        of_shard = itertools.islice(rows, shard_rows)
+        kept = [row for row in of_shard if row["photo_id"] not in left_out]
+
+        content = json.dumps(list(map(of_content, kept)))
+        fingerprint = hashlib.sha256(f"{provenance}\n{content}".encode()).hexdigest()
         yield Shard(path=path, rows=kept, fingerprint=fingerprint)
 
 
@@ -103,39 +102,36 @@ def is_finished(shard: Shard) -> bool:
     """Whether the shard's file is there and made from the same rows, settings and program."""
     try:
         return bool(read_own(shard.path)["fingerprint"] == shard.fingerprint)
-    except (
-        OSError,
-        ValueError,
-        KeyError,
-        TypeError,
-    ):  # absent, damaged, or not written by this stage
+    except (OSError, ValueError, KeyError, TypeError):
+        # The file is absent, damaged, or not written by this stage.
         return False
 
 
 def read_own(path: Path) -> Any:
-    """What a shard says of itself: fingerprint, rejects [photo_id, reason], num_photos, num_read,
+    """A shard's own metadata: fingerprint, rejects [photo_id, reason], num_photos, num_read,
     num_frame."""
     return json.loads(pq.read_schema(path).metadata[SHARD_KEY])
 
 
 def write_shard(
-    path: Path, fingerprint: str, outcome: AlignedPhotos, eye: Mapping[str, Any]
+    path: Path, fingerprint: str, aligned: AlignedPhotos, preprocessing: Mapping[str, Any]
 ) -> None:
-    """The faces as parquet, whole or not at all; `eye` is what a model's config must know of the
-    crops."""
+    """Writes the faces as parquet, atomically; `preprocessing` says how the crops were made."""
     own = {
         "fingerprint": fingerprint,
-        "rejects": outcome.rejects,
-        "num_photos": len(outcome),
-        "num_read": outcome.num_read,
-        "num_frame": sum(row["found"] == "frame" for row in outcome.faces),
+        "rejects": aligned.rejects,
+        "num_photos": len(aligned),
+        "num_read": aligned.num_read,
+        "num_frame": sum(row["found"] == "frame" for row in aligned.faces),
     }
     metadata = {
-        METADATA_KEY: json.dumps(eye, sort_keys=True),
+        METADATA_KEY: json.dumps(preprocessing, sort_keys=True),
         SHARD_KEY: json.dumps(own, sort_keys=True),
     }
-    table = pa.Table.from_pylist(outcome.faces, schema=FACE_SCHEMA.with_metadata(metadata))
+
+    table = pa.Table.from_pylist(aligned.faces, schema=FACE_SCHEMA.with_metadata(metadata))
     compression = dict.fromkeys(FACE_SCHEMA.names, "zstd") | {"jpeg": "none"}
+
     with atomic_write(path) as part:
         pq.write_table(
             table,

@@ -4,9 +4,9 @@ data/target/faces/ + models/backbone/ (or models/start/) -> models/model/{model.
 config.json}, reports/history/finetune.csv
 
 DLDL-v2: KL divergence to the label distribution plus lambda times the l1 error of its expectation
-(paper, Eq. 12). About 2 minutes for the embedded set; 45 minutes for
-UTKFace's CORAL split (TinyAgeNet, 96 px, 36 epochs, one thread with bfloat16). Weights are saved
-after every epoch; a killed run goes on from there.
+(paper, Eq. 12). About 2 minutes for the embedded set; 45 minutes for UTKFace's CORAL split
+(TinyAgeNet, 96 px, 36 epochs, one thread with bfloat16). Weights are saved after every epoch; a
+killed run resumes from there.
 """
 
 from __future__ import annotations
@@ -63,15 +63,15 @@ OpenFaces = Callable[[Path, Sequence[str], int], FaceTable]
 class FinetuneSettings:
     """`init`: `backbone` (the pretrain stage's trunk), `scratch`, `model` (another fine-tuned
     model, in models/start/; `start_head`: whether its head is kept) or `import` (`imported`: a file
-    under torchvision's names). `fixed_sigma`: where the set gives none.
+    under torchvision's names). `fixed_sigma` is used where the set gives no sigma.
 
-    `method`: an entry of visage.methods.METHODS; `loss` holds the settings of all methods by name,
-    and each takes its own. `auxiliary_weight`: of the loss of each head that only trains, in
-    networks that have some. `decode`: an entry of visage.labels.DECODERS (Ranking's and CORAL's own
-    rule is `rank`). `schedule`: `joint`, or `two_stage` as released (all epochs with KL alone, the
-    head's bias zeroed, then all epochs jointly). The last epoch is kept, or its running average.
-    `terms`: of the data of each role, kept in the config. `recipe` and `augmentation` name entries of
-    `recipes` and `augmentations`.
+    `method`: an entry of visage.methods.METHODS. `loss` holds the settings of all methods by name;
+    each takes its own. `auxiliary_weight` is the weight of the loss of each head that only trains,
+    in networks that have some. `decode`: an entry of visage.labels.DECODERS (Ranking's and CORAL's
+    own rule is `rank`). `schedule`: `joint`, or `two_stage` as released (all epochs with KL alone,
+    the head's bias zeroed, then all epochs jointly). The last epoch is kept, or its running
+    average. `terms` are those of each role's data, kept in the config. `recipe` and `augmentation`
+    name entries of `recipes` and `augmentations`.
     """
 
     name: str
@@ -117,21 +117,26 @@ def finetune(
     open_faces: OpenFaces = FaceTable.open,
 ) -> None:
     """Trains the model; see the module docstring. `open_faces(folder, splits, cache_mb)` gives the
-    faces: who trains many models on them has them already."""
+    faces: a caller that trains many models on the same faces has them open already."""
     train = open_faces(faces, ["train"], settings.cache_mb)
     validation = open_faces(faces, ["val"], 0)
     _check(settings, train)
+
     earlier = _start(settings, train, backbone, start)
     network = _network(settings, earlier).to(available_device())
     _say_what_cannot_be_exported(settings.network.name, network)
+
     landmarks = [train.landmarks_sha256()] if network.needs_landmarks else []
     own_code = running_code("stages.finetune:finetune", settings)
     stamp = fingerprint_of(settings, train, own_code, earlier.digest, *landmarks)
+
     rows: list[dict[str, float]] = []
     for number, phase in enumerate(_phases(settings)):
         task = _task(phase, train, validation, network.needs_landmarks)
+        # As in the released code: between its two stages, the head's bias starts over.
         if number > 0:
             nn.init.zeros_(network.head.bias)
+
         trained, phase_rows = fit(
             network,
             task,
@@ -145,6 +150,7 @@ def finetune(
         )
         network.load_state_dict(trained.state_dict())
         rows += [_later(row, number * settings.epochs) for row in phase_rows]
+
     with atomic_write(history) as part:
         pd.DataFrame(rows).to_csv(part, index=False)
     with atomic_folder(model) as part:
@@ -169,11 +175,15 @@ def _phases(settings: FinetuneSettings) -> list[FinetuneSettings]:
 
 def loss_settings(settings: FinetuneSettings) -> Any:
     """The method's own settings, taken by name from `settings.loss`."""
-    known = {field.name for method in METHODS.values() for field in fields(method.settings)}
-    if unknown := sorted(set(settings.loss) - known):
+    known: set[str] = set()
+    for method in METHODS.values():
+        known.update(field.name for field in fields(method.settings))
+    unknown = sorted(set(settings.loss) - known)
+    if unknown:
         raise ValueError(
             f"loss: unknown key {unknown[0]!r}; known keys: {', '.join(sorted(known))}"
         )
+
     kind = METHODS[settings.method].settings
     own = {field.name for field in fields(kind)}
     values = {name: value for name, value in settings.loss.items() if name in own}
@@ -181,24 +191,25 @@ def loss_settings(settings: FinetuneSettings) -> Any:
 
 
 def _check(settings: FinetuneSettings, train: FaceTable) -> None:
-    """Refuses what would train on nonsense: an unknown method, faces without a label or with one
-    off the grid."""
-    for name, known in (
-        ("method", METHODS),
-        ("decode", DECODERS),
-        ("recipe", settings.recipes),
-        ("augmentation", settings.augmentations),
-    ):
-        if getattr(settings, name) not in known:
-            raise ValueError(
-                f"finetune.{name}: {getattr(settings, name)!r} is unknown; known: "
-                f"{', '.join(known)}"
-            )
+    """Refuses what cannot be trained: unknown names, faces without a label or with one off the
+    grid, fewer than two faces."""
+    choices: dict[str, Mapping[str, Any]] = {
+        "method": METHODS,
+        "decode": DECODERS,
+        "recipe": settings.recipes,
+        "augmentation": settings.augmentations,
+    }
+    for name, known in choices.items():
+        value = getattr(settings, name)
+        if value not in known:
+            raise ValueError(f"finetune.{name}: {value!r} is unknown; known: {', '.join(known)}")
+
     if settings.schedule == "two_stage" and settings.method != "dldl_v2":
         raise ValueError(
-            f"finetune.schedule: two_stage is DLDL-v2's (first KL alone), {settings.method} knows "
-            f"no stages; say joint"
+            f"finetune.schedule: two_stage is DLDL-v2's (first KL alone), {settings.method} has no "
+            f"stages; set it to joint"
         )
+
     refuse_off_grid(train, settings.grid, "finetune")
     if len(train) < 2:
         raise ValueError(
@@ -213,6 +224,7 @@ def _start(settings: FinetuneSettings, train: FaceTable, backbone: Path, start: 
         "alignment": train.alignment,
         "normalise": plain(settings.normalise),
     }
+
     match settings.init:
         case "backbone":
             return backbone_start(backbone, wanted)
@@ -251,7 +263,8 @@ def _task(
 ) -> Task:
     """Batches, loss and validation of one phase."""
     device = available_device()
-    method, own_settings = METHODS[settings.method], loss_settings(settings)
+    method = METHODS[settings.method]
+    own_settings = loss_settings(settings)
     recipe = settings.recipes[settings.recipe]
     augmentation = settings.augmentations[settings.augmentation]
     landmarks = torch.from_numpy(train.landmarks).to(device) if needs_landmarks else None
@@ -262,16 +275,17 @@ def _task(
         order = shuffled_batches(len(train), recipe.batch_size, generator)
         for indices, crops in prefetched(train, order, settings.num_workers):
             points = None if landmarks is None else landmarks[indices]
-            faces = training_view(
-                FaceBatch(crops.to(device), points), augmentation, settings.normalise, generator
-            )
-            yield Batch(faces, (label[indices], sigma[indices]))
+            faces = FaceBatch(crops.to(device), points)
+            view = training_view(faces, augmentation, settings.normalise, generator)
+            yield Batch(view, (label[indices], sigma[indices]))
 
     def loss(logits_BK: Tensor, label_B: Tensor, sigma_B: Tensor) -> Tensor:
         return method.loss(logits_BK, label_B, sigma_B, settings.grid, own_settings)
 
     def validate(network: Network) -> dict[str, float]:
-        return {"val_mae": _mae(network, validation, settings)} if len(validation) else {}
+        if len(validation) == 0:
+            return {}
+        return {"val_mae": _mae(network, validation, settings)}
 
     num_batches = len(shuffled_batches(len(train), recipe.batch_size, torch.Generator()))
     return Task(
@@ -287,16 +301,21 @@ def _task(
 def _mae(network: Network, table: FaceTable, settings: FinetuneSettings) -> float:
     """Mean absolute error on a table, without flip averaging."""
     network.eval()
-    device, method, errors = available_device(), METHODS[settings.method], []
+    device = available_device()
+    method = METHODS[settings.method]
+
+    errors: list[np.ndarray] = []
     for places in np.array_split(np.arange(len(table)), max(1, len(table) // 128)):
         points = None
         if network.needs_landmarks:
             points = torch.from_numpy(table.landmarks[places]).to(device)
         crops = FaceBatch(table.decode(places).to(device), points)
+
         logits_BK = network(evaluation_faces(crops, settings.normalise)).logits_BK
         p_BK = method.probabilities(logits_BK, settings.grid)
         value = DECODERS[settings.decode](p_BK, settings.grid)
         errors.append(np.abs(value.cpu().numpy() - table.label[places]))
+
     return float(np.concatenate(errors).mean())
 
 
@@ -314,20 +333,23 @@ def _config(
         "start": start.ancestor,
         "loss": asdict(loss_settings(settings)),
         "fixed_sigma": settings.fixed_sigma,
-    }
-    training |= {"schedule": settings.schedule, "epochs": settings.epochs, "seed": settings.seed}
-    training |= {
+        "schedule": settings.schedule,
+        "epochs": settings.epochs,
+        "seed": settings.seed,
         "recipe": {"name": settings.recipe, **asdict(recipe)},
         "augmentation": settings.augmentation,
+        "computed_in": str(computing_dtype(recipe.precision, available_device())),
+        "micro_batches": int(max(row.get("micro_batches", 1) for row in rows)),
+        "seconds": round(sum(row["seconds"] for row in rows)),
     }
-    training |= {"computed_in": str(computing_dtype(recipe.precision, available_device()))}
-    training |= {"micro_batches": int(max(row.get("micro_batches", 1) for row in rows))}
-    training |= {"seconds": round(sum(row["seconds"] for row in rows))}
+
     network = NetworkConfig(
         name=settings.network.name,
         options=settings.network.options,
         num_outputs=METHODS[settings.method].head_width(settings.grid),
     )
+    validated = {key: value for key, value in rows[-1].items() if key.startswith("val_")}
+
     return ModelConfig(
         format=CONFIG_FORMAT,
         name=settings.name,
@@ -344,7 +366,7 @@ def _config(
         calibration=None,
         training=training,
         data={"train": table_digest(train), "val": table_digest(validation)},
-        metrics={"val": {k: v for k, v in rows[-1].items() if k.startswith("val_")}},
+        metrics={"val": validated},
         terms=" ".join(dict.fromkeys(settings.terms.values())),
         code={
             "git_commit": git_commit(),

@@ -1,7 +1,7 @@
 """Weights that a network starts from, and a file of them under torchvision's names.
 
-Nothing is fetched from here. Pre-training starts from these; stages/warm_start.py has the other
-starts of fine-tuning.
+Nothing is fetched here. Pre-training starts from such a file or from scratch; stages/warm_start.py
+has the other starts of fine-tuning.
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ from visage.model_config import NormaliseConfig
 from visage.networks import Network, NetworkSettings, torchvision_names
 from visage.weights import sha256_of
 
-# What torchvision's weights were trained with
+# The normalisation that torchvision's weights were trained with.
 IMAGENET_NORMALISE = NormaliseConfig(mean=(0.485, 0.456, 0.406), std=(0.229, 0.224, 0.225))
 
 
@@ -36,8 +36,9 @@ class ImportSettings:
 
 @dataclass(frozen=True, kw_only=True)
 class Start:
-    """Weights by name, and where they come from with all that came before (`training.start` of a
-    model's config; None from scratch). `with_heads`: whether the heads are taken, too."""
+    """Weights by name. `ancestor` is where they come from, with all ancestors before it
+    (`training.start` of a model's config; None from scratch). `with_heads`: whether the heads are
+    taken too."""
 
     state: Mapping[str, Tensor]
     ancestor: dict[str, Any] | None
@@ -45,7 +46,7 @@ class Start:
 
     @property
     def digest(self) -> str:
-        """What tells one start from another."""
+        """Differs between starts with different weights."""
         return "scratch" if self.ancestor is None else str(self.ancestor["sha256"])
 
     def load_into(self, network: Network, source: str) -> None:
@@ -53,6 +54,7 @@ class Start:
         those of another network or width."""
         if self.ancestor is None:
             return
+
         own = network.state_dict()
         heads = tuple(f"{name}." for name in ("head", *network.auxiliary_heads))
         taken = {
@@ -61,25 +63,26 @@ class Start:
             if self.with_heads or not name.startswith(heads)
         }
 
-        # torchvision's older files do not hold BatchNorm's counters, which nothing here reads
-        odd = [
+        # torchvision's older files do not hold BatchNorm's counters, which nothing here reads.
+        expected = [
             name
             for name in own
-            if name not in taken
-            and not name.startswith(heads)
-            and not name.endswith("num_batches_tracked")
+            if not name.startswith(heads) and not name.endswith("num_batches_tracked")
         ]
+        odd = [name for name in expected if name not in taken]
         odd += [
             name
             for name, value in taken.items()
             if name not in own or own[name].shape != value.shape
         ]
         if odd:
-            there, here = (_shape(state, odd[0]) for state in (taken, own))
+            there = _shape(taken, odd[0])
+            here = _shape(own, odd[0])
             raise ValueError(
                 f"{source}: not the weights of this network ({odd[0]} is {there} there, {here} "
                 f"here; {len(odd)} such); take those of the same network and width"
             )
+
         network.load_state_dict(own | taken)
 
 
@@ -106,11 +109,13 @@ def imported_start(
             f"init is import and normalise {plain(normalise)}; torchvision's weights were trained "
             f"with {plain(IMAGENET_NORMALISE)}: set normalise to it"
         )
+
     state = {}
     for name, value in _read_imported(Path(imported.file), imported.sha256).items():
         for part, own in names.items():
             if name.startswith(f"{part}."):
                 state[own + name.removeprefix(part)] = value
+
     return Start(
         state=state,
         ancestor={"name": Path(imported.file).name, "sha256": imported.sha256, "start": None},
@@ -121,11 +126,14 @@ def imported_start(
 def _read_imported(file: Path, sha256: str) -> dict[str, Tensor]:
     if not file.is_file():
         raise ValueError(f"{file}: no such file of weights; fetch it yourself, then name it here")
-    if (found := sha256_of(file)) != sha256:
+    found = sha256_of(file)
+    if found != sha256:
         raise ValueError(
             f"{file}: sha256 {found} is not imported.sha256, {sha256}; fetch the file again, or "
             f"name the checksum of the one you trust"
         )
+
+    # torch.load has no error of its own: the unpickler's errors come through as they are.
     try:
         if file.suffix == ".safetensors":
             return load_file(file)
@@ -138,15 +146,16 @@ def _read_imported(file: Path, sha256: str) -> dict[str, Tensor]:
         RuntimeError,
         TypeError,
         ValueError,
-    ) as error:  # torch.load has no error of its own: the unpickler's come as they are
+    ) as error:
         raise ValueError(
             f"{file}: not a state dict ({error}); give safetensors, or what torch.save makes of one"
         ) from error
+
     if not isinstance(state, dict) or not all(map(torch.is_tensor, state.values())):
         raise ValueError(f"{file}: not a state dict of tensors; give the weights alone")
     return state
 
 
 def plain(normalise: NormaliseConfig) -> dict[str, list[float]]:
-    """As JSON gives it back."""
+    """The normalisation as JSON gives it back: lists in place of tuples."""
     return {name: list(values) for name, values in asdict(normalise).items()}

@@ -1,18 +1,19 @@
-"""Presets: what differs from params.yaml, laid over it key by key.
+"""Presets: settings that differ from params.yaml, laid over it key by key.
 
     python -m stages.presets use NAME ...          (make repro DATA=NAME does it first)
     python -m stages.presets resolve params.yaml params.resolved.yaml      (a stage of dvc.yaml)
     python -m stages.presets value SECTION.KEY
 
-params.yaml holds every setting, of the embedded synthetic set, and names in `presets` the files of
-presets/ that are laid over it. A preset holds what differs, and `extends` names the presets that it
-builds on. Order is precedence, as among the parents of a Python class: a preset wins over those
-that it extends, and of two names in a list the first wins. A preset that is reached twice is laid
-once, below all that extend it.
+params.yaml holds every setting, with the values of the embedded synthetic set. Its key `presets`
+names the files of presets/ that are laid over it. A preset holds what differs, and `extends` names
+the presets that it builds on. Order is precedence, as among the parents of a Python class: a preset
+wins over those that it extends, and of two names in a list the first wins. A preset that is reached
+twice is laid once, below all that extend it.
 
 Two things are not laid over key by key. A `download.<role>` that gives `source` describes a set of
-its own: what describes the set below (SET_KEYS) is left behind, `split` and `limits` are laid over
-like the rest. A `sweep.space` is taken whole, for its keys are the settings that are searched.
+its own: the keys that describe the set below (SET_KEYS) are dropped; `split` and `limits` are laid
+over like the rest. A `sweep.space` replaces the one below, because its keys are the settings that
+are searched; so do the options of a network.
 
 This is the only module that reads yaml.
 """
@@ -30,10 +31,13 @@ import yaml
 
 from visage.atomic import atomic_write
 
-SYNTHETIC = "synthetic"  # the embedded set: params.yaml alone
-LISTED = "presets"  # the key of params.yaml that names the presets in use, and their folder
+# The embedded set: params.yaml alone.
+SYNTHETIC = "synthetic"
+# The key of params.yaml that names the presets in use, and their folder.
+LISTED = "presets"
 EXTENDS = "extends"
-FOLDS = "folds"  # of a protocol with several runs: a setting and its values
+# Of a protocol with several runs: a setting and its values.
+FOLDS = "folds"
 SETS = ("download.identity", "download.target")
 SET_KEYS: dict[str, Any] = {
     "locations": [],
@@ -43,7 +47,7 @@ SET_KEYS: dict[str, Any] = {
     "test_set": None,
     "incoming": None,
 }
-TAKEN_WHOLE = ("sweep.space", "pretrain.network.options", "finetune.network.options")
+REPLACED = ("sweep.space", "pretrain.network.options", "finetune.network.options")
 
 
 def read_yaml(path: Path) -> dict[str, Any]:
@@ -52,30 +56,33 @@ def read_yaml(path: Path) -> dict[str, Any]:
         raise ValueError(
             f"{path}: no such settings file; run from the repository root or give --params"
         )
+
     try:
         document = yaml.safe_load(path.read_text(encoding="utf-8"))
     except yaml.YAMLError as error:
         raise ValueError(f"{path}: not valid YAML: {error}") from error
+
     if not isinstance(document, dict):
         raise ValueError(f"{path}: expected sections, found {type(document).__name__}")
     return document
 
 
 def read_params(params: Path) -> dict[str, Any]:
-    """All settings that a params file stands for: its own, with the presets that it names, found in
-    presets/ beside it, laid over them."""
+    """All settings of a params file: its own, with the presets that it names laid over them. The
+    folder presets/ is next to the file."""
     document = read_yaml(params)
     return with_presets(document, document.get(LISTED, []), params.parent / LISTED)
 
 
 def with_presets(base: Mapping[str, Any], names: Sequence[str], folder: Path) -> dict[str, Any]:
-    """`base` with the presets `names` of a folder laid over it, and no longer the list of those."""
+    """`base` with the presets `names` of a folder laid over it, without the list of presets."""
     if not isinstance(names, list) or not all(isinstance(name, str) for name in names):
         raise ValueError(f"{LISTED} is {names!r}: give a list of names, such as [utkface_coral]")
 
     settings = {name: section for name, section in base.items() if name != LISTED}
     for name, changes in layers(names, folder):
-        if odd := sorted(set(changes) - set(base) - {FOLDS}):
+        odd = sorted(set(changes) - set(base) - {FOLDS})
+        if odd:
             raise ValueError(
                 f"{folder / name}.yaml: params.yaml has no section {odd[0]!r}; it has "
                 f"{', '.join(map(str, base))}"
@@ -114,6 +121,7 @@ def _read_preset(name: str, folder: Path) -> dict[str, Any]:
             f"{folder / name}.yaml: no such preset; there are "
             f"{', '.join([SYNTHETIC, *known_presets(folder)])}"
         )
+
     changes = read_yaml(folder / f"{name}.yaml")
     if not isinstance(changes.get(EXTENDS, []), list):
         raise ValueError(
@@ -128,9 +136,8 @@ def known_presets(folder: Path) -> list[str]:
 
 
 def merged(base: Any, changes: Any, path: str = "") -> Any:
-    """`base` with the keys of `changes` laid over it; the head of this module names the two
-    exceptions."""
-    if path in TAKEN_WHOLE or not (isinstance(base, Mapping) and isinstance(changes, Mapping)):
+    """`base` with the keys of `changes` laid over it; the module docstring names the exceptions."""
+    if path in REPLACED or not (isinstance(base, Mapping) and isinstance(changes, Mapping)):
         return changes
     if path in SETS and "source" in changes:
         base = {**base, **SET_KEYS}
@@ -147,19 +154,21 @@ def merged(base: Any, changes: Any, path: str = "") -> Any:
 
 
 def use(names: Sequence[str], params: Path) -> None:
-    """Writes which presets are in use into the one line of params.yaml that says so; the rest of
-    the file stays as it is. `synthetic` alone names none."""
+    """Writes the presets in use into their line of params.yaml; the rest of the file stays as it
+    is. `synthetic` alone stands for none."""
     chosen = [] if list(names) == [SYNTHETIC] else list(names)
-    layers(chosen, params.parent / LISTED)  # refuses unknown ones
+    layers(chosen, params.parent / LISTED)  # refuses unknown presets
 
     lines = params.read_text(encoding="utf-8").splitlines(keepends=True)
     places = [place for place, line in enumerate(lines) if line.startswith(f"{LISTED}:")]
     if len(places) != 1:
         raise ValueError(f"{params}: expected one line that begins with '{LISTED}:'; add it")
+
+    # The list may go on with a name a line: `dvc exp run -S 'presets=[...]'` writes it so.
     start = places[0]
     end = start + 1
     while end < len(lines) and lines[end].lstrip().startswith("- "):
-        end += 1  # a name a line, as `dvc exp run -S 'presets=[...]'` writes them
+        end += 1
 
     _, hash_sign, comment = lines[start].rstrip("\n").partition("  #")
     line = f"{LISTED}: [{', '.join(chosen)}]{hash_sign}{comment}\n"
@@ -182,11 +191,12 @@ def resolve(params: Path, resolved: Path) -> None:
 
 
 def _refuse_hidden_changes(params: Path) -> None:
-    """Looks for what was changed since the last commit and a preset in use sets as well."""
+    """ValueError for a value that was changed since the last commit and that a preset overrides."""
     now = read_yaml(params)
     committed = _committed(params)
     if committed is None:
         return
+
     changed = dict(leaves(now)).items() - dict(leaves(committed)).items()
     for name, changes in layers(now.get(LISTED, []), params.parent / LISTED):
         of_preset = dict(leaves(changes))
@@ -201,15 +211,17 @@ def _refuse_hidden_changes(params: Path) -> None:
 
 
 def _committed(params: Path) -> dict[str, Any] | None:
-    """params.yaml of git's last commit; None outside of a repository, or where it holds none."""
+    """params.yaml of git's last commit; None outside a repository, or where it holds none."""
     if shutil.which("git") is None:
         return None
+
     done = subprocess.run(
         ["git", "show", f"HEAD:./{params.name}"],
         cwd=params.absolute().parent,
         capture_output=True,
         check=False,
     )
+
     document = yaml.safe_load(done.stdout) if done.returncode == 0 else None
     return document if isinstance(document, dict) else None
 
@@ -224,17 +236,20 @@ def leaves(document: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str,
 
 
 def main(words: Sequence[str]) -> None:
-    """What Makefile and dvc.yaml ask for; see the head of the module."""
+    """The command line of Makefile and dvc.yaml; see the module docstring."""
     match words:
         case ["use", *names] if names:
             use(names, Path("params.yaml"))
+
         case ["resolve", params, resolved]:
             resolve(Path(params), Path(resolved))
+
         case ["value", name]:
             value: Any = read_params(Path("params.yaml"))
             for key in name.split("."):
                 value = value[key]
             print(value)
+
         case _:
             raise ValueError(
                 "usage: python -m stages.presets use NAME ... | resolve PARAMS RESOLVED | value "

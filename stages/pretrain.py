@@ -1,11 +1,13 @@
 """Aligned faces of the `identity` role become a pre-trained backbone.
 
 data/identity/faces/ -> models/backbone/{backbone.safetensors, backbone.json},
-reports/history/pretrain.csv Softmax over identities (DLDL-v2 section 4.1); people with fewer than
-`min_images_per_person` training photos are cut. The faces are read as a stream
-(visage/data/face_stream.py): memory does not grow with their number. About 10 s for the embedded
-set and 10 minutes for LFW at 96 px on 2 cores with bfloat16; a paper-size run wants GPUs, which a
-flow brings as a `runner` (flows/scale_out/pretrain_ray.py).
+reports/history/pretrain.csv
+
+Softmax over identities (DLDL-v2 section 4.1). People with fewer than `min_images_per_person`
+training photos are left out. The faces are read as a stream (visage/data/face_stream.py): memory
+does not grow with their number. About 10 s for the embedded set and 10 minutes for LFW at 96 px on
+2 cores with bfloat16. A paper-size run needs GPUs, which a flow brings as a `runner`
+(flows/scale_out/pretrain_ray.py).
 """
 
 from __future__ import annotations
@@ -52,8 +54,8 @@ VALIDATION_BATCH = 128
 @dataclass(frozen=True, kw_only=True)
 class PretrainSettings:
     """`init`: `scratch`, or `import` (`imported`: a file under torchvision's names).
-    `auxiliary_weight`: of the loss of each head that only trains, in networks that have some.
-    `recipe` and `augmentation` name entries of `recipes` and `augmentations`.
+    `auxiliary_weight` is the weight of the loss of each head that only trains, in networks that
+    have some. `recipe` and `augmentation` name entries of `recipes` and `augmentations`.
 
     `window_faces`: encoded crops that a process holds in memory and draws its batches from
     (visage/data/face_stream.py); one of 96 px takes about 5 kB, one of 224 px 20 kB. `num_workers`:
@@ -81,11 +83,11 @@ class PretrainSettings:
 
 @dataclass(frozen=True, kw_only=True)
 class Training:
-    """What one process does to train the classifier, alone or in a process group of
+    """The work of one process that trains the classifier, alone or in a process group of
     torch.distributed.
 
-    It can be pickled. Every process calls it with a `report` of its own, and sees `faces` and
-    `checkpoint` at the same paths; what comes of it lies in the checkpoint.
+    It can be pickled. Every process calls it with its own `report`, and finds `faces` and
+    `checkpoint` at the same paths. The result is in the checkpoint.
     """
 
     settings: PretrainSettings
@@ -115,14 +117,16 @@ class Training:
         return self.settings.recipes[self.settings.recipe]
 
     def network(self) -> Network:
-        """As it starts from scratch."""
+        """A new network, as it starts from scratch."""
         settings = self.settings.network
         network = build(settings.name, settings.options, len(self.faces.classes))
         initialise(network, torch.Generator().manual_seed(self.settings.seed))
         return network
 
     def _task(self) -> Task:
-        settings, batch_size, device = self.settings, self.recipe.batch_size, available_device()
+        settings = self.settings
+        batch_size = self.recipe.batch_size
+        device = available_device()
         augmentation = settings.augmentations[settings.augmentation]
         place = {
             "num_workers": settings.num_workers,
@@ -131,13 +135,11 @@ class Training:
         }
 
         def batches(generator: torch.Generator) -> Iterable[Batch]:
-            for (crops, landmarks), target in self.faces.shuffled(
-                batch_size, settings.window_faces, generator, **place
-            ):
-                faces = training_view(
-                    _on(device, crops, landmarks), augmentation, settings.normalise, generator
-                )
-                yield Batch(faces, (target.to(device),))
+            shuffled = self.faces.shuffled(batch_size, settings.window_faces, generator, **place)
+            for (crops, landmarks), target in shuffled:
+                faces = _on(device, crops, landmarks)
+                view = training_view(faces, augmentation, settings.normalise, generator)
+                yield Batch(view, (target.to(device),))
 
         def validate(network: Network) -> dict[str, float]:
             if len(self.validation) == 0:
@@ -192,34 +194,46 @@ def pretrain(
 ) -> None:
     """Trains the identity classifier and keeps its trunk; see the module docstring.
 
-    `runner` calls the training, in as many processes as it likes, and again after a failure; the
-    default calls it here.
+    `runner` calls the training, in as many processes as it likes, and again after a failure. The
+    default calls it once in this process.
     """
-    train, validation = FaceSplit.open(faces, "train"), FaceSplit.open(faces, "val")
+    train = FaceSplit.open(faces, "train")
+    validation = FaceSplit.open(faces, "val")
     digest = table_digest(train)
     people = _kept(train.people(), settings.min_images_per_person, digest["num_faces"])
+
     threads = str(torch.get_num_threads()) if runner is run_here else "any"
     needs_landmarks = _needs_landmarks(settings.network)
     start = start_of(settings)
     marks = [train.landmarks_sha256()] if needs_landmarks else []
     own_code = running_code("stages.pretrain:pretrain", settings)
+    fingerprint = fingerprint_by(
+        settings,
+        train.alignment,
+        digest,
+        own_code,
+        threads,
+        start.digest,
+        *marks,
+    )
+
     training = Training(
         settings=settings,
         faces=train.of(people, needs_landmarks),
         validation=validation.of(people, needs_landmarks),
         checkpoint=checkpoints / "last.pt",
+        fingerprint=fingerprint,
         micro_batches=micro_batches(),
-        fingerprint=fingerprint_by(
-            settings, train.alignment, digest, own_code, threads, start.digest, *marks
-        ),
     )
     runner(training, report)
     trained = training.network()
     rows = read_finished(training.checkpoint, training.fingerprint, trained, settings.epochs)
+
     with atomic_write(history) as part:
         pd.DataFrame(rows).to_csv(part, index=False)
-    document = {"network": asdict(settings.network), "num_people": len(people)}
-    document |= {
+    document = {
+        "network": asdict(settings.network),
+        "num_people": len(people),
         "start": start.ancestor,
         "alignment": train.alignment,
         "normalise": asdict(settings.normalise),
@@ -229,6 +243,7 @@ def pretrain(
 
 
 def _needs_landmarks(settings: NetworkSettings) -> bool:
+    # On the device "meta" no weights take memory.
     with torch.device("meta"):
         return build(settings.name, settings.options, 2).needs_landmarks
 
@@ -241,6 +256,7 @@ def _kept(counts: Counter[str], minimum: int, num_faces: int) -> dict[str, int]:
             f"{len(people)} people have {minimum} or more training photos; lower "
             f"pretrain.min_images_per_person"
         )
+
     kept = sum(counts[name] for name in people)
     print(f"pretrain: {len(people)} of {len(counts)} people, {kept} of {num_faces} photos")
     return {name: index for index, name in enumerate(people)}
@@ -253,13 +269,15 @@ def _num_right(
     normalise: NormaliseConfig,
     device: torch.device,
 ) -> int:
-    """How many faces' most probable identity is the right one."""
+    """The number of faces whose most probable identity is the right one."""
     network.eval()
+
     right = 0
     for crops, target_B in batches:
         faces = evaluation_faces(_on(device, *crops), normalise)
         logits_BK = network(faces).logits_BK
         right += int((logits_BK.argmax(1).cpu() == target_B).sum())
+
     return right
 
 
@@ -268,8 +286,11 @@ def _save(
 ) -> None:
     with atomic_folder(folder) as part:
         weights = write_weights(network, part / "backbone.safetensors", "float32")
-        own: dict[str, Any] = {"weights": asdict(weights), "last_epoch": rows[-1]}
-        own |= {"micro_batches": int(max(row.get("micro_batches", 1) for row in rows))}
+        own: dict[str, Any] = {
+            "weights": asdict(weights),
+            "last_epoch": rows[-1],
+            "micro_batches": int(max(row.get("micro_batches", 1) for row in rows)),
+        }
         text = json.dumps({**document, **own}, indent=1) + "\n"
         (part / "backbone.json").write_text(text, encoding="utf-8")
 

@@ -1,10 +1,10 @@
 """A section of params.yaml becomes its frozen dataclass, and a command line becomes a call of a
 stage.
 
-Values live in params.yaml, types in the dataclasses, defaults nowhere (architecture rule 6): a key
-that no field knows, a field that no key fills, or a value of another type is a ValueError that
-names file, key, value and remedy. A setting that several stages read stands once, in a section of
-its own (SHARED); a stage's dataclass says which of them it takes:
+Values are in params.yaml, types in the dataclasses, defaults nowhere (architecture rule 6). An
+unknown key, a field without a key, or a value of another type is a ValueError that names file, key,
+value and remedy. A setting that several stages read is written once, in a shared section (SHARED);
+a stage's dataclass says which of them it takes:
 
     grid: LabelGrid = field(metadata={"section": "labels"})
 """
@@ -27,8 +27,8 @@ from visage.strict import from_plain
 Report = Callable[[int, Mapping[str, float]], None]
 Settings = TypeVar("Settings")
 REMEDY = "see the committed params.yaml"
-# What several stages read. labels: what a label is, and how its spread and its bands are measured.
-# inference: how a model's output becomes a value.
+# Settings that several stages read. labels: what a label is, and how its spread and its bands are
+# measured. inference: how a model's output becomes a value.
 SHARED = {
     "labels": (
         "quantity",
@@ -41,22 +41,21 @@ SHARED = {
     ),
     "inference": ("decode", "flip"),
 }
-WORDS = {ExitStatus.OUT_OF_MEMORY: "out of memory; lower batch_size: "}
+# Put before an error's own text.
+HINTS = {ExitStatus.OUT_OF_MEMORY: "out of memory; lower batch_size: "}
 
 
 def print_report(step: int, values: Mapping[str, float]) -> None:
     """One line a call: the step, then every value with six significant digits."""
-    print(
-        f"[{step}] " + "  ".join(f"{name} {value:.6g}" for name, value in values.items()),
-        flush=True,
-    )
+    words = [f"{name} {value:.6g}" for name, value in values.items()]
+    print(f"[{step}] " + "  ".join(words), flush=True)
 
 
 def load_section(
     params: Path, section: str, cls: type[Settings], role: str | None = None
 ) -> Settings:
-    """Section `section` (of `role`, where the stage runs once a role) of a params file, and what it
-    takes of the shared sections, as the dataclass `cls`."""
+    """Section `section` of a params file as the dataclass `cls`, with the fields that `cls` takes
+    from the shared sections. `role`: where the stage runs once a role."""
     return section_settings(read_params(params), section, cls, str(params), role)
 
 
@@ -67,7 +66,8 @@ def section_settings(
     where: str,
     role: str | None = None,
 ) -> Settings:
-    """The same from all settings as nested dictionaries; `where` names them in errors."""
+    """The same as `load_section`, from all settings as nested dictionaries; `where` names them in
+    errors."""
     own = _part(document, section, where)
     place = f"{where}: {section}"
     if role is not None:
@@ -82,9 +82,11 @@ def section_settings(
                 f"{place}: unknown key {name!r}; it stands once for all stages, in section "
                 f"{shared!r}"
             )
+
         values = _shared_section(document, shared, where)
         value = _part(values, name, f"{where}: {shared}", "key")
         given[name] = convert(value, hints[name], f"{where}: {shared}.{name}")
+
     return typing.cast(Settings, from_plain(own, cls, place, REMEDY, given))
 
 
@@ -94,13 +96,13 @@ def convert(value: Any, wanted: Any, where: str) -> Any:
 
 
 def shared_fields(cls: type) -> dict[str, str]:
-    """The fields of a settings dataclass that stand in a shared section, and which one."""
+    """The fields of a settings dataclass that come from a shared section, and which section."""
     fields = {field.name: field.metadata.get("section") for field in dataclasses.fields(cls)}
     return {name: section for name, section in fields.items() if section is not None}
 
 
 def _shared_section(document: Mapping[str, Any], section: str, where: str) -> Any:
-    """A shared section without a key that nobody reads."""
+    """A shared section; ValueError for a key that no stage reads."""
     values = _part(document, section, where)
     if isinstance(values, Mapping):
         for key in values:
@@ -132,11 +134,11 @@ def stage_main(
     paths: Sequence[str],
     has_role: bool = False,
 ) -> None:
-    """Runs a stage from the command line of dvc.yaml; all but faults of this code end it with one
-    clear line and the exit status of stages/exit_status.py.
+    """Runs a stage from the command line of dvc.yaml. An error ends it with one clear line and the
+    exit status of stages/exit_status.py; only a fault of this code prints its traceback.
 
-    Every name of `paths` becomes a required `--name PATH`, made absolute, and is handed over as a
-    keyword.
+    Every name of `paths` becomes a required `--name PATH`; the absolute path is passed to the stage
+    as a keyword argument.
     """
     parser = argparse.ArgumentParser(prog=f"python -m stages.{section}")
     parser.add_argument("--params", type=Path, default=Path("params.yaml"))
@@ -145,17 +147,15 @@ def stage_main(
     for name in paths:
         parser.add_argument("--" + name.replace("_", "-"), dest=name, type=Path, required=True)
     arguments = parser.parse_args()
+    role = arguments.role if has_role else None
+
     try:
-        settings = load_section(
-            arguments.params, section, cls, arguments.role if has_role else None
-        )
-        stage(
-            settings,
-            **{name: getattr(arguments, name).absolute() for name in paths},
-            report=print_report,
-        )
+        settings = load_section(arguments.params, section, cls, role)
+        given = {name: getattr(arguments, name).absolute() for name in paths}
+        stage(settings, **given, report=print_report)
     except Exception as error:
-        if (ending := exit_status_of(error)) is ExitStatus.FAULT:
+        status = exit_status_of(error)
+        if status is ExitStatus.FAULT:
             raise
-        print(f"stages.{section}: {WORDS.get(ending, '')}{error}", file=sys.stderr)
-        raise SystemExit(int(ending)) from error
+        print(f"stages.{section}: {HINTS.get(status, '')}{error}", file=sys.stderr)
+        raise SystemExit(int(status)) from error

@@ -1,7 +1,7 @@
-"""One SQLite file for the work of a run that may be stopped: memory stays flat, and it goes on.
+"""One SQLite file for the work of a run that may be stopped: memory stays flat, the run resumes.
 
-Opening, the version of the tables, transactions, and reading while the tables change stand here;
-each user brings its own tables and questions.
+This module has the opening, the version of the tables, transactions, and reading while the tables
+change. Each user brings its own tables and queries.
 """
 
 from __future__ import annotations
@@ -14,7 +14,8 @@ from typing import Any, Self
 
 from visage.parallel import batched
 
-PAGE_ROWS = 1_000  # rows of one transaction, or of one page that is read
+# Rows of one transaction, or of one page that is read.
+PAGE_ROWS = 1_000
 FIRST_VERSION = 1
 # A killed process loses nothing; what a power cut loses of the last second is done again.
 KEPT = ("journal_mode = WAL", "synchronous = NORMAL")
@@ -51,6 +52,7 @@ class SqliteDatabase:
             raise ValueError(
                 f"{self.path}: cannot be opened ({error}); remove it, and the work starts over"
             ) from error
+
         found = number or FIRST_VERSION
         if not is_new and found != version:
             raise ValueError(
@@ -106,8 +108,7 @@ class SqliteDatabase:
         the start.
         """
         after = first
-        while page := self.execute(
-            f"{query} LIMIT {PAGE_ROWS}", {**values, "after": after}
-        ).fetchall():
+        limited = f"{query} LIMIT {PAGE_ROWS}"
+        while page := self.execute(limited, {**values, "after": after}).fetchall():
             yield from page
             after = page[-1][0]

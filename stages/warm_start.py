@@ -1,4 +1,4 @@
-"""What a training starts from: labels that lie on the grid, and the weights of an earlier one.
+"""What a training starts from: labels that are on the grid, and the weights of an earlier training.
 
 A start is a backbone (the pretrain stage's), a fine-tuned model, or a file under torchvision's
 names (stages/imported_weights.py).
@@ -27,43 +27,43 @@ def refuse_off_grid(table: FaceTable, grid: LabelGrid, section: str) -> None:
     the grid."""
     off = ~((table.label >= grid.minimum) & (table.label <= grid.maximum))
     if off.any():
-        worst = int(np.flatnonzero(off)[0])
+        first = int(np.flatnonzero(off)[0])
         raise ValueError(
-            f"{table.photo_id[worst]}: label {table.label[worst]} lies off the grid "
-            f"{grid.minimum}..{grid.maximum} "
-            f"({off.sum()} such faces); widen {section}.grid or narrow validate.target's label "
-            f"range"
+            f"{table.photo_id[first]}: label {table.label[first]} is off the grid "
+            f"{grid.minimum}..{grid.maximum} ({off.sum()} such faces); widen {section}.grid or "
+            f"narrow validate.target's label range"
         )
 
 
 def read_backbone(
     folder: Path, wanted: Mapping[str, Any], who: str, remedy: str
 ) -> tuple[dict[str, Any], dict[str, Tensor]]:
-    """What the pretrain stage noted of its network, and the weights; ValueError where `who` wants
-    it otherwise."""
-    lineage: dict[str, Any] = read_json(folder / "backbone.json")
+    """The pretrain stage's backbone.json and weights; ValueError where they do not have the values
+    `wanted`. In errors, `who` names what has those values."""
+    document: dict[str, Any] = read_json(folder / "backbone.json")
     for key, value in wanted.items():
-        if lineage[key] != value:
+        if document[key] != value:
             raise ValueError(
-                f"{folder}: the backbone's {key} is {lineage[key]}, {who} has {value}; {remedy}"
+                f"{folder}: the backbone's {key} is {document[key]}, {who} has {value}; {remedy}"
             )
-    if sha256_of(folder / "backbone.safetensors") != lineage["weights"]["sha256"]:
-        raise ValueError(
-            f"{folder / 'backbone.safetensors'}: truncated or edited; run the pretrain stage again"
-        )
-    return lineage, load_file(folder / "backbone.safetensors")
+
+    weights = folder / "backbone.safetensors"
+    if sha256_of(weights) != document["weights"]["sha256"]:
+        raise ValueError(f"{weights}: truncated or edited; run the pretrain stage again")
+
+    return document, load_file(weights)
 
 
 def backbone_start(folder: Path, wanted: Mapping[str, Any]) -> Start:
-    """The trunk of the pretrain stage's network; ValueError where fine-tuning wants it
-    otherwise."""
+    """The trunk of the pretrain stage's network; ValueError where fine-tuning has other
+    settings."""
     remedy = "run the pretrain stage with the same settings, or set finetune.init: scratch"
-    lineage, state = read_backbone(folder, wanted, "fine-tuning", remedy)
+    document, state = read_backbone(folder, wanted, "fine-tuning", remedy)
     ancestor = {
         "name": "backbone",
-        "sha256": lineage["weights"]["sha256"],
-        "data": {"train": lineage["data"]},
-        "start": lineage["start"],
+        "sha256": document["weights"]["sha256"],
+        "data": {"train": document["data"]},
+        "start": document["start"],
     }
     return Start(state=state, ancestor=ancestor, with_heads=False)
 
@@ -71,7 +71,7 @@ def backbone_start(folder: Path, wanted: Mapping[str, Any]) -> Start:
 def model_start(
     folder: Path, wanted: Mapping[str, Any], grid: LabelGrid, head: Literal["keep", "fresh"]
 ) -> Start:
-    """The weights of another fine-tuned model, its head with them on `keep`.
+    """The weights of another fine-tuned model; with `keep`, those of its head too.
 
     Errors: ValueError for a model of another network, alignment or normalisation, and for a head of
     another grid that is to be kept.
@@ -81,6 +81,7 @@ def model_start(
             f"{folder}: no model to start from; copy a model's folder here, or set finetune.init: "
             f"backbone"
         )
+
     network, config = load_model(folder)
     has = {
         "network": {"name": config.network.name, "options": config.network.options},
@@ -93,6 +94,7 @@ def model_start(
                 f"{folder}: the model's {key} is {has[key]}, fine-tuning has {value}; take a model "
                 f"with the same {key}, or set finetune's to the model's"
             )
+
     if head == "keep" and config.grid != grid:
         raise ValueError(
             f"{folder}: the model's grid is {_words(config.grid)}, fine-tuning has {_words(grid)}; "

@@ -1,4 +1,4 @@
-"""A real Prefect server on the loopback interface, one for all tests of a session that ask for it."""
+"""A real Prefect server on the loopback interface, one for all tests of a session that use it."""
 
 from __future__ import annotations
 
@@ -18,8 +18,7 @@ STOP_SECONDS = 20.0
 
 @pytest.fixture(scope="session")
 def running_prefect_server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[dict[str, str]]:
-    """The server's PREFECT_ settings for whoever shall talk to it; it is stopped at the end of the
-    session."""
+    """The server's PREFECT_ settings, for its clients; it is stopped at the end of the session."""
     home, port = tmp_path_factory.mktemp("prefect"), free_port()
     settings = {"PREFECT_HOME": str(home), "PREFECT_SERVER_ANALYTICS_ENABLED": "false"}
     command = [

@@ -1,8 +1,9 @@
 """Real components on loopback for tests: PostgreSQL, an S3-compatible store, an MLflow server, each
 for its block.
 
-with postgres() as database, s3("models") as store, mlflow_server(database.uri, store.root, store.environment) as uri:
-    ...
+with postgres() as database, s3("models") as store:
+    with mlflow_server(database.uri, store.root, store.environment) as uri:
+        ...
 """
 
 from __future__ import annotations
@@ -38,7 +39,7 @@ def free_port() -> int:
 
 @dataclass(frozen=True, kw_only=True)
 class Postgres:
-    """A PostgreSQL that trusts whoever comes from this machine."""
+    """A PostgreSQL that trusts every client of this machine."""
 
     folder: Path
     port: int

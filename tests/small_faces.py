@@ -1,5 +1,5 @@
-"""Face tables and settings small enough for tests of training: random crops whose brightness tells
-their label."""
+"""Face tables and settings small enough for tests of training: random crops whose brightness
+follows their label."""
 
 from __future__ import annotations
 
@@ -104,8 +104,8 @@ LOSS: dict[str, Any] = {
 def face(
     index: int, split: str, rng: np.random.Generator, crop_px: int = CROP_PX
 ) -> dict[str, Any]:
-    """One row: a label of 10 to 90 years, told by the crop's brightness, and a person by its
-    stripes."""
+    """One row: a label of 10 to 90 years, shown by the crop's brightness, and a person, shown by
+    its stripes."""
     label, person = float(rng.uniform(10, 90)), index % 4
     crop_HWC = rng.normal(40 + 2 * label, 12, (crop_px, crop_px, 3))
     crop_HWC += 30 * np.sin(np.arange(crop_px) * (person + 1) / 3)[:, None, None]
@@ -161,10 +161,10 @@ def write_faces(
 ) -> Path:
     """Rows in shards, as the align stage leaves them."""
     folder.mkdir(parents=True, exist_ok=True)
-    eye = {METADATA_KEY: json.dumps({"alignment": alignment, "detector": detector})}
+    metadata = {METADATA_KEY: json.dumps({"alignment": alignment, "detector": detector})}
     for shard, places in enumerate(np.array_split(np.arange(len(rows)), num_shards)):
         table = pa.Table.from_pylist(
-            [rows[place] for place in places], FACE_SCHEMA.with_metadata(eye)
+            [rows[place] for place in places], FACE_SCHEMA.with_metadata(metadata)
         )
         pq.write_table(table, folder / f"part-{shard:05d}.parquet")
     return folder

@@ -80,7 +80,7 @@ def some_landmarks(count: int, seed: int = 0) -> Tensor:
 
 @torch.no_grad()
 def small_network(config: ModelConfig, seed: int = 0) -> Network:
-    """The config's network with random weights, BatchNorm statistics of random crops, and answers
+    """The config's network with random weights, BatchNorm statistics of random crops, and outputs
     that differ."""
     network = config.build_network()
     initialise(network, torch.Generator().manual_seed(seed))

@@ -39,6 +39,5 @@ def test_both_kinds_stand_in_the_table(
         ["random, copies", "900"],
         ["random, copies, clusters", "851"],
     ]
-    assert all(
-        float(row[2]) >= 0 and float(row[3]) > 20 for row in rows
-    )  # the peak is the whole process's
+    # The peak is that of the process.
+    assert all(float(row[2]) >= 0 and float(row[3]) > 20 for row in rows)

@@ -38,7 +38,7 @@ def small_set(folds: dict[str, Any]) -> dict[str, Any]:
 def command(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> Any:
-    """Runs the command line in a place of its own; gives its exit status, its results and its page."""
+    """Runs the command line in its own folder; gives its exit status, its results and its page."""
     monkeypatch.setattr(flows.benchmark.flow, "RESULTS", tmp_path / "results")
 
     def call(
@@ -67,12 +67,15 @@ def command(
 
 def test_a_benchmark_goes_on_where_it_stopped(tmp_path: Path, command: Any) -> None:
     file = tmp_path / "small.yaml"
-    tables = "tables:\n  augmentation_pooling: {sets: [synthetic], seeds: [0]}\n  two_stage: {sets: [synthetic], seeds: [0]}\n"
+    tables = (
+        "tables:\n"
+        "  augmentation_pooling: {sets: [synthetic], seeds: [0]}\n"
+        "  two_stage: {sets: [synthetic], seeds: [0]}\n"
+    )
     file.write_text("sets: {synthetic: {}}\n" + tables)
     settings = small_set({})
-    settings["baseline"]["max_feature_mb"] = (
-        1  # too little for BIF: its rows fail, all others stand
-    )
+    # Too little for BIF: its rows fail, all others stand.
+    settings["baseline"]["max_feature_mb"] = 1
     status, found, text = command(str(file), settings, "--workers", "2")
     assert status == 1
     rows = {row["row"]: row for row in found["two_stage"]}

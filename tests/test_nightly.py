@@ -105,9 +105,12 @@ def deployed(copy: Path) -> Iterator[str]:
 
 
 def champion(copy: Path) -> int | None:
-    """The version that bears the alias, asked in the copy's own registry."""
+    """The version with the alias, from the copy's own registry."""
     name = yaml.safe_load((copy / "params.yaml").read_text(encoding="utf-8"))["package"]["model"]
-    question = "import sys; from model_registry.promote import champion; print(champion(sys.argv[1]) or '')"
+    question = (
+        "import sys; from model_registry.promote import champion; "
+        "print(champion(sys.argv[1]) or '')"
+    )
     done = subprocess.run(
         [sys.executable, "-W", "ignore", "-c", question, name],
         cwd=copy,

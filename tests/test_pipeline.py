@@ -1,5 +1,5 @@
-"""The whole graph as DVC runs it, on few faces: drawn ones, and a few hundred real ones where there
-are any.
+"""All stages of the graph as DVC runs them, on few faces: drawn ones, and a few hundred real ones
+where there are any.
 
 The repository's own files are copied into a fresh git folder; smaller numbers in params.yaml are
 all that changes.
@@ -102,7 +102,7 @@ def small(params: dict[str, Any]) -> None:
 
 
 def stages_that_ran(output: str) -> set[str]:
-    """All but `code`, which always runs, and `settings`, which runs whenever params.yaml changed."""
+    """All but `code`, which always runs, and `settings`, which runs when params.yaml changed."""
     lines = [line for line in output.splitlines() if line.startswith("Running stage")]
     return {line.split("'")[1] for line in lines} - {"code", "settings"}
 
@@ -199,7 +199,7 @@ def test_drawn_faces_end_to_end(tmp_path: Path) -> None:
 @pytest.mark.real_data
 def test_real_faces_end_to_end(tmp_path: Path, shared_data: Path) -> None:
     """A few hundred of UTKFace through the adapter, the checks and the alignment to a model that
-    answers."""
+    predicts."""
     photos = tmp_path / "photos"
     with tarfile.open(shared_data / "utkface" / "UTKFace-part2.tar") as archive:
         members = [member for member in archive if member.isfile()]

@@ -1,5 +1,5 @@
-"""The released models, as a fresh clone finds them: they answer a photo, both files alike, and say
-their terms."""
+"""The released models, as a fresh clone finds them: both files of a model give the same predictions
+for a photo, and the terms are stated."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ MODELS = sorted(path.parent for path in RELEASED.glob("*/config.json"))
 MAX_BYTES = 8_000_000
 
 
-def test_one_of_them_answers_by_default() -> None:
+def test_one_of_them_predicts_by_default() -> None:
     default = RELEASED / (RELEASED / "default.txt").read_text(encoding="utf-8").strip()
     assert default in MODELS
     assert default_model_folder(RELEASED.parent.parent) in (
@@ -32,16 +32,16 @@ def test_one_of_them_answers_by_default() -> None:
 
 
 @pytest.mark.parametrize("folder", MODELS, ids=lambda folder: folder.name)
-def test_it_answers_a_photo_with_either_engine(folder: Path) -> None:
+def test_it_predicts_a_photo_with_either_engine(folder: Path) -> None:
     rng = np.random.default_rng(0)
     photos = [encode_face(sample_photo(sample_person(rng), rng, clean=True), 200) for _ in range(2)]
-    answers = []
+    values = []
     for model in (load_model(folder), load_onnx(folder / ONNX_FILE)):
         predictor = Predictor(*model, observe=lambda _values, _features: None)
         faces = [face for result in predictor.predict_photos(photos) for face in result.faces]
         assert len(faces) == len(photos)
-        answers.append([face.value for face in faces])
-    np.testing.assert_allclose(*answers, rtol=0, atol=1e-3)
+        values.append([face.value for face in faces])
+    np.testing.assert_allclose(*values, rtol=0, atol=1e-3)
 
 
 @pytest.mark.parametrize("folder", MODELS, ids=lambda folder: folder.name)

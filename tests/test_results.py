@@ -1,4 +1,4 @@
-"""docs/results.md is what its command writes, and the command tells runs, means and bars right."""
+"""docs/results.md is what its command writes, and the command keeps runs, means and bars apart."""
 
 from __future__ import annotations
 

@@ -106,7 +106,12 @@ def train(
         "history": folder / "history.csv",
     }
     if kind == "pretrain":
-        pretrain(KINDS[kind], **paths, backbone=folder / "made", report=report)  # type: ignore[arg-type]
+        pretrain(
+            KINDS[kind],  # type: ignore[arg-type]
+            **paths,
+            backbone=folder / "made",
+            report=report,
+        )
     else:
         finetune(
             KINDS[kind],  # type: ignore[arg-type]
@@ -155,7 +160,7 @@ def faces(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def test_killed_again_and_again_ends_in_the_same_weights(
     tmp_path: Path, faces: Path, kind: str
 ) -> None:
-    assert attempt(kind, tmp_path / "whole", faces) == 0
+    assert attempt(kind, tmp_path / "uninterrupted", faces) == 0
     folder = tmp_path / "killed"
     deaths: list[tuple[Callable[[int], None], int]] = [
         (before_step, 1),  # nothing saved yet
@@ -177,19 +182,19 @@ def test_killed_again_and_again_ends_in_the_same_weights(
         assert attempt(kind, folder, faces, die, number) == KILLED
         assert not (folder / "made").exists()
     assert attempt(kind, folder, faces) == 0
-    assert weights_of(folder) == weights_of(tmp_path / "whole")
+    assert weights_of(folder) == weights_of(tmp_path / "uninterrupted")
     assert (folder / "history.csv").exists()
 
 
 def test_killed_by_the_clock_ends_in_the_same_weights(tmp_path: Path, faces: Path) -> None:
     """Wherever the clock strikes: in imports, decoding, a step, a checkpoint, the model's files."""
     kind, clock = "finetune", random.Random(0)
-    assert attempt(kind, tmp_path / "whole", faces) == 0
+    assert attempt(kind, tmp_path / "uninterrupted", faces) == 0
     folder = tmp_path / "killed"
     for _ in range(6):
         assert attempt(kind, folder, faces, seconds=clock.uniform(0.05, 1.0)) in (KILLED, 0)
     assert attempt(kind, folder, faces) == 0
-    assert weights_of(folder) == weights_of(tmp_path / "whole")
+    assert weights_of(folder) == weights_of(tmp_path / "uninterrupted")
 
 
 def test_kill_between_weights_and_card_leaves_a_folder_that_is_no_model(

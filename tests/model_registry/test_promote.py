@@ -127,14 +127,14 @@ def test_as_good_within_chance_passes(verdict: Verdict) -> None:
 
 
 def test_one_group_may_not_pay_for_the_others(verdict: Verdict) -> None:
-    """Forty women get 1.5 years more, the men less, so that the whole is better."""
+    """Forty women get 1.5 years more, the men less, so that the total is better."""
     error = np.where(np.arange(NUM_FACES) < 40, 5.5, 3.0)
     assert failed(verdict(predictions(error), predictions(4.0))) == ["MAE, sex female"]
     few = replace(RULES, min_group_faces=41)
     assert verdict(predictions(error), predictions(4.0), few).promote
 
 
-def test_whole_people_are_drawn(verdict: Verdict) -> None:
+def test_people_are_drawn_with_all_their_faces(verdict: Verdict) -> None:
     """A difference that one person makes alone is chance; the same over a hundred people is not."""
     error, alone = np.full(NUM_FACES, 4.0), predictions(4.0)
     error[: NUM_FACES // 2] += 0.5

@@ -191,7 +191,7 @@ def test_the_machine_is_watched_again_after_an_outage(
     )
 
 
-def test_without_a_server_all_lies_in_one_folder(local_registry: Path) -> None:
+def test_without_a_server_all_is_in_one_folder(local_registry: Path) -> None:
     where = connect().get_experiment(experiment("visage")).artifact_location
     assert where == (local_registry / ".mlflow" / "artifacts").as_uri()
 

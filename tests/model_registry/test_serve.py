@@ -172,7 +172,7 @@ def assert_same_numbers(face: dict[str, Any], row: Any) -> None:
 
 
 def assert_no_skew(server: Server, evaluated: tuple[Path, dict[str, bytes], pd.DataFrame]) -> None:
-    """Each photo, alone and in company, and its aligned face get the numbers that evaluation gave
+    """Each photo, alone and in a batch, and its aligned face get the numbers that evaluation gave
     it."""
     folder, photos, expected = evaluated
     found = {name: server.photos([photo])[0] for name, photo in photos.items()}
@@ -205,7 +205,7 @@ def test_numbers_are_those_of_evaluate_for_the_same_photos(
     assert_no_skew(server, evaluated_photos)
 
 
-def test_it_says_which_version_answers_and_counts(server: Server, store: Store) -> None:
+def test_it_says_which_version_predicts_and_counts(server: Server, store: Store) -> None:
     assert server.send(None, "GET", "/ready")[1]["version"] == str(store.version)
     [document] = server.photos(synthetic_photos(1), explain=True, all_faces=True)
     assert document["model"]["version"] == str(store.version)
@@ -294,7 +294,7 @@ def test_a_server_killed_mid_request_is_started_again_and_answers(store: Store) 
 
 
 @pytest.mark.slow
-def test_a_server_told_to_stop_answers_first(store: Store) -> None:
+def test_a_server_that_is_stopped_answers_first(store: Store) -> None:
     port, request, ended = free_port(), long_request(), []
     with running(serve_command(port), port, store, "/ready") as server:
         asking = threading.Thread(target=lambda: ended.append(server.send(request)[0]))

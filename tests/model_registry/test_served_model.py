@@ -239,8 +239,8 @@ def bomb() -> bytes:
 
 
 def many_scans() -> bytes:
-    """A progressive JPEG whose last scan is repeated: each repetition is decoded over the whole
-    picture."""
+    """A progressive JPEG whose last scan is repeated: each repetition is decoded over the
+    full picture."""
     stream = io.BytesIO()
     Image.fromarray(crops(1)[0]).save(stream, "JPEG", progressive=True)
     photo = stream.getvalue()
@@ -299,7 +299,7 @@ def test_a_bomb_is_refused_by_its_header_alone(
         served.predict_rows([{"photo": base64_of(bomb())}])
 
 
-def test_the_pixels_of_a_whole_request_are_counted_before_any_is_decoded(
+def test_the_pixels_of_all_photos_are_counted_before_any_is_decoded(
     served: ServedModel, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     row = {"photo": base64_of(encoded(np.zeros((1000, 800, 3), np.uint8), "PNG"))}

@@ -246,12 +246,12 @@ def test_one_photo_never_takes_the_others_with_it(
 
 
 def test_a_crop_that_fails_is_a_reject(bench: Bench, monkeypatch: pytest.MonkeyPatch) -> None:
-    whole = alignment.crop
+    real_crop = alignment.crop
 
     def crop(photo: np.ndarray, *rest: Any) -> np.ndarray:
         if photo[0, 0].max() < 5:
             raise MemoryError
-        return whole(photo, *rest)
+        return real_crop(photo, *rest)
 
     monkeypatch.setattr(alignment, "crop", crop)
     paint_corner(bench, 2, 0)
@@ -281,7 +281,7 @@ def test_without_its_inputs_it_says_which_and_what_to_do(bench: Bench, missing: 
 
 
 def test_a_folder_of_photos_that_is_gone_makes_no_rejects(bench: Bench) -> None:
-    """As on a node that has it not mounted: all its photos would be rejects, and finished shards."""
+    """As on a node where it is not mounted: else its photos would be rejects in finished shards."""
     (bench.folder / "raw").rename(bench.folder / "elsewhere")
     with pytest.raises(
         ValueError, match=r"raw: no such folder on .*run the download stage, or mount it there"
@@ -330,7 +330,7 @@ def test_a_stopped_run_goes_on_to_the_same_bytes(
 ) -> None:
     monkeypatch.setattr(stage, "CHUNK_ROWS", 2)
     bench.align()
-    whole = bench.shards()
+    expected = bench.shards()
     for path in (bench.folder / "faces").iterdir():
         path.unlink()
 
@@ -344,9 +344,9 @@ def test_a_stopped_run_goes_on_to_the_same_bytes(
 
     with pytest.raises(KeyboardInterrupt):
         bench.align(runner=stopping)
-    assert bench.shards() == {"part-00000.parquet": whole["part-00000.parquet"]}
+    assert bench.shards() == {"part-00000.parquet": expected["part-00000.parquet"]}
     bench.align()
-    assert bench.shards() == whole
+    assert bench.shards() == expected
 
 
 def test_processes_give_the_same_bytes_and_take_no_more_than_they_can_hold(
@@ -369,9 +369,9 @@ def test_processes_give_the_same_bytes_and_take_no_more_than_they_can_hold(
                 yield chunk
 
         nonlocal most_ahead
-        for given, outcome in enumerate(functools.partial(run_local, 1)(work, counted())):
+        for given, part in enumerate(functools.partial(run_local, 1)(work, counted())):
             most_ahead = max(most_ahead, taken - given)
-            yield outcome
+            yield part
 
     bench.align(runner=watched)
     assert bench.shards() == alone

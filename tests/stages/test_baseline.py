@@ -66,7 +66,7 @@ def run(
 def test_every_pair_is_measured_on_all_test_faces(
     tmp_path: Path, backbone: Path, features: str, estimator: str
 ) -> None:
-    document, told = run(
+    document, predicted = run(
         tmp_path, backbone, classic_settings(features=features, estimator=estimator)
     )
     test = document["test"]
@@ -76,13 +76,13 @@ def test_every_pair_is_measured_on_all_test_faces(
         NUM_TEST + 1,
         1,
     )
-    assert len(told) == NUM_TEST
-    error = told["prediction"] - told["label"]
+    assert len(predicted) == NUM_TEST
+    error = predicted["prediction"] - predicted["label"]
     assert test["mae"]["value"] == pytest.approx(error.abs().mean(), abs=1e-6)
     assert test["bias"]["value"] == pytest.approx(error.mean(), abs=1e-6)
-    assert told["prediction"].between(GRID.minimum, GRID.maximum).all()
-    assert (told["low"] <= told["high"]).all()
-    np.testing.assert_allclose(np.stack(told["probabilities"]).sum(axis=1), 1, atol=1e-5)
+    assert predicted["prediction"].between(GRID.minimum, GRID.maximum).all()
+    assert (predicted["low"] <= predicted["high"]).all()
+    np.testing.assert_allclose(np.stack(predicted["probabilities"]).sum(axis=1), 1, atol=1e-5)
     model = document["decision"]["model"]
     assert model["name"] == f"{features} {estimator}"
     assert model["num_features"] == (128 if features == "cnn" else 4 * (49 + 25))
@@ -91,9 +91,9 @@ def test_every_pair_is_measured_on_all_test_faces(
 
 
 def test_validation_alone_chooses_the_strength(tmp_path: Path, backbone: Path) -> None:
-    """The strength of least validation error is taken, and other test labels change no answer."""
+    """The strength of least validation error is taken; other test labels change no prediction."""
     settings = classic_settings(strengths=(1e-4, 0.1, 10.0, 1000.0))
-    document, told = run(tmp_path / "one", backbone, settings)
+    document, predicted = run(tmp_path / "one", backbone, settings)
     model = document["decision"]["model"]
     errors = {one["strength"]: one["val_mae"] for one in model["trials"]}
     assert list(errors) == list(settings.strengths)
@@ -102,26 +102,28 @@ def test_validation_alone_chooses_the_strength(tmp_path: Path, backbone: Path) -
         row | {"label": 50.0} if row["split"] == "test" else row for row in rows_of_faces()
     ]
     _, others = run(tmp_path / "two", backbone, settings, relabelled)
-    assert others["prediction"].tolist() == told["prediction"].tolist()
+    assert others["prediction"].tolist() == predicted["prediction"].tolist()
     alone, again = run(
         tmp_path / "three", backbone, dataclasses.replace(settings, strengths=(model["strength"],))
     )
-    assert again["prediction"].tolist() == told["prediction"].tolist()
+    assert again["prediction"].tolist() == predicted["prediction"].tolist()
     assert alone["test"]["mae"] == document["test"]["mae"]
 
 
 def test_a_trials_error_is_that_on_the_validation_faces(tmp_path: Path, backbone: Path) -> None:
-    document, told = run(tmp_path, backbone, classic_settings(strengths=(10.0,), splits=("val",)))
-    assert len(told) == NUM_VAL
+    document, predicted = run(
+        tmp_path, backbone, classic_settings(strengths=(10.0,), splits=("val",))
+    )
+    assert len(predicted) == NUM_VAL
     [one] = document["decision"]["model"]["trials"]
     assert one["val_mae"] == pytest.approx(document["val"]["mae"]["value"], abs=1e-4)
 
 
-def test_the_backbones_features_tell_the_label(tmp_path: Path, backbone: Path) -> None:
-    _, told = run(tmp_path, backbone, classic_settings(strengths=(100.0, 10_000.0)))
+def test_the_backbones_features_predict_the_label(tmp_path: Path, backbone: Path) -> None:
+    _, predicted = run(tmp_path, backbone, classic_settings(strengths=(100.0, 10_000.0)))
     train = [row["label"] for row in rows_of_faces() if row["split"] == "train"]
-    assert (told["prediction"] - told["label"]).abs().mean() < 0.7 * (
-        told["label"] - np.mean(train)
+    assert (predicted["prediction"] - predicted["label"]).abs().mean() < 0.7 * (
+        predicted["label"] - np.mean(train)
     ).abs().mean()
 
 
@@ -133,7 +135,7 @@ def test_the_same_inputs_give_the_same_bytes(tmp_path: Path, backbone: Path) -> 
         assert first.read_bytes() == second.read_bytes()
 
 
-def test_a_fit_that_was_cut_short_is_told(
+def test_a_fit_that_was_cut_short_is_reported(
     tmp_path: Path, backbone: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     settings = classic_settings()
@@ -156,13 +158,13 @@ def test_what_cannot_be_run_is_refused(tmp_path: Path, backbone: Path) -> None:
         ValueError, match=r"the backbone's alignment is .*0\.75.*the target's faces has .*1\.4"
     ):
         run(
-            tmp_path / "eye",
+            tmp_path / "other_scale",
             backbone,
             classic_settings(),
             alignment=ALIGNMENT | {"face_scale": 1.4},
         )
     grid = LabelGrid(minimum=0.0, step=10.0, maximum=20.0)
-    with pytest.raises(ValueError, match=r"lies off the grid 0\.0\.\.20\.0 .*widen baseline\.grid"):
+    with pytest.raises(ValueError, match=r"is off the grid 0\.0\.\.20\.0 .*widen baseline\.grid"):
         run(tmp_path / "grid", backbone, classic_settings(grid=grid))
     with pytest.raises(
         ValueError, match=r"features of 52 faces, 297 numbers each, take 0 MiB.*max_feature_mb is 0"

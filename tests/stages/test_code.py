@@ -266,7 +266,7 @@ def test_what_is_reached_counts(tmp_path: Path, start: str, imported: str, count
     assert (code_digest("visage.a", tmp_path, []) != before) == counts
 
 
-def test_a_module_that_is_handed_on_counts_whole(tmp_path: Path) -> None:
+def test_a_module_that_is_handed_on_counts_completely(tmp_path: Path) -> None:
     tree(tmp_path, a="from visage import b\nprint(getattr(b, 'x'))", b="x = 1")
     before = code_digest("visage.a", tmp_path, [])
     tree(tmp_path, b="x = 1\ny = 2")
@@ -341,7 +341,7 @@ def test_names_are_the_texts_among_the_values() -> None:
 
 @pytest.mark.parametrize("name", stages.code.CHOSEN_BY_NAME)
 def test_dicts_that_are_chosen_from_are_written_out(name: str) -> None:
-    """One made by a comprehension would count as a whole."""
+    """All entries of a dict made by a comprehension would count."""
     module, _, table = name.partition(":")
     path = REPOSITORY.joinpath(*module.split("."))
     file = path / "__init__.py" if path.is_dir() else path.with_suffix(".py")

@@ -95,7 +95,7 @@ def test_the_same_manifest_from_folder_glob_archive_parts_and_memory(
     memory.rm("/bucket", recursive=True)
 
 
-def test_a_folder_costs_no_second_copy_and_stays_whole(
+def test_a_folder_costs_no_second_copy_and_stays_complete(
     house: House, tmp_path: Path, photos: dict[str, bytes]
 ) -> None:
     folder = lay(tmp_path / "people", photos)
@@ -142,7 +142,7 @@ def test_wrong_settings_say_so() -> None:
             settings("x.tar", **wrong)  # type: ignore[arg-type]
 
 
-def test_nothing_there_is_told(house: House, tmp_path: Path) -> None:
+def test_nothing_there_is_reported(house: House, tmp_path: Path) -> None:
     with pytest.raises(ValueError, match="matches no file"):
         house.run(settings(tmp_path / "absent*.tar"))
     with pytest.raises(ValueError, match="no such remote file"):
@@ -156,7 +156,7 @@ def test_a_killed_unpacking_goes_on(
 ) -> None:
     first = tar(tmp_path / "first.tar", {k: v for k, v in photos.items() if k < "person1"})
     second = tar(tmp_path / "second.tar", {k: v for k, v in photos.items() if k >= "person1"})
-    whole = House(tmp_path / "whole").run(settings(first, second))
+    expected = House(tmp_path / "uninterrupted").run(settings(first, second))
     placed: list[str] = []
     place = archives.Placer.place
 
@@ -178,7 +178,7 @@ def test_a_killed_unpacking_goes_on(
         "place",
         lambda p, name, content: (unpacked.append(name), place(p, name, content)),
     )
-    pd.testing.assert_frame_equal(house.run(settings(first, second)), whole)
+    pd.testing.assert_frame_equal(house.run(settings(first, second)), expected)
     assert min(unpacked) >= "person1", "the finished archive is not opened again"
     assert {name: (house.raw / name).stat().st_mtime_ns for name in placed} == before
 
@@ -221,7 +221,7 @@ def test_a_rerun_writes_the_same_bytes(
     )
 
 
-def test_a_photo_twice_is_told(house: House, tmp_path: Path) -> None:
+def test_a_photo_twice_is_reported(house: House, tmp_path: Path) -> None:
     lay(tmp_path / "photos", {"a.jpg": photo(1)})
     (tmp_path / "labels.csv").write_text("file,age\na.jpg,3\na.jpg,4\n")
     columns = {"photo": "file", "label": "age"} | dict.fromkeys(
@@ -237,7 +237,7 @@ def test_a_photo_twice_is_told(house: House, tmp_path: Path) -> None:
         house.run(settings(tmp_path / "photos", source="table", options=options))
 
 
-def test_the_drawn_set_is_made_anew_each_time(house: House) -> None:
+def test_the_drawn_set_is_made_again_each_time(house: House) -> None:
     options = {"quantity": "age", "num_people": 3, "photos_per_person": 2, "px": 64, "seed": 1}
     options |= {"age_span_years": 90.0, "label_noise": 1.0, "dirt": {}}
     chosen = settings(
@@ -259,8 +259,12 @@ def test_the_drawn_set_is_made_anew_each_time(house: House) -> None:
 def some_of(archive: Path, target: Path, every: int) -> Path:
     """Every so-many-th photo of a real archive, as a small one."""
     with tarfile.open(archive) as tape:
-        chosen = tape.getmembers()[::every]
-        return tar(target, {member.name: tape.extractfile(member).read() for member in chosen})  # type: ignore[union-attr]
+        photos: dict[str, bytes] = {}
+        for member in tape.getmembers()[::every]:
+            file = tape.extractfile(member)
+            assert file is not None, member.name
+            photos[member.name] = file.read()
+        return tar(target, photos)
 
 
 @pytest.mark.real_data
@@ -281,7 +285,7 @@ def test_a_few_hundred_real_photos(house: House, tmp_path: Path, shared_data: Pa
 @pytest.mark.real_data
 @pytest.mark.slow
 def test_the_real_sets_hold_what_their_readme_says(tmp_path: Path, shared_data: Path) -> None:
-    """Takes about a minute: UTKFace whole (all ages, and the CORAL lists), LFW, MEBeauty."""
+    """Takes about a minute: all of UTKFace (all ages, and the CORAL lists), LFW, MEBeauty."""
     utkface, house = shared_data / "utkface", House(tmp_path / "utkface")
     limits = {**LIMITS, "max_total_bytes": 10**9, "max_files": 10**6}
     every = {"protocol": "all_ages", "lists": {}}

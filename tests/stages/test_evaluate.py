@@ -80,11 +80,14 @@ def write_faces(
     folder: Path, rows: list[dict[str, Any]], alignment: dict[str, Any] | None = None
 ) -> None:
     config = small_config()
-    eye = {"alignment": alignment or asdict(config.alignment), "detector": asdict(config.detector)}
+    preprocessing = {
+        "alignment": alignment or asdict(config.alignment),
+        "detector": asdict(config.detector),
+    }
     folder.mkdir()
     for shard in range(2):
         table = pa.Table.from_pylist(
-            rows[shard::2], FACE_SCHEMA.with_metadata({METADATA_KEY: json.dumps(eye)})
+            rows[shard::2], FACE_SCHEMA.with_metadata({METADATA_KEY: json.dumps(preprocessing)})
         )
         pq.write_table(table, folder / f"part-{shard:05d}.parquet")
 
@@ -172,20 +175,20 @@ def metrics(reports: Path) -> dict[str, Any]:
 
 def test_predictions_are_the_predictors_for_every_test_face(run: Run, reports: Path) -> None:
     table = FaceTable.open(run.folder / "faces", ["test"])
-    told = Predictor.load(run.folder / "model").predict_crops(
+    expected = Predictor.load(run.folder / "model").predict_crops(
         table.decode(np.arange(len(table))), flip=True
     )
     found = predictions(reports)
     assert found["photo_id"].tolist() == table.photo_id.tolist()
     assert len(found) == NUM_TEST
     for column, value in (
-        ("prediction", told.value),
-        ("std", told.std),
-        ("low", told.low),
-        ("high", told.high),
+        ("prediction", expected.value),
+        ("std", expected.std),
+        ("low", expected.low),
+        ("high", expected.high),
     ):
         np.testing.assert_allclose(found[column], value, atol=1e-4)
-    np.testing.assert_allclose(np.stack(found["probabilities"]), told.probabilities, atol=1e-5)
+    np.testing.assert_allclose(np.stack(found["probabilities"]), expected.probabilities, atol=1e-5)
     schema = pq.read_schema(reports / "predictions.parquet")
     assert str(schema.field("probabilities").type) == "fixed_size_list<element: float>[11]"
     assert found["sigma"].isna().sum() == NUM_TEST / 2
@@ -260,8 +263,8 @@ def test_groups_hold_every_face_once_per_attribute_that_is_known(reports: Path) 
     }
     ages = mae[mae["attribute"] == "age"]
     assert ages["group"].tolist() == ["0", "10", "20", "30"]
-    answers = predictions(reports)
-    women = answers[answers["sex"] == "female"]
+    predicted = predictions(reports)
+    women = predicted[predicted["sex"] == "female"]
     found = table[
         (table["list"] == "test")
         & (table["metric"] == "coverage_80")

@@ -1,5 +1,5 @@
-"""Exit statuses: what can pass is told apart from what cannot, and a stage that lacks memory is
-told to need less."""
+"""Exit statuses: faults that may pass differ from those that cannot, and a stage without enough
+memory can be made to use less."""
 
 from __future__ import annotations
 
@@ -117,7 +117,7 @@ def test_a_fault_keeps_its_traceback(tmp_path: Path, monkeypatch: pytest.MonkeyP
         stage_main("probe", ProbeSettings, lambda *_, **__: 1 // 0, [])
 
 
-def test_memory_is_spared_only_when_told_to(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_memory_is_spared_only_on_request(monkeypatch: pytest.MonkeyPatch) -> None:
     assert (micro_batches(), smaller(128)) == (1, 128)
     monkeypatch.setenv(MICRO_BATCHES, "4")
     assert (micro_batches(), smaller(128), smaller(3)) == (4, 32, 1)

@@ -88,11 +88,11 @@ def run(tmp_path_factory: pytest.TempPathFactory) -> Run:
         photo = run.folder / "raw" / photo_id
         photo.parent.mkdir(parents=True, exist_ok=True)
         Image.new("RGB", (40, 30), (200, 100, 50)).save(photo)
-    told = run.predictor.predict_crops(table.decode(np.arange(len(table))))
+    predicted = run.predictor.predict_crops(table.decode(np.arange(len(table))))
     columns = {
         "photo_id": table.photo_id.tolist(),
         "split": ["test"] * len(table),
-        "prediction": told.value,
+        "prediction": predicted.value,
     }
     other = {"photo_id": ["train/x.jpg"], "split": ["train"], "prediction": [1.0]}
     both = [pa.table(other), pa.table(columns)]
@@ -105,18 +105,18 @@ def run(tmp_path_factory: pytest.TempPathFactory) -> Run:
 
 @pytest.fixture(scope="module")
 def document(run: Run) -> dict[str, Any]:
-    return run.explain("whole")
+    return run.explain("all_faces")
 
 
 def test_every_file_is_there_and_nothing_else(run: Run, document: dict[str, Any]) -> None:
-    files = {path.name for path in (run.folder / "whole").iterdir()}
+    files = {path.name for path in (run.folder / "all_faces").iterdir()}
     assert files == {f"{name}.png" for name in PICTURES} | {"explain.json", "explain.html"}
     for name in PICTURES:
-        with Image.open(run.folder / "whole" / f"{name}.png") as image:
+        with Image.open(run.folder / "all_faces" / f"{name}.png") as image:
             assert image.format == "PNG"
-    assert (run.folder / "whole" / "explain.html").read_text(encoding="utf-8").count("<img") == len(
-        PICTURES
-    )
+    assert (run.folder / "all_faces" / "explain.html").read_text(encoding="utf-8").count(
+        "<img"
+    ) == len(PICTURES)
     assert document["decode"] == "expectation"
 
 
@@ -129,15 +129,15 @@ def test_figures_are_those_of_the_faces_asked_one_by_one(
     hidden = crops.clone()
     hidden[:, :, 11:21, 21:32] = torch.tensor([153, 128, 102], dtype=torch.uint8)[:, None, None]
     covered = np.abs(predictor.predict_crops(hidden).value - table.label)
-    whole = document["groups"]["all"]
-    assert whole["num_faces"] == NUM_TEST
-    assert whole["mae"] == pytest.approx(plain.mean(), abs=1e-6)
-    [square] = [place for place in whole["squares"] if (place["row"], place["column"]) == (2, 3)]
+    group = document["groups"]["all"]
+    assert group["num_faces"] == NUM_TEST
+    assert group["mae"] == pytest.approx(plain.mean(), abs=1e-6)
+    [square] = [place for place in group["squares"] if (place["row"], place["column"]) == (2, 3)]
     assert square["value"] == pytest.approx(covered.mean() / plain.mean() - 1, abs=1e-6)
     network, config = load_model(run.folder / "model")
     scores = score_map(network, config, crops, flip=True)
     assert square["score"] == pytest.approx(float(scores[:, 11:21, 21:32].mean()), abs=1e-5)
-    assert (len(whole["squares"]), len(whole["stripes"])) == (9, 3)
+    assert (len(group["squares"]), len(group["stripes"])) == (9, 3)
 
 
 def test_groups_are_bands_of_the_label(run: Run, document: dict[str, Any]) -> None:
@@ -177,12 +177,12 @@ def test_a_photo_that_is_gone_is_named(run: Run, tmp_path: Path) -> None:
 
 
 def test_a_cap_draws_faces_by_the_seed(run: Run) -> None:
-    told: list[Mapping[str, float]] = []
+    reported: list[Mapping[str, float]] = []
     first = run.explain(
-        "capped", lambda _, values: told.append(values), max_faces=5, max_tsne_faces=6
+        "capped", lambda _, values: reported.append(values), max_faces=5, max_tsne_faces=6
     )
     again = run.explain("again", max_faces=5, max_tsne_faces=6)
-    assert first["groups"]["all"]["num_faces"] == told[0]["num_faces"] == 5
+    assert first["groups"]["all"]["num_faces"] == reported[0]["num_faces"] == 5
     assert first == again
     drawn = [drawn_rows(NUM_TEST, 5, seed) for seed in (0, 0, 1)]
     assert np.array_equal(drawn[0], drawn[1])
@@ -200,7 +200,7 @@ def test_a_cap_draws_faces_by_the_seed(run: Run) -> None:
 
 
 def test_sheets_show_the_split_from_best_to_worst(run: Run) -> None:
-    page = (run.folder / "whole" / "explain.html").read_text(encoding="utf-8")
+    page = (run.folder / "all_faces" / "explain.html").read_text(encoding="utf-8")
     table = run.table
     value = run.predictor.predict_crops(table.decode(np.arange(NUM_TEST))).value
     error = np.sort(np.abs(value - table.label))

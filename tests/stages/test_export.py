@@ -47,11 +47,11 @@ def jpeg(crop: np.ndarray) -> bytes:
 def face_table(folder: Path, num_test: int = 14, num_train: int = 40, **alignment: Any) -> Path:
     """Random crops: a shard of test faces and one of training faces."""
     config = small_config()
-    eye = {
+    preprocessing = {
         "alignment": dataclasses.asdict(config.alignment) | alignment,
         "detector": dataclasses.asdict(config.detector),
     }
-    schema = FACE_SCHEMA.with_metadata({METADATA_KEY: json.dumps(eye).encode()})
+    schema = FACE_SCHEMA.with_metadata({METADATA_KEY: json.dumps(preprocessing).encode()})
     folder.mkdir()
     for shard, (split, count) in enumerate({"test": num_test, "train": num_train}.items()):
         rows = [
@@ -221,7 +221,7 @@ def test_int8_too_far_off_writes_nothing(tmp_path: Path) -> None:
     assert not (tmp_path / "export").exists()
 
 
-def test_the_reference_sums_up_training_faces_as_the_exported_model_answers_them(
+def test_the_reference_sums_up_the_exported_models_predictions_for_training_faces(
     tmp_path: Path,
 ) -> None:
     model, faces, target = (

@@ -104,10 +104,10 @@ def test_a_run_in_small_parts_is_noted_in_the_config(
     tmp_path: Path, faces: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     settings = finetune_settings(epochs=1)
-    run(tmp_path / "whole", faces, settings)
+    run(tmp_path / "undivided", faces, settings)
     monkeypatch.setenv(MICRO_BATCHES, "2")
     history = run(tmp_path / "parts", faces, settings)
-    configs = [load_model(tmp_path / name / "model")[1] for name in ("whole", "parts")]
+    configs = [load_model(tmp_path / name / "model")[1] for name in ("undivided", "parts")]
     assert [config.training["micro_batches"] for config in configs] == [1, 2]
     assert configs[0].training["recipe"] == configs[1].training["recipe"]
     assert history["micro_batches"].tolist() == [2.0]
@@ -127,7 +127,7 @@ def test_validation_figure_is_the_saved_models_error(tmp_path: Path, faces: Path
 
 
 @pytest.mark.parametrize("method", METHODS)
-def test_every_method_trains_and_answers(tmp_path: Path, faces: Path, method: str) -> None:
+def test_every_method_trains_and_predicts(tmp_path: Path, faces: Path, method: str) -> None:
     history = run(tmp_path, faces, finetune_settings(method=method, epochs=8, augmentation="none"))
     assert history["train_loss"].iloc[4:].min() < history["train_loss"].iloc[0]
     predictor, table = Predictor.load(tmp_path / "model"), FaceTable.open(faces, ["val"])
@@ -221,7 +221,7 @@ def test_faces_may_come_from_somewhere_else(tmp_path: Path, faces: Path) -> None
 def test_the_epochs_of_a_second_stage_are_reported_after_those_of_the_first(
     tmp_path: Path, faces: Path
 ) -> None:
-    told: list[tuple[int, float]] = []
+    reported: list[tuple[int, float]] = []
     settings = finetune_settings(schedule="two_stage")
     finetune(
         settings,
@@ -231,13 +231,13 @@ def test_the_epochs_of_a_second_stage_are_reported_after_those_of_the_first(
         checkpoints=tmp_path / "checkpoints",
         model=tmp_path / "model",
         history=tmp_path / "history.csv",
-        report=lambda step, row: told.append((step, row["epoch"])),
+        report=lambda step, row: reported.append((step, row["epoch"])),
     )
-    assert told == [(1, 1.0), (2, 2.0), (3, 3.0), (4, 4.0)]
+    assert reported == [(1, 1.0), (2, 2.0), (3, 3.0), (4, 4.0)]
 
 
 def test_labels_are_learnt(tmp_path: Path) -> None:
-    """Brightness tells the label: a few epochs are far better than the mean label, and brighter is
+    """Brightness shows the label: a few epochs are far better than the mean label, and brighter is
     older."""
     recipe = dataclasses.replace(RECIPE, learning_rate=5e-3)
     settings = finetune_settings(epochs=12, recipes={"small": recipe}, augmentation="none")

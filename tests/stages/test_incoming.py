@@ -194,7 +194,7 @@ def test_together_with_a_test_set(house: House, tmp_path: Path, before: pd.DataF
     assert {name.split("/")[0] for name in rows[rows.split == "test"].photo_id} == {"test_set"}
 
 
-def test_what_does_not_fit_is_told(house: House, tmp_path: Path) -> None:
+def test_what_does_not_fit_is_reported(house: House, tmp_path: Path) -> None:
     lines = {"1.jpg": ("3,,anna,", photo(1))}
     coming = table(tmp_path / "in", lines)
     coming["options"]["columns"] = {**coming["options"]["columns"], "person": None}
@@ -202,7 +202,9 @@ def test_what_does_not_fit_is_told(house: House, tmp_path: Path) -> None:
         house.run(settings(**own(incoming=coming)))
     taken = lay(tmp_path / "~incoming", {"anna/1.jpg": photo(1)})
     for _ in range(2):
-        with pytest.raises(ValueError, match="which is kept for photos that come; rename it"):
+        with pytest.raises(
+            ValueError, match="which is reserved for photos that arrive later; rename it"
+        ):
             house.run(settings(taken, options={"person_level": 2}))
     with pytest.raises(ValueError, match=r"incoming: missing key 'scale'"):
         settings(

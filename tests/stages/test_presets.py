@@ -268,7 +268,7 @@ def test_an_identity_preset_holds_nothing_of_a_target() -> None:
         assert not [path for path in paths if ".target" in path or path.startswith("labels")]
 
 
-def test_the_whole_training_list_can_be_trained_on() -> None:
+def test_the_full_training_list_can_be_trained_on() -> None:
     found = load_all(settings_of("chalearn15", {"extends": ["no_validation"]}))
     assert found["download.target"].split.val_fraction == 0.0
     assert found["validate.target"].min_photos == {"train": 100, "val": 0, "test": 20}
@@ -338,7 +338,7 @@ def test_the_same_set_is_laid_over_key_by_key() -> None:
     }
 
 
-def test_a_space_that_is_searched_is_taken_whole() -> None:
+def test_a_space_that_is_searched_is_replaced() -> None:
     base = {"sweep": {"space": {"a": 1, "b": 2}, "seed": 0}}
     assert merged(base, {"sweep": {"space": {"b": 3}}}) == {"sweep": {"space": {"b": 3}, "seed": 0}}
 

@@ -109,7 +109,7 @@ def test_only_those_who_are_kept_are_trained_on(
 
 
 @pytest.mark.parametrize("minimum", [50, 7])
-def test_nobody_left_to_tell_apart_is_refused(tmp_path: Path, minimum: int) -> None:
+def test_fewer_than_two_people_are_refused(tmp_path: Path, minimum: int) -> None:
     rows = some_faces(8, 0, 0)
     for row in rows:
         row["person"] = "the same"
@@ -131,7 +131,7 @@ def test_validation_that_knows_nobody_gives_no_figure(tmp_path: Path, without: s
 
 
 def test_people_are_learnt(tmp_path: Path) -> None:
-    """Stripes tell the four people apart, in validation too; chance is a quarter."""
+    """Stripes distinguish the four people, in validation too; chance is a quarter."""
     recipe = dataclasses.replace(RECIPE, learning_rate=5e-3)
     settings = pretrain_settings(epochs=8, recipes={"small": recipe}, augmentation="none")
     run(tmp_path, write_faces(tmp_path / "faces", some_faces(64, 24, 0)), settings)

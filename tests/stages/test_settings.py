@@ -153,7 +153,7 @@ def test_missing_key_is_refused_by_name(tmp_path: Path, name: str) -> None:
 
 @pytest.mark.parametrize("text", ["1e-05", "1e-3", "2E+4", "-3.5e2", "1.e6"])
 def test_powers_of_ten_are_numbers_as_dvc_writes_them(tmp_path: Path, text: str) -> None:
-    """PyYAML takes 1e-05 for text (YAML 1.1 wants a dot and a sign); `dvc exp run -S` writes it so."""
+    """PyYAML reads 1e-05 as text (YAML 1.1 needs a dot and a sign); `dvc exp run -S` writes it."""
     path = tmp_path / "params.yaml"
     path.write_text(f"inner: {{low: -1.0e9, high: {text}}}\n", encoding="utf-8")
     assert load_section(path, "inner", Inner).high == float(text)
@@ -198,10 +198,10 @@ def test_real_settings_come_back_from_a_file(tmp_path: Path, settings: Any) -> N
 
 
 @given(st.floats(allow_nan=False), st.integers(-(10**9), 10**9))
-def test_numbers_keep_their_value(real: float, whole: int) -> None:
+def test_numbers_keep_their_value(real: float, integer: int) -> None:
     assert convert(yaml.safe_load(yaml.safe_dump(real)), float, "x") == real
-    assert convert(yaml.safe_load(yaml.safe_dump(whole)), int, "x") == whole
-    assert convert(whole, float, "x") == whole
+    assert convert(yaml.safe_load(yaml.safe_dump(integer)), int, "x") == integer
+    assert convert(integer, float, "x") == integer
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -312,7 +312,7 @@ def test_stage_takes_its_paths_absolute_and_its_section(
     assert called == [(Inner(low=1.0, high=2.0), expected)]
 
 
-def test_stage_ends_with_one_line_on_what_the_user_can_mend(
+def test_stage_ends_with_one_line_on_what_the_user_can_correct(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     (tmp_path / "params.yaml").write_text("probe: {low: 1}", encoding="utf-8")

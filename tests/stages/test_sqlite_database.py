@@ -1,4 +1,4 @@
-"""A database of one version, with transactions that are whole and pages that survive changes."""
+"""A database of one version, with atomic transactions and pages that survive changes."""
 
 from __future__ import annotations
 
@@ -74,7 +74,7 @@ def fail_midway(database: SqliteDatabase, error: type[BaseException]) -> None:
 
 
 @pytest.mark.parametrize("error", [ValueError, KeyboardInterrupt])
-def test_a_transaction_is_whole_or_nothing(tmp_path: Path, error: type[BaseException]) -> None:
+def test_a_transaction_is_all_or_nothing(tmp_path: Path, error: type[BaseException]) -> None:
     with opened(tmp_path / "names.sqlite") as database:
         with database.transaction():
             database.execute("INSERT INTO names VALUES ('a', 1)")

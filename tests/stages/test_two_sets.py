@@ -186,7 +186,7 @@ def own_as_test() -> dict[str, Any]:
     }
 
 
-def test_a_wrong_test_set_is_told(house: House, tmp_path: Path) -> None:
+def test_a_wrong_test_set_is_reported(house: House, tmp_path: Path) -> None:
     other = table(tmp_path / "other", {"1.jpg": ("3,,p,train", photo(1))})
     with pytest.raises(ValueError, match=r"check test_set\.splits"):
         house.run(settings(**own(test_set=other | {"splits": ["val"]})))

@@ -21,7 +21,7 @@ from tests.stages.manifests import SAME, SETTINGS, Row, clean_rows, row, with_po
 
 @pytest.fixture
 def imported_quietly() -> None:
-    """Great Expectations warns on import (of its own libraries), and is then held to warn no more."""
+    """Great Expectations warns on import (of its own libraries); after that it must not warn."""
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
         import_module("great_expectations")
@@ -70,17 +70,17 @@ def test_the_gate(tmp_path: Path) -> None:
     settings = with_policy(SETTINGS, label_range="quarantine", duplicates="quarantine")
     folder.run(rows, settings)
     first = folder.result.read_bytes()
-    told = json.loads(first)
-    results = {each["check"]: each["result"] for each in told["checks"]}
-    assert told["success"]
+    document = json.loads(first)
+    results = {each["check"]: each["result"] for each in document["checks"]}
+    assert document["success"]
     assert {check for check, result in results.items() if result == "quarantined"} == {
         "label_range",
         "duplicates",
     }
     assert {check for check, result in results.items() if result == "reported"} == {"photo_size"}
-    assert told["facts"]["splits"]["train"] == {"photos": 16, "kept": 14}
-    assert told["facts"]["identical_pictures"]["groups"] == 1
-    assert told["skipped"]["photos"] == {"skipped": 1}
+    assert document["facts"]["splits"]["train"] == {"photos": 16, "kept": 14}
+    assert document["facts"]["identical_pictures"]["groups"] == 1
+    assert document["skipped"]["photos"] == {"skipped": 1}
     with folder.quarantine.open(encoding="utf-8", newline="") as lines:
         assert list(csv.reader(lines)) == [
             ["photo_id", "check", "reason"],
@@ -94,7 +94,7 @@ def test_the_gate(tmp_path: Path) -> None:
     assert "label 116 lies outside 0 to 100" in claims
     assert (folder.docs / "index.html").is_file()
 
-    table = page({"Planted": told})
+    table = page({"Planted": document})
     assert "| train / val / test | 16 / 6 / 6 |\n| left after quarantine | 14 / 6 / 6 |" in table
     assert "| `duplicates` | 2 in 1 pictures, 1 quarantined |" in table
     assert "| `people_across_splits` | nothing known |" in table
