@@ -31,13 +31,13 @@ import functools
 import hashlib
 import json
 import shlex
-from collections.abc import Collection, Iterator, Mapping
+from collections.abc import Collection, Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
 from typing import Any
 
-from stages.presets import read_params
+from stages.presets import read_params, read_yaml
 from visage.atomic import atomic_write
 
 REPOSITORY = Path(__file__).resolve().parents[1]
@@ -551,7 +551,7 @@ class Declared:
 
 
 def code(graph: Path, params: Path, folder: Path) -> None:
-    """Writes `<stage>.json` into `folder` for every stage of the graph but this one."""
+    """Writes `<stage>.json` into `folder` for every stage of the graph that depends on it."""
     root = graph.absolute().parent
 
     for stage, (module, names) in _chosen_names(graph, params).items():
@@ -568,7 +568,7 @@ def code(graph: Path, params: Path, folder: Path) -> None:
 def _chosen_names(graph: Path, params: Path) -> dict[str, tuple[str, frozenset[str]]]:
     """Stage -> its module, and the names in its settings and in those of all stages before it."""
     settings = read_params(params)
-    stages = dict(_declared(read_params(graph)))
+    stages = dict(_declared(read_yaml(graph)))
     writer: dict[str, str] = {}
     for name, stage in stages.items():
         writer |= dict.fromkeys(stage.outputs, name)
@@ -583,7 +583,12 @@ def _chosen_names(graph: Path, params: Path) -> dict[str, tuple[str, frozenset[s
             found[name] = own.union(*map(names_of, sorted(before)))
         return found[name]
 
-    return {name: (stage.module, names_of(name)) for name, stage in stages.items()}
+    # `settings` stands before this stage in the graph, and needs no digest.
+    return {
+        name: (stage.module, names_of(name))
+        for name, stage in stages.items()
+        if f"{STAGE}/{name}.json" in stage.inputs
+    }
 
 
 def _value(settings: Any, key: str) -> Any:
@@ -619,10 +624,20 @@ def _stage(name: str, entry: Mapping[str, Any]) -> Declared:
 
     return Declared(
         module=words[2],
-        params=tuple(entry.get("params", ())),
+        params=tuple(_keys(entry.get("params", []))),
         inputs=tuple(entry.get("deps", ())),
         outputs=tuple(outputs),
     )
+
+
+def _keys(params: Iterable[Any]) -> Iterator[str]:
+    """The settings' names of a `params` entry: plain, or below the file that holds them."""
+    for one in params:
+        if isinstance(one, str):
+            yield one
+        else:
+            for keys in one.values():
+                yield from keys
 
 
 def main() -> None:
