@@ -99,7 +99,7 @@ def test_a_sweep_whose_driver_is_stopped_and_killed_goes_on(tmp_path: Path) -> N
     with driving(root) as last:
         said = last.end()
     assert last.process.returncode == 0, said
-    assert "taking up the sweep" in said
+    assert "resuming the sweep" in said
     assert goes_on(before, epochs_told(said))
     table = table_of(root)
     assert len(table) == 4
@@ -138,7 +138,7 @@ def test_failing_and_diverging_trials(tmp_path: Path) -> None:
         said = driver.end()
     assert driver.process.returncode == 0, said
     assert re.search(r"failed \(.*(died|dead|killed)", said), said
-    assert "it is taken up again after its last epoch" in said
+    assert "it resumes after its last epoch" in said
     assert len(faces) == 2
     assert all(mapped >= 200 * 3 * CROP_PX**2 and own == 0 for mapped, own in faces), (
         "a copy of its own"
@@ -182,7 +182,7 @@ def test_a_full_disk_is_said_and_the_sweep_goes_on_when_there_is_room(tmp_path: 
     assert re.search(
         r"flows\.sweep: trial \w+: .*No space left on device", full.strip().splitlines()[-1]
     )
-    assert "taking up the sweep" in rest
+    assert "resuming the sweep" in rest
     [told] = epochs_told(rest).values()
     assert told in ([1, 2, 3], [2, 3])  # whether Tune had noted the first one
     assert table_of(root)["status"].tolist() == ["finished"]
@@ -205,7 +205,7 @@ def test_a_node_and_then_the_head_are_lost(tmp_path: Path, monkeypatch: pytest.M
         both = driver.until(lambda said: len(epochs_told(said)) == 2)
         assert "2 nodes, 2 CPUs" in both
         os.kill(nodes["second"][0], signal.SIGKILL)
-        driver.until(lambda said: "it is taken up again" in said)
+        driver.until(lambda said: "it resumes" in said)
         for pid in nodes["head"]:
             os.kill(pid, signal.SIGKILL)
         said = driver.end()
