@@ -101,7 +101,8 @@ def trials_table(plan: Plan, ended: Sequence[Ended]) -> pd.DataFrame:
 def _row(plan: Plan, one: Ended) -> dict[str, Any]:
     settings = plan.trial_settings(one.values)
     num_labels = settings.grid.num_labels
-    lambda_sum = settings.loss.lambda_ * (num_labels if settings.loss.kl_reduction == "mean" else 1)
+    loss = settings.loss
+    lambda_sum = loss["lambda_"] * (num_labels if loss["kl_reduction"] == "mean" else 1)
     val_mae = one.epochs.set_index(EPOCH)[METRIC]
     known = val_mae.dropna()
     last_val_mae = known.iloc[-1] if len(known) else math.nan
@@ -233,7 +234,7 @@ def page(plan: Plan, table: pd.DataFrame, parts: pd.DataFrame) -> str:
     text = (
         f"{len(table)} trials ({counts}), {plan.max_epochs} epochs each. "
         f"Mean absolute error on validation faces, {base.unit}; "
-        f"means over trials with 95 % intervals. {SCALES[base.loss.kl_reduction]}.\n"
+        f"means over trials with 95 % intervals. {SCALES[base.loss['kl_reduction']]}.\n"
     )
 
     best = best_of(table)
