@@ -200,7 +200,7 @@ def started(deployment: str, cause: str, reason: str) -> bool:
             deployment,
             parameters={"reason": reason},
             timeout=0,
-            as_subflow=False,  # it outlives this flow
+            as_subflow=False,  # the retraining outlives this flow
             flow_run_name=own_name,
             idempotency_key=f"{cause}, {datetime.now(UTC):%Y-%m-%d}",
         )

@@ -137,6 +137,7 @@ def bring_in(root: Path, role: str, watch: str) -> None:
     log = get_run_logger()
     folder = root / INCOMING / role
     table = read_wanted(folder).table
+    # The place may be absent until the first photos arrive.
     if open_storage(watch, root).find(table) is None:
         log.warning("%s: no %s there (yet), so nothing new for %s", watch, table, role)
         return

@@ -110,6 +110,7 @@ def sweep(inputs: Inputs) -> None:
             f"{inputs.faces}: no validation faces, by which a sweep chooses; give the split a "
             f"val_fraction"
         )
+    # fixed_sigma is only for faces without a sigma of their own.
     if SIGMA in plan.space and not np.isnan(tables["train"].sigma).any():
         print(f"{SIGMA} is left out: every training face has a sigma of its own", flush=True)
         plan = plan.without(SIGMA)
@@ -143,6 +144,7 @@ def _folder(plan: Plan, inputs: Inputs, tables: Mapping[str, FaceTable]) -> Path
         json.dumps([table_digest(table), table.alignment], sort_keys=True)
         for table in tables.values()
     ]
+    # Another setting, face, weight or code is another sweep: the folder of this one stays.
     own_code = code_digest("stages.finetune:finetune", REPOSITORY, names_in(sections))
     parts += [own_code, torch.__version__, *map(sha256_of, files)]
     digest = hashlib.sha256("\n".join(parts).encode()).hexdigest()[:12]

@@ -103,6 +103,8 @@ def _row(plan: Plan, one: Ended) -> dict[str, Any]:
     num_labels = settings.grid.num_labels
     loss = settings.loss
     lambda_sum = loss["lambda_"] * (num_labels if loss["kl_reduction"] == "mean" else 1)
+    # At a fixed lambda_mean a finer step means a larger lambda_sum: a row has both.
+    lambda_mean = lambda_sum / num_labels
     val_mae = one.epochs.set_index(EPOCH)[METRIC]
     known = val_mae.dropna()
     last_val_mae = known.iloc[-1] if len(known) else math.nan
@@ -112,7 +114,7 @@ def _row(plan: Plan, one: Ended) -> dict[str, Any]:
         **one.values,
         "num_labels": num_labels,
         "lambda_sum": lambda_sum,
-        "lambda_mean": lambda_sum / num_labels,
+        "lambda_mean": lambda_mean,
         "epochs": len(one.epochs),
         "best_val_mae": known.min(),
         "last_val_mae": last_val_mae,
@@ -170,6 +172,8 @@ def parts_table(plan: Plan, table: pd.DataFrame) -> pd.DataFrame:
             }
             for status in ("finished", *STATUS_LEFT):
                 row[status] = int((some["status"] == status).sum())
+            # ASHA selected the finished trials, so their mean is biased; after the grace epochs
+            # nothing is selected yet.
             row |= _mean("val_mae", some[some["status"] == "finished"]["last_val_mae"])
             row |= _mean("grace_val_mae", some["grace_val_mae"])
             rows.append(row)

@@ -142,6 +142,7 @@ def run_trial(
         try:
             train()
         except BrokenCheckpoint as error:
+            # finetune tried the checkpoint of the epoch before, too.
             print(f"{error}: removed", flush=True)
             shutil.rmtree(paths.folder / CHECKPOINTS)
             train()

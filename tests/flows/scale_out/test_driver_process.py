@@ -82,7 +82,8 @@ def test_it_is_shut_down_when_its_owner_ends(tmp_path: Path, number: int) -> Non
 
 
 def test_the_working_copy_is_held_until_the_driver_has_ended(tmp_path: Path) -> None:
-    """After a killed flow its driver still shuts down; the same command must not run beside it."""
+    """After a killed flow its driver still shuts down; until then the same command is
+    refused."""
     (tmp_path / "program_of_test.py").write_text(SLEEPS + "    time.sleep(2)\n", encoding="utf-8")
     owner = (
         "import sys; from pathlib import Path\n"
