@@ -14,7 +14,7 @@ from dataclasses import dataclass, replace
 from typing import Any, Literal
 
 from flows.benchmark.grid import with_settings
-from stages.finetune import FinetuneSettings
+from stages.finetune import FinetuneSettings, loss_settings
 from stages.settings import convert, section_settings, shared_fields
 from visage.strict import check_range
 
@@ -155,9 +155,15 @@ class Plan:
         """finetune's settings with these values; ValueError names a value that is not allowed."""
         changed = with_settings(self.params, values, f"{self.where}: sweep.space")
         chosen = ", ".join(f"{path} = {value}" for path, value in values.items())
-        settings = section_settings(
-            changed, SECTION, FinetuneSettings, f"{self.where}: sweep.space with {chosen}"
-        )
+        where = f"{self.where}: sweep.space with {chosen}"
+        settings = section_settings(changed, SECTION, FinetuneSettings, where)
+
+        # finetune.loss is a plain dictionary; the method's own settings check its values.
+        try:
+            loss_settings(settings)
+        except ValueError as error:
+            raise ValueError(f"{where}: {error}") from error
+
         return replace(settings, epochs=self.settings.epochs or settings.epochs)
 
     def listed(self) -> list[dict[str, Any]]:
