@@ -16,6 +16,7 @@ from typing import Any, Literal
 from flows.benchmark.grid import with_settings
 from stages.finetune import FinetuneSettings, loss_settings
 from stages.settings import convert, section_settings, shared_fields
+from visage.methods import METHODS
 from visage.strict import check_range
 
 SECTION = "finetune"
@@ -159,6 +160,10 @@ class Plan:
         settings = section_settings(changed, SECTION, FinetuneSettings, where)
 
         # finetune.loss is a plain dictionary; the method's own settings check its values.
+        if settings.method not in METHODS:
+            raise ValueError(
+                f"{where}: finetune.method is {settings.method!r}; known: {', '.join(METHODS)}"
+            )
         try:
             loss_settings(settings)
         except ValueError as error:
