@@ -1,1 +1,1 @@
-"""Occasions: when and where the stages run. No maths, no threshold, no metric."""
+"""When and where the stages run. No maths, no threshold, no metric."""

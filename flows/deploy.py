@@ -2,11 +2,11 @@
 
     python -m flows.deploy [--register-only]          (or: make deploy)
 
-Without PREFECT_API_URL it starts a Prefect server of its own on the loopback interface, whose pages
-tell what ran; with it, that server is used. Then the work pool `visage`, the deployments, and a
-worker, which runs the flows in this working copy. Ctrl-C or SIGTERM stops worker and server; a flow
-that was running is cancelled, and the next run finishes its work. `--register-only` is for a worker
-that runs elsewhere.
+With PREFECT_API_URL set, it uses that server. Otherwise it starts a Prefect server on the loopback
+interface, whose pages show what ran. Then it creates the work pool `visage` and the deployments,
+and starts a worker, which runs the flows in this working copy. Ctrl-C or SIGTERM stops worker and
+server; a running flow is cancelled, and the next run finishes its work. `--register-only` is for a
+worker that runs elsewhere.
 """
 
 from __future__ import annotations
@@ -27,17 +27,17 @@ from flows.pipeline.workspace import ROOT
 
 POOL = "visage"
 SERVER_PORT = 4200
-START_SECONDS, STOP_SECONDS = 120.0, 30.0
-# Prefect holds the one place of a deployment by a lease. In memory, as by default, a lease is lost
-# with a server that is killed, its place is never free again, and every later night would be
-# cancelled.
-LEASES = {
-    "PREFECT_SERVER_CONCURRENCY_LEASE_STORAGE": "prefect.server.concurrency.lease_storage.filesystem"
-}
+START_SECONDS = 120.0
+STOP_SECONDS = 30.0
+# A deployment may run once at a time, and Prefect holds that one place by a lease. By default the
+# lease is in memory: with a killed server it is lost, its place is never free again, and every
+# later night would be cancelled.
+LEASE_STORAGE = "prefect.server.concurrency.lease_storage.filesystem"
+LEASES = {"PREFECT_SERVER_CONCURRENCY_LEASE_STORAGE": LEASE_STORAGE}
 
 
 def main() -> None:
-    """The command line; a step that fails ends it with its status and one line."""
+    """The command line; a step that fails ends it with exit status 2 and one line."""
     parser = argparse.ArgumentParser(
         prog="python -m flows.deploy", description=__doc__.split("\n", 1)[0]
     )
@@ -49,12 +49,13 @@ def main() -> None:
     )
     arguments = parser.parse_args()
     signal.signal(signal.SIGTERM, _interrupt)
+
     try:
         if "PREFECT_API_URL" in os.environ:
             deploy(os.environ["PREFECT_API_URL"], work=not arguments.register_only)
         elif arguments.register_only:
             raise ValueError(
-                "--register-only: set PREFECT_API_URL to the server that shall know the deployments"
+                "--register-only: set PREFECT_API_URL to the server that gets the deployments"
             )
         else:
             with _server(arguments.port) as address:
@@ -70,8 +71,10 @@ def main() -> None:
 
 
 def deploy(address: str, *, work: bool) -> None:
-    """Pool and deployments at a Prefect API; then a worker until it is stopped."""
+    """Creates pool and deployments at a Prefect API; with `work`, runs a worker until it is
+    stopped."""
     environment = os.environ | {"PREFECT_API_URL": address, "PWD": str(ROOT)}
+
     look = subprocess.run(
         [*_prefect(), "work-pool", "inspect", POOL],
         cwd=ROOT,
@@ -87,22 +90,29 @@ def deploy(address: str, *, work: bool) -> None:
             check=True,
         )
     subprocess.run(
-        [*_prefect(), "--no-prompt", "deploy", "--all"], cwd=ROOT, env=environment, check=True
+        [*_prefect(), "--no-prompt", "deploy", "--all"],
+        cwd=ROOT,
+        env=environment,
+        check=True,
     )
+
     if work:
         with _running([*_prefect(), "worker", "start", "--pool", POOL], environment) as worker:
-            if status := worker.wait():
+            status = worker.wait()
+            if status:
                 raise subprocess.CalledProcessError(status, worker.args)
 
 
 @contextmanager
 def _server(port: int) -> Iterator[str]:
-    """A Prefect server on the loopback interface while the block lasts; yields its API's address."""
+    """A Prefect server on the loopback interface while the block lasts; yields the address of its
+    API."""
     address = f"http://127.0.0.1:{port}/api"
     if _answers(address):
         raise ValueError(
             f"{address}: a Prefect server is there already; set PREFECT_API_URL={address} to use it"
         )
+
     words = ["server", "start", "--host", "127.0.0.1", "--port", str(port)]
     with _running([*_prefect(), *words], os.environ | LEASES) as server:
         deadline = time.monotonic() + START_SECONDS
@@ -112,6 +122,7 @@ def _server(port: int) -> Iterator[str]:
                     f"{address}: the Prefect server did not start; its last lines above say why"
                 )
             time.sleep(0.5)
+
         print(f"flows.deploy: Prefect's pages are at http://127.0.0.1:{port}", file=sys.stderr)
         yield address
 
@@ -126,9 +137,10 @@ def _answers(address: str) -> bool:
 
 @contextmanager
 def _running(words: list[str], environment: dict[str, str]) -> Iterator[subprocess.Popen[bytes]]:
-    """A process in a session of its own, so that Ctrl-C reaches this one alone, which then stops it
-    in good order."""
+    """A process while the block lasts. It has a session of its own, so that Ctrl-C reaches only
+    this process, which then stops the other one."""
     process = subprocess.Popen(words, cwd=ROOT, env=environment, start_new_session=True)
+
     try:
         yield process
     finally:

@@ -1,13 +1,13 @@
-"""Looks whether the faces that are served still look like those of the training, and starts a
+"""Checks whether the faces that are served still look like the training faces, and starts a
 retraining if not.
 
     python -m flows.drift          (prefect.yaml runs it every hour)
 
-The server's /statistics (sums over its newest faces) against reference.json of the champion, by
-visage.evaluation.drift. Beyond a threshold the deployment of the settings is run, once for a
-champion and day however often drift is found, and people are told. Neither photo nor face is seen
-here. Drift says that people send other faces, not that the answers are worse: only labelled ones of
-them tell that, and without new labelled photos the retraining finds nothing new.
+It compares the server's /statistics (sums over its newest faces) with the champion's
+reference.json, by visage.evaluation.drift. Beyond a threshold it runs the deployment in the
+settings and notifies people, at most once a day for each champion. No photo and no face reaches
+this process. Drift means that people send other faces, not that the predictions are worse: only
+labels can show that, and without new labelled photos the retraining finds nothing new.
 """
 
 from __future__ import annotations
@@ -45,9 +45,10 @@ STATISTICS_BYTES = 4_000_000  # the sums of 4,096 features take a twentieth
 
 @dataclass(frozen=True, kw_only=True)
 class DriftSettings:
-    """`url` of the server. Nothing is decided on fewer than `min_faces` served; what is larger than
-    `max_value_psi` or `max_feature_distance` (visage.evaluation.drift) is drift. Then `deployment`
-    (FLOW/NAME) is run, and the Prefect Webhook block `notify` told, null for nobody."""
+    """`url` is the server's. With fewer than `min_faces` served faces there is no decision. A
+    measure above `max_value_psi` or `max_feature_distance` (visage.evaluation.drift) is drift. Then
+    `deployment` (FLOW/NAME) runs, and the Prefect Webhook block `notify` gets a message; null for
+    no message."""
 
     url: str
     min_faces: int
@@ -65,23 +66,24 @@ class DriftSettings:
 
 @flow(name="drift")
 def drift(root: Path = ROOT) -> State[str]:
-    """One look; the state's message is what came of it. ValueError, with the remedy, where nothing
-    can be compared."""
+    """One check; its result is the state's message. ValueError, with the remedy, where nothing can
+    be compared."""
     settings = load_section(root / "params.yaml", "drift", DriftSettings)
     model = load_section(root / "params.yaml", "package", PackageSettings).model
     version, reference = champion_reference(model)
     served = served_faces(settings.url)
+
     if served.weights != reference.weights:
         raise ValueError(
             f"{settings.url} answers with another model than version {version} of {model}, the "
-            f"champion; start the "
-            "server anew (make serve)"
+            f"champion; start the server again (make serve)"
         )
     rows, beyond = measures(settings, reference, served)
-    outcome = _decision(settings, f"version {version} of {model}", rows, beyond)
-    create_table_artifact(key="drift", table=rows, description=outcome)
-    get_run_logger().info(outcome)
-    return Completed(message=outcome, data=outcome)
+    result = _decision(settings, f"version {version} of {model}", rows, beyond)
+
+    create_table_artifact(key="drift", table=rows, description=result)
+    get_run_logger().info(result)
+    return Completed(message=result, data=result)
 
 
 def champion_reference(model: str) -> tuple[int, Summary]:
@@ -89,22 +91,22 @@ def champion_reference(model: str) -> tuple[int, Summary]:
     version = champion(model)
     if version is None:
         raise ValueError(f"{model} has no champion; make retrain registers one")
+
     with tempfile.TemporaryDirectory() as folder:
         path = fetch(f"models:/{model}/{version}", Path(folder)) / REFERENCE_FILE
         if not path.is_file():
             raise ValueError(
                 f"version {version} of {model} has no {REFERENCE_FILE}: it was exported before "
-                f"drift was measured; "
-                "export and register it again (make retrain)"
+                f"drift was measured; export and register it again (make retrain)"
             )
-        return version, Summary.from_document(
-            read_json(path), f"{REFERENCE_FILE} of version {version} of {model}"
-        )
+        where = f"{REFERENCE_FILE} of version {version} of {model}"
+        return version, Summary.from_document(read_json(path), where)
 
 
 def served_faces(url: str) -> Summary:
-    """What the server says of the faces that it answered lately."""
+    """The server's summary of its newest faces."""
     address = f"{url.rstrip('/')}/statistics"
+
     try:
         with urllib.request.urlopen(address, timeout=STATISTICS_SECONDS) as answer:
             body = answer.read(STATISTICS_BYTES + 1)
@@ -116,9 +118,9 @@ def served_faces(url: str) -> Summary:
     except (OSError, http.client.HTTPException) as error:
         raise ValueError(
             f"{address}: no answer ({error}); start the server (make serve), or set drift.url in "
-            f"params.yaml to where "
-            "it listens"
+            f"params.yaml to where it listens"
         ) from error
+
     if len(body) > STATISTICS_BYTES:
         raise ValueError(
             f"{address}: more than {STATISTICS_BYTES} bytes; it must be visage's own server (make "
@@ -136,37 +138,35 @@ def served_faces(url: str) -> Summary:
 def measures(
     settings: DriftSettings, reference: Summary, served: Summary
 ) -> tuple[list[dict[str, Any]], list[str]]:
-    """Rows of a table, and in words what is beyond its threshold; of few faces only their number is
-    told."""
+    """The rows of a table, and a phrase for each measure beyond its threshold. With too few faces
+    the table has only their number."""
     num_faces = served.totals().num_faces
     rows: list[dict[str, Any]] = [
         {"measure": "faces served", "found": num_faces, "threshold": settings.min_faces}
     ]
     if num_faces < settings.min_faces:
         return rows, []
+
     found = compared(reference, served)
     means = f"mean {found.value_mean:.2f}, in training {found.reference_value_mean:.2f}"
     measures = [
         (f"predicted values ({means})", found.value_psi, settings.max_value_psi),
         ("features", found.feature_distance, settings.max_feature_distance),
     ]
-    rows += [
-        {"measure": name, "found": round(value, 4), "threshold": limit}
-        for name, value, limit in measures
-    ]
-    beyond = [
-        f"{name} by {value:.3g}, more than {limit:g}"
-        for name, value, limit in measures
-        if value > limit
-    ]
+
+    beyond = []
+    for name, value, limit in measures:
+        rows.append({"measure": name, "found": round(value, 4), "threshold": limit})
+        if value > limit:
+            beyond.append(f"{name} by {value:.3g}, more than {limit:g}")
     return rows, beyond
 
 
 def _decision(
     settings: DriftSettings, version: str, rows: list[dict[str, Any]], beyond: list[str]
 ) -> str:
-    """The table in a sentence; where it tells of drift, the retraining is started and people are
-    told."""
+    """The table in a sentence. Where it shows drift, the retraining is started and people get a
+    message."""
     num_faces = rows[0]["found"]
     if num_faces < settings.min_faces:
         return (
@@ -175,47 +175,53 @@ def _decision(
         )
     if not beyond:
         return f"the {num_faces} faces served last look like the training faces of {version}"
+
     reason = (
         f"drift: the {num_faces} faces served last differ from the training faces of {version} in "
         + ", and in ".join(beyond)
     )
     if not started(settings.deployment, f"drift of {version}", reason):
         return f"{reason}; {settings.deployment} was started for it earlier today"
-    outcome = (
+
+    result = (
         f"{reason}; {settings.deployment} was started, which needs new labelled photos to change "
         f"anything"
     )
-    notify(settings.notify, f"visage: {outcome}")
-    return outcome
+    notify(settings.notify, f"visage: {result}")
+    return result
 
 
 def started(deployment: str, cause: str, reason: str) -> bool:
-    """Runs a deployment, once a day for a cause; False where it was started for it before."""
+    """Runs a deployment, at most once a day for each cause; False where it ran for it before."""
     own_name = f"drift {runtime.flow_run.get_name()}"
+
     try:
         run: Any = run_deployment(
             deployment,
             parameters={"reason": reason},
             timeout=0,
-            as_subflow=False,  # it outlives this flow
+            as_subflow=False,  # the retraining outlives this flow
             flow_run_name=own_name,
             idempotency_key=f"{cause}, {datetime.now(UTC):%Y-%m-%d}",
         )
     except ObjectNotFound as error:
         raise ValueError(
             f"{reason}, and there is no deployment {deployment!r} to run; make deploy registers "
-            f"those of prefect.yaml, "
-            "drift.deployment in params.yaml names one"
+            f"those of prefect.yaml, drift.deployment in params.yaml names one"
         ) from error
-    return bool(run.name == own_name)  # Prefect gives the earlier run for a key that it knows
+
+    # For an idempotency key that was used before, Prefect returns the earlier run.
+    return bool(run.name == own_name)
 
 
 def main() -> None:
-    """The command line; prints the outcome. What the user can correct ends it with one line and
+    """The command line; prints the result. What the user can correct ends it with one line and
     exit status 2."""
-    argparse.ArgumentParser(
+    parser = argparse.ArgumentParser(
         prog="python -m flows.drift", description=__doc__.split("\n", 1)[0]
-    ).parse_args()
+    )
+    parser.parse_args()
+
     try:
         state: Any = drift(return_state=True)
         state.result()

@@ -1,14 +1,14 @@
-"""Brings the working copy up to date as a Prefect flow: every stage of dvc.yaml a task, in DVC's
+"""Brings the working copy up to date as a Prefect flow: each stage of dvc.yaml is a task, in DVC's
 order.
 
     python -m flows.reproduce [--experiment NAME]
 
-What is fresh is not run again. What a stage prints is in its task's log while it runs. A broken
-connection, a failing device or another DVC at work is tried again after a pause, a stage that ran
-out of memory in smaller batches (see stages/exit_status.py); bad data, settings and a full disk
-need a person, and the flow fails at once with the reason. A flow that was cancelled or killed
-leaves a workspace that the next one finishes. Metrics, plots and the data's quality are shown in
-Prefect's pages, and MLflow has one run of it, to which they link.
+A fresh stage does not run again. What a stage prints is in its task's log while it runs. After a
+broken connection, a failing device or another DVC at work, a stage is tried again after a pause. A
+stage that ran out of memory is tried again in smaller batches (see stages/exit_status.py). Bad
+data, bad settings and a full disk need a person, and the flow fails at once with the reason. After
+a cancelled or killed flow, the next one finishes the work. Metrics, plots and the data's quality
+are in Prefect's pages, which link to the flow's one run in MLflow.
 """
 
 from __future__ import annotations
@@ -46,8 +46,8 @@ EXPERIMENT = "visage"
 
 @flow(name="reproduce")
 def reproduce(root: Path = ROOT, experiment: str = EXPERIMENT) -> dict[str, str]:
-    """Runs what is stale, records it, shows it; returns what became of each stage, `ran` or
-    `fresh`, but of `code`, which always runs.
+    """Runs the stale stages, records and shows the results; returns `ran` or `fresh` for each stage
+    but `code`, which always runs.
 
     Errors: StageFailed, when no other try may help; Busy, while another process has the working
     copy.
@@ -57,14 +57,12 @@ def reproduce(root: Path = ROOT, experiment: str = EXPERIMENT) -> dict[str, str]
 
 
 def reproduce_and_record(root: Path, experiment: str) -> tuple[dict[str, str], RecordedRun]:
-    """`reproduce`, inside of a flow, and the run that holds the result.
+    """`reproduce` inside a flow; also returns the MLflow run that holds the result.
 
     Errors: StageFailed, when no other try may help.
     """
-    with (
-        closing(StageRunner(root)) as runner,
-        recorded(root, experiment) as record,
-    ):  # DVC starts while MLflow does
+    # The runner is opened first: DVC starts in its process while MLflow starts in this one.
+    with closing(StageRunner(root)) as runner, recorded(root, experiment) as record:
         made = _run_all(root, runner)
         run = record(runner.stages(get_run_logger().info))
     show_run(run)
@@ -74,13 +72,15 @@ def reproduce_and_record(root: Path, experiment: str) -> tuple[dict[str, str], R
 def _run_all(root: Path, runner: StageRunner) -> dict[str, str]:
     stages = runner.stages(get_run_logger().info)
     outputs = outputs_of(root, stages)
+
+    made: dict[str, str] = {}
     try:
-        made: dict[str, str] = {
-            stage.name: task_of(stage.name)(runner, stage.name) for stage in stages
-        }
+        for stage in stages:
+            made[stage.name] = task_of(stage.name)(runner, stage.name)
     except StageFailed:
         show_quality(outputs)
         raise
+
     made.pop(CODE_STAGE, None)
     if "ran" in made.values():
         show_quality(outputs)
@@ -90,14 +90,16 @@ def _run_all(root: Path, runner: StageRunner) -> dict[str, str]:
 
 def task_of(stage: str) -> Any:
     """`one_stage` under the stage's name, tried again where that may help."""
-    pauses = RETRY_PAUSES_S
     return one_stage.with_options(
-        name=stage, task_run_name=stage, retries=len(pauses), retry_delay_seconds=pauses
+        name=stage,
+        task_run_name=stage,
+        retries=len(RETRY_PAUSES_S),
+        retry_delay_seconds=RETRY_PAUSES_S,
     )
 
 
 def _may_pass(_task: Any, _run: Any, state: Any) -> bool:
-    """Whether another try may help; Prefect asks."""
+    """Whether another try may help; Prefect calls it after a failure."""
     error = state.data
     return isinstance(error, StageFailed) and error.ending in MAY_PASS
 
@@ -110,15 +112,20 @@ def one_stage(runner: StageRunner, stage: str) -> str:
 
 @contextmanager
 def recorded(root: Path, experiment: str) -> Iterator[Callable[[list[Declared]], RecordedRun]]:
-    """An MLflow run around the stages; what is yielded writes it down when they have ended well."""
+    """An MLflow run around the stages; yields the function that records their results when they
+    have ended well."""
     from model_registry.mlflow_client import connect
     from model_registry.record import finish, recording
 
     def record(stages: list[Declared]) -> RecordedRun:
         client = connect()
-        kept = client.get_run(finish(run_id, _evidence(root, stages), code_of(root))).info
+        finished_id = finish(run_id, _evidence(root, stages), code_of(root))
+        kept = client.get_run(finished_id).info
+
         return RecordedRun(
-            run_id=kept.run_id, experiment_id=kept.experiment_id, tracking_uri=client.tracking_uri
+            run_id=kept.run_id,
+            experiment_id=kept.experiment_id,
+            tracking_uri=client.tracking_uri,
         )
 
     with recording(experiment, f"{socket.gethostname()}:{root}") as run_id:
@@ -126,10 +133,12 @@ def recorded(root: Path, experiment: str) -> Iterator[Callable[[list[Declared]],
 
 
 def _evidence(root: Path, stages: list[Declared]) -> Evidence:
-    """The files that are recorded of a reproduction, by the paths of dvc.yaml."""
+    """The files that are recorded for a reproduction, by the paths of dvc.yaml."""
     from model_registry.record import Evidence
 
-    outputs, params = outputs_of(root, stages), root / "params.yaml"
+    outputs = outputs_of(root, stages)
+    params = root / "params.yaml"
+
     return Evidence(
         settings=read_params(params),
         params=params,
@@ -144,8 +153,8 @@ def _evidence(root: Path, stages: list[Declared]) -> Evidence:
 
 
 def code_of(root: Path) -> dict[str, str]:
-    """The commit of the working copy, and whether its code differs from it (settings and results
-    are recorded)."""
+    """The commit of the working copy, and whether the code differs from it. Settings and results
+    do not count, because they are recorded themselves."""
     changed = _git(root, "status", "--porcelain", "--", "*.py", "dvc.yaml")
     return {
         "git_commit": _git(root, "rev-parse", "HEAD") or "unknown",
@@ -162,9 +171,9 @@ def _git(root: Path, *words: str) -> str:
 
 def main(root: Path = ROOT, words: list[str] | None = None) -> None:
     """The command line; ends with the status of the stage that failed."""
-    threading.Thread(
-        target=importlib.import_module, args=["model_registry.record"]
-    ).start()  # loads MLflow
+    # MLflow is loaded in the background while the flow starts.
+    threading.Thread(target=importlib.import_module, args=["model_registry.record"]).start()
+
     parser = argparse.ArgumentParser(
         prog="python -m flows.reproduce", description=__doc__.split("\n", 1)[0]
     )
@@ -172,13 +181,13 @@ def main(root: Path = ROOT, words: list[str] | None = None) -> None:
         "--experiment", default=EXPERIMENT, help="MLflow's experiment that gets the run"
     )
     arguments = parser.parse_args(words)
+
     try:
         reproduce(root, arguments.experiment)
-    except (StageFailed, Busy) as failed:
-        print(f"flows.reproduce: {failed}", file=sys.stderr)
-        raise SystemExit(
-            int(failed.ending if isinstance(failed, StageFailed) else ExitStatus.IO_ERROR)
-        ) from failed
+    except (StageFailed, Busy) as error:
+        print(f"flows.reproduce: {error}", file=sys.stderr)
+        status = error.ending if isinstance(error, StageFailed) else ExitStatus.IO_ERROR
+        raise SystemExit(int(status)) from error
 
 
 if __name__ == "__main__":

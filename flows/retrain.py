@@ -3,10 +3,10 @@
     python -m flows.retrain [--reason TEXT]   (or: make retrain; prefect.yaml runs it every night)
 
 look (flows/intake/bring.py) -> reproduce and record (flows/reproduce.py) -> package -> compare ->
-promote or refuse (model_registry/). Every step knows what is done already: a run that was killed
-anywhere is finished by the next one, and with nothing new it ends in seconds. One process works in
-a working copy at a time; a second one ends at once and says so. A champion is replaced only by a
-version that `promote` in params.yaml lets pass, on the faces that are test for both.
+promote or refuse (model_registry/). Each step skips what is done already: after a kill at any point
+the next run finishes the work, and without new data a run ends in seconds. One process works in a
+working copy at a time; a second one ends at once and says so. A version replaces the champion only
+if it passes the `promote` rules of params.yaml, on the faces that are test faces for both.
 """
 
 from __future__ import annotations
@@ -48,8 +48,8 @@ INCOMING = "incoming"
 @dataclass(frozen=True, kw_only=True)
 class RetrainSettings:
     """`watch`: role -> folder or bucket (fsspec URL) with labels.csv and photos, null for a role
-    without one. `experiment`: MLflow's. `notify`: name of a Prefect Webhook block that is told the
-    outcome, null for nobody."""
+    without one. `experiment` is MLflow's. `notify` names the Prefect Webhook block that gets the
+    result; null for no message."""
 
     watch: Mapping[str, str | None]
     experiment: str
@@ -58,21 +58,23 @@ class RetrainSettings:
 
 @flow(name="retrain")
 def retrain(reason: str = "by hand", root: Path = ROOT) -> State[str]:
-    """One night's work in the working copy; the state's message is the outcome. `reason`: why now,
-    for the record."""
+    """One night's work in the working copy; its result is the state's message. `reason` says why it
+    runs now, for the record."""
     settings = load_section(root / "params.yaml", "retrain", RetrainSettings)
+
     try:
         with only_one(root):
-            outcome = _retrained(root, settings, reason)
+            result = _retrained(root, settings, reason)
     except Busy as busy:
         return Cancelled(message=str(busy))
     except Exception as error:
         notify(settings.notify, f"visage: retraining ({reason}) failed: {error}")
         raise
+
     create_markdown_artifact(
-        key="retrain", markdown=outcome, description="What the last retraining came to"
+        key="retrain", markdown=result, description="The result of the last retraining"
     )
-    return Completed(message=outcome, data=outcome)
+    return Completed(message=result, data=result)
 
 
 def _retrained(root: Path, settings: RetrainSettings, reason: str) -> str:
@@ -80,39 +82,46 @@ def _retrained(root: Path, settings: RetrainSettings, reason: str) -> str:
     for role, watch in settings.watch.items():
         if watch is not None:
             bring_in(root, role, watch)
-    if settled := _settled(root, settings.experiment, model):
+    settled = _settled(root, settings.experiment, model)
+    if settled:
         return f"Nothing new: {settled}"
+
     _, run = reproduce_and_record(root, settings.experiment)
     version = packaged(root, run)
-    outcome = _sentence(model, version, compared(root, model, version, run, reason))
-    notify(settings.notify, f"visage: {outcome}")
-    return outcome
+    decision = compared(root, model, version, run, reason)
+
+    result = _sentence(model, version, decision)
+    notify(settings.notify, f"visage: {result}")
+    return result
 
 
 def _settled(root: Path, experiment: str, model: str) -> str | None:
-    """What was decided of the result that lies in the working copy; None where anything is left to
-    do."""
+    """The decision on the result in the working copy; None where any step is still to do."""
     lock = root / "dvc.lock"
     if not lock.is_file() or stale(root):
         return None
+
     run_id = find(experiment, lock_digest(lock))
     version = run_id and version_of(model, run_id)
     decision = version and _has_our_limits(root, version) and decided(model, version)
-    return f"version {version} of {model} was {decision[0]} ({decision[1]})" if decision else None
+    if not decision:
+        return None
+    return f"version {version} of {model} was {decision[0]} ({decision[1]})"
 
 
 def _may_pass(_task: Any, _run: Any, state: Any) -> bool:
-    """Whether another look may help: a store that broke off, a table that was being written.
-    Prefect asks."""
+    """Whether another look may help, after a broken connection to a store or a table that was being
+    written; Prefect calls it after a failure."""
     return isinstance(state.data, (OSError, StillWritten))
 
 
 def _has_our_limits(root: Path, version: int) -> bool:
-    """Whether what a request may hold is what `package` in params.yaml says now: no stage reads
-    that."""
+    """Whether the version was packaged with the request limits that `package` in params.yaml has
+    now: no stage reads them, so DVC does not see a change."""
     from model_registry.package import PackageSettings, is_as_packaged
 
-    return is_as_packaged(version, load_section(root / "params.yaml", "package", PackageSettings))
+    packaging = load_section(root / "params.yaml", "package", PackageSettings)
+    return is_as_packaged(version, packaging)
 
 
 @task(
@@ -123,13 +132,16 @@ def _has_our_limits(root: Path, version: int) -> bool:
     retry_condition_fn=_may_pass,
 )
 def bring_in(root: Path, role: str, watch: str) -> None:
-    """New and changed labelled photos of a watched place come into the working copy, under DVC."""
+    """Brings new and changed labelled photos from a watched place into the working copy, under
+    DVC."""
     log = get_run_logger()
     folder = root / INCOMING / role
     table = read_wanted(folder).table
+    # The place may be absent until the first photos arrive.
     if open_storage(watch, root).find(table) is None:
         log.warning("%s: no %s there (yet), so nothing new for %s", watch, table, role)
         return
+
     came = look(watch, folder)
     log.info(
         "%s: %d new photos, %d changed, %d gone, %d refused",
@@ -147,12 +159,13 @@ def bring_in(root: Path, role: str, watch: str) -> None:
 
 @task(cache_policy=NO_CACHE, task_run_name="package")
 def packaged(root: Path, run: RecordedRun) -> int:
-    """The exported model becomes a registered version, and gets its card."""
+    """The exported model becomes a registered version, with its model card."""
     from model_registry.model_card import write_card
     from model_registry.package import PackageSettings, package
 
     packaging = load_section(root / "params.yaml", "package", PackageSettings)
-    version = package(outputs_of(root, declared(root)).export[EXPORT], run.run_id, packaging)
+    exported = outputs_of(root, declared(root)).export[EXPORT]
+    version = package(exported, run.run_id, packaging)
     write_card(packaging.model, version)
     get_run_logger().info("version %d of %s", version, packaging.model)
     return version
@@ -160,7 +173,8 @@ def packaged(root: Path, run: RecordedRun) -> int:
 
 @task(cache_policy=NO_CACHE, task_run_name="compare")
 def compared(root: Path, model: str, version: int, run: RecordedRun, reason: str) -> Decision:
-    """Challenger against champion; the alias moves, or it does not and the artifact says why."""
+    """Compares the challenger with the champion. The alias moves to it, or the artifact says why
+    not."""
     from model_registry.promotion_gate import PromoteSettings, decide
 
     rules = load_section(root / "params.yaml", "promote", PromoteSettings)
@@ -170,32 +184,32 @@ def compared(root: Path, model: str, version: int, run: RecordedRun, reason: str
         "visage.reason": reason,
     }
     decision = decide(model, version, rules, lineage)
+
+    sentence = _sentence(model, version, decision)
     if decision.rows:
-        create_table_artifact(
-            key="comparison", table=decision.rows, description=_sentence(model, version, decision)
-        )
-    get_run_logger().info(_sentence(model, version, decision))
+        create_table_artifact(key="comparison", table=decision.rows, description=sentence)
+    get_run_logger().info(sentence)
     return decision
 
 
 def _sentence(model: str, version: int, decision: Decision) -> str:
-    """The decision in words, a line for each reason."""
-    verdict = (
-        "is champion"
-        if decision.promote
-        else f"was refused, version {decision.champion} stays champion"
-    )
+    """The decision as text, with a line for each reason."""
+    if decision.promote:
+        verdict = "is champion"
+    else:
+        verdict = f"was refused, version {decision.champion} stays champion"
     return f"version {version} of {model} {verdict}: " + ";\n".join(decision.reasons)
 
 
 def main(root: Path = ROOT, words: list[str] | None = None) -> None:
-    """The command line; prints the outcome. What the user can correct ends it with one line and
+    """The command line; prints the result. What the user can correct ends it with one line and
     exit status 2."""
     parser = argparse.ArgumentParser(
         prog="python -m flows.retrain", description=__doc__.split("\n", 1)[0]
     )
     parser.add_argument("--reason", default="by hand", help="why now, for the record")
     arguments = parser.parse_args(words)
+
     try:
         state: Any = retrain(arguments.reason, root, return_state=True)
         if state.is_cancelled():

@@ -1,13 +1,13 @@
 """The align stage's chunks over the actors of a Ray cluster: an `align.Runner` on Ray Data.
 
-The chunks are written to small parquet files in a scratch folder first, one file a task: the driver
-then holds no rows, whatever their number. Each actor runs the stage's own work with its own
-detector; Ray Data brings the outcomes back in the chunks' order and starts no more than its share
-of the object store holds. A worker or node that dies is replaced and its task done again.
+First, the chunks are written to small parquet files in a scratch folder, one file per task, so that
+the driver holds no rows, whatever their number. Each actor runs the stage's own work with its own
+detector. Ray Data returns the results in the chunks' order, and starts no more tasks than its share
+of the object store can hold. A worker or node that dies is replaced, and its task runs again.
 
-A photo that ends its process (a fault in a decoder, more memory than there is) would do so for
-ever. So each chunk's start is noted in the scratch folder; after two deaths its photos are tried
-one by one, and one that ends a process twice becomes a reject.
+A photo that ends its process (a fault in a decoder, too little memory) would do so for ever. So
+each chunk's start is noted in the scratch folder. After two deaths its photos are tried one by one,
+and a photo that ends a process twice becomes a reject.
 """
 
 from __future__ import annotations
@@ -39,23 +39,23 @@ from stages.align import Runner, Work
 from stages.face_shards import AlignedPhotos, RowDict
 from visage.atomic import atomic_write_bytes
 
-TASK_CHUNKS = 4  # of a file: what an actor takes at a time, and what its death costs
+TASK_CHUNKS = 4  # per file: what an actor takes at a time, and what its death costs
 READERS = 2  # processes that read task files
-DEATHS = 2  # that a chunk or a photo may be there at before it is suspected
+DEATHS = 2  # of workers at a chunk or a photo, before it is suspected
 CHUNK_SCHEMA = pa.schema([("number", pa.int64()), ("rows", pa.string())])
 PREFIX = "align-chunks-"
 TASK_METADATA = BlockMetadata(num_rows=None, size_bytes=None, exec_stats=None, input_files=None)
-WHOLE = ""  # stands for the whole chunk among its photo_ids
+ALL_PHOTOS = ""  # stands for the chunk itself among its photo_ids
 
 
 class AlignStopped(RuntimeError):
-    """Alignment on Ray cannot go on; the text says why and what to do."""
+    """Alignment on Ray cannot continue; the message says why, and what to do."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class AlignOut:
-    """Actors on the cluster: at least, at most, and the processors that one reserves (its work
-    keeps one busy)."""
+    """The smallest and the largest number of actors on the cluster, and the processors that one
+    actor reserves (its work keeps one busy)."""
 
     actors_min: int
     actors_max: int
@@ -67,6 +67,7 @@ class AlignOut:
                 f"actors_min is {self.actors_min}, actors_max {self.actors_max}: give 1 or more, "
                 f"the larger one last"
             )
+
         if self.cpus_per_actor <= 0:
             raise ValueError(
                 f"cpus_per_actor is {self.cpus_per_actor}: give more than 0 (1 is right for most "
@@ -75,8 +76,8 @@ class AlignOut:
 
 
 def runner(settings: AlignOut, scratch: Path) -> Runner:
-    """For `stages.align.align(runner=)`, on the Ray that is connected; `scratch` must be seen by
-    every node.
+    """For `stages.align.align(runner=)`, on the Ray that is connected; every node must see
+    `scratch`.
 
     Errors, when it runs: AlignStopped (scratch folder full, a chunk that no worker survives, an
     error of the work).
@@ -87,17 +88,18 @@ def runner(settings: AlignOut, scratch: Path) -> Runner:
             num_chunks = _write_tasks(chunks, folder / "tasks")
             if num_chunks:
                 _check_fit(settings)
-                yield from _outcomes(settings, work, folder, num_chunks)
+                yield from _results(settings, work, folder, num_chunks)
 
     return run
 
 
 @contextmanager
 def _own_folder(scratch: Path) -> Iterator[Path]:
-    """A fresh folder of this run; those of killed runs go first."""
+    """An empty folder for this run, removed at its end; those of killed runs are removed first."""
     scratch.mkdir(parents=True, exist_ok=True)
     for stale in scratch.glob(f"{PREFIX}*"):
         shutil.rmtree(stale)
+
     folder = Path(tempfile.mkdtemp(prefix=PREFIX, dir=scratch))
     try:
         for name in ("tasks", "marks"):
@@ -108,9 +110,10 @@ def _own_folder(scratch: Path) -> Iterator[Path]:
 
 
 def _write_tasks(chunks: Iterable[list[RowDict]], tasks: Path) -> int:
-    """The chunks as files of TASK_CHUNKS, in order; their number."""
+    """Writes the chunks in order, TASK_CHUNKS to a file; returns how many chunks there are."""
     numbered = enumerate(chunks)
     num_chunks = 0
+
     for index in itertools.count():
         rows = [
             {"number": number, "rows": json.dumps(chunk)}
@@ -118,24 +121,27 @@ def _write_tasks(chunks: Iterable[list[RowDict]], tasks: Path) -> int:
         ]
         if not rows:
             return num_chunks
+
         num_chunks += len(rows)
+        table = pa.Table.from_pylist(rows, schema=CHUNK_SCHEMA)
         try:
-            pq.write_table(
-                pa.Table.from_pylist(rows, schema=CHUNK_SCHEMA), tasks / f"{index:07d}.parquet"
-            )
+            pq.write_table(table, tasks / f"{index:07d}.parquet")
         except OSError as error:
             raise AlignStopped(
                 f"{tasks.parents[1]}: the scratch folder takes no more than {index} files of rows "
-                f"({error}); free "
-                "about 200 bytes a photo there, or name another folder that every node sees"
+                f"({error}); free about 200 bytes a photo there, or name another folder that every "
+                f"node sees"
             ) from error
+
     raise AssertionError
 
 
 def _check_fit(settings: AlignOut) -> None:
-    """Ray would wait in silence for a node that can hold an actor."""
+    """ValueError where no node can hold an actor: Ray would wait for one in silence."""
     nodes: list[dict[str, Any]] = ray.nodes()  # type: ignore[no-untyped-call]
-    largest = max((node["Resources"].get("CPU", 0) for node in nodes if node["Alive"]), default=0)
+    cpus = [node["Resources"].get("CPU", 0) for node in nodes if node["Alive"]]
+    largest = max(cpus, default=0)
+
     if largest < settings.cpus_per_actor:
         raise ValueError(
             f"cpus_per_actor is {settings.cpus_per_actor}, and the largest node has {largest:g}: "
@@ -144,7 +150,7 @@ def _check_fit(settings: AlignOut) -> None:
 
 
 class TaskFiles(Datasource):
-    """Each file a task. Ray's own reader of parquet opens all of them first, in a dozen
+    """A task for each file. Ray's own parquet reader would open all files first, in a dozen
     processes."""
 
     def __init__(self, files: list[Path]) -> None:
@@ -162,21 +168,26 @@ def _read_task(path: Path) -> list[pa.Table]:
     return [pq.read_table(path)]
 
 
-def _outcomes(
+def _results(
     settings: AlignOut, work: Work, folder: Path, num_chunks: int
 ) -> Iterator[AlignedPhotos]:
-    """The tasks through the actors; outcomes in the chunks' order."""
+    """Sends the tasks through the actors; yields the results in the chunks' order."""
     _quieten()
     context = ray.data.DataContext.get_current().copy()
     context.enable_progress_bars = False
     context.execution_options.preserve_order = True
     files = sorted((folder / "tasks").iterdir())
+
     with ray.data.DataContext.current(context):
-        # Reading asks for no processor: the actors may hold all of them, and it would wait for one
+        # Reading reserves no processor: the actors may hold all of them, and it would wait for one
         # without end.
         data = ray.data.read_datasource(
-            TaskFiles(files), override_num_blocks=len(files), num_cpus=0, concurrency=READERS
-        ).map_batches(
+            TaskFiles(files),
+            override_num_blocks=len(files),
+            num_cpus=0,
+            concurrency=READERS,
+        )
+        data = data.map_batches(
             ChunkWorker,
             fn_constructor_args=[work, folder / "marks", Path.cwd()],
             batch_size=1,
@@ -185,68 +196,75 @@ def _outcomes(
             ),
             num_cpus=settings.cpus_per_actor,
         )
-    wanted = 0
+
+    num_results = 0
     try:
-        for wanted, row in enumerate(data.iter_rows(), start=1):
-            assert row["number"] == wanted - 1, (
-                f"outcome {row['number']} came in the place of {wanted - 1}"
-            )
-            outcome: AlignedPhotos | AlignStopped = cloudpickle.loads(row["outcome"])
-            if isinstance(outcome, AlignStopped):
-                raise outcome
-            yield outcome
+        for row in data.iter_rows():
+            number = row["number"]
+            assert number == num_results, f"result {number} came in the place of {num_results}"
+            num_results += 1
+            result: AlignedPhotos | AlignStopped = cloudpickle.loads(row["result"])
+            if isinstance(result, AlignStopped):
+                raise result
+            yield result
     except ray.exceptions.RayError as error:
         raise AlignStopped(
-            f"Ray: {str(error).splitlines()[0]}; its logs and dashboard tell more"
+            f"Ray: {str(error).splitlines()[0]}; its logs and dashboard show more"
         ) from error
-    assert wanted == num_chunks, f"{wanted} outcomes of {num_chunks} chunks"
+
+    assert num_results == num_chunks, f"{num_results} results of {num_chunks} chunks"
 
 
 def _quieten() -> None:
-    """In the terminal the stage's own bar tells the progress; Ray Data's warnings stay, its log
-    file has all."""
+    """In the terminal the stage's own bar shows the progress. Ray Data's warnings stay, and its log
+    file has everything."""
     for handler in logging.getLogger("ray.data").handlers:
         if isinstance(handler, logging.StreamHandler):
             handler.setLevel(logging.WARNING)
-    logging.getLogger("ray.data._internal.progress").setLevel(
-        logging.ERROR
-    )  # "progress bars disabled"
+
+    # It would warn that the progress bars are disabled.
+    logging.getLogger("ray.data._internal.progress").setLevel(logging.ERROR)
 
 
 class ChunkWorker:
-    """An actor: chunks become outcomes, by the work that the stage gave. `folder`: the driver's,
-    for paths."""
+    """An actor: chunks become results, by the work that the stage passed. `folder` is the driver's
+    working directory, to which the paths are relative."""
 
     def __init__(self, work: Work, marks: Path, folder: Path) -> None:
         os.chdir(folder)
-        self.work, self.marks = work, marks
+        self.work = work
+        self.marks = marks
 
     def __call__(self, batch: dict[str, Any]) -> dict[str, Any]:
-        """One chunk (`number` (1,), `rows` (1,) as JSON) -> `number` (1,), `outcome` (1,), as Ray
+        """One chunk (`number` (1,), `rows` (1,) as JSON) -> `number` (1,), `result` (1,), as Ray
         pickles.
 
-        An error is an outcome too: the earlier chunks come back before it, and its text alone
-        reaches the user.
+        An error is a result too: the earlier chunks come back before it, and the user sees its
+        message alone.
         """
-        [number], [rows] = batch["number"], batch["rows"]
-        outcome: AlignedPhotos | AlignStopped
+        [number] = batch["number"]
+        [rows] = batch["rows"]
+
+        result: AlignedPhotos | AlignStopped
         try:
-            outcome = survive(self.work, json.loads(rows), self.marks / f"{number}.json")
+            result = survive(self.work, json.loads(rows), self.marks / f"{number}.json")
         except AlignStopped as error:
-            outcome = error
+            result = error
         except Exception as error:
-            outcome = AlignStopped(f"{type(error).__name__}: {error}")
-        data: bytes = cloudpickle.dumps(outcome)  # type: ignore[no-untyped-call]
-        return {"number": batch["number"], "outcome": np.array([data], dtype=object)}
+            result = AlignStopped(f"{type(error).__name__}: {error}")
+
+        data: bytes = cloudpickle.dumps(result)  # type: ignore[no-untyped-call]
+        return {"number": batch["number"], "result": np.array([data], dtype=object)}
 
 
 def survive(work: Work, rows: list[RowDict], mark: Path) -> AlignedPhotos:
-    """The chunk's outcome, in however many processes; what earlier ones were at when they died
-    stands in `mark`.
+    """The chunk's result, in however many processes. The file `mark` says what earlier processes
+    were working on when they died.
 
-    The first DEATHS tries take the chunk as a whole, later ones look for photos that end the
-    process. The others are then done together as before: a chunk that lost its workers to other
-    causes has the same bytes. Errors: AlignStopped where no photo is to blame.
+    The first DEATHS tries take all photos of the chunk at once; later tries look for photos that
+    end the process. The other photos are then done together as before, so that a chunk that lost
+    its workers for other reasons has the same bytes. Errors: AlignStopped where no single photo is
+    the cause.
     """
     deaths: list[str] = json.loads(mark.read_text()) if mark.is_file() else []
 
@@ -254,22 +272,23 @@ def survive(work: Work, rows: list[RowDict], mark: Path) -> AlignedPhotos:
         atomic_write_bytes(mark, json.dumps([*deaths, name]).encode())
         return work(part)
 
-    if deaths.count(WHOLE) >= 2 * DEATHS:
+    counts = Counter(deaths)
+    if counts[ALL_PHOTOS] >= 2 * DEATHS:
         raise AlignStopped(
             f"{len(deaths)} workers died at the photos from {rows[0]['photo_id']} to "
-            f"{rows[-1]['photo_id']}, none at "
-            "one of them alone: give an actor more memory (fewer actors a node), or see Ray's logs "
-            "for the reason"
+            f"{rows[-1]['photo_id']}, none at one of them alone: give an actor more memory (fewer "
+            f"actors a node), or see Ray's logs for the reason"
         )
-    counts = Counter(deaths)
+
     fatal = {row["photo_id"] for row in rows if counts[row["photo_id"]] >= DEATHS}
-    if counts[WHOLE] >= DEATHS:
-        for row in rows:
-            if row["photo_id"] not in fatal:
-                marked([row], row["photo_id"])
-    outcome = marked([row for row in rows if row["photo_id"] not in fatal], WHOLE)
-    outcome.rejects += [(photo_id, "ends the process that works on it") for photo_id in fatal]
+    others = [row for row in rows if row["photo_id"] not in fatal]
+    if counts[ALL_PHOTOS] >= DEATHS:
+        for row in others:
+            marked([row], row["photo_id"])
+
+    aligned = marked(others, ALL_PHOTOS)
+    aligned.rejects += [(photo_id, "ends the process that works on it") for photo_id in fatal]
     place = {row["photo_id"]: index for index, row in enumerate(rows)}
-    outcome.rejects.sort(key=lambda reject: place[reject[0]])
+    aligned.rejects.sort(key=lambda reject: place[reject[0]])
     mark.unlink()
-    return outcome
+    return aligned

@@ -1,11 +1,10 @@
-"""A cluster of two nodes on this machine, and on it what outgrows one: alignment, pre-training, a
-sweep (synthetic faces).
+"""Alignment, pre-training and a sweep on a cluster of two nodes on this machine (synthetic faces).
 
     python -m flows.scale_out.cluster_demo          (or: make cluster-demo)
 
 Works in a clone of the last commit, runs/cluster-demo, with the small settings of
 presets/cluster_demo.yaml. Each node is what `ray start` makes of a machine, with one CPU.
-docs/cluster.md tells how to do the same with real ones.
+docs/cluster.md describes the same with real machines.
 """
 
 from __future__ import annotations
@@ -37,7 +36,7 @@ STOP_SECONDS = 30.0
 
 
 def free_port() -> int:
-    """A port that nobody listens on now."""
+    """A port on which no process listens now."""
     with socket.socket() as probe:
         probe.bind(("127.0.0.1", 0))
         return int(probe.getsockname()[1])
@@ -45,9 +44,11 @@ def free_port() -> int:
 
 @contextmanager
 def node(log: Path, *words: str) -> Iterator[None]:
-    """A node as `ray start` makes it, for as long as the block lasts. Errors: RuntimeError with its
-    last words."""
-    command = [str(Path(sys.executable).parent / "ray"), "start", "--num-cpus=1", "--block", *words]
+    """A node as `ray start` makes it, for as long as the block lasts. Errors: RuntimeError that
+    names the log."""
+    ray = str(Path(sys.executable).parent / "ray")
+    command = [ray, "start", "--num-cpus=1", "--block", *words]
+
     with (
         log.open("w", encoding="utf-8") as file,
         subprocess.Popen(command, stdout=file, stderr=file) as process,
@@ -69,19 +70,20 @@ def node(log: Path, *words: str) -> Iterator[None]:
 
 @contextmanager
 def two_nodes(logs: Path) -> Iterator[str]:
-    """The address of a head node with a second one beside it."""
+    """Starts a head node and a second node; yields the head's address."""
     port = free_port()
+    dashboard_port = free_port()
+    head_words = ["--head", f"--port={port}", f"--dashboard-port={dashboard_port}"]
     lock()
+
     with ExitStack() as nodes:
-        nodes.enter_context(
-            node(logs / "head.log", "--head", f"--port={port}", f"--dashboard-port={free_port()}")
-        )
+        nodes.enter_context(node(logs / "head.log", *head_words))
         nodes.enter_context(node(logs / "second.log", f"--address=127.0.0.1:{port}"))
         yield f"127.0.0.1:{port}"
 
 
 def clone(folder: Path) -> None:
-    """The last commit in `folder`, anew, with the demo's settings."""
+    """Replaces `folder` with a clone of the last commit, with the demo's settings."""
     shutil.rmtree(folder, ignore_errors=True)
     subprocess.run(["git", "clone", "--quiet", str(ROOT), str(folder)], check=True)
     preset = [sys.executable, "-m", "stages.presets", "use", "cluster_demo"]
@@ -90,20 +92,20 @@ def clone(folder: Path) -> None:
 
 def main() -> None:
     """The jobs one after the other; ends with the status of the one that failed."""
-    signal.signal(
-        signal.SIGTERM, lambda *_: sys.exit(128 + signal.SIGTERM)
-    )  # the nodes end with it
+    # sys.exit leaves the blocks below, so that the nodes end with this process.
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit(128 + signal.SIGTERM))
     clone(FOLDER)
+
     with two_nodes(FOLDER) as address:
         print(f"two nodes at {address}", flush=True)
         for job in JOBS:
             print(f"== python -m {' '.join(job)}", flush=True)
-            done = subprocess.run(
-                [sys.executable, "-m", *job], cwd=FOLDER, env=os.environ | {ADDRESS: address}
-            )
+            command = [sys.executable, "-m", *job]
+            done = subprocess.run(command, cwd=FOLDER, env=os.environ | {ADDRESS: address})
             if done.returncode != 0:
                 raise SystemExit(done.returncode)
-    print(f"done; everything lies in {FOLDER.relative_to(ROOT)}")
+
+    print(f"done; all results are in {FOLDER.relative_to(ROOT)}")
 
 
 if __name__ == "__main__":

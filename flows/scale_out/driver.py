@@ -1,7 +1,9 @@
 """The driver of flows/scale_out/flow.py: calls a stage with a runner on Ray, and writes down how
-fast it went.
+fast it was.
 
-python -m flows.scale_out.driver STAGE WORK.json -m stages.align --role target --manifest ... (as dvc.yaml has it)
+    python -m flows.scale_out.driver STAGE WORK.json -m stages.align --role target --manifest ...
+
+What follows STAGE and WORK.json is the stage's command in dvc.yaml.
 """
 
 from __future__ import annotations
@@ -22,12 +24,12 @@ from stages.settings import Report, load_section, stage_main
 from visage.atomic import atomic_write_bytes
 
 SECTIONS = ("align", "pretrain")
-SCRATCH = ".ray"  # in the working copy, which every node sees
+SCRATCH = ".ray"  # in the working copy, because every node sees that
 
 
 @dataclass(frozen=True, kw_only=True)
 class ScaleOutSettings:
-    """How each stage is spread, and the MLflow experiment that gets its run."""
+    """How each stage is distributed, and the MLflow experiment that gets its run."""
 
     experiment: str
     align: AlignOut
@@ -37,8 +39,8 @@ class ScaleOutSettings:
 def stage_of(
     section: str, settings: ScaleOutSettings, scratch: Path, done: Counter[str]
 ) -> tuple[type, Callable[..., object]]:
-    """A stage's settings dataclass, and its function with the runner given, which counts in `done`
-    what it did."""
+    """A stage's settings dataclass, and its function with a runner on Ray, which counts the photos
+    or faces in `done`."""
     if section == "align":
         from flows.scale_out import align_ray
         from stages.align import AlignSettings, Work, align
@@ -47,11 +49,12 @@ def stage_of(
         spread = align_ray.runner(settings.align, scratch)
 
         def counting_photos(work: Work, chunks: Iterable[list[RowDict]]) -> Iterator[AlignedPhotos]:
-            for outcome in spread(work, chunks):
-                done["photos"] += len(outcome.faces) + len(outcome.rejects)
-                yield outcome
+            for aligned in spread(work, chunks):
+                done["photos"] += len(aligned.faces) + len(aligned.rejects)
+                yield aligned
 
         return AlignSettings, functools.partial(align, runner=counting_photos)
+
     from flows.scale_out import pretrain_ray
     from stages.pretrain import PretrainSettings, Training, pretrain
 
@@ -70,27 +73,25 @@ def stage_of(
 def main() -> None:
     """Runs the stage's command, in this process, with its runner; ends with the stage's exit
     status."""
+    # The third word is the `-m` of the stage's command.
     stage, work, _, module, *words = sys.argv[1:]
     section = module.removeprefix("stages.")
     names = [word.removeprefix("--").replace("-", "_") for word in words[::2]]
     settings = load_section(Path("params.yaml"), "scale_out", ScaleOutSettings)
+    scratch = Path(SCRATCH).absolute() / stage.replace("@", "-")
     done: Counter[str] = Counter()
+
     with connected():
-        cls, function = stage_of(
-            section, settings, Path(SCRATCH).absolute() / stage.replace("@", "-"), done
-        )
+        cls, function = stage_of(section, settings, scratch, done)
+        path_names = [name for name in names if name != "role"]
         sys.argv = [module, *words]
         started = time.perf_counter()
-        stage_main(
-            section,
-            cls,
-            function,
-            [name for name in names if name != "role"],
-            has_role="role" in names,
-        )
+        stage_main(section, cls, function, path_names, has_role="role" in names)
         seconds = time.perf_counter() - started
+
         rates = {f"{unit}_per_second": number / seconds for unit, number in done.items()}
         document = {"stage": stage, **resources(), "seconds": seconds, **done, **rates}
+
     atomic_write_bytes(Path(work), json.dumps(document, indent=1).encode())
 
 

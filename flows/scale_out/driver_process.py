@@ -1,7 +1,7 @@
-"""A Ray job's driver as a process of its own, its words passed on as they come.
+"""A Ray job's driver as a process of its own, with its output passed on as it comes.
 
-Ray ends a driver that loses its head node, in the middle of whatever it does and without an
-exception. The flow lives on in its own process and says what is kept and how to go on.
+Ray ends a driver that loses its head node at any point, without an exception. The flow survives in
+its own process, and says what is kept and how to continue.
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ GRACE_SECONDS = 30.0  # for Ray to end its processes
 
 
 class DriverFailed(RuntimeError):
-    """The driver did not end well; the text says how, and what to do."""
+    """The driver failed; the message says how, and what to do."""
 
 
 def drive(
@@ -32,16 +32,15 @@ def drive(
     log: Callable[[str], None],
     lock_file: int | None = None,
 ) -> None:
-    """Runs `python -m module words` in `root`, each line of its output handed to `log`; it ends
-    with this process.
+    """Runs `python -m module words` in `root` and passes each line of its output to `log`. The
+    driver ends when this process ends.
 
-    `kept` says, for the error's text, what lies there already and is not done again. `lock_file`:
-    of `workspace.only_one`; the driver, which ends some seconds after a killed flow, holds it until
-    then. Errors: DriverFailed.
+    `kept` says, for the error's message, which results exist already and are not computed again.
+    `lock_file` is the one of `workspace.only_one`: the driver ends some seconds after a killed
+    flow, and holds it until then. Errors: DriverFailed.
     """
-    read_end, write_end = (
-        os.pipe()
-    )  # the driver watches it: it closes when this process ends, however that comes about
+    # The driver watches this pipe: it closes when this process ends, even by a kill.
+    read_end, write_end = os.pipe()
     passed = [read_end] if lock_file is None else [read_end, lock_file]
     command = [
         sys.executable,
@@ -52,6 +51,7 @@ def drive(
         *words,
     ]
     path = os.pathsep.join([str(CODE), *filter(None, [os.environ.get("PYTHONPATH")])])
+
     process = subprocess.Popen(
         command,
         cwd=root,
@@ -64,7 +64,9 @@ def drive(
     )
     os.close(read_end)
     assert process.stdout is not None
-    lines, last = Lines(), ""
+
+    lines = Lines()
+    last = ""
     try:
         while piece := os.read(process.stdout.fileno(), 1 << 16):
             for line in lines.feed(piece):
@@ -78,19 +80,19 @@ def drive(
         os.close(write_end)
         _end(process)
         process.stdout.close()
+
     if status != 0:
-        ending = (
-            f"was killed by {signal.Signals(-status).name}"
-            if status < 0
-            else f"ended with status {status}"
-        )
+        if status < 0:
+            ending = f"was killed by {signal.Signals(-status).name}"
+        else:
+            ending = f"ended with status {status}"
         raise DriverFailed(
             f"{module} {ending}: {last}\n{kept}; when the cause is gone, run the same command again"
         )
 
 
 def _end(process: subprocess.Popen[bytes]) -> None:
-    """Asked first, then killed."""
+    """Waits for the driver, which sees its pipe closed; kills it after GRACE_SECONDS."""
     try:
         process.wait(GRACE_SECONDS)
     except subprocess.TimeoutExpired:
@@ -99,11 +101,13 @@ def _end(process: subprocess.Popen[bytes]) -> None:
 
 
 def main() -> None:
-    """In the driver's process: the module as `python -m` runs it, ended when its owner is gone."""
+    """In the driver's process: runs the module as `python -m` does, and ends it when its owner
+    ends."""
     import runpy
     import threading
 
-    passed, module = [int(word) for word in sys.argv[1].split(",")], sys.argv[2]
+    passed = [int(word) for word in sys.argv[1].split(",")]
+    module = sys.argv[2]
     for number in passed:
         os.set_inheritable(number, False)  # Ray's own processes outlive a driver
 
@@ -114,11 +118,11 @@ def main() -> None:
     threading.Thread(target=watch, daemon=True).start()
     signal.signal(signal.SIGINT, signal.default_int_handler)
     sys.argv = [module, *sys.argv[3:]]
-    os.environ.setdefault(
-        "RAY_DASHBOARD_STARTUP_TIMEOUT_S", "180"
-    )  # a machine at work needs more than Ray's 60
+    # Ray's default of 60 s is too short on a busy machine.
+    os.environ.setdefault("RAY_DASHBOARD_STARTUP_TIMEOUT_S", "180")
     if ADDRESS not in os.environ:
         lock()
+
     try:
         runpy.run_module(module, run_name="__main__", alter_sys=True)
     except NoCluster as error:

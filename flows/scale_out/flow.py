@@ -3,11 +3,11 @@ pre-training.
 
     python -m flows.scale_out.flow align@identity          (or: make scale-out STAGE=align@identity)
 
-What comes before the stage is brought up to date as ever; the stage itself is called with a runner
-that spreads its work over the Ray of RAY_ADDRESS (without one: of this machine), and DVC takes the
-result as its own, so that `dvc repro` goes on from it. Aligned faces are the same bytes as without
-Ray. Stopped or broken off at any point, the same command goes on: no finished shard and no finished
-epoch is done again.
+The stages before it are brought up to date by DVC. The stage itself is called with a runner that
+distributes its work over the Ray of RAY_ADDRESS (by default a Ray of this machine). DVC commits the
+result, so that `dvc repro` continues from it. Aligned faces are the same bytes as without Ray.
+After a stop at any point the same command continues: no finished shard and no finished epoch is
+computed again.
 """
 
 from __future__ import annotations
@@ -38,12 +38,14 @@ def scale_out(stage: str, root: Path = ROOT) -> None:
     DriverFailed."""
     settings = load_section(root / "params.yaml", "scale_out", ScaleOutSettings)
     log = get_run_logger().info
+
     with only_one(root) as lock_file:
         with closing(StageRunner(root)) as runner:
             declared = runner.stages(log)
             chosen = _chosen(declared, stage)
             for name in before(declared, stage):
                 runner.run(name, log)
+
         with tempfile.TemporaryDirectory() as folder:
             work = Path(folder) / "work.json"
             on_ray(chosen, root, work, lock_file)
@@ -52,25 +54,21 @@ def scale_out(stage: str, root: Path = ROOT) -> None:
 
 
 def _chosen(declared: list[Declared], stage: str) -> Declared:
-    able = [one for one in declared if one.name.partition("@")[0] in SECTIONS]
-    for one in able:
-        if one.name == stage:
-            return one
-    raise ValueError(
-        f"{stage!r} does not run on Ray; these do: {', '.join(one.name for one in able)}"
-    )
+    able = {one.name: one for one in declared if one.name.partition("@")[0] in SECTIONS}
+    if stage not in able:
+        raise ValueError(f"{stage!r} does not run on Ray; these do: {', '.join(able)}")
+    return able[stage]
 
 
 @task(cache_policy=NO_CACHE, task_run_name="{stage.name} on Ray")
 def on_ray(stage: Declared, root: Path, work: Path, lock_file: int) -> None:
-    """The stage's command with a runner that spreads it; `work` gets what was done and how fast."""
-    kept = "finished shards and epochs are kept"
+    """Runs the stage's command with a runner on Ray; `work` gets the counts and the speed."""
     words = [stage.name, str(work), *stage.command[1:]]
     drive(
         "flows.scale_out.driver",
         words,
         root=root,
-        kept=kept,
+        kept="finished shards and epochs are kept",
         log=get_run_logger().info,
         lock_file=lock_file,
     )
@@ -78,7 +76,7 @@ def on_ray(stage: Declared, root: Path, work: Path, lock_file: int) -> None:
 
 @task(cache_policy=NO_CACHE, task_run_name="commit {stage}")
 def into_dvc(stage: str, root: Path) -> None:
-    """dvc.lock and DVC's cache take the outputs, as if DVC had run the command."""
+    """Puts the outputs into dvc.lock and DVC's cache, as if DVC had run the command."""
     command = [sys.executable, "-m", "dvc", "commit", "--force", "--quiet", stage]
     done = subprocess.run(command, cwd=root, capture_output=True, text=True, check=False)
     if done.returncode != 0:
@@ -91,12 +89,15 @@ def into_dvc(stage: str, root: Path) -> None:
 
 @task(cache_policy=NO_CACHE, task_run_name="record {stage}")
 def recorded(experiment: str, stage: str, work: Path) -> RecordedRun:
-    """An MLflow run of the work: on how many nodes, how long, how fast."""
+    """An MLflow run of the work: the number of nodes, the duration and the speed."""
     from model_registry.job_runs import record_job
 
     client, run = record_job(experiment, f"scale-out {stage}", read_json(work))
+
     return RecordedRun(
-        run_id=run.run_id, experiment_id=run.experiment_id, tracking_uri=client.tracking_uri
+        run_id=run.run_id,
+        experiment_id=run.experiment_id,
+        tracking_uri=client.tracking_uri,
     )
 
 
@@ -107,6 +108,7 @@ def main() -> None:
     )
     parser.add_argument("stage", help="align@identity, align@target or pretrain")
     arguments = parser.parse_args()
+
     try:
         scale_out(arguments.stage)
     except (ValueError, Busy, StageFailed, DriverFailed) as error:

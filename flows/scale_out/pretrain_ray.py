@@ -1,10 +1,10 @@
 """Pre-training on Ray Train: a `stages.pretrain.Runner` of several processes, on a GPU each where
 there are any.
 
-A process that dies, with its machine or alone, ends its group; Ray starts it anew, of fewer
-processes if there is no room for as many, and it goes on from the checkpoint of the last epoch,
-which lies in a folder that all machines share. What a person must correct (a damaged checkpoint, a
-full disk) is not tried again.
+A process that dies, alone or with its machine, ends its group. Ray starts the group again, with
+fewer processes if there is no room for as many. The group continues from the checkpoint of the last
+epoch, which is in a folder that all machines share. After an error that a person must correct (a
+damaged checkpoint, a full disk) there is no other try.
 """
 
 from __future__ import annotations
@@ -27,18 +27,19 @@ from stages.pretrain import Runner, Training
 from stages.settings import Report
 from visage.strict import check_range
 
-REFUSED, PROGRESS = "refused.txt", "progress.jsonl"
-LOOK_SECONDS = 1.0  # between two looks at what the processes report
+REFUSED = "refused.txt"  # the message of an error that a person must correct
+PROGRESS = "progress.jsonl"  # what the first process reports
+LOOK_SECONDS = 1.0  # between two readings of PROGRESS
 
 
 @dataclass(frozen=True, kw_only=True)
 class PretrainOut:
     """How many processes train, and what each has.
 
-    From `min_workers` to `num_workers`, as many as there is room for; after `max_failures` lost
-    processes the training ends. `resize_seconds`: how often to look for room for more, which costs
-    the epoch that has begun. `micro_batches`: parts of a process's share of a batch, whose
-    gradients are added up, where memory is short.
+    There are `min_workers` to `num_workers` processes, as many as there is room for. The training
+    ends when processes are lost more than `max_failures` times. Every `resize_seconds` Ray looks
+    for room for more processes; a resize costs the epoch that has begun. Where memory is short,
+    `micro_batches` splits a process's share of a batch into parts whose gradients are added up.
     """
 
     min_workers: int
@@ -55,6 +56,7 @@ class PretrainOut:
                 f"min_workers is {self.min_workers}: give 1 to num_workers, which is "
                 f"{self.num_workers}"
             )
+
         check_range(
             self,
             cpus_per_worker=(1, None),
@@ -77,9 +79,12 @@ def runner(settings: PretrainOut, storage: Path) -> Runner:
         folder = storage / "train"
         shutil.rmtree(folder, ignore_errors=True)
         folder.mkdir(parents=True)
-        parts = max(settings.micro_batches, training.micro_batches)
+        num_parts = max(settings.micro_batches, training.micro_batches)
+        training = dataclasses.replace(training, micro_batches=num_parts)
+
         with _passing_on(folder / PROGRESS, report):
-            _fit(settings, folder, dataclasses.replace(training, micro_batches=parts))
+            _fit(settings, folder, training)
+
         shutil.rmtree(folder, ignore_errors=True)
 
     return run
@@ -91,8 +96,11 @@ def _fit(settings: PretrainOut, folder: Path, training: Training) -> None:
 
     train: Any = untyped
     use_gpu = settings.gpus_per_worker > 0
-    has = {"CPU": settings.cpus_per_worker} | ({"GPU": settings.gpus_per_worker} if use_gpu else {})
+    has = {"CPU": settings.cpus_per_worker}
+    if use_gpu:
+        has["GPU"] = settings.gpus_per_worker
     _refuse_what_does_not_fit(settings, has)
+
     trainer = TorchTrainer(
         _work,
         train_loop_config={
@@ -113,56 +121,56 @@ def _fit(settings: PretrainOut, folder: Path, training: Training) -> None:
             failure_config=train.FailureConfig(settings.max_failures),
         ),
     )
+
     failure = None
     try:
         with _own_cluster():
             trainer.fit()
     except train.TrainingFailedError as error:
         failure = error
-    if words := _refusal(folder, failure):
-        raise ValueError(words) from failure
+
+    refusal = _refusal(folder, failure)
+    if refusal:
+        raise ValueError(refusal) from failure
     if failure is not None and _lost(failure):
         raise ConnectionError(
             f"{settings.max_failures + 1} times processes of the training were lost "
-            f"({_last_line(failure)}); the "
-            f"epochs that were finished are kept in {training.checkpoint}: when the cause is gone, "
-            f"run the same "
-            "command again"
+            f"({_last_line(failure)}); the epochs that were finished are kept in "
+            f"{training.checkpoint}: when the cause is gone, run the same command again"
         ) from failure
     if failure is not None:
         raise failure
 
 
 def _refuse_what_does_not_fit(settings: PretrainOut, has: Mapping[str, int]) -> None:
-    """Ray would wait in silence for nodes that can hold `min_workers`."""
+    """ValueError where the nodes cannot hold `min_workers`: Ray would wait for more in silence."""
     import ray as untyped
 
     ray: Any = untyped
     nodes = [node["Resources"] for node in ray.nodes() if node["Alive"]]
     room = room_for(has, nodes)
-    if room < settings.min_workers:
-        each = "; ".join(
-            ", ".join(f"{node.get(kind, 0):g} {kind}" for kind in ("CPU", "GPU")) for node in nodes
-        )
-        raise ValueError(
-            f"scale_out.pretrain.min_workers is {settings.min_workers}, of cpus_per_worker "
-            f"{settings.cpus_per_worker} "
-            f"and gpus_per_worker {settings.gpus_per_worker} each, and there is room for {room} "
-            f"(the nodes have: "
-            f"{each}); lower {'min_workers' if room else ' or '.join(_too_many(has, nodes))}, or "
-            f"add nodes"
-        )
+    if room >= settings.min_workers:
+        return
+
+    each = "; ".join(f"{node.get('CPU', 0):g} CPU, {node.get('GPU', 0):g} GPU" for node in nodes)
+    to_lower = "min_workers" if room else " or ".join(_too_many(has, nodes))
+    raise ValueError(
+        f"scale_out.pretrain.min_workers is {settings.min_workers}, of cpus_per_worker "
+        f"{settings.cpus_per_worker} and gpus_per_worker {settings.gpus_per_worker} each, and "
+        f"there is room for {room} (the nodes have: {each}); lower {to_lower}, or add nodes"
+    )
 
 
 def room_for(worker: Mapping[str, float], nodes: Sequence[Mapping[str, float]]) -> int:
     """How many workers the nodes can hold, when nothing else runs there."""
-    return sum(
-        min(int(node.get(kind, 0) // number) for kind, number in worker.items()) for node in nodes
-    )
+    room = 0
+    for node in nodes:
+        room += min(int(node.get(kind, 0) // number) for kind, number in worker.items())
+    return room
 
 
 def _too_many(worker: Mapping[str, float], nodes: Sequence[Mapping[str, float]]) -> list[str]:
-    """The settings that no node can meet; all of them where none is to blame alone."""
+    """The settings that no node can meet; all of them where no single one is the cause."""
     names = {"CPU": "cpus_per_worker", "GPU": "gpus_per_worker"}
     alone = [names[kind] for kind, number in worker.items() if room_for({kind: number}, nodes) == 0]
     return alone or [names[kind] for kind in worker]
@@ -170,8 +178,11 @@ def _too_many(worker: Mapping[str, float], nodes: Sequence[Mapping[str, float]])
 
 @contextlib.contextmanager
 def _own_cluster() -> Iterator[None]:
-    """Ray Train's cleaner asks whichever Ray started last on this machine whether the training is
-    alive, and would end that of another; told RAY_ADDRESS, it asks ours."""
+    """Sets RAY_ADDRESS to the connected Ray while the block lasts.
+
+    Ray Train's cleaner asks the Ray that started last on this machine whether the training is
+    alive, and ends the training if not. With RAY_ADDRESS it asks the Ray of this training.
+    """
     import ray as untyped
     from ray.train.v2._internal import constants
 
@@ -179,6 +190,7 @@ def _own_cluster() -> Iterator[None]:
     constants.ENV_VARS_TO_PROPAGATE.add(ADDRESS)
     before = os.environ.get(ADDRESS)
     os.environ[ADDRESS] = ray.get_runtime_context().gcs_address
+
     try:
         yield
     finally:
@@ -189,21 +201,24 @@ def _own_cluster() -> Iterator[None]:
 
 
 def _refusal(folder: Path, failure: Exception | None) -> str | None:
-    """What a person must correct, in the words that a process left in the folder, or died with
-    where it left none."""
+    """The message of an error that a person must correct, from the file that a process wrote, or
+    from the failure itself where no process could write one; None without such an error."""
     refused = folder / REFUSED
-    if refused.is_file() and (words := refused.read_text(encoding="utf-8")):
-        return words
+    has_file = refused.is_file()
+    message = refused.read_text(encoding="utf-8") if has_file else ""
+    if message:
+        return message
+
     errors = [
         error for error in _worker_failures(failure) if exit_status_of(error) is ExitStatus.REFUSED
     ]
-    if not errors and not refused.is_file():
+    if not errors and not has_file:
         return None
-    died_of = f"a process ended with: {errors[0]}" if errors else "a process ended"
+
+    cause = f"a process ended with: {errors[0]}" if errors else "a process ended"
     return (
-        f"{died_of}; and it could not write that down in the scratch folder {folder}: make room "
-        f"there, or name another "
-        "folder that all machines share, then run the same command again"
+        f"{cause}; and it could not write that down in the scratch folder {folder}: make room "
+        f"there, or name another folder that all machines share, then run the same command again"
     )
 
 
@@ -212,7 +227,7 @@ def _worker_failures(failure: Exception | None) -> list[Exception]:
 
 
 def _lost(failure: Exception) -> bool:
-    """Whether processes died, rather than raised an exception of their own."""
+    """Whether processes died, and did not raise an exception of their own."""
     from ray.exceptions import RayError
 
     return any(isinstance(error, RayError) for error in _worker_failures(failure))
@@ -228,35 +243,40 @@ def _work(config: dict[str, Any]) -> None:
     from ray import train
     from ray.train.v2._internal.execution import context as reporting
 
-    reporting.logger.setLevel(logging.WARNING)  # a line for every report, beside our own
+    # It would print a line for every report, in addition to ours.
+    reporting.logger.setLevel(logging.WARNING)
     training: Training = config["training"]
     folder: Path = config["folder"]
     if (folder / REFUSED).is_file():
         return
+
     context: Any = train.get_context()
     torch.set_num_threads(config["threads"])
-    number, count = context.get_world_rank(), context.get_world_size()
+    is_first = context.get_world_rank() == 0
+    num_processes = context.get_world_size()
 
     def report(step: int, values: Mapping[str, float]) -> None:
-        if number == 0:
+        if is_first:
             _note(folder, {"step": step, "values": dict(values)})
         train.report({"step": step, **values})
 
     with _refusals_kept(folder):
-        if number == 0:
-            _note(folder, {"words": f"pretrain: {count} processes, from the last checkpoint on"})
+        if is_first:
+            started = f"pretrain: {num_processes} processes, from the last checkpoint on"
+            _note(folder, {"words": started})
         training(report)
 
 
 @contextlib.contextmanager
 def _refusals_kept(folder: Path) -> Iterator[None]:
-    """What a person must correct is written down; the next group sees it, and ends. A full disk may
-    leave it empty."""
+    """Writes an error that a person must correct to a file; the next group sees it, and ends. On a
+    full disk the file may stay empty."""
     try:
         yield
     except Exception as error:
         if exit_status_of(error) is ExitStatus.REFUSED:
-            with contextlib.suppress(OSError):  # the driver has the error itself
+            # Without the file the driver still has the error itself.
+            with contextlib.suppress(OSError):
                 (folder / REFUSED).write_text(str(error), encoding="utf-8")
         raise
 
@@ -268,13 +288,17 @@ def _note(folder: Path, document: Mapping[str, Any]) -> None:
 
 @contextlib.contextmanager
 def _passing_on(progress: Path, report: Report) -> Iterator[None]:
-    """What the first process notes is reported here, in the driver, while it trains."""
+    """Reports here, in the driver, what the first process notes while it trains."""
     done = threading.Event()
     num_read = 0
 
     def pass_on() -> None:
         nonlocal num_read
-        lines = progress.read_text(encoding="utf-8").split("\n")[:-1] if progress.is_file() else []
+        if not progress.is_file():
+            return
+        # The last piece is empty, or a line that is still being written.
+        lines = progress.read_text(encoding="utf-8").split("\n")[:-1]
+
         for line in lines[num_read:]:
             document = json.loads(line)
             if "words" in document:

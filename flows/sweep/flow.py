@@ -3,10 +3,10 @@ tables, figures, the best.
 
     python -m flows.sweep.flow          (or: make sweep)
 
-What finetune reads is made fresh first (DVC knows from which stages it comes), then the driver runs
+First, the inputs of finetune are brought up to date (DVC has their stages). Then the driver runs
 the trials in a process of its own (flows/sweep/driver.py), here or on the cluster of RAY_ADDRESS.
-Stopped at any time, the same command goes on at each trial's last epoch. Results: reports/sweep/,
-and one MLflow run with a child run a trial.
+After a stop at any time, the same command continues at each trial's last epoch. Results are in
+reports/sweep/ and in one MLflow run with a child run for each trial.
 """
 
 from __future__ import annotations
@@ -25,44 +25,38 @@ from flows.reproduce import task_of
 from flows.scale_out.driver_process import DriverFailed, drive
 
 GOAL = "finetune"
+INPUTS = ("faces", "backbone", "start")  # arguments that finetune and the driver share
 RESULTS = "reports/sweep"
 KEPT = "every trial's epochs that ended are kept"
 
 
 @flow(name="sweep")
 def sweep(root: Path = ROOT) -> str:
-    """Runs the sweep, or the rest of it; the text of its results, which is also its artifact."""
+    """Runs the sweep, or the rest of it; returns its results as text, which is also its
+    artifact."""
     logger = get_run_logger()
+
     with closing(StageRunner(root)) as runner, only_one(root):
         stages = runner.stages(logger.info)
         for name in before(stages, GOAL):
             task_of(name)(runner, name)
-        faces, backbone, start = _inputs(stages)
-    words = [
-        "--params",
-        "params.yaml",
-        "--faces",
-        faces,
-        "--backbone",
-        backbone,
-        "--start",
-        start,
-        "--results",
-        RESULTS,
-    ]
+        inputs = _inputs(stages)
+
+    words = ["--params", "params.yaml"]
+    for name, folder in inputs.items():
+        words += [f"--{name}", folder]
+    words += ["--results", RESULTS]
     drive("flows.sweep.driver", words, root=root, kept=KEPT, log=logger.info)
+
     page = (root / RESULTS / "sensitivity.md").read_text(encoding="utf-8")
     create_markdown_artifact(key="sweep", markdown=page, description="The last sweep")
     return page
 
 
-def _inputs(stages: list[Declared]) -> tuple[str, str, str]:
-    """Where finetune's command says that its faces and what it starts from lie."""
+def _inputs(stages: list[Declared]) -> dict[str, str]:
+    """The folders of the faces and of the models to start from, as finetune's command has them."""
     [command] = [stage.command for stage in stages if stage.name == GOAL]
-    faces, backbone, start = (
-        command[command.index(f"--{name}") + 1] for name in ("faces", "backbone", "start")
-    )
-    return faces, backbone, start
+    return {name: command[command.index(f"--{name}") + 1] for name in INPUTS}
 
 
 def main() -> None:

@@ -1,7 +1,7 @@
-"""What Ray Tune runs a sweep with: Optuna and ASHA, both taken up again after a stop, and who
-listens to the trials."""
+"""What Ray Tune runs a sweep with: Optuna and ASHA, which both resume after a stop, and the
+callbacks that report the trials."""
 
-# ruff: noqa: ARG002  (what Tune hands its listeners)
+# ruff: noqa: ARG002  (Tune passes these arguments to its callbacks)
 from __future__ import annotations
 
 from collections.abc import Mapping
@@ -30,9 +30,9 @@ FIGURES = (METRIC, "train_loss", "learning_rate", "seconds")
 
 
 class Search(OptunaSearch):
-    """Optuna, which gets how trials end and not their epochs: those are ASHA's. A trial that
-    diverged counts as pruned without a value, which is worse than any other: its neighbourhood is
-    left."""
+    """Optuna, which gets the last result of a trial and not its epochs: those are ASHA's. A trial
+    that diverged counts as pruned without a value, which is worse than any value, so that Optuna
+    leaves its neighbourhood."""
 
     def on_trial_result(self, trial_id: str, result: dict[str, Any]) -> None:
         """Nothing."""
@@ -40,13 +40,13 @@ class Search(OptunaSearch):
     def on_trial_complete(
         self, trial_id: str, result: dict[str, Any] | None = None, error: bool = False
     ) -> None:
-        super().on_trial_complete(
-            trial_id, None if result and DIVERGED in result else result, error
-        )
+        if result and DIVERGED in result:
+            result = None
+        super().on_trial_complete(trial_id, result, error)
 
 
 class SchedulerState(Callback):
-    """Keeps the scheduler's memory with the sweep's own state, which Tune restores without it."""
+    """Keeps the scheduler's state with the sweep's own, because Tune does not restore it itself."""
 
     def __init__(self, scheduler: ASHAScheduler) -> None:
         self._scheduler = scheduler
@@ -73,9 +73,11 @@ def domain(dimension: Dimension) -> Any:
 
 def parameters(plan: Plan) -> dict[str, Any]:
     """Tune's `param_space`: a trial's config has the values by path."""
-    if plan.settings.search == "optuna":
-        return {VALUES: {path: domain(dimension) for path, dimension in plan.space.items()}}
-    return {VALUES: tune.grid_search(plan.listed())}
+    if plan.settings.search != "optuna":
+        return {VALUES: tune.grid_search(plan.listed())}
+
+    domains = {path: domain(dimension) for path, dimension in plan.space.items()}
+    return {VALUES: domains}
 
 
 def tune_config(plan: Plan, scheduler: ASHAScheduler | None) -> tune.TuneConfig:
@@ -84,6 +86,7 @@ def tune_config(plan: Plan, scheduler: ASHAScheduler | None) -> tune.TuneConfig:
     drawn: dict[str, Any] = {}
     if settings.search == "optuna":
         drawn = {"search_alg": Search(seed=settings.seed), "num_samples": settings.num_samples}
+
     return tune.TuneConfig(
         metric=METRIC,
         mode="min",
@@ -109,27 +112,28 @@ def scheduler_of(plan: Plan) -> ASHAScheduler | None:
 
 
 def name_of(trial: Trial) -> str:
-    """A trial's name, which is also that of its folder: it stays the same however often it is taken
-    up."""
+    """A trial's name, which is also its folder's: it stays the same however often the trial
+    resumes."""
     return str(trial.trial_id)
 
 
 # -------------------------------------------------------------------------------
-# Who listens
+# Callbacks
 # -------------------------------------------------------------------------------
 
 
 class SweepStopped(RuntimeError):
-    """A trial met what every other one would, too; Tune wraps it into an error of its own."""
+    """A trial failed in a way in which all others would fail too. Tune wraps it into an error of
+    its own."""
 
 
 @dataclass
 class Listener(Callback):
-    """The driver's: a line an epoch in the terminal, and MLflow's runs. What no other try helps
-    ends the sweep.
+    """Runs in the driver: prints a line for each epoch and writes MLflow's runs. An error that a
+    second try cannot help ends the sweep.
 
-    `parent`: the sweep's run in MLflow. `num_epochs` and `num_ended` are of this process alone, for
-    the throughput.
+    `parent` is the sweep's run in MLflow. `num_epochs` and `num_ended` count in this process alone,
+    for the throughput.
     """
 
     parent: str
@@ -141,31 +145,36 @@ class Listener(Callback):
     runs: dict[str, str] = field(default_factory=dict)  # trial -> its run in MLflow
 
     def get_state(self) -> dict[str, Any]:
-        """What a restored sweep goes on with."""
+        """The state with which a restored sweep continues."""
         return {"epochs": dict(self.epochs)}
 
     def set_state(self, state: dict[str, Any]) -> None:
-        """The counts begin again."""
-        self.epochs, self.num_epochs, self.num_ended = state["epochs"], 0, 0
+        """The counts start again at 0."""
+        self.epochs = state["epochs"]
+        self.num_epochs = 0
+        self.num_ended = 0
 
     def on_trial_start(
         self, iteration: int, trials: list[Trial], trial: Trial, **info: Any
     ) -> None:
-        """Its run in MLflow runs, again if it was there."""
+        """Opens the trial's run in MLflow, the same one when the trial resumes."""
         self.runs[trial.trial_id] = open_trial(self.parent, trial.trial_id, trial.config[VALUES])
 
     def on_trial_result(
         self, iteration: int, trials: list[Trial], trial: Trial, result: dict[str, Any], **info: Any
     ) -> None:
-        """An epoch ended; one that is reported again is left out. Errors: SweepStopped."""
+        """Records an epoch that ended, but not one that is reported again. Errors:
+        SweepStopped."""
         if NO_OTHER_TRY in result:
             raise SweepStopped(f"trial {trial.trial_id}: {result[NO_OTHER_TRY]}")
         if DIVERGED in result or result[EPOCH] <= self.epochs.get(trial.trial_id, 0):
             return
+
         self.epochs[trial.trial_id] = result[EPOCH]
         self.num_epochs += 1
         figures = {name: result[name] for name in FIGURES if name in result}
         log_epoch(self.runs[trial.trial_id], result[EPOCH], figures)
+
         done = sum(one.status in (Trial.TERMINATED, Trial.ERROR) for one in trials)
         words = "  ".join(f"{name} {value:.4g}" for name, value in figures.items())
         say(
@@ -177,29 +186,29 @@ class Listener(Callback):
     def on_trial_complete(
         self, iteration: int, trials: list[Trial], trial: Trial, **info: Any
     ) -> None:
-        """All epochs, ended early, or diverged."""
+        """The trial ran all epochs, was ended early, or diverged."""
         self.num_ended += 1
-        status, reason = outcome(trial.last_result, self.max_epochs)
+        status, reason = result_of(trial.last_result, self.max_epochs)
         say(trial, reason)
         end_trial(self.runs[trial.trial_id], status, reason)
 
     def on_trial_recover(
         self, iteration: int, trials: list[Trial], trial: Trial, **info: Any
     ) -> None:
-        """It failed and is taken up again."""
-        say(trial, f"failed ({reason_of(trial)}); it is taken up again after its last epoch")
+        """The trial failed and resumes."""
+        say(trial, f"failed ({reason_of(trial)}); it resumes after its last epoch")
 
     def on_trial_error(
         self, iteration: int, trials: list[Trial], trial: Trial, **info: Any
     ) -> None:
-        """It failed too often."""
+        """The trial failed too often."""
         self.num_ended += 1
         say(trial, f"failed for good: {reason_of(trial)}")
         end_trial(self.runs[trial.trial_id], "FAILED", reason_of(trial))
 
 
-def outcome(last: Mapping[str, Any], max_epochs: int) -> tuple[Status, str]:
-    """How a trial ended that did not fail, for MLflow and in words."""
+def result_of(last: Mapping[str, Any], max_epochs: int) -> tuple[Status, str]:
+    """MLflow's status of a trial that ended without an error, and a phrase for people."""
     if DIVERGED in last:
         return "FAILED", f"diverged: {last[DIVERGED]}"
     if last[EPOCH] < max_epochs:
@@ -208,8 +217,8 @@ def outcome(last: Mapping[str, Any], max_epochs: int) -> tuple[Status, str]:
 
 
 def reason_of(trial: Trial) -> str:
-    """The last line of a failed trial's error, where Tune has just written it (the sweep's folder
-    gets it later)."""
+    """The last line of a failed trial's error, read where Tune has just written it (Tune copies it
+    to the sweep's folder later)."""
     return Path(trial.error_file).read_text(encoding="utf-8").strip().splitlines()[-1]
 
 

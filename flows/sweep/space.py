@@ -1,8 +1,9 @@
 """The `sweep` section of params.yaml: which settings of `finetune` are searched, over which values,
 and how.
 
-Paths are dotted names below `finetune`, or of what it takes of the shared sections. Every value
-that a path may take is tried on the settings' own types before anything starts.
+Paths are dotted names below `finetune`, or below the shared sections that it reads. Every listed
+value, and both ends of every range, are converted to the settings' own types before anything
+starts.
 """
 
 from __future__ import annotations
@@ -13,12 +14,15 @@ from dataclasses import dataclass, replace
 from typing import Any, Literal
 
 from flows.benchmark.grid import with_settings
-from stages.finetune import FinetuneSettings
+from stages.finetune import FinetuneSettings, loss_settings
 from stages.settings import convert, section_settings, shared_fields
+from visage.methods import METHODS
 from visage.strict import check_range
 
 SECTION = "finetune"
-SIGMA, LAMBDA, STEP = "labels.fixed_sigma", "finetune.loss.lambda_", "labels.grid.step"
+SIGMA = "labels.fixed_sigma"
+LAMBDA = "finetune.loss.lambda_"
+STEP = "labels.grid.step"
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -39,7 +43,7 @@ class RangeSettings:
 
 @dataclass(frozen=True, kw_only=True)
 class LogRangeSettings(RangeSettings):
-    """The same, each power of ten as likely as the next."""
+    """All numbers from `low` to `high`, each power of ten as likely as the next."""
 
     def __post_init__(self) -> None:
         super().__post_init__()
@@ -49,7 +53,7 @@ class LogRangeSettings(RangeSettings):
 
 @dataclass(frozen=True, kw_only=True)
 class IntegerSettings:
-    """All whole numbers from `low` to `high`, both included."""
+    """All integers from `low` to `high`, both included."""
 
     low: int
     high: int
@@ -72,8 +76,9 @@ class ChoiceSettings:
     def __post_init__(self) -> None:
         if not self.values:
             raise ValueError("values is empty: name at least one")
-        if odd := [value for value in self.values if not isinstance(value, str | int | float)]:
-            raise ValueError(f"values: {odd[0]!r} is neither a number nor a word")
+        for value in self.values:
+            if not isinstance(value, str | int | float):
+                raise ValueError(f"values: {value!r} is neither a number nor a word")
 
     @property
     def ends(self) -> list[Any]:
@@ -91,16 +96,19 @@ KINDS: dict[str, type] = {
 
 @dataclass(frozen=True, kw_only=True)
 class SweepSettings:
-    """`search`: `optuna` draws `num_samples` settings, each from what is known by then, and ends
-    the poor ones early (ASHA); `grid` runs all combinations of listed values and `lines` one
-    dimension after the other, the rest as params.yaml has them, every trial to its end.
+    """Which settings are searched, how, and with which resources.
+
+    `search`: `optuna` draws `num_samples` settings, each from the results so far, and ends poor
+    trials early (ASHA). `grid` runs all combinations of the listed values. `lines` varies one
+    dimension after the other and leaves the rest as in params.yaml. `grid` and `lines` run every
+    trial to its end.
 
     `space`: path -> {kind: uniform | loguniform | integer, low, high} or {kind: choice, values}.
-    `epochs` of a trial, null for those of finetune. ASHA: after `grace_epochs`, and each time
-    `reduction_factor` as many, the best one in `reduction_factor` goes on. `cpus_per_trial` and
-    `gpus_per_trial` may be shares; `max_concurrent` trials at a time, null for as many as fit. A
-    trial that fails is taken up again `max_failures` times. `folder` keeps what the trials write;
-    on a cluster it is one that all nodes have. `experiment`: MLflow's.
+    `epochs` of a trial; null takes those of finetune. ASHA: after `grace_epochs`, and again after
+    each `reduction_factor` times as many, one trial in `reduction_factor` continues, the best.
+    `cpus_per_trial` and `gpus_per_trial` may be fractions. `max_concurrent` trials run at a time,
+    null for as many as fit. A trial that fails resumes up to `max_failures` times. The trials write
+    to `folder`; on a cluster, all nodes must see it. `experiment` is MLflow's.
     """
 
     search: Literal["optuna", "grid", "lines"]
@@ -127,6 +135,7 @@ class SweepSettings:
             gpus_per_trial=(0, None),
             max_failures=(0, None),
         )
+
         for name, value in (("epochs", self.epochs), ("max_concurrent", self.max_concurrent)):
             if value is not None and value < 1:
                 raise ValueError(f"{name} is {value}: give 1 or more, or null")
@@ -134,8 +143,8 @@ class SweepSettings:
 
 @dataclass(frozen=True, kw_only=True)
 class Plan:
-    """A sweep that can run: its dimensions, the settings that each trial changes, and its epochs,
-    all phases."""
+    """A sweep that can run. `params` is what each trial changes, `where` the file it is from, and
+    `max_epochs` the epochs of a trial in all phases."""
 
     settings: SweepSettings
     space: Mapping[str, Dimension]
@@ -144,12 +153,22 @@ class Plan:
     max_epochs: int
 
     def trial_settings(self, values: Mapping[str, Any]) -> FinetuneSettings:
-        """finetune's settings with these values; ValueError names the one that cannot be."""
+        """finetune's settings with these values; ValueError names a value that is not allowed."""
         changed = with_settings(self.params, values, f"{self.where}: sweep.space")
         chosen = ", ".join(f"{path} = {value}" for path, value in values.items())
-        settings = section_settings(
-            changed, SECTION, FinetuneSettings, f"{self.where}: sweep.space with {chosen}"
-        )
+        where = f"{self.where}: sweep.space with {chosen}"
+        settings = section_settings(changed, SECTION, FinetuneSettings, where)
+
+        # finetune.loss is a plain dictionary; the method's own settings check its values.
+        if settings.method not in METHODS:
+            raise ValueError(
+                f"{where}: finetune.method is {settings.method!r}; known: {', '.join(METHODS)}"
+            )
+        try:
+            loss_settings(settings)
+        except ValueError as error:
+            raise ValueError(f"{where}: {error}") from error
+
         return replace(settings, epochs=self.settings.epochs or settings.epochs)
 
     def listed(self) -> list[dict[str, Any]]:
@@ -157,18 +176,23 @@ class Plan:
         return SEARCHES[self.settings.search](self)
 
     def listed_values(self, path: str) -> list[Any]:
-        """The values of a choice; in a line also params.yaml's own, which the other lines have."""
-        values, own = list(_values(self, path)), setting(self.params, path)
-        return (
-            values if self.settings.search != "lines" or own in values else sorted([*values, own])
-        )
+        """The values of a choice; with `lines` also the one in params.yaml, which the other lines
+        have."""
+        values = list(_values(self, path))
+        own = setting(self.params, path)
+        if self.settings.search == "lines" and own not in values:
+            return sorted([*values, own])
+        return values
 
     @property
     def num_trials(self) -> int:
-        return self.settings.num_samples if self.settings.search == "optuna" else len(self.listed())
+        if self.settings.search == "optuna":
+            return self.settings.num_samples
+        return len(self.listed())
 
     def without(self, path: str) -> Plan:
-        return replace(self, space={name: one for name, one in self.space.items() if name != path})
+        kept = {name: dimension for name, dimension in self.space.items() if name != path}
+        return replace(self, space=kept)
 
 
 def planned(params: Mapping[str, Any], settings: SweepSettings, where: str) -> Plan:
@@ -177,10 +201,12 @@ def planned(params: Mapping[str, Any], settings: SweepSettings, where: str) -> P
     space = {path: _dimension(path, spec, where) for path, spec in settings.space.items()}
     if not space:
         raise ValueError(f"{where}: sweep.space is empty; name what to search, such as {LAMBDA}")
+
     plan = Plan(settings=settings, space=space, params=params, where=where, max_epochs=1)
     for path, dimension in space.items():
         for value in dimension.ends:
             plan.trial_settings({path: value})
+
     base = plan.trial_settings({})
     if settings.grace_epochs > base.epochs:
         raise ValueError(
@@ -189,12 +215,15 @@ def planned(params: Mapping[str, Any], settings: SweepSettings, where: str) -> P
         )
     if settings.search != "optuna":
         plan.listed()
-    return replace(plan, max_epochs=base.epochs * (2 if base.schedule == "two_stage" else 1))
+
+    num_phases = 2 if base.schedule == "two_stage" else 1
+    return replace(plan, max_epochs=base.epochs * num_phases)
 
 
 def _dimension(path: str, spec: Mapping[str, Any], where: str) -> Dimension:
-    shared = tuple(f"{of}.{name}" for name, of in shared_fields(FinetuneSettings).items())
-    if not f"{path}.".startswith((f"{SECTION}.", *(f"{name}." for name in shared))):
+    shared = [f"{of}.{name}" for name, of in shared_fields(FinetuneSettings).items()]
+    prefixes = tuple(f"{name}." for name in (SECTION, *shared))
+    if not f"{path}.".startswith(prefixes):
         raise ValueError(
             f"{where}: sweep.space: {path!r} is no setting of {SECTION}; what can be searched is "
             f"{SECTION} itself and {', '.join(shared)}"
@@ -203,6 +232,7 @@ def _dimension(path: str, spec: Mapping[str, Any], where: str) -> Dimension:
         raise ValueError(
             f"{where}: sweep.space: {path} cannot be searched; sweep.epochs sets it for all trials"
         )
+
     rest = dict(spec)
     kind = rest.pop("kind", None)
     if kind not in KINDS:
@@ -218,8 +248,7 @@ def _values(plan: Plan, path: str) -> Sequence[Any]:
     if not isinstance(dimension, ChoiceSettings):
         raise ValueError(
             f"{plan.where}: sweep.search is {plan.settings.search}, which takes listed values "
-            f"alone; {path} is a "
-            "range: make it {kind: choice, values: [...]}, or search: optuna"
+            f"alone; {path} is a range: make it {{kind: choice, values: [...]}}, or search: optuna"
         )
     return dimension.values
 
@@ -231,11 +260,11 @@ def _grid(plan: Plan) -> list[dict[str, Any]]:
 
 
 def _lines(plan: Plan) -> list[dict[str, Any]]:
-    """One dimension after the other, the rest as params.yaml has them: the form of the paper's
+    """One dimension after the other, the rest as in params.yaml: the form of the paper's
     Table 7."""
     own = {path: setting(plan.params, path) for path in plan.space}
     rows = [own | {path: value} for path in plan.space for value in _values(plan, path)]
-    return [row for place, row in enumerate(rows) if row not in rows[:place]]
+    return [row for index, row in enumerate(rows) if row not in rows[:index]]
 
 
 SEARCHES: dict[str, Callable[[Plan], list[dict[str, Any]]]] = {"grid": _grid, "lines": _lines}

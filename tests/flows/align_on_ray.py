@@ -1,7 +1,7 @@
-"""An align run on Ray in a process of its own, as a flow's driver is, and works that do more than
-align.
+"""An align run on Ray in a process of its own, as a flow's driver is, and work functions that do
+more than align.
 
-python -m tests.flows.align_on_ray FOLDER     # a Bench of tests/stages/test_align.py
+    python -m tests.flows.align_on_ray FOLDER     # a Bench of tests/stages/test_align.py
 """
 
 from __future__ import annotations
@@ -23,17 +23,20 @@ from tests.stages.test_align import SETTINGS, Bench
 
 SHARDED = dataclasses.replace(SETTINGS, shard_rows=8)
 OUT = AlignOut(actors_min=1, actors_max=2, cpus_per_actor=1)
-CHUNK_ROWS, CHUNK_SECONDS = 2, 0.2
+CHUNK_ROWS = 2
+CHUNK_SECONDS = 0.2
 FATAL = "set/5.jpg"
 LAST = {f"set/{number}.jpg" for number in range(40, 48)}
 
 
 def noted(log: Path, work: Work, rows: list[RowDict]) -> AlignedPhotos:
-    """Says which process takes which photos, and takes its time, so that a test can end the process
-    meanwhile: a little, and as long as there is a file `hold` beside the log, or for photos of the
+    """Logs which process takes which photos, and then waits, so that a test can end the process
+    meanwhile: a little, and as long as there is a file `hold` next to the log, or for photos of the
     last shard `hold_last`."""
+    photos = [row["photo_id"] for row in rows]
     with log.open("a") as file:
-        file.write(" ".join([str(os.getpid()), *(row["photo_id"] for row in rows)]) + "\n")
+        file.write(" ".join([str(os.getpid()), *photos]) + "\n")
+
     time.sleep(CHUNK_SECONDS)
     is_last = any(row["photo_id"] in LAST for row in rows)
     while log.with_name("hold").exists() or (is_last and log.with_name("hold_last").exists()):
@@ -74,13 +77,10 @@ def through(wrap: functools.partial[AlignedPhotos], inner: Runner) -> Runner:
 def main() -> None:
     folder = Path(sys.argv[1])
     stage.CHUNK_ROWS = CHUNK_ROWS
+    note = functools.partial(noted, folder / "log")
+
     with connected():
-        Bench(folder).align(
-            SHARDED,
-            runner=through(
-                functools.partial(noted, folder / "log"), runner(OUT, folder / "scratch")
-            ),
-        )
+        Bench(folder).align(SHARDED, runner=through(note, runner(OUT, folder / "scratch")))
 
 
 if __name__ == "__main__":

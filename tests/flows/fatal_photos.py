@@ -1,5 +1,4 @@
-"""A scoring process whose reader of photos has bugs: one content ends it, another keeps it busy for
-ever."""
+"""A scoring process whose photo reader has bugs: one content ends it, another one never ends."""
 
 from __future__ import annotations
 
@@ -11,12 +10,14 @@ from typing import Any
 from flows.score import workers
 from visage.detection import image_io
 
-KILLS, HANGS, RAISES = b"kills", b"hangs", b"raises"
+KILLS = b"kills"
+HANGS = b"hangs"
+RAISES = b"raises"
 work_as_it_is = workers._work
 
 
 def work(*arguments: Any) -> None:
-    """What a process runs in place of `score_workers._work`."""
+    """Runs in a process in place of `flows.score.workers._work`."""
     image_io.read_photo = read_photo
     work_as_it_is(*arguments)
 

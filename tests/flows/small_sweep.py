@@ -1,5 +1,5 @@
-"""A sweep small enough for tests: crops on which an epoch takes a part of a second, and its driver
-as a process."""
+"""A sweep small enough for tests: crops on which an epoch takes part of a second, and the driver as
+a process."""
 
 from __future__ import annotations
 
@@ -68,20 +68,25 @@ def make(root: Path, *, num_faces: int = 80, **changes: Any) -> Path:
     """Faces and settings of a sweep in a folder. Its test faces are no pictures and have no labels:
     a sweep that opened them would fail."""
     rows = some_faces(num_faces, 20, 4)
-    spoilt = {"jpeg": b"no picture", "label": None}
-    write_faces(root / "faces", [row | spoilt if row["split"] == "test" else row for row in rows])
+    for row in rows:
+        if row["split"] == "test":
+            row.update({"jpeg": b"no picture", "label": None})
+    write_faces(root / "faces", rows)
+
     settings = finetune_settings(augmentation="none", num_workers=0)
     write_params(root / "params.yaml", finetune=settings, sweep=sweep_settings(**changes))
     return root
 
 
 class Driver:
-    """The driver's process; what it says is in a file, so that it can be watched."""
+    """The driver's process; its output is in a file, so that a test can watch it."""
 
     def __init__(self, root: Path, *before: str, **environment: str) -> None:
         self._log = root / "driver.log"
+
         with self._log.open("ab") as log:
             self._from = log.tell()
+
             command = [*before, sys.executable, "-m", "flows.sweep.driver", *WORDS]
             self.process = subprocess.Popen(
                 command,
@@ -93,11 +98,11 @@ class Driver:
             )
 
     def said(self) -> str:
-        """What it said since its start."""
+        """Its output since its start."""
         return self._log.read_bytes()[self._from :].decode()
 
     def until(self, enough: Callable[[str], bool], seconds: float = PATIENCE_SECONDS) -> str:
-        """Waits for words; what was said by then."""
+        """Waits for a certain output; returns the output by then."""
         deadline = time.monotonic() + seconds
         while not enough(self.said()):
             assert self.process.poll() is None, self.said()
@@ -106,13 +111,13 @@ class Driver:
         return self.said()
 
     def end(self, seconds: float = PATIENCE_SECONDS) -> str:
-        """What it said until its end."""
+        """Waits for its end; returns its output."""
         self.process.wait(seconds)
         return self.said()
 
 
 def sweep_folder(root: Path) -> Path:
-    """Where the trials write."""
+    """The folder to which the trials write."""
     [folder] = (root / "runs" / "sweep").iterdir()
     return folder
 

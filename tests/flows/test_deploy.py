@@ -10,7 +10,7 @@ from flows.deploy import LEASES
 
 
 def test_its_leases_outlive_it() -> None:
-    """Prefect knows the setting, and the storage is one that it has."""
+    """Prefect has the setting, and the storage exists."""
     [(variable, module)] = LEASES.items()
     assert variable == "PREFECT_SERVER_CONCURRENCY_LEASE_STORAGE"
     assert "lease_storage" in type(Settings().server.concurrency).model_fields

@@ -1,5 +1,5 @@
-"""The drift flow on a real Prefect server: what it compares, decides, starts and tells, against
-real HTTP servers."""
+"""The drift flow on a real Prefect server: what it compares, decides, starts and reports, with real
+HTTP servers."""
 
 from __future__ import annotations
 
@@ -50,12 +50,14 @@ SETTINGS = dataclasses.replace(
 
 
 class Loopback(http.server.ThreadingHTTPServer):
-    """Answers GET with `body`, any other path than /statistics with 404, and keeps what is posted
-    to it."""
+    """Answers GET /statistics with `body` and other paths with 404, and keeps what is posted to
+    it."""
 
     def __init__(self) -> None:
         super().__init__(("127.0.0.1", 0), Handler)
-        self.body, self.post_status, self.posted = b"", 200, list[tuple[str, Any]]()
+        self.body = b""
+        self.post_status = 200
+        self.posted: list[tuple[str, Any]] = []
 
     @property
     def url(self) -> str:
@@ -95,11 +97,13 @@ def loopback() -> Iterator[Loopback]:
 def faces(
     count: int, seed: int = 0, older_years: float = 0.0, weights: str = "of one model"
 ) -> Summary:
-    """A summary of people, whose features tell their age."""
+    """A summary of people, whose features follow their age."""
     rng = np.random.default_rng(seed)
     age = np.clip(rng.normal(35, 10, count) + older_years, 0, 100)
+    features = age[:, None] / 20 + rng.normal(size=(count, 16))
+
     made = Summary(weights, 0.0, 100.0, window_faces=10_000, block_faces=500)
-    made.add(age, (age[:, None] / 20 + rng.normal(size=(count, 16))).astype(np.float32))
+    made.add(age, features.astype(np.float32))
     return made
 
 
@@ -120,7 +124,7 @@ def toy(reason: str = "by hand") -> str:
 
 @pytest.fixture
 def deployment(prefect_server: str) -> Iterator[str]:  # noqa: ARG001
-    """toy/nightly, which no worker works on: its runs stay scheduled."""
+    """toy/nightly, which has no worker, so that its runs stay scheduled."""
     with get_client(sync_client=True) as client:
         made = client.create_deployment(flow_id=client.create_flow(toy), name="nightly")
         yield "toy/nightly"
@@ -140,7 +144,7 @@ def delete_runs_of_toy() -> None:
 
 
 def look(root: Path, loopback: Loopback, served: Summary, **changes: Any) -> str:
-    """The flow's message, with what it shall find and be set to."""
+    """Runs the flow on `served` with changed settings; returns its message."""
     loopback.body = bytes_of(served)
     settings = dataclasses.replace(SETTINGS, url=loopback.url, **changes)
     write_params(root / "params.yaml", drift=settings, package=PACKAGE)
@@ -160,11 +164,8 @@ def test_the_same_crowd_starts_nothing(tmp_path: Path, loopback: Loopback) -> No
     assert artifact().description == message
     rows = json.loads(artifact().data)
     assert rows[0]["found"] == 400
-    assert [row["threshold"] for row in rows] == [
-        200,
-        SETTINGS.max_value_psi,
-        SETTINGS.max_feature_distance,
-    ]
+    limits = [200, SETTINGS.max_value_psi, SETTINGS.max_feature_distance]
+    assert [row["threshold"] for row in rows] == limits
     assert all(row["found"] < row["threshold"] for row in rows[1:])
     assert runs_of_toy() == []
 
@@ -180,7 +181,7 @@ def test_few_faces_decide_nothing(tmp_path: Path, loopback: Loopback) -> None:
 
 
 @pytest.mark.usefixtures("champion", "deployment")
-def test_drift_starts_one_retraining_a_day_and_tells_people_once(
+def test_drift_starts_one_retraining_a_day_and_notifies_people_once(
     tmp_path: Path, loopback: Loopback, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     asyncio.run(Webhook(url=f"{loopback.url}/hook").asave("people"))
@@ -188,6 +189,7 @@ def test_drift_starts_one_retraining_a_day_and_tells_people_once(
         look(tmp_path, loopback, faces(400, seed, older_years=10), notify="people")
         for seed in (0, 2)
     ]
+
     [run] = runs_of_toy()
     assert run.state.is_scheduled()
     assert run.name.startswith("drift ")
@@ -203,9 +205,8 @@ def test_drift_starts_one_retraining_a_day_and_tells_people_once(
     assert artifact().description == messages[1]
 
     monkeypatch.setattr(flows.drift, "champion_reference", lambda _model: (4, faces(2000, seed=1)))
-    assert "was started, which" in look(
-        tmp_path, loopback, faces(400, older_years=10), notify="people"
-    )
+    message = look(tmp_path, loopback, faces(400, older_years=10), notify="people")
+    assert "was started, which" in message
     assert len(runs_of_toy()) == 2  # another champion's drift
     assert len(loopback.posted) == 2
     delete_runs_of_toy()
@@ -235,12 +236,13 @@ def test_a_webhook_that_fails_is_a_warning_without_its_address(
     if kind in address:
         asyncio.run(Webhook(url=address[kind]).asave(kind))
     loopback.post_status = 500
+
     with caplog.at_level(logging.WARNING):
         message = look(tmp_path, loopback, faces(400, older_years=10), notify=kind)
     assert "was started, which" in message
-    [warning] = [
-        record.getMessage() for record in caplog.records if "webhook block" in record.getMessage()
-    ]
+
+    warnings_logged = [record.getMessage() for record in caplog.records]
+    [warning] = [text for text in warnings_logged if "webhook block" in text]
     assert warning.startswith(f"webhook block '{kind}' got no message")
     assert message in warning
     assert "secret" not in warning
@@ -268,7 +270,7 @@ def test_another_model_at_the_server_is_not_compared(tmp_path: Path, loopback: L
 
 @dataclass(frozen=True, kw_only=True)
 class Champion:
-    """A registered small model, and the sums of the faces that it answered after those of its
+    """A registered small model, and the summary of the faces that it predicted after those of its
     reference."""
 
     store: Store
@@ -277,17 +279,21 @@ class Champion:
 
 @pytest.fixture
 def registered(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Champion]:
-    """A real registry with one champion, whose reference lies beside it."""
+    """A real registry with one champion, whose export has a reference."""
     monkeypatch.setenv("MLFLOW_TRACKING_URI", f"sqlite:///{tmp_path / 'mlflow.db'}")
     export = small_model(tmp_path / "export")
-    (network, config), heard = load_model(export), []
+    network, config = load_model(export)
+    summaries = []
     for seed in (3, 4):
-        heard.append(Summary.of(config, window_faces=1000, block_faces=100))
-        observed = CropPredictor(network, config, observe=heard[-1].add)
-        observed.predict_crops(some_crops(250, seed=seed))
-    (export / REFERENCE_FILE).write_text(json.dumps(heard[0].as_document()), encoding="utf-8")
+        summary = Summary.of(config, window_faces=1000, block_faces=100)
+        predictor = CropPredictor(network, config, observe=summary.add)
+        predictor.predict_crops(some_crops(250, seed=seed))
+        summaries.append(summary)
+    reference, served = summaries
+    (export / REFERENCE_FILE).write_text(json.dumps(reference.as_document()), encoding="utf-8")
+
     before = mlflow.get_tracking_uri()
-    yield Champion(store=make_store(tmp_path, export), served=heard[1])
+    yield Champion(store=make_store(tmp_path, export), served=served)
     mlflow.set_tracking_uri(before)
 
 
@@ -297,6 +303,7 @@ def test_the_champion_s_reference_comes_from_the_registry(
 ) -> None:
     message = look(tmp_path, loopback, registered.served)
     assert message.endswith("look like the training faces of version 1 of small")
+
     (registered.store.export / REFERENCE_FILE).unlink()
     version = register(registered.store.export)
     with pytest.raises(
@@ -308,23 +315,27 @@ def test_the_champion_s_reference_comes_from_the_registry(
 
 
 @pytest.mark.slow
-def test_the_server_sums_up_the_faces_that_it_answers(registered: Champion) -> None:
-    port, photos = free_port(), synthetic_photos(6)
+def test_the_server_sums_up_the_faces_that_it_predicts(registered: Champion) -> None:
+    port = free_port()
+    photos = synthetic_photos(6)
+
+    predicted: list[dict[str, Any]] = []
     with running(serve_command(port), port, registered.store, "/ready") as server:
         empty = served_faces(f"http://127.0.0.1:{port}")
-        answers = [
-            face for document in server.photos(photos, all_faces=True) for face in document["faces"]
-        ]
+        for document in server.photos(photos, all_faces=True):
+            predicted += document["faces"]
         summed = served_faces(f"http://127.0.0.1:{port}")
+
     assert empty.totals().num_faces == 0
-    assert summed.weights == champion_reference(PACKAGE.model)[1].weights
-    assert summed.totals().num_faces == len(answers) >= 3
-    assert summed.totals().value_sum == pytest.approx(sum(face["value"] for face in answers))
+    _, reference = champion_reference(PACKAGE.model)
+    assert summed.weights == reference.weights
+    assert summed.totals().num_faces == len(predicted) >= 3
+    assert summed.totals().value_sum == pytest.approx(sum(face["value"] for face in predicted))
     assert len(summed.totals().feature_sums) == 128
 
 
 def register(export: Path) -> int:
-    """The folder as another run's model, champion from now on."""
+    """Registers the folder as another run's model and makes it the champion."""
     from model_registry.package import package
 
     client = connect()
@@ -380,16 +391,15 @@ def test_the_command_line_ends_in_one_line(
     capsys: pytest.CaptureFixture[str],
 ) -> None:
     message = look(tmp_path, loopback, faces(400))
+
     monkeypatch.setattr("sys.argv", ["flows.drift"])
     monkeypatch.setattr(flows.drift, "drift", lambda **keywords: drift(tmp_path, **keywords))
     main()
     assert capsys.readouterr().out.strip().splitlines()[-1] == message
+
     loopback.body = b"<html>"
     with pytest.raises(SystemExit) as stopped:
         main()
     assert stopped.value.code == 2
-    assert (
-        capsys.readouterr()
-        .err.splitlines()[-1]
-        .startswith(f"flows.drift: {loopback.url}/statistics: not JSON")
-    )
+    last_line = capsys.readouterr().err.splitlines()[-1]
+    assert last_line.startswith(f"flows.drift: {loopback.url}/statistics: not JSON")

@@ -1,5 +1,5 @@
-"""The flow against a real Prefect server: tasks, retries, artifacts, and what a cancelled or killed
-one leaves."""
+"""The flow on a real Prefect server: tasks, retries, artifacts, and the workspace after a cancelled
+or killed flow."""
 
 from __future__ import annotations
 
@@ -55,7 +55,7 @@ flows.reproduce.reproduce(Path(sys.argv[1]))
 
 @contextmanager
 def pretended(_root: Path, _experiment: str) -> Iterator[Callable[[list[Declared]], RecordedRun]]:
-    """Stands in for MLflow, which tests/model_registry/ holds to its word."""
+    """Stands in for MLflow, which tests/model_registry/ tests."""
     yield lambda _stages: RecordedRun(
         run_id="abc", experiment_id="7", tracking_uri="http://127.0.0.1:5000/"
     )
@@ -84,7 +84,7 @@ def runs_of(task: str) -> list[Any]:
 
 
 def logs_of(run: UUID) -> list[str]:
-    """What the server has of a task run's log."""
+    """The server's log of a task run."""
     wanted = LogFilter(task_run_id=LogFilterTaskRunId(any_=[run]))
     with get_client(sync_client=True) as client:
         return [log.message for log in client.read_logs(log_filter=wanted)]
@@ -99,18 +99,17 @@ def logs_of(run: UUID) -> list[str]:
 def test_every_stage_is_a_task_and_nothing_stale_takes_seconds(tmp_path: Path) -> None:
     root = toy_workspace.make(tmp_path, {"first-stage": "print('a word')", "last-stage": ""})
     assert reproduce(root) == {"first-stage": "ran", "last-stage": "ran"}
-    assert (
-        runs_of("first-stage")[0].state_name == runs_of("last-stage")[0].state_name == "Completed"
-    )
-    wait_for(lambda: "a word" in logs_of(runs_of("first-stage")[0].id))
+    first = runs_of("first-stage")[0]
+    last = runs_of("last-stage")[0]
+    assert first.state_name == last.state_name == "Completed"
+    wait_for(lambda: "a word" in logs_of(first.id))
+
     started = time.monotonic()
     assert reproduce(root) == {"first-stage": "fresh", "last-stage": "fresh"}
-    assert (
-        time.monotonic() - started < 60
-    )  # bench/reproduce.py measures; this is for what would hang
-    assert (
-        newest("mlflow-run") == "[MLflow run abc](http://127.0.0.1:5000/#/experiments/7/runs/abc)"
-    )
+    # bench/reproduce.py measures the time; this limit finds a flow that hangs.
+    assert time.monotonic() - started < 60
+    link = "[MLflow run abc](http://127.0.0.1:5000/#/experiments/7/runs/abc)"
+    assert newest("mlflow-run") == link
 
 
 @pytest.mark.usefixtures("server")
@@ -158,15 +157,14 @@ def test_bad_data_and_faults_are_not_tried_again(tmp_path: Path, status: int) ->
 
 
 def with_results(root: Path, ends: str, files: dict[str, str]) -> Path:
-    """A workspace with a stage that writes some of what the pipeline's stages write."""
+    """A workspace with a stage that writes some of the pipeline's files."""
     for name, content in files.items():
         path = root / "made" / name
         path.parent.mkdir(parents=True, exist_ok=True)
         path.write_text(content, encoding="utf-8")
-    toy_workspace.make(
-        root,
-        {"evaluate": f"import shutil; shutil.copytree('made', '.', dirs_exist_ok=True); {ends}"},
-    )
+
+    program = f"import shutil; shutil.copytree('made', '.', dirs_exist_ok=True); {ends}"
+    toy_workspace.make(root, {"evaluate": program})
     outs = ["reports/metrics.json", "reports/plots", "reports/validation/target.json"]
     with (root / "dvc.yaml").open("a", encoding="utf-8") as file:
         file.writelines(f"    - {out}\n" for out in outs)
@@ -175,11 +173,13 @@ def with_results(root: Path, ends: str, files: dict[str, str]) -> Path:
 
 @pytest.mark.usefixtures("server")
 def test_results_are_shown(tmp_path: Path) -> None:
-    documents = {"metrics.json": json.dumps(METRICS), "validation/target.json": json.dumps(QUALITY)}
-    files = documents | {"plots/cs_curve.png": "png"}
-    reproduce(
-        with_results(tmp_path, "", {f"reports/{name}": content for name, content in files.items()})
-    )
+    files = {
+        "reports/metrics.json": json.dumps(METRICS),
+        "reports/validation/target.json": json.dumps(QUALITY),
+        "reports/plots/cs_curve.png": "png",
+    }
+    reproduce(with_results(tmp_path, "", files))
+
     assert newest("metrics-evaluate") == [
         {"faces": "test", "metric": "mae", "value": 5.0, "low": 4.0, "high": 6.0}
     ]
@@ -208,6 +208,7 @@ def test_rows_and_pages_of_results() -> None:
 
 def test_evidence_is_what_dvc_yaml_says() -> None:
     found = flows.reproduce._evidence(REPOSITORY, declared(REPOSITORY))
+
     assert found.metrics == REPOSITORY / "reports/metrics.json"
     assert found.groups == REPOSITORY / "reports/groups.csv"
     assert found.predictions == REPOSITORY / "reports/predictions.parquet"
@@ -246,9 +247,11 @@ def test_code_that_differs_from_its_commit_is_dirty(tmp_path: Path) -> None:
     (tmp_path / "dvc.lock").write_text("1", encoding="utf-8")
     git("add", ".")
     git("-c", "user.name=x", "-c", "user.email=x@example.com", "commit", "-qm", "x")
+
     (tmp_path / "dvc.lock").write_text("2", encoding="utf-8")
     assert code_of(tmp_path)["dirty"] == "false"
     assert len(code_of(tmp_path)["git_commit"]) == 40
+
     (tmp_path / "a.py").write_text("2", encoding="utf-8")
     assert code_of(tmp_path)["dirty"] == "true"
 
@@ -268,11 +271,13 @@ def test_a_killed_or_cancelled_flow_is_finished_by_the_next(tmp_path: Path, numb
         env=dict(os.environ),
         preexec_fn=lambda: signal.signal(signal.SIGINT, signal.default_int_handler),
     )
+
     wait_for((root / "pid").exists, 60)
     stage = int((root / "pid").read_text(encoding="utf-8"))
     flow.send_signal(number)
     assert flow.wait(30) != 0
     wait_for(lambda: not is_alive(stage), 3)
+
     (root / "go").touch()
     assert reproduce(root) == {"a": "fresh", "b": "ran", "c": "ran"}
     assert (root / "c.txt").read_text(encoding="utf-8") == "a\nb\nc\n"

@@ -1,5 +1,5 @@
-"""The nightly job, with a toy for a pipeline and everything else real: Prefect, DVC, MLflow, the
-watched folder.
+"""The nightly job with a toy pipeline; everything else is real: Prefect, DVC, MLflow, the watched
+folder.
 
 The toy's model errs by as many years as the newest label in the watched table says.
 """
@@ -36,7 +36,8 @@ import csv, json, pathlib, shutil, sys
 from tests.model_registry.test_promote import predictions
 stage, table = sys.argv[1], pathlib.Path("incoming/target/labelled/labels.csv")
 errors = [float(row["label"]) for row in csv.DictReader(table.open())] if table.is_file() else [4.0]
-[pathlib.Path(folder).mkdir(parents=True, exist_ok=True) for folder in ("data/target", "reports", "models")]
+for folder in ("data/target", "reports", "models"):
+    pathlib.Path(folder).mkdir(parents=True, exist_ok=True)
 if errors[-1] < 0:
     sys.exit("stages.download: labels.csv: the label is below 0")
 if stage == "download":
@@ -46,7 +47,8 @@ elif stage == "evaluate":
     decision = {"decode": "expectation", "flip": True, "interval": 0.95, "num_resamples": 9}
     metrics = {"test": {"num_faces": 200, "mae": mae}, "decision": decision}
     pathlib.Path("reports/metrics.json").write_text(json.dumps(metrics))
-    pathlib.Path("reports/groups.csv").write_text("list,attribute,group,num_faces,metric,value,low,high\\n")
+    header = "list,attribute,group,num_faces,metric,value,low,high\\n"
+    pathlib.Path("reports/groups.csv").write_text(header)
     predictions(errors[-1]).to_parquet("reports/predictions.parquet")
 else:
     shutil.copytree("given", "models/export", dirs_exist_ok=True)
@@ -76,7 +78,7 @@ class Hearing(http.server.BaseHTTPRequestHandler):
 
 @pytest.fixture
 def heard() -> Iterator[tuple[str, list[str]]]:
-    """A webhook's address, and what it was told."""
+    """A webhook's address, and the messages that it got."""
     with http.server.ThreadingHTTPServer(("127.0.0.1", 0), Hearing) as server:
         server.heard = []  # type: ignore[attr-defined]
         threading.Thread(target=server.serve_forever, daemon=True).start()
@@ -96,6 +98,7 @@ def copy(
     Webhook(url=heard[0]).save("toy", overwrite=True)
     monkeypatch.setenv("PYTHONPATH", str(REPOSITORY))
     monkeypatch.setenv("DVC_NO_ANALYTICS", "1")
+
     (local / "stage.py").write_text(STAGE, encoding="utf-8")
     stages = {
         name: {"cmd": f"python stage.py {name}", "deps": deps, "outs": outs}
@@ -103,6 +106,7 @@ def copy(
     }
     stages["evaluate"]["metrics"] = [{"reports/metrics.json": {"cache": False}}]
     (local / "dvc.yaml").write_text(yaml.safe_dump({"stages": stages}), encoding="utf-8")
+
     real = yaml.safe_load((REPOSITORY / "params.yaml").read_text(encoding="utf-8"))
     params = {
         "download": real["download"],
@@ -111,6 +115,7 @@ def copy(
         **plain_settings(promote=RULES),
     }
     (local / "params.yaml").write_text(yaml.safe_dump(params), encoding="utf-8")
+
     (local / ".dvc" / "tmp").mkdir(parents=True)
     (local / ".dvc" / "config").write_text("[core]\n    no_scm = True\n", encoding="utf-8")
     (local / "incoming" / "target").mkdir(parents=True)
@@ -136,8 +141,8 @@ def set_package(copy: Path, **values: int) -> None:
 
 
 def run(copy: Path) -> str:
-    outcome: str = retrain("a test", copy)
-    return outcome
+    result: str = retrain("a test", copy)
+    return result
 
 
 @pytest.mark.slow
@@ -150,8 +155,7 @@ def test_nights_one_after_the_other(copy: Path, heard: tuple[str, list[str]]) ->
     assert len(client.search_runs([client.get_experiment_by_name("toy").experiment_id])) == 1
 
     bring(copy, 6.0)
-    outcome = run(copy)
-    assert outcome.startswith(
+    assert run(copy).startswith(
         "version 2 of toy was refused, version 1 stays champion: MAE 6.000 against 4.000"
     )
     assert champion(MODEL) == 1
@@ -165,13 +169,14 @@ def test_nights_one_after_the_other(copy: Path, heard: tuple[str, list[str]]) ->
     tags = client.get_model_version(MODEL, "3").tags
     assert tags["visage.reason"] == "a test"
     assert tags["visage.decided_against"] == "1"
-    assert (
-        "# toy, version 3: age from a face, in years"
-        in client.get_model_version(MODEL, "3").description
-    )
+    card = client.get_model_version(MODEL, "3").description
+    assert "# toy, version 3: age from a face, in years" in card
+
     set_package(copy, max_photos=7)
     assert run(copy).startswith("version 4 of toy is champion")
-    assert json.loads(client.get_model_version(MODEL, "4").tags["visage.limits"])["max_photos"] == 7
+    limits = json.loads(client.get_model_version(MODEL, "4").tags["visage.limits"])
+    assert limits["max_photos"] == 7
+
     assert [text.split(":")[1] for text in heard[1]] == [
         " version 1 of toy is champion",
         " version 2 of toy was refused, version 1 stays champion",
@@ -181,7 +186,7 @@ def test_nights_one_after_the_other(copy: Path, heard: tuple[str, list[str]]) ->
 
 
 @pytest.mark.slow
-def test_a_failing_stage_is_told_and_the_next_night_goes_on(
+def test_a_failing_stage_is_reported_and_the_next_night_goes_on(
     copy: Path, heard: tuple[str, list[str]]
 ) -> None:
     bring(copy, -1.0)
@@ -198,16 +203,15 @@ def test_a_failing_stage_is_told_and_the_next_night_goes_on(
 def test_one_that_died_between_register_and_alias_is_finished(
     copy: Path, monkeypatch: pytest.MonkeyPatch, step: str
 ) -> None:
-    """`packaged`: the version is there and nothing else; `compared`: it was decided, the alias did
-    not move."""
+    """`packaged`: only the version exists. `compared`: the decision was made, the alias did not
+    move."""
+    module, function = (job, "compared") if step == "packaged" else (promotion_gate, "promote")
 
     def crash(*_: Any, **__: Any) -> None:
         raise KeyboardInterrupt
 
     with monkeypatch.context() as broken:
-        broken.setattr(
-            *((job, "compared") if step == "packaged" else (promotion_gate, "promote")), crash
-        )
+        broken.setattr(module, function, crash)
         with pytest.raises(KeyboardInterrupt):
             run(copy)
     assert champion(MODEL) is None
@@ -222,6 +226,7 @@ def test_of_two_at_once_one_ends(copy: Path, capsys: pytest.CaptureFixture[str])
             job.main(copy, [])
         with pytest.raises(Busy):
             reproduce(copy)
+
     assert state.is_cancelled()
     assert "in use by process" in state.message
     assert "flows.retrain: " in capsys.readouterr().err

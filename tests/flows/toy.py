@@ -8,7 +8,10 @@ from typing import Any
 from flows.pipeline.dvc_stages import Declared
 from flows.pipeline.step_cache import Step, plan
 
-NUMBERS = "import json, pathlib; pathlib.Path('numbers.txt').write_text(str(json.load(open('params.yaml'))['numbers']))"
+NUMBERS = (
+    "import json, pathlib; "
+    "pathlib.Path('numbers.txt').write_text(str(json.load(open('params.yaml'))['numbers']))"
+)
 DOUBLED = (
     "import json, pathlib; print('doubling'); wrong = "
     "json.load(open('params.yaml'))['doubled']['wrong']; "
@@ -16,7 +19,10 @@ DOUBLED = (
     "pathlib.Path('doubled/value.txt').write_text(str(2 * "
     "int(pathlib.Path('numbers.txt').read_text())))"
 )
-TOTAL = "import pathlib; pathlib.Path('total.txt').write_text(pathlib.Path('doubled/value.txt').read_text() + '!')"
+TOTAL = (
+    "import pathlib; "
+    "pathlib.Path('total.txt').write_text(pathlib.Path('doubled/value.txt').read_text() + '!')"
+)
 
 
 def stage(
@@ -44,8 +50,8 @@ def params(numbers: int, wrong: bool = False, total: int = 0) -> dict[str, Any]:
 
 def steps(runs: Path, *settings: dict[str, Any]) -> list[Step]:
     """The steps of several cells, each once."""
-    return list(
-        {
-            step.key: step for one in settings for step in plan(GRAPH, one, "total", runs).values()
-        }.values()
-    )
+    by_key = {}
+    for one in settings:
+        for step in plan(GRAPH, one, "total", runs).values():
+            by_key[step.key] = step
+    return list(by_key.values())

@@ -23,6 +23,7 @@ def make(root: Path, programs: Mapping[str, str], *, chained: bool = True) -> Pa
     Python before they write `<stage>.txt`."""
     root.mkdir(parents=True, exist_ok=True)
     (root / "stage.py").write_text(STAGE, encoding="utf-8")
+
     stages: dict[str, Any] = {}
     before: list[str] = []
     for name, program in programs.items():
@@ -33,6 +34,7 @@ def make(root: Path, programs: Mapping[str, str], *, chained: bool = True) -> Pa
             "outs": [f"{name}.txt"],
         }
         before = [f"{name}.txt"] if chained else []
+
     (root / "dvc.yaml").write_text(
         yaml.safe_dump({"stages": stages}, sort_keys=False), encoding="utf-8"
     )

@@ -1,7 +1,7 @@
 """A small pre-training on Ray as a driver process: `python -m tests.flows.train_job FOLDER EPOCHS`.
 
-FOLDER holds `faces`, and gets the rest. Ends as stages do, with one line and the status of
-stages/exit_status.py.
+FOLDER holds `faces`, and the job writes to it. It ends as stages do, with one line and the status
+of stages/exit_status.py.
 """
 
 from __future__ import annotations
@@ -28,9 +28,11 @@ OUT = PretrainOut(
 
 
 def main() -> None:
-    folder, epochs = Path(sys.argv[1]), int(sys.argv[2])
+    folder = Path(sys.argv[1])
+    epochs = int(sys.argv[2])
     recipe = dataclasses.replace(RECIPE, batch_size=16, learning_rate=5e-3)
     settings = pretrain_settings(epochs=epochs, recipes={"small": recipe})
+
     with connected():
         try:
             pretrain(

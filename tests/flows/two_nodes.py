@@ -1,8 +1,8 @@
 """A Ray cluster of two nodes with a CPU each, in a process of its own: `python -m
 tests.flows.two_nodes`.
 
-Prints one line of JSON: address, and the processes of the head node (GCS first) and of the second
-one (its raylet). It ends when its standard input does.
+It prints one line of JSON: the address, and the processes of the head node (GCS first) and of the
+second one (its raylet). It ends when its standard input ends.
 """
 
 from __future__ import annotations
@@ -47,6 +47,7 @@ def two_nodes() -> Iterator[dict[str, Any]]:
     )
     assert process.stdin is not None
     assert process.stdout is not None
+
     try:
         yield json.loads(next(line for line in process.stdout if line.startswith("{")))
     finally:
@@ -72,8 +73,10 @@ def main() -> None:
         "second": [pid(second, "raylet")],
     }
     print(json.dumps(document), flush=True)
+
     sys.stdin.read()
-    with contextlib.suppress(Exception):  # a node may be gone already: that is what it is for
+    # Tests kill nodes, so a node may be gone already.
+    with contextlib.suppress(Exception):
         cluster.shutdown()
 
 

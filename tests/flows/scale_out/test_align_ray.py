@@ -1,5 +1,4 @@
-"""Alignment on Ray: the local stage's bytes whatever dies meanwhile, and nothing done twice that
-was finished."""
+"""Alignment on Ray: the local stage's bytes, whatever process dies, and no finished shard twice."""
 
 from __future__ import annotations
 
@@ -71,6 +70,7 @@ def bench(tmp_path: Path, faces: list[bytes]) -> Bench:
     quarantined."""
     (tmp_path / "raw" / "set").mkdir(parents=True)
     (tmp_path / "gate.json").write_text("{}")
+
     rows = []
     for number in range(NUM_PHOTOS):
         data = faces[number % len(faces)]
@@ -79,6 +79,7 @@ def bench(tmp_path: Path, faces: list[bytes]) -> Bench:
     (tmp_path / "raw" / "set" / "3.jpg").unlink()
     rows[11] |= {"unreadable": "truncated"}
     rows[20] |= {"sha256": "0" * 64}
+
     result = Bench(tmp_path)
     result.write(rows, ["set/30.jpg"])
     return result
@@ -86,13 +87,14 @@ def bench(tmp_path: Path, faces: list[bytes]) -> Bench:
 
 def results(bench: Bench) -> dict[str, bytes]:
     """Every file that the stage writes."""
-    return bench.shards() | {
-        name: (bench.folder / name).read_bytes() for name in ("rejects.csv", "align.json")
-    }
+    files = bench.shards()
+    for name in ("rejects.csv", "align.json"):
+        files[name] = (bench.folder / name).read_bytes()
+    return files
 
 
 def local(bench: Bench) -> dict[str, bytes]:
-    """What the local stage makes of the same photos; its files are removed."""
+    """The files that the local stage writes for the same photos; they are removed again."""
     bench.align(SHARDED)
     made = results(bench)
     for path in (bench.folder / "faces").iterdir():
@@ -114,7 +116,7 @@ def wait_until(happens: Any, seconds: float = 240) -> None:
         time.sleep(0.05)
 
 
-# Without Ray: what is kept of a chunk's earlier deaths, the folder, the settings.
+# Without Ray: the record of a chunk's earlier deaths, the folder, the settings.
 
 
 class Death(BaseException):
@@ -131,7 +133,7 @@ def deadly(rows: list[RowDict], *photos: str) -> AlignedPhotos:
 
 
 def lives(work: Any, mark: Path) -> tuple[AlignedPhotos, int]:
-    """The outcome, and how many processes died for it."""
+    """The result, and how many processes died for it."""
     rows = [{"photo_id": str(number)} for number in range(6)]
     for deaths in range(50):
         try:
@@ -142,14 +144,14 @@ def lives(work: Any, mark: Path) -> tuple[AlignedPhotos, int]:
 
 
 def test_photos_that_end_their_process_become_rejects_in_their_places(tmp_path: Path) -> None:
-    outcome, deaths = lives(lambda rows: deadly(rows, "1", "4"), tmp_path / "0.json")
-    assert [face["photo_id"] for face in outcome.faces] == ["0", "2", "5"]
-    assert outcome.rejects == [
+    aligned, deaths = lives(lambda rows: deadly(rows, "1", "4"), tmp_path / "0.json")
+    assert [face["photo_id"] for face in aligned.faces] == ["0", "2", "5"]
+    assert aligned.rejects == [
         ("1", "ends the process that works on it"),
         ("3", "no face"),
         ("4", "ends the process that works on it"),
     ]
-    assert deaths == 6  # the whole chunk twice, each of the two photos twice
+    assert deaths == 6  # all photos twice, each of the two fatal ones twice
     assert not list(tmp_path.iterdir())
 
 
@@ -161,9 +163,10 @@ def test_a_chunk_whose_workers_died_of_something_else_is_done_as_before(tmp_path
         taken.append(len(rows))
         return deadly(rows)
 
-    outcome, _ = lives(work, tmp_path / "0.json")
+    aligned, _ = lives(work, tmp_path / "0.json")
     assert taken == [1] * 6 + [6]
-    assert (len(outcome.faces), outcome.rejects) == (5, [("3", "no face")])
+    assert len(aligned.faces) == 5
+    assert aligned.rejects == [("3", "no face")]
 
 
 def test_a_chunk_that_no_worker_survives_ends_the_run_and_is_named(tmp_path: Path) -> None:
@@ -179,19 +182,19 @@ def test_a_chunk_that_no_worker_survives_ends_the_run_and_is_named(tmp_path: Pat
 def test_what_killed_runs_left_goes_and_nothing_else(tmp_path: Path) -> None:
     (tmp_path / "align-chunks-old" / "tasks").mkdir(parents=True)
     (tmp_path / "mine").mkdir()
-    assert (
-        list(runner(OUT, tmp_path)(lambda _: AlignedPhotos(), [])) == []
-    )  # no Ray is asked for no chunks
+    # Without chunks no Ray is needed.
+    assert list(runner(OUT, tmp_path)(lambda _: AlignedPhotos(), [])) == []
     assert [path.name for path in tmp_path.iterdir()] == ["mine"]
 
 
-def test_a_full_scratch_folder_says_so_and_leaves_the_shards_whole(bench: Bench) -> None:
+def test_a_full_scratch_folder_says_so_and_leaves_the_shards_unchanged(bench: Bench) -> None:
     """Full: the system takes no file of more than a megabyte, and a person's name has three."""
     bench.align(SHARDED)
     first = bench.shards()
     rows = bench.rows()
     rows[40] |= {"person": np.random.default_rng(0).bytes(3 << 19).hex()}
     bench.write(rows)
+
     before = resource.getrlimit(resource.RLIMIT_FSIZE)
     resource.setrlimit(resource.RLIMIT_FSIZE, (1 << 20, before[1]))
     try:
@@ -202,6 +205,7 @@ def test_a_full_scratch_folder_says_so_and_leaves_the_shards_whole(bench: Bench)
             bench.align(SHARDED, runner=runner(OUT, bench.folder / "scratch"))
     finally:
         resource.setrlimit(resource.RLIMIT_FSIZE, before)
+
     assert bench.shards() == first
     assert not list((bench.folder / "scratch").iterdir())
 
@@ -240,38 +244,29 @@ def test_the_bytes_are_those_of_the_local_stage(
 @pytest.mark.usefixtures("one_node")
 def test_a_photo_that_ends_every_worker_is_a_reject(bench: Bench) -> None:
     wanted = local(bench)
-    bench.align(
-        SHARDED, runner=through(functools.partial(fatal), runner(OUT, bench.folder / "scratch"))
-    )
+    on_ray = runner(OUT, bench.folder / "scratch")
+    bench.align(SHARDED, runner=through(functools.partial(fatal), on_ray))
+
     assert bench.rejects()[FATAL] == "ends the process that works on it"
     assert len(bench.rejects()) == 4
-    assert {name for name, data in results(bench).items() if data != wanted[name]} == {
-        "part-00000.parquet",
-        "rejects.csv",
-        "align.json",
-    }
+    changed = {name for name, data in results(bench).items() if data != wanted[name]}
+    assert changed == {"part-00000.parquet", "rejects.csv", "align.json"}
 
 
 @pytest.mark.slow
 @pytest.mark.usefixtures("one_node")
-def test_an_error_of_the_work_is_told_in_a_line(bench: Bench) -> None:
+def test_an_error_of_the_work_is_reported_in_a_line(bench: Bench) -> None:
+    on_ray = runner(OUT, bench.folder / "scratch")
     with pytest.raises(AlignStopped, match=r"^OSError: no such disk for 2 photos$"):
-        bench.align(
-            SHARDED,
-            runner=through(functools.partial(failing), runner(OUT, bench.folder / "scratch")),
-        )
+        bench.align(SHARDED, runner=through(functools.partial(failing), on_ray))
     assert not (bench.folder / "align.json").exists()
 
 
 @pytest.mark.usefixtures("one_node")
 def test_an_actor_that_fits_no_node_is_refused(bench: Bench) -> None:
+    too_large = AlignOut(actors_min=1, actors_max=1, cpus_per_actor=3)
     with pytest.raises(ValueError, match="cpus_per_actor is 3, and the largest node has 2"):
-        bench.align(
-            SHARDED,
-            runner=runner(
-                AlignOut(actors_min=1, actors_max=1, cpus_per_actor=3), bench.folder / "s"
-            ),
-        )
+        bench.align(SHARDED, runner=runner(too_large, bench.folder / "s"))
 
 
 @pytest.mark.slow
@@ -279,23 +274,22 @@ def test_an_actor_that_fits_no_node_is_refused(bench: Bench) -> None:
 def test_a_slow_consumer_holds_the_actors_back(tmp_path: Path) -> None:
     """400 chunks of a megabyte, an object store of a hundred: those that wait must fit in it."""
     chunks = ([{"photo_id": str(number)}] for number in range(400))
-    outcomes = runner(OUT, tmp_path / "scratch")(
-        functools.partial(big, tmp_path / "log", len), chunks
-    )
-    assert next(outcomes).rejects[0][0] == "0"
+    work = functools.partial(big, tmp_path / "log", len)
+    aligned = runner(OUT, tmp_path / "scratch")(work, chunks)
+    assert next(aligned).rejects[0][0] == "0"
     num_begun = -1
 
     def stands_still() -> bool:
         nonlocal num_begun
         time.sleep(3)
-        before, num_begun = num_begun, len((tmp_path / "log").read_text().splitlines())
+        before = num_begun
+        num_begun = len((tmp_path / "log").read_text().splitlines())
         return before == num_begun
 
     wait_until(stands_still)
     assert 4 <= num_begun <= 120
-    assert [outcome.rejects[0][0] for outcome in outcomes] == [
-        str(number) for number in range(1, 400)
-    ]
+    places = [one.rejects[0][0] for one in aligned]
+    assert places == [str(number) for number in range(1, 400)]
 
 
 # On two nodes.
@@ -341,6 +335,7 @@ def test_a_worker_and_a_node_may_die(bench: Bench, two_nodes: Cluster) -> None:
     note = functools.partial(noted, bench.folder / "log")
     bench.align(SHARDED, runner=through(note, runner(OUT, bench.folder / "scratch")))
     killer.join()
+
     assert results(bench) == wanted
     times = Counter(photo for _, photos in work_done(bench) for photo in photos)
     assert set(times) == {f"set/{number}.jpg" for number in range(NUM_PHOTOS)} - {"set/30.jpg"}
@@ -353,7 +348,7 @@ def finished(bench: Bench) -> dict[str, int]:
 
 
 def goes_on(bench: Bench, wanted: dict[str, bytes], kept: dict[str, int]) -> None:
-    """A further run leaves the finished shards alone and ends with the local stage's bytes."""
+    """Another run leaves the finished shards alone and ends with the local stage's bytes."""
     (bench.folder / "log").unlink()
     drive(
         "tests.flows.align_on_ray",
@@ -362,6 +357,7 @@ def goes_on(bench: Bench, wanted: dict[str, bytes], kept: dict[str, int]) -> Non
         kept="the shards",
         log=print,
     )
+
     assert results(bench) == wanted
     assert {name: when for name, when in finished(bench).items() if name in kept} == kept
     redone = {int(photo[4:-4]) // 8 for _, photos in work_done(bench) for photo in photos}
@@ -377,11 +373,13 @@ def test_a_killed_driver_loses_no_finished_shard(bench: Bench) -> None:
     command = [sys.executable, "-m", "tests.flows.align_on_ray", str(bench.folder)]
     hold = bench.folder / "hold_last"
     hold.touch()
+
     driver = subprocess.Popen(command, cwd=REPOSITORY, env=os.environ | QUIET)
     wait_until(lambda: finished(bench))
     driver.kill()
     driver.wait()
     hold.unlink()
+
     kept = finished(bench)
     assert 0 < len(kept) < 6
     assert list((bench.folder / "scratch").iterdir())
@@ -418,6 +416,7 @@ def test_a_lost_head_node_ends_the_driver_with_what_to_do(
         )
     killer.join()
     hold.unlink()
+
     kept = finished(bench)
     assert 0 < len(kept) < 6
     monkeypatch.delenv("RAY_ADDRESS")

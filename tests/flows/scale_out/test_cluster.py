@@ -19,9 +19,8 @@ from tests.imports import REPOSITORY
 def test_rays_launcher_takes_the_description() -> None:
     config = yaml.safe_load((REPOSITORY / "docs" / "cluster.yaml").read_text(encoding="utf-8"))
     validate_config(prepare_config(config))
-    assert any(
-        "--autoscaling-config=" in words for words in config["head_start_ray_commands"]
-    )  # else no workers
+    # Without it the head node starts no workers.
+    assert any("--autoscaling-config=" in words for words in config["head_start_ray_commands"])
 
 
 def test_the_demo_names_stages_that_are_there() -> None:
@@ -32,13 +31,15 @@ def test_the_demo_names_stages_that_are_there() -> None:
 @pytest.mark.slow
 def test_two_nodes_start_and_end(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     program = "from flows.scale_out.ray_cluster import connected\nwith connected(): pass"
+    command = [sys.executable, "-c", program]
+
     with two_nodes(tmp_path) as address:
         monkeypatch.setenv(ADDRESS, address)
-        command = [sys.executable, "-c", program]
         said = subprocess.run(
             command, cwd=REPOSITORY, capture_output=True, text=True, check=True
         ).stdout
     assert f"Ray: {address}, 2 nodes, 2 CPUs" in said
-    assert (
-        subprocess.run(command, cwd=REPOSITORY, capture_output=True, check=False).returncode != 0
-    )  # nobody is there
+
+    # The nodes have ended, so that no Ray is at the address now.
+    after = subprocess.run(command, cwd=REPOSITORY, capture_output=True, check=False)
+    assert after.returncode != 0

@@ -49,15 +49,15 @@ def test_it_is_the_module_with_its_words_in_the_folder(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize(
-    ("end", "told"),
+    ("end", "complaint"),
     [
         ("sys.exit(74)", "ended with status 74: why"),
         ("os.kill(os.getpid(), 9)", "was killed by SIGKILL: why"),
     ],
 )
-def test_what_is_kept_and_what_to_do_is_said(tmp_path: Path, end: str, told: str) -> None:
+def test_what_is_kept_and_what_to_do_is_said(tmp_path: Path, end: str, complaint: str) -> None:
     with pytest.raises(
-        DriverFailed, match=rf"{told}\ntwo shards are kept.* run the same command again"
+        DriverFailed, match=rf"{complaint}\ntwo shards are kept.* run the same command again"
     ):
         driven(tmp_path, f"import os, sys; print('why', flush=True); {end}")
 
@@ -66,12 +66,14 @@ def test_what_is_kept_and_what_to_do_is_said(tmp_path: Path, end: str, told: str
 def test_it_is_shut_down_when_its_owner_ends(tmp_path: Path, number: int) -> None:
     (tmp_path / "program_of_test.py").write_text(SLEEPS, encoding="utf-8")
     owner = (
-        "import sys; from pathlib import Path; from flows.scale_out.driver_process import drive\n"
+        "import signal, sys; from pathlib import Path\n"
+        "from flows.scale_out.driver_process import drive\n"
+        "signal.signal(signal.SIGINT, signal.default_int_handler)\n"
+        "drive('program_of_test', [], root=Path(sys.argv[1]), kept='', log=print)"
     )
-    owner += "drive('program_of_test', [], root=Path(sys.argv[1]), kept='', log=print)"
-    command = "import signal; signal.signal(signal.SIGINT, signal.default_int_handler)\n" + owner
+
     process = subprocess.Popen(
-        [sys.executable, "-c", command, str(tmp_path)], cwd=REPOSITORY, stderr=subprocess.PIPE
+        [sys.executable, "-c", owner, str(tmp_path)], cwd=REPOSITORY, stderr=subprocess.PIPE
     )
     wait_for(tmp_path / "pid")
     process.send_signal(number)
@@ -80,12 +82,18 @@ def test_it_is_shut_down_when_its_owner_ends(tmp_path: Path, number: int) -> Non
 
 
 def test_the_working_copy_is_held_until_the_driver_has_ended(tmp_path: Path) -> None:
-    """A flow that is killed leaves a driver that shuts down; the same command at once must not meet
-    it."""
+    """After a killed flow its driver still shuts down; until then the same command is
+    refused."""
     (tmp_path / "program_of_test.py").write_text(SLEEPS + "    time.sleep(2)\n", encoding="utf-8")
-    owner = "import sys; from pathlib import Path\nfrom flows.scale_out.driver_process import drive\nfrom flows.pipeline.workspace import only_one\n"
-    owner += "root = Path(sys.argv[1])\nwith only_one(root) as lock:\n"
-    owner += "    drive('program_of_test', [], root=root, kept='', log=print, lock_file=lock)"
+    owner = (
+        "import sys; from pathlib import Path\n"
+        "from flows.scale_out.driver_process import drive\n"
+        "from flows.pipeline.workspace import only_one\n"
+        "root = Path(sys.argv[1])\n"
+        "with only_one(root) as lock:\n"
+        "    drive('program_of_test', [], root=root, kept='', log=print, lock_file=lock)"
+    )
+
     process = subprocess.Popen([sys.executable, "-c", owner, str(tmp_path)], cwd=REPOSITORY)
     wait_for(tmp_path / "pid")
     process.kill()
@@ -93,6 +101,7 @@ def test_the_working_copy_is_held_until_the_driver_has_ended(tmp_path: Path) -> 
     wait_for(tmp_path / "shut down")
     with pytest.raises(Busy), only_one(tmp_path):
         pass
+
     deadline = time.monotonic() + 30
     while time.monotonic() < deadline:
         with contextlib.suppress(Busy), only_one(tmp_path):
@@ -101,7 +110,7 @@ def test_the_working_copy_is_held_until_the_driver_has_ended(tmp_path: Path) -> 
     pytest.fail("the lock outlives the driver")
 
 
-def test_an_address_without_ray_is_told_at_once(
+def test_an_address_without_ray_is_reported_at_once(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setenv("RAY_ADDRESS", f"127.0.0.1:{free_port()}")

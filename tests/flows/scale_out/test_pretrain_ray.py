@@ -1,5 +1,5 @@
-"""Pre-training on Ray when a process, a machine, the driver or the head node is lost, or a file or
-the disk is bad."""
+"""Pre-training on Ray when a process, a machine, the driver or the head node is lost, when a file
+is damaged, or the disk is full."""
 
 from __future__ import annotations
 
@@ -85,11 +85,12 @@ def test_workers_that_would_wait_for_ever_are_refused(
     ]
     monkeypatch.setattr("ray.nodes", lambda: nodes)
     settings = PretrainOut(**OUT | changes)
-    worker = {"CPU": settings.cpus_per_worker, "GPU": settings.gpus_per_worker}
+    worker = {"CPU": settings.cpus_per_worker}
+    if settings.gpus_per_worker:
+        worker["GPU"] = settings.gpus_per_worker
+
     with pytest.raises(ValueError, match=words):
-        pretrain_ray._refuse_what_does_not_fit(
-            settings, {kind: number for kind, number in worker.items() if number}
-        )
+        pretrain_ray._refuse_what_does_not_fit(settings, worker)
     pretrain_ray._refuse_what_does_not_fit(PretrainOut(**OUT | {"min_workers": 2}), {"CPU": 1})
 
 
@@ -102,41 +103,39 @@ def test_a_node_holds_as_many_workers_as_its_scarcest_allows() -> None:
 @pytest.mark.parametrize(
     ("full", "unwritable"), [(PROGRESS, False), (PROGRESS, True), (REFUSED, True)]
 )
-def test_a_full_scratch_folder_is_told_in_its_own_words(
+def test_an_error_in_a_full_scratch_folder_reaches_the_user(
     tmp_path: Path, full: str, unwritable: bool
 ) -> None:
-    """Whether the processes can write down what they met, or not even that; then their last one has
-    it with it."""
+    """From the file that a process wrote, or where it could not write one, from its failure."""
     for name in {full} | ({REFUSED} if unwritable else set()):
         (tmp_path / name).symlink_to("/dev/full")
-    met: dict[int, Exception] = {}
+
+    errors: dict[int, Exception] = {}
     try:
         with pretrain_ray._refusals_kept(tmp_path):
             pretrain_ray._note(tmp_path, {"step": 1, "values": {}})
             raise ValueError("the checkpoint is damaged")
     except (OSError, ValueError) as error:
-        met[0] = error
-    told = pretrain_ray._refusal(tmp_path, WorkerGroupError("", met))
-    assert told is not None
-    assert ("No space left on device" if full == PROGRESS else "the checkpoint is damaged") in told
-    assert (
-        f"could not write that down in the scratch folder {tmp_path}: make room there" in told
-    ) == unwritable
+        errors[0] = error
+
+    message = pretrain_ray._refusal(tmp_path, WorkerGroupError("", errors))
+    assert message is not None
+    cause = "No space left on device" if full == PROGRESS else "the checkpoint is damaged"
+    assert cause in message
+    remedy = f"could not write that down in the scratch folder {tmp_path}: make room there"
+    assert (remedy in message) == unwritable
 
 
 def test_a_refusal_that_was_left_empty_names_the_scratch_folder(tmp_path: Path) -> None:
     """A later group sees it, and ends without an error."""
     assert pretrain_ray._refusal(tmp_path, None) is None
-    assert (
-        pretrain_ray._refusal(
-            tmp_path, WorkerGroupError("", {0: RuntimeError("a fault of the code")})
-        )
-        is None
-    )
+    fault = WorkerGroupError("", {0: RuntimeError("a fault of the code")})
+    assert pretrain_ray._refusal(tmp_path, fault) is None
+
     (tmp_path / REFUSED).touch()
-    told = pretrain_ray._refusal(tmp_path, None)
-    assert told is not None
-    assert f"the scratch folder {tmp_path}: make room there" in told
+    message = pretrain_ray._refusal(tmp_path, None)
+    assert message is not None
+    assert f"the scratch folder {tmp_path}: make room there" in message
 
 
 @pytest.fixture
@@ -155,8 +154,11 @@ class Job:
     """A driver process; its lines as they come."""
 
     def __init__(self, folder: Path, epochs: int, address: str | None) -> None:
-        env = environment() | ({"RAY_ADDRESS": address} if address else {})
+        env = environment()
+        if address:
+            env["RAY_ADDRESS"] = address
         command = [sys.executable, "-u", "-m", "tests.flows.train_job", str(folder), str(epochs)]
+
         self.process = subprocess.Popen(
             command,
             cwd=REPOSITORY,
@@ -176,11 +178,12 @@ class Job:
                 self.lines.append(line)
 
     def wait_for_epoch(self, number: int) -> None:
-        self.wait(
-            lambda: any(
-                (found := EPOCH.match(line)) and int(found[1]) >= number for line in self.lines
-            )
-        )
+        self.wait(lambda: max(self.epochs(), default=0) >= number)
+
+    def epochs(self) -> list[int]:
+        """The epochs that it has printed."""
+        found = [EPOCH.match(line) for line in self.lines]
+        return [int(match[1]) for match in found if match]
 
     def wait(self, condition: Callable[[], bool]) -> None:
         deadline = time.monotonic() + 300
@@ -202,25 +205,26 @@ def workers_below(pids: list[int]) -> list[psutil.Process]:
 
 
 def kept_rows(folder: Path) -> list[dict[str, float]]:
-    rows: list[dict[str, float]] = torch.load(
-        folder / "checkpoints" / "last.pt", weights_only=True
-    )["history"]
+    checkpoint = torch.load(folder / "checkpoints" / "last.pt", weights_only=True)
+    rows: list[dict[str, float]] = checkpoint["history"]
     return rows
 
 
 @pytest.mark.slow
-def test_what_a_person_must_mend_is_told_at_once_and_mended_it_goes_on(
+def test_what_a_person_must_correct_is_reported_at_once_and_then_it_goes_on(
     folder: Path, cluster: dict[str, Any]
 ) -> None:
     checkpoint = folder / "checkpoints" / "last.pt"
     checkpoint.parent.mkdir()
     checkpoint.write_bytes(b"PK\x03\x04 half a file")
+
     status, text = Job(folder, 2, cluster["address"]).end()
     assert status == 2
     assert re.search(
         r"ended: .*last\.pt: this checkpoint cannot be read .*remove it to start over", text
     )
     assert text.count("processes, from the last checkpoint on") == 1  # not tried again
+
     checkpoint.unlink()
     full = checkpoint.with_name(".last.pt.part")
     full.symlink_to("/dev/full")
@@ -230,9 +234,9 @@ def test_what_a_person_must_mend_is_told_at_once_and_mended_it_goes_on(
         r"ended: .*checkpoint of epoch 1 cannot be written \(No space left on device\).*make room",
         text,
     )
-    status, text = Job(
-        folder, 2, cluster["address"]
-    ).end()  # the symbolic link is gone with the failure
+
+    # The failure has removed the symbolic link.
+    status, text = Job(folder, 2, cluster["address"]).end()
     assert status == 0
     assert pd.read_csv(folder / "history.csv")["processes"].tolist() == [2, 2]
 
@@ -245,11 +249,13 @@ def test_a_killed_process_and_then_a_lost_machine_cost_the_epoch_that_had_begun(
     job = Job(folder, 8, cluster["address"])
     job.wait_for_epoch(1)
     before = kept_rows(folder)
+
     workers_below(cluster["second"])[0].kill()
     job.wait_for_epoch(len(before) + 2)
     os.kill(cluster["second"][0], signal.SIGKILL)
     status, text = job.end()
     assert status == 0, text
+
     history = pd.read_csv(folder / "history.csv")
     assert history["epoch"].tolist() == [1, 2, 3, 4, 5, 6, 7, 8]
     assert history.iloc[: len(before)].to_dict("records") == [pytest.approx(row) for row in before]
@@ -263,8 +269,8 @@ def test_a_killed_process_and_then_a_lost_machine_cost_the_epoch_that_had_begun(
 def test_a_lost_head_node_and_a_killed_driver_cost_the_epoch_that_had_begun(
     folder: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """The head node's loss ends the driver; whoever started it says what is kept. The same call
-    goes on, twice."""
+    """The loss of the head node ends the driver, and its parent says what is kept. The same call
+    continues the training, twice."""
     for name, value in ENVIRONMENT.items():
         monkeypatch.setenv(name, value)
     lines: list[str] = []
@@ -282,6 +288,7 @@ def test_a_lost_head_node_and_a_killed_driver_cost_the_epoch_that_had_begun(
             DriverFailed, match=r"tests.flows.train_job .*\n1 epoch is kept; .*same command again"
         ):
             drive("tests.flows.train_job", words, root=REPOSITORY, kept="1 epoch is kept", log=log)
+
     monkeypatch.delenv("RAY_ADDRESS")
     first = kept_rows(folder)
     job = Job(folder, 6, None)
@@ -290,6 +297,7 @@ def test_a_lost_head_node_and_a_killed_driver_cost_the_epoch_that_had_begun(
     job.end()
     second = kept_rows(folder)
     assert second[: len(first)] == first
+
     status, text = Job(folder, 6, None).end()
     assert status == 0, text
     history = pd.read_csv(folder / "history.csv")

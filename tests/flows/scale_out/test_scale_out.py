@@ -25,11 +25,10 @@ def test_what_comes_before_a_stage_is_what_its_inputs_come_from() -> None:
         "validate@identity",
         "align@identity",
     ]
-    assert before(stages, "finetune") == [
-        stage.name
-        for stage in stages
-        if stage.name.partition("@")[0] in ("download", "validate", "align", "pretrain")
-    ]
+
+    sections = ("download", "validate", "align", "pretrain")
+    expected = [stage.name for stage in stages if stage.name.partition("@")[0] in sections]
+    assert before(stages, "finetune") == expected
 
 
 @pytest.mark.usefixtures("prefect_server")

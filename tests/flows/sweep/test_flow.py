@@ -1,5 +1,5 @@
-"""The flow of a sweep: what finetune reads is made first, the driver is started on it, and its end
-is told."""
+"""The flow of a sweep: the inputs of finetune are made first, then the driver is started on them,
+and its failure is reported."""
 
 from __future__ import annotations
 
@@ -44,7 +44,7 @@ def root(tmp_path: Path) -> Path:
 
 @pytest.fixture
 def driven(monkeypatch: pytest.MonkeyPatch) -> list[Sequence[str]]:
-    """The words that a driver was started with; it leaves a page."""
+    """The arguments with which a driver was started; it writes a page."""
     words: list[Sequence[str]] = []
 
     def drive(
@@ -64,13 +64,14 @@ def driven(monkeypatch: pytest.MonkeyPatch) -> list[Sequence[str]]:
 def test_what_finetune_reads_is_made_and_nothing_else(
     root: Path, driven: list[Sequence[str]]
 ) -> None:
+
     assert sweep(root) == "| lambda |"
     [words] = driven
     assert " ".join(words) == (
         "flows.sweep.driver --params params.yaml --faces data/faces --backbone backbone "
-        "--start start --results "
-        "reports/sweep"
+        "--start start --results reports/sweep"
     )
+
     assert (root / "backbone").is_dir()
     assert not (root / "model").exists()
     artifact = asyncio.run(Artifact.aget("sweep"))

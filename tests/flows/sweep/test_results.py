@@ -1,5 +1,5 @@
-"""What comes of trials: their table, the sensitivity tables in the form of the paper's Table 7, the
-best setting."""
+"""The results of trials: their table, the sensitivity tables in the form of the paper's Table 7,
+the best setting."""
 
 from __future__ import annotations
 
@@ -24,6 +24,7 @@ from flows.sweep.results import (
 )
 from flows.sweep.space import LAMBDA, STEP, Plan
 from tests.flows.sweep.test_space import LAMBDAS, STEPS, plan_of
+from tests.small_faces import LOSS
 
 SIGMA = "labels.fixed_sigma"
 DVC = str(Path(sys.executable).with_name("dvc"))
@@ -55,15 +56,8 @@ def drawn() -> tuple[Plan, list[Ended]]:
 def test_the_table_of_trials() -> None:
     plan, trials = drawn()
     table = trials_table(plan, trials).set_index("trial")
-    assert table.loc[
-        "a", ["epochs", "best_val_mae", "last_val_mae", "grace_val_mae", "seconds"]
-    ].tolist() == [
-        4,
-        6.0,
-        7.0,
-        8.0,
-        8.0,
-    ]
+    columns = ["epochs", "best_val_mae", "last_val_mae", "grace_val_mae", "seconds"]
+    assert table.loc["a", columns].tolist() == [4, 6.0, 7.0, 8.0, 8.0]
     assert table["status"].tolist() == ["finished", "finished", "ended early", "diverged"]
     assert math.isnan(table.loc["d", "last_val_mae"])
 
@@ -72,14 +66,10 @@ def test_the_table_of_trials() -> None:
     ("reduction", "sums", "mean"), [("sum", 0.02, 0.02 / 21), ("mean", 0.02 * 21, 0.02)]
 )
 def test_lambda_stands_on_both_scales(reduction: str, sums: float, mean: float) -> None:
-    plan = plan_of(
-        {
-            "loss": plan_of()
-            .trial_settings({})
-            .loss.__class__(lambda_=1.0, kl_reduction=reduction, min_sigma=0.5)
-        }
-    )
-    row = trials_table(plan, [drawn()[1][0]]).iloc[0]
+    plan = plan_of({"loss": LOSS | {"kl_reduction": reduction}})
+    _, trials = drawn()
+    row = trials_table(plan, trials[:1]).iloc[0]
+
     assert row["num_labels"] == 21
     assert (row["lambda_sum"], row["lambda_mean"]) == pytest.approx((sums, mean))
 
@@ -87,6 +77,7 @@ def test_lambda_stands_on_both_scales(reduction: str, sums: float, mean: float) 
 def test_parts_of_a_range_and_values_of_a_choice() -> None:
     plan, trials = drawn()
     parts = parts_table(plan, trials_table(plan, trials)).set_index(["dimension", "value"])
+
     lambdas = parts.loc[LAMBDA]
     assert lambdas.index.tolist() == [
         "0.01 to 0.0562",
@@ -100,12 +91,14 @@ def test_parts_of_a_range_and_values_of_a_choice() -> None:
         [0, 0, 0, 0],
         [2, 0, 1, 1],
     ]
+
     first = lambdas.iloc[0]
     assert (first["val_mae"], first["grace_val_mae"]) == (6.0, 7.5)
     half = 12.706 * math.sqrt(2) / math.sqrt(2)  # Student's t with one degree of freedom
     assert (first["val_mae_low"], first["val_mae_high"]) == pytest.approx(
         (6 - half, 6 + half), rel=1e-4
     )
+
     assert parts.loc[STEP].index.tolist() == ["5 (21)", "10 (11)", "20 (6)"]
     assert parts.loc[STEP]["val_mae"].tolist()[:2] == [7.0, 5.0]
 
@@ -117,7 +110,9 @@ def test_lines_make_table_7() -> None:
         ended(str(number), row, [row[LAMBDA] + row[STEP]] * 4)
         for number, row in enumerate(plan.listed())
     ]
-    text = page(plan, table := trials_table(plan, trials), parts_table(plan, table))
+    table = trials_table(plan, trials)
+    text = page(plan, table, parts_table(plan, table))
+
     assert "| lambda | trials | finished | MAE, finished |" in text
     assert "| 0.01 | 1 | 1 | 10.010 |" in text
     assert "| step (K) | trials |" in text
@@ -138,6 +133,7 @@ def test_the_best_is_a_finished_trial_by_its_last_epoch() -> None:
 def test_files(tmp_path: Path) -> None:
     plan, trials = drawn()
     write_results(plan, trials_table(plan, trials), tmp_path / "sweep")
+
     names = [
         "best.args",
         "parallel.png",
@@ -147,13 +143,14 @@ def test_files(tmp_path: Path) -> None:
         "trials.csv",
     ]
     assert sorted(file.name for file in (tmp_path / "sweep").iterdir()) == names
+
     write_results(plan, trials_table(plan, trials[2:]), tmp_path / "sweep")
     assert sorted(file.name for file in (tmp_path / "sweep").iterdir()) == [*names[2:4], names[5]]
 
 
 def test_dvc_exp_run_takes_the_best_setting(tmp_path: Path) -> None:
-    """A stage of a fresh repository is run with it: words, numbers however small, and keys beside
-    them stay."""
+    """A stage of a new repository runs with it: words and very small numbers arrive, and the other
+    keys stay."""
     plan = plan_of(
         space={
             LAMBDA: {"kind": "loguniform", "low": 1e-9, "high": 1.0},
@@ -168,6 +165,7 @@ def test_dvc_exp_run_takes_the_best_setting(tmp_path: Path) -> None:
         "finetune.loss.kl_reduction": "mean",
         "finetune.recipes.small.batch_size": 6,
     }
+
     write_results(plan, trials_table(plan, [ended("a", values, [5.0])]), tmp_path / "sweep")
     (tmp_path / "params.yaml").write_text(yaml.safe_dump(dict(plan.params)), encoding="utf-8")
     stage = {
@@ -179,10 +177,11 @@ def test_dvc_exp_run_takes_the_best_setting(tmp_path: Path) -> None:
         yaml.safe_dump({"stages": {"finetune": stage}}), encoding="utf-8"
     )
     (tmp_path / ".gitignore").write_text("seen.yaml\nsweep\n", encoding="utf-8")
+
     git = "git -c user.name=x -c user.email=x@example.com"
     done = subprocess.run(
-        f"git init -q && {DVC} init -q && git add . && {git} commit -qm x && {DVC} exp run $(cat "
-        f"sweep/best.args)",
+        f"git init -q && {DVC} init -q && git add . && {git} commit -qm x && "
+        f"{DVC} exp run $(cat sweep/best.args)",
         shell=True,
         cwd=tmp_path,
         capture_output=True,
@@ -190,16 +189,11 @@ def test_dvc_exp_run_takes_the_best_setting(tmp_path: Path) -> None:
         check=False,
     )
     assert done.returncode == 0, done.stderr
+
     document = yaml.safe_load((tmp_path / "seen.yaml").read_text(encoding="utf-8"))
     seen = document["finetune"]
     assert float(seen["loss"]["lambda_"]) == 1.25e-7
-    assert (
-        document["labels"]["grid"]["step"],
-        seen["loss"]["kl_reduction"],
-        seen["recipes"]["small"]["batch_size"],
-    ) == (
-        20.0,
-        "mean",
-        6,
-    )
+    assert seen["loss"]["kl_reduction"] == "mean"
+    assert seen["recipes"]["small"]["batch_size"] == 6
+    assert document["labels"]["grid"]["step"] == 20.0
     assert seen["method"] == plan.params["finetune"]["method"]

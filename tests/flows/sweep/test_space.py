@@ -39,19 +39,18 @@ def test_values_reach_the_settings_of_a_trial() -> None:
         "labels.fixed_sigma": 6,
         "finetune.recipes.small.learning_rate": 0.01,
     }
+
     settings = plan.trial_settings(values)
-    assert (settings.loss.lambda_, settings.grid.step, settings.fixed_sigma, settings.epochs) == (
-        0.3,
-        5.0,
-        6.0,
-        7,
-    )
+    assert settings.loss["lambda_"] == 0.3
+    assert settings.grid.step == 5.0
+    assert settings.fixed_sigma == 6.0
+    assert settings.epochs == 7
     assert settings.recipes["small"].learning_rate == 0.01
     assert plan.trial_settings({}) == dataclasses.replace(finetune_settings(), epochs=7)
 
 
 @pytest.mark.parametrize(
-    ("changes", "told"),
+    ("changes", "complaint"),
     [
         ({"space": {}}, "sweep.space is empty"),
         (
@@ -87,8 +86,8 @@ def test_values_reach_the_settings_of_a_trial() -> None:
         ({"grace_epochs": 5}, "grace_epochs is 5, a trial has 4"),
     ],
 )
-def test_what_cannot_run_is_refused(changes: dict[str, Any], told: str) -> None:
-    with pytest.raises(ValueError, match=told):
+def test_what_cannot_run_is_refused(changes: dict[str, Any], complaint: str) -> None:
+    with pytest.raises(ValueError, match=complaint):
         plan_of(**changes)
 
 
@@ -114,8 +113,7 @@ def test_a_grid_is_all_combinations() -> None:
 
 
 def test_lines_are_the_rows_of_table_7() -> None:
-    """Each dimension alone, the rest as params.yaml has them; the cell that both lines have is run
-    once."""
+    """Each dimension alone, the rest as in params.yaml; the cell that both lines have runs once."""
     rows = plan_of(search="lines", space=LAMBDAS | STEPS).listed()
     assert [row[LAMBDA] for row in rows if row[STEP] == 10.0] == [0.01, 0.1, 1.0, 10.0]
     assert sorted(row[STEP] for row in rows if row[LAMBDA] == 1.0) == [2.5, 5.0, 10.0, 20.0]
