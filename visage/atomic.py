@@ -1,4 +1,4 @@
-"""Files and folders that appear whole or not at all (architecture rule 9)."""
+"""Atomic writes: a file or folder appears complete or not at all (architecture rule 9)."""
 
 from __future__ import annotations
 
@@ -12,13 +12,15 @@ from pathlib import Path
 
 @contextmanager
 def atomic_write(path: Path) -> Iterator[Path]:
-    """A temporary path beside `path`; renamed to it when the block ends well, removed when it does
-    not."""
+    """A temporary path next to `path`; renamed to it when the block succeeds, else removed."""
     path.parent.mkdir(parents=True, exist_ok=True)
+
     handle, name = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.", suffix=".part")
     os.close(handle)
     part = Path(name)
+    # mkstemp makes it readable by its owner alone.
     part.chmod(0o644)
+
     try:
         yield part
         part.replace(path)
@@ -33,16 +35,16 @@ def atomic_write_bytes(path: Path, content: bytes) -> None:
 
 @contextmanager
 def atomic_folder(folder: Path) -> Iterator[Path]:
-    """An empty folder beside `folder`; takes its place when the block ends well, is removed when it
-    does not.
+    """An empty folder next to `folder`; takes its place when the block succeeds, else is removed.
 
     A kill at any moment leaves the old folder or the new one. Between the two renames the old one
-    stands beside its place, as `.<name>.old`; the next call for the same folder, or
-    `recover_folder`, puts it back. One process at a time may write a folder.
+    is next to its place, as `.<name>.old`; the next call for the same folder, or `recover_folder`,
+    puts it back. Only one process at a time may write a folder.
     """
     part = folder.with_name(f".{folder.name}.part")
     recover_folder(folder)
     part.mkdir(parents=True)
+
     try:
         yield part
         if folder.exists():
@@ -53,14 +55,15 @@ def atomic_folder(folder: Path) -> Iterator[Path]:
 
 
 def recover_folder(folder: Path) -> None:
-    """Puts back the folder that a killed `atomic_folder` had set aside, and removes what it left
-    beside it."""
+    """Puts back the folder that a killed `atomic_folder` had set aside, and removes the temporary
+    folder that it left."""
     old = _set_aside(folder)
     if old.exists():
         if folder.exists():
             shutil.rmtree(old)
         else:
             old.rename(folder)
+
     shutil.rmtree(folder.with_name(f".{folder.name}.part"), ignore_errors=True)
 
 

@@ -15,23 +15,27 @@ from visage.model_config import find_config
 
 
 def default_model_folder(root: Path) -> Path:
-    """The model that answers when none is named: models/export, else the released model that
+    """The model that is used when none is named: models/export, else the released model that
     default.txt names."""
-    exported, released = root / "models" / "export", root / "model_registry" / "released"
+    exported = root / "models" / "export"
+    released = root / "model_registry" / "released"
+
     if find_config(exported) is not None:
         return exported
+
     named = released / "default.txt"
     if not named.is_file():
         raise ValueError(
             f"no model in {exported} and no {named}: train one (make repro) or name one with "
             f"--model FOLDER"
         )
+
     return released / named.read_text(encoding="utf-8").strip()
 
 
 def main() -> None:
-    """The command line; an unreadable photo or an unfit model ends it with one line and exit status
-    2."""
+    """The command line; an unreadable photo or an unusable model ends it with one line and exit
+    status 2."""
     parser = argparse.ArgumentParser(
         prog="python -m visage.cli", description=__doc__.split("\n", 1)[0]
     )
@@ -47,7 +51,9 @@ def main() -> None:
         default=True,
         help="average with the mirror image",
     )
+
     arguments = parser.parse_args()
+
     try:
         folder = arguments.model or default_model_folder(Path(__file__).resolve().parents[1])
         predictor = Predictor.load(folder)
@@ -57,6 +63,7 @@ def main() -> None:
     except ValueError as error:
         print(f"visage: {error}", file=sys.stderr)
         raise SystemExit(2) from error
+
     print(json.dumps(as_document(result, predictor.config), indent=1, ensure_ascii=False))
 
 

@@ -48,22 +48,22 @@ def gaussian(label_B: Tensor, sigma_B: Tensor, grid: LabelGrid) -> Tensor:
     """Gaussian label distributions p_BK around the real-valued labels (paper, Eq. 1), renormalised
     to sum 1.
 
-    Eq. 1 as printed does not sum to 1 on a grid, least of all near its ends; `label_B` and
-    `sigma_B` (> 0) are in label units. Computed as a softmax of log-densities, so a sigma far below
-    the step gives the nearest label instead of 0/0.
+    Eq. 1 as printed does not sum to 1 on a grid, least of all near its ends. `label_B` and
+    `sigma_B` (> 0) are in label units. The softmax of log-densities gives the nearest label, not
+    0/0, where sigma is far below the step.
     """
     distance_BK = (grid.tensor(label_B) - label_B[:, None]) / sigma_B[:, None]
     return torch.softmax(-0.5 * distance_BK**2, dim=1)
 
 
 def narrowest(value_B: Tensor, grid: LabelGrid) -> Tensor:
-    """The narrowest distributions (B,K) whose expectations are the values, which lie on the grid's
-    range."""
+    """The narrowest distributions (B,K) whose expectations are the values, which must be within the
+    grid's range."""
     return (1 - (value_B[:, None] - grid.tensor(value_B)).abs() / grid.step).clamp_min(0)
 
 
 def normal_cdf(label_B: Tensor, sigma_B: Tensor, grid: LabelGrid) -> Tensor:
-    """c, the c.d.f. at every label of normal distributions around the labels (paper, Eq. 2), (B,K)."""
+    """c_BK, the c.d.f. at every label of normal distributions around the labels (paper, Eq. 2)."""
     c_BK: Tensor = torch.special.ndtr((grid.tensor(label_B) - label_B[:, None]) / sigma_B[:, None])
     return c_BK
 
@@ -119,23 +119,26 @@ def deviation(p_BK: Tensor, grid: LabelGrid) -> Tensor:
 
 
 def quantile(p_BK: Tensor, grid: LabelGrid, mass: float) -> Tensor:
-    """The value below which `mass` of each distribution lies, shape (B,).
+    """The value below which each distribution has `mass`, shape (B,).
 
     Each label's probability is spread evenly over its own cell [l_k - step/2, l_k + step/2]; the
-    result is held to the grid's range.
+    result is clamped to the grid's range.
     """
     cumulative_BK = p_BK.cumsum(dim=1)
     total_B = cumulative_BK[:, -1]
+
     index_B1 = (
         (cumulative_BK < (mass * total_B)[:, None])
         .sum(dim=1, keepdim=True)
         .clamp_max(grid.num_labels - 1)
     )
+
     inside_B1 = p_BK.gather(1, index_B1)
     before_B1 = cumulative_BK.gather(1, index_B1) - inside_B1
     share_B1 = ((mass * total_B)[:, None] - before_B1) / inside_B1.clamp_min(
         torch.finfo(p_BK.dtype).tiny
     )
+
     value_B1 = grid.tensor(p_BK)[index_B1] + (share_B1.clamp(0, 1) - 0.5) * grid.step
     return value_B1[:, 0].clamp(grid.minimum, grid.maximum)
 

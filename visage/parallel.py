@@ -36,17 +36,18 @@ def map_ordered(
 
     At most `num_ahead` items are taken before their result is wanted, so memory stays flat. An
     error, of the function or of the items themselves, is raised where its result would have come.
-    The pool is this call's own: at the end, after an error, or when the caller stops early it is
-    shut down, and what has not begun is cancelled.
+    The pool belongs to this call: at the end, after an error, or when the caller stops early it is
+    shut down, and tasks that have not begun are cancelled.
     """
     if num_ahead < 1:
         raise ValueError(f"{num_ahead} items ahead: give at least 1")
+
     submitted = _submitted(function, iter(items), pool)
     try:
         running = deque(islice(submitted, num_ahead))
         while running:
             result = running.popleft().result()
-            # Before the result is used, so that the pool is busy meanwhile.
+            # Before the result is used, so that the pool is busy in the meantime.
             running.extend(islice(submitted, 1))
             yield result
     finally:
@@ -56,7 +57,7 @@ def map_ordered(
 def _submitted(
     function: Callable[[Item], Result], items: Iterator[Item], pool: Executor
 ) -> Iterator[Future[Result]]:
-    """Each item as a future; an error of the items themselves is the last future's."""
+    """Each item as a future; an error of the items themselves is the result of the last future."""
     while True:
         try:
             item = next(items)
@@ -67,12 +68,13 @@ def _submitted(
             failed.set_exception(error)
             yield failed
             return
+
         yield pool.submit(function, item)
 
 
 def die_with_parent() -> None:
-    """In a worker: ends it when the run that started it is killed; it would wait for work forever
-    otherwise."""
+    """Call in a worker: it then exits when the run that started it is killed. Otherwise it would
+    wait for work forever."""
 
     def watch() -> None:
         parent = parent_process()

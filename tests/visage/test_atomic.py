@@ -1,4 +1,4 @@
-"""Files and folders appear whole, or the old ones stay."""
+"""Files and folders appear complete, or the old ones stay."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from tests.imports import REPOSITORY
 from visage.atomic import atomic_folder, atomic_write, recover_folder
 
 
-def test_written_whole_replaces_and_leaves_nothing_beside(tmp_path: Path) -> None:
+def test_atomic_write_replaces_and_leaves_no_other_file(tmp_path: Path) -> None:
     path = tmp_path / "deep" / "x.csv"
     for text in ("old", "new"):
         with atomic_write(path) as part:
@@ -27,7 +27,7 @@ def test_written_whole_replaces_and_leaves_nothing_beside(tmp_path: Path) -> Non
 
 @pytest.mark.parametrize("error", [ValueError, KeyboardInterrupt, SystemExit])
 @pytest.mark.parametrize("existed", [True, False])
-def test_written_whole_leaves_the_old_file_on_an_error(
+def test_atomic_write_leaves_the_old_file_on_an_error(
     tmp_path: Path, error: type[BaseException], existed: bool
 ) -> None:
     path = tmp_path / "x.csv"
@@ -56,7 +56,7 @@ def write_folder(folder: Path, text: str) -> None:
         (part / "deep" / f"{text}.txt").write_text(text, encoding="utf-8")
 
 
-def test_a_folder_is_replaced_and_leaves_nothing_beside(tmp_path: Path) -> None:
+def test_a_folder_is_replaced_and_no_other_is_left(tmp_path: Path) -> None:
     folder = tmp_path / "models" / "export"
     for text in ("old", "new"):
         write_folder(folder, text)

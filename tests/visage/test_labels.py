@@ -44,7 +44,7 @@ def distribution(grid: LabelGrid, label: float, sigma: float) -> Tensor:
 
 @st.composite
 def gaussians(draw: st.DrawFn) -> tuple[LabelGrid, float, float]:
-    """A grid, a label inside it, and a sigma from a hundredth of the step to the whole range."""
+    """A grid, a label inside it, and a sigma from a hundredth of the step to the full range."""
     grid = draw(st.sampled_from(GRIDS))
     label = draw(st.floats(grid.minimum, grid.maximum))
     return grid, label, draw(st.floats(grid.step / 100, grid.maximum - grid.minimum))
@@ -111,15 +111,13 @@ def test_gaussian_mirrors_with_its_label(case: tuple[LabelGrid, float, float]) -
 @pytest.mark.parametrize("step", [0.25, 0.5, 1.0, 2.0, 4.0])
 def test_sigma_stays_in_label_units_whatever_the_step(step: float) -> None:
     grid = LabelGrid(minimum=0.0, step=step, maximum=100.0)
-    p_BK = gaussian(
-        torch.full((3,), 47.3, dtype=torch.float64), torch.tensor([4.0, 6.0, 9.0]).double(), grid
-    )
-    torch.testing.assert_close(
-        deviation(p_BK, grid), torch.tensor([4.0, 6.0, 9.0]).double(), atol=2e-3, rtol=0
-    )
-    torch.testing.assert_close(
-        DECODERS["expectation"](p_BK, grid), torch.full((3,), 47.3).double(), atol=2e-3, rtol=0
-    )
+    label_B = torch.full((3,), 47.3, dtype=torch.float64)
+    sigma_B = torch.tensor([4.0, 6.0, 9.0], dtype=torch.float64)
+
+    p_BK = gaussian(label_B, sigma_B, grid)
+
+    torch.testing.assert_close(deviation(p_BK, grid), sigma_B, atol=2e-3, rtol=0)
+    torch.testing.assert_close(DECODERS["expectation"](p_BK, grid), label_B, atol=2e-3, rtol=0)
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
@@ -151,12 +149,15 @@ def test_quantile_equals_the_inverse_of_the_piecewise_linear_cdf(
     grid, p_BK = case
     edges = np.append(grid.labels() - grid.step / 2, grid.maximum + grid.step / 2)
     cdf = np.append(0.0, p_BK[0].numpy().cumsum())
+
     value = quantile(p_BK, grid, mass).item()
     inside = grid.minimum < value < grid.maximum
     reached = np.interp(value, edges, cdf)
+
     if inside:
         assert reached == pytest.approx(mass, abs=1e-9)
-    else:  # held to the grid: the quantile would lie in the outer half of an end's cell
+    else:
+        # Clamped to the grid: the quantile would be in the outer half of an end's cell.
         assert reached >= mass - 1e-9 if value == grid.minimum else reached <= mass + 1e-9
 
 
@@ -197,10 +198,8 @@ def test_central_interval_holds_its_mass_of_a_gaussian(
 
 
 def test_every_row_of_a_batch_is_decoded_by_itself() -> None:
-    label_B, sigma_B = (
-        torch.tensor([3.0, 50.0, 97.0]).double(),
-        torch.tensor([1.0, 9.0, 2.0]).double(),
-    )
+    label_B = torch.tensor([3.0, 50.0, 97.0]).double()
+    sigma_B = torch.tensor([1.0, 9.0, 2.0]).double()
     p_BK = gaussian(label_B, sigma_B, AGES)
     for decode in [*DECODERS.values(), deviation, lambda p_BK, grid: quantile(p_BK, grid, 0.3)]:
         alone = torch.cat([decode(p_BK[row : row + 1], AGES) for row in range(3)])
@@ -213,7 +212,7 @@ def test_every_row_of_a_batch_is_decoded_by_itself() -> None:
 
 
 @given(gaussians())
-def test_cdf_is_equation_2_and_tells_as_equation_3_which_labels_lie_below(
+def test_cdf_is_equation_2_and_gives_as_equation_3_the_labels_below(
     case: tuple[LabelGrid, float, float],
 ) -> None:
     grid, label, sigma = case
@@ -274,8 +273,10 @@ def test_rank_is_the_label_after_those_more_likely_exceeded_than_not(
     for p, l_k in zip(p_BK[0].tolist(), grid.labels().tolist(), strict=True):
         total += p
         if abs(total - 0.5) < 1e-9:
-            return  # a tie falls either way, by rounding
+            # A tie falls either way, by rounding.
+            return
         if total > 0.5:
             expected = l_k
             break
+
     assert DECODERS["rank"](p_BK, grid).item() == expected

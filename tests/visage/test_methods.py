@@ -122,8 +122,8 @@ def naive_loss(
         middle, half = (grid.minimum + grid.maximum) / 2, (grid.maximum - grid.minimum) / 2
         off = math.tanh(logits[0]) - (label - middle) / half
         return abs(off) if name == "mr_l1" else off**2
-    whole = sum(math.exp(value) for value in logits)
-    p_hat = [math.exp(value) / whole for value in logits]
+    total = sum(math.exp(value) for value in logits)
+    p_hat = [math.exp(value) / total for value in logits]
     at_label = p_hat[min(range(len(labels)), key=lambda k: abs(labels[k] - label))]
     mean = sum(p * l_k for p, l_k in zip(p_hat, labels, strict=True))
     variance = sum(p * (l_k - mean) ** 2 for p, l_k in zip(p_hat, labels, strict=True))
@@ -181,22 +181,21 @@ def test_a_regressed_value_is_the_expectation_of_its_distribution(seed: int) -> 
 @pytest.mark.parametrize("name", list(METHODS))
 def test_losses_are_finite_at_the_ends_of_the_range(name: str) -> None:
     for grid in GRIDS:
-        ends_B, sigma_B = (
-            torch.tensor([grid.minimum, grid.maximum]).double(),
-            torch.ones(2).double(),
-        )
+        ends_B = torch.tensor([grid.minimum, grid.maximum]).double()
+        sigma_B = torch.ones(2).double()
         logits_BK = batch(grid, seed=0, size=2, name=name)[0]
         assert METHODS[name].loss(logits_BK, ends_B, sigma_B, grid, settings(name)).isfinite()
 
 
 @pytest.mark.parametrize("grid", GRIDS)
 def test_mean_reduction_is_the_sum_over_k_and_scales_lambda_by_k(grid: LabelGrid) -> None:
-    """The released code's lambda = 1 is the paper's lambda = K: the losses differ by the factor K
-    as a whole."""
+    """The released code's lambda = 1 is the paper's lambda = K: the two losses differ by the
+    factor K."""
     logits_BK, label_B, sigma_B = batch(grid, seed=2)
     p_BK, num_labels = gaussian(label_B, sigma_B, grid), grid.num_labels
     summed, averaged = kl_divergence(p_BK, logits_BK, "sum"), kl_divergence(p_BK, logits_BK, "mean")
     assert averaged.item() == pytest.approx(summed.item() / num_labels, rel=1e-12)
+
     released = gradient(
         "dldl_v2", logits_BK, label_B, sigma_B, grid, settings(kl_reduction="mean", lambda_=1.0)
     )
@@ -208,6 +207,7 @@ def test_mean_reduction_is_the_sum_over_k_and_scales_lambda_by_k(grid: LabelGrid
         grid,
         settings(kl_reduction="sum", lambda_=num_labels),
     )
+
     torch.testing.assert_close(released * num_labels, paper)
 
 
@@ -296,11 +296,13 @@ def test_the_weights_of_mean_and_variance_weigh_them(name: str, weight: float) -
         loss(logits_BK, label_B, sigma_B, grid, settings("mean_variance", **{name: value})).item()
         for value in (0.0, weight)
     ]
+
     p_BK = logits_BK.softmax(dim=1)
     labels_K = torch.from_numpy(grid.labels())
     mean_B = p_BK @ labels_K
     variance_B = p_BK @ labels_K**2 - mean_B**2
     term_B = (mean_B - label_B) ** 2 / 2 if name == "mean_weight" else variance_B
+
     assert losses[1] - losses[0] == pytest.approx(weight * term_B.mean().item(), rel=1e-9)
 
 

@@ -1,4 +1,4 @@
-"""The config comes back as it was written, and a model whose parts do not belong together is
+"""The config comes back as it was written, and a model of parts that do not match is
 refused."""
 
 from __future__ import annotations
@@ -52,6 +52,7 @@ def test_config_comes_back_equal(tmp_path: Path) -> None:
         data={"train": {"num_faces": 7}},
         metrics={"val": {"val_mae": 4.25}},
     )
+
     config.write(tmp_path / "config.json")
     assert ModelConfig.read(tmp_path / "config.json") == config
     assert [path.name for path in tmp_path.iterdir()] == ["config.json"]
@@ -79,11 +80,12 @@ def test_whole_numbers_of_a_hand_written_config_are_numbers() -> None:
 
 
 @pytest.mark.parametrize(("dtype", "tolerance"), [("float32", 0.0), ("float16", 1e-3)])
-def test_model_comes_back_with_the_same_answers(
+def test_model_comes_back_with_the_same_weights(
     tmp_path: Path, dtype: Any, tolerance: float
 ) -> None:
     network = small_network(small_config())
     written = save_model(tmp_path, network, small_config(), dtype)
+
     loaded, config = load_model(tmp_path)
     assert config == written
     assert (config.weights.dtype, config.weights.num_parameters) == (
@@ -91,6 +93,7 @@ def test_model_comes_back_with_the_same_answers(
         sum(p.numel() for p in network.parameters()),
     )
     assert config.weights.sha256 == sha256_of(tmp_path / WEIGHTS_FILE)
+
     assert not loaded.training
     for name, value in network.state_dict().items():
         assert loaded.state_dict()[name].dtype == value.dtype
@@ -99,7 +102,7 @@ def test_model_comes_back_with_the_same_answers(
 
 
 def test_same_weights_are_the_same_bytes(tmp_path: Path) -> None:
-    """safetensors orders its notes by a hash drawn anew for every file: one note has one order."""
+    """safetensors orders its notes by a hash, random for every file: one note has one order."""
     network = small_network(small_config())
     for number in range(8):
         save_model(tmp_path / str(number), network, small_config(), "float16")
@@ -155,6 +158,7 @@ def test_weights_of_another_network_are_refused(model: Path) -> None:
         model / WEIGHTS_FILE,
     )
     edit(model, lambda document: document["weights"].update(sha256=sha256_of(model / WEIGHTS_FILE)))
+
     with pytest.raises(
         ValueError, match=r"not the weights of the config's network NetworkConfig\(name='tiny'"
     ):
@@ -165,6 +169,7 @@ def test_config_of_another_model_is_refused(model: Path, tmp_path: Path) -> None
     grid = LabelGrid(minimum=1.0, step=0.4, maximum=5.0)
     other = small_model(tmp_path / "other", grid=grid, quantity="attractiveness", unit="points")
     (model / CONFIG_FILE).write_bytes((other / CONFIG_FILE).read_bytes())
+
     with pytest.raises(ValueError, match="truncated or was edited"):
         load_model(model)
     edit(model, lambda document: document["weights"].update(sha256=sha256_of(model / WEIGHTS_FILE)))
@@ -187,7 +192,7 @@ def test_config_of_another_model_is_refused(model: Path, tmp_path: Path) -> None
     ],
 )
 def test_config_edited_since_is_refused(model: Path, section: str, changes: dict[str, Any]) -> None:
-    """Another grid of as many labels, another eye: nothing but the weights' own note can tell."""
+    """Another grid of as many labels, other preprocessing: only the weights' note can show it."""
     edit(model, lambda document: document[section].update(changes))
     with pytest.raises(
         ValueError, match=f"trained with {section} .*take the config that came with them"
@@ -302,7 +307,7 @@ def test_missing_field_is_refused_by_name(field: str) -> None:
 
 
 @pytest.mark.parametrize(
-    ("changes", "said"),
+    ("changes", "message"),
     [
         ({"mood": "good"}, "config: unknown key 'mood'"),
         ({"grid": GOOD["grid"] | {"steps": 1}}, r"config\.grid: unknown key 'steps'"),
@@ -388,12 +393,12 @@ def test_missing_field_is_refused_by_name(field: str) -> None:
         ({"training": []}, r"config\.training: expected keys with values, found \[\]"),
     ],
 )
-def test_odd_value_is_refused_by_name(changes: dict[str, Any], said: str) -> None:
-    with pytest.raises(ValueError, match=f"the config: {said}|the config: .*{said}"):
+def test_odd_value_is_refused_by_name(changes: dict[str, Any], message: str) -> None:
+    with pytest.raises(ValueError, match=f"the config: {message}|the config: .*{message}"):
         ModelConfig.from_json(json.dumps(GOOD | changes), "the config")
 
 
-def test_half_written_files_never_take_the_place_of_whole_ones(
+def test_half_written_files_never_replace_complete_ones(
     model: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     before = {path.name: path.read_bytes() for path in model.iterdir()}

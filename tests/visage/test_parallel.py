@@ -41,7 +41,7 @@ def processes() -> Executor:
 
 
 def one_over(number: int) -> float:
-    # The earlier, the slower: results come back in another order than they were asked for.
+    # The earlier, the slower: results come back in another order than they were submitted in.
     time.sleep(0.02 / (number + 1) if number >= 0 else 0.0)
     return 1 / number if number < 100 else os.getpid()
 

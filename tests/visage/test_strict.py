@@ -25,7 +25,7 @@ def test_both_ends_are_inside() -> None:
 
 
 @pytest.mark.parametrize(
-    ("side", "count", "said"),
+    ("side", "count", "message"),
     [
         (0.999, 2, "side is 0.999: give 1 to 100"),
         (100.5, 2, "side is 100.5: give 1 to 100"),
@@ -33,8 +33,8 @@ def test_both_ends_are_inside() -> None:
         (5.0, 1, "count is 1: give 2 or more"),
     ],
 )
-def test_a_value_off_its_range_is_refused(side: float, count: int, said: str) -> None:
-    with pytest.raises(ValueError, match=f"^{said}$"):
+def test_a_value_off_its_range_is_refused(side: float, count: int, message: str) -> None:
+    with pytest.raises(ValueError, match=f"^{message}$"):
         Sizes(side=side, count=count)
 
 
@@ -58,7 +58,7 @@ def test_the_remedy_ends_each_error() -> None:
             from_plain(value, Sizes, "here", "ask again")
 
 
-def test_what_is_at_hand_already_is_not_asked_for() -> None:
+def test_a_given_field_is_not_required() -> None:
     assert from_plain({"side": 2}, Sizes, "here", "ask", {"count": 3}) == Sizes(side=2.0, count=3)
     with pytest.raises(ValueError, match="unknown key 'count'; known keys: side"):
         from_plain({"side": 2, "count": 4}, Sizes, "here", "ask", {"count": 3})

@@ -13,9 +13,8 @@ from visage.baselines.linear import Examples, FitSettings, LinearModel
 from visage.labels import LabelGrid, gaussian
 from visage.methods import kl_divergence
 
-NUM_CORRECTIONS = (
-    10  # pairs of steps and gradient changes that stand for the Hessian: scipy's default
-)
+# Pairs of steps and gradient changes that stand for the Hessian: scipy's default.
+NUM_CORRECTIONS = 10
 
 
 def fit_bfgs_ldl(
@@ -27,7 +26,8 @@ def fit_bfgs_ldl(
     (101 x 6753)^2. Geng does not regularise; a very large C comes to that.
     """
     p_NK = gaussian(examples.label_N, examples.sigma_N.clamp_min(settings.min_sigma), grid)
-    shape, dtype = (grid.num_labels, examples.features_ND.shape[1]), examples.features_ND.dtype
+    shape = (grid.num_labels, examples.features_ND.shape[1])
+    dtype = examples.features_ND.dtype
 
     def value_and_slope(flat: npt.NDArray[np.float64]) -> tuple[float, npt.NDArray[np.float64]]:
         weight_KD = torch.from_numpy(flat).view(shape).to(dtype)
@@ -49,18 +49,22 @@ def fit_bfgs_ldl(
             "ftol": float(torch.finfo(dtype).eps) / 10,
         },
     )
+
     weight_KD = torch.from_numpy(found.x).view(shape).to(dtype)
     return LinearModel(
-        weight_OD=weight_KD, num_iterations=int(found.nit), converged=bool(found.success)
+        weight_OD=weight_KD,
+        num_iterations=int(found.nit),
+        converged=bool(found.success),
     )
 
 
 def objective(
     weight_KD: Tensor, features_ND: Tensor, p_NK: Tensor, strength: float
 ) -> tuple[float, Tensor]:
-    """What is minimised, divided by C N so that its size depends on neither, and its gradient
+    """The value to minimise, divided by C N so that its size depends on neither, and its gradient
     (K,D)."""
-    logits_NK, share = features_ND @ weight_KD.T, 1 / (strength * len(features_ND))
+    logits_NK = features_ND @ weight_KD.T
+    share = 1 / (strength * len(features_ND))
     value = kl_divergence(p_NK, logits_NK, "sum") + share * 0.5 * weight_KD.square().sum()
     slope_NK = (torch.softmax(logits_NK, dim=1) - p_NK) / len(features_ND)
     return float(value), slope_NK.T @ features_ND + share * weight_KD

@@ -7,10 +7,10 @@ response counts at every pixel; its standard deviation over square cells that ov
 feature ("STD" in place of HMAX's maximum).
 
 Where the papers are silent: the filters have mean 0 and length 1 (Serre et al. 2007), so that a
-face's brightness plays no part and its contrast is a mere factor; responses keep their sign; the
-rim is mirrored; only whole cells count. With 60 px (Guo), 6 bands and 8 orientations that makes
-6752 numbers a face. DLDL-v2 says 4616 and not from which side. Legend: B faces, O orientations, H
-and W side in pixels, D features.
+face's brightness has no effect and its contrast is only a factor; responses keep their sign; the
+rim is mirrored; only complete cells count. With 60 px (Guo), 6 bands and 8 orientations that makes
+6752 numbers a face. DLDL-v2 says 4616 and does not give the side. Legend: B faces, O orientations,
+H and W side in pixels, D features.
 """
 
 from __future__ import annotations
@@ -26,7 +26,8 @@ from torch.nn import functional
 from visage.data.preprocess import GREY
 from visage.strict import check_range
 
-ASPECT = 0.3  # gamma, of the filters' Gaussian
+# gamma, of the filters' Gaussian.
+ASPECT = 0.3
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -61,6 +62,7 @@ class BIFSettings:
 
     def __post_init__(self) -> None:
         check_range(self, num_bands=(1, len(BANDS)), num_orientations=(1, None))
+
         largest = BANDS[self.num_bands - 1].filters[1][0]
         if self.side_px < largest:
             raise ValueError(
@@ -89,11 +91,12 @@ def bif(crops_BCHW: Tensor, settings: BIFSettings) -> Tensor:
 def grey(crops_BCHW: Tensor, side_px: int) -> Tensor:
     """Crops as grey levels from 0 to 1, (B,1,side_px,side_px)."""
     weights_C = torch.tensor(GREY, device=crops_BCHW.device)
-    grey_B1HW = torch.einsum("bchw,c->bhw", crops_BCHW.to(torch.float32) / 255.0, weights_C)[
-        :, None
-    ]
+    grey_BHW = torch.einsum("bchw,c->bhw", crops_BCHW.to(torch.float32) / 255.0, weights_C)
     return functional.interpolate(
-        grey_B1HW, size=(side_px, side_px), mode="bilinear", antialias=True
+        grey_BHW[:, None],
+        size=(side_px, side_px),
+        mode="bilinear",
+        antialias=True,
     )
 
 
@@ -117,14 +120,16 @@ def s1(grey_B1HW: Tensor, filters_O1HW: Tensor) -> Tensor:
 def gabor(px: int, sigma: float, wavelength: float, num_orientations: int) -> Tensor:
     """exp(-(X^2 + gamma^2 Y^2) / 2 sigma^2) cos(2 pi X / lambda), X and Y turned by k pi / O;
     (O,1,px,px)."""
-    angle_O = (torch.arange(num_orientations, dtype=torch.float64) * math.pi / num_orientations)[
-        :, None, None
-    ]
+    angle_O = torch.arange(num_orientations, dtype=torch.float64) * math.pi / num_orientations
+    angle_O = angle_O[:, None, None]
     place = torch.arange(px, dtype=torch.float64) - px // 2
     x_OHW = place * torch.cos(angle_O) + place[:, None] * torch.sin(angle_O)
     y_OHW = place[:, None] * torch.cos(angle_O) - place * torch.sin(angle_O)
+
     bell_OHW = torch.exp(-(x_OHW**2 + (ASPECT * y_OHW) ** 2) / (2 * sigma**2))
     wave_OHW = bell_OHW * torch.cos(2 * math.pi * x_OHW / wavelength)
+
+    # Mean 0 and length 1 (Serre et al. 2007), where the papers are silent.
     wave_OHW = wave_OHW - wave_OHW.mean(dim=(1, 2), keepdim=True)
     filters_OHW: Tensor = wave_OHW / wave_OHW.norm(dim=(1, 2), keepdim=True)
     return filters_OHW[:, None].to(torch.float32)

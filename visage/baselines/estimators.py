@@ -49,8 +49,8 @@ ESTIMATORS: dict[str, Estimator] = {
 
 @dataclass(frozen=True, kw_only=True)
 class Trial:
-    """A strength C, what came of it, and its mean absolute error on the validation faces, in label
-    units."""
+    """A strength C, the model fitted with it, and its mean absolute error on the validation faces,
+    in label units."""
 
     strength: float
     model: LinearModel

@@ -1,8 +1,8 @@
-"""Crops -> features of length 1: what the estimators see of a face, by whichever extractor.
+"""Crops -> features of length 1: what the estimators see of a face, from any extractor.
 
 The paper normalises by l2 and does nothing else: no standardisation, no reduction of dimensions. A
-constant 1 is put behind the features, whose weight is the estimator's bias and is regularised as
-the others are, as liblinear does it. Legend: B faces of a batch, N faces, C channels, D features
+constant 1 is appended to the features. Its weight is the estimator's bias, and is regularised as
+the others are, as in liblinear. Legend: B faces of a batch, N faces, C channels, D features
 with the constant.
 """
 
@@ -19,9 +19,8 @@ from visage.data.preprocess import evaluation_view
 from visage.model_config import NormaliseConfig
 from visage.networks.protocol import FaceBatch, Network
 
-Extractor = Callable[
-    [Tensor], Tensor
-]  # uint8 crops (B,3,H,W) -> features of any length (B,D-1), float32
+# uint8 crops (B,3,H,W) -> features of any length (B,D-1), float32.
+Extractor = Callable[[Tensor], Tensor]
 
 
 def trunk_extractor(network: Network, normalise: NormaliseConfig) -> Extractor:
@@ -35,6 +34,7 @@ def trunk_extractor(network: Network, normalise: NormaliseConfig) -> Extractor:
         raise ValueError(
             "the two-stage baselines see crops alone: give them a backbone that needs no landmarks"
         )
+
     network.eval()
     device = next(network.parameters()).device
 
@@ -51,7 +51,7 @@ def described(crops_BCHW: Tensor, extract: Extractor, flip: bool) -> Tensor:
     """Crops -> what the estimators see, (B,D); with `flip` the mean over a face and its mirror
     image.
 
-    The mean is taken before the length becomes 1, since of unit vectors it would no longer be one.
+    The mean is taken before the length becomes 1: the mean of unit vectors is no unit vector.
     Features that are all 0, as BIF's of a crop in one colour, stay so.
     """
     features = extract(crops_BCHW)

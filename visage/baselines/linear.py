@@ -17,11 +17,11 @@ from visage.strict import check_range
 
 @dataclass(frozen=True, kw_only=True)
 class FitSettings:
-    """A fit ends when its gradient has shrunk to `tolerance` of what it was at weights 0, or after
+    """A fit ends when its gradient has shrunk to `tolerance` of its size at weights 0, or after
     `max_iterations`.
 
-    `min_sigma`: floor of sigma in BFGS-LDL's targets, `tube`: errors up to it cost SVR nothing;
-    both in label units.
+    `min_sigma`: floor of sigma in BFGS-LDL's targets. `tube`: errors up to it cost SVR nothing.
+    Both are in label units.
     """
 
     max_iterations: int
@@ -41,7 +41,7 @@ class FitSettings:
 
 @dataclass(frozen=True, kw_only=True)
 class Examples:
-    """Features (N,D), labels and sigmas (N,) in label units; all of one floating type, in which a
+    """Features (N,D), labels and sigmas (N,) in label units; all of the floating type in which a
     fit computes."""
 
     features_ND: Tensor
@@ -51,7 +51,7 @@ class Examples:
 
 @dataclass(frozen=True, kw_only=True)
 class LinearModel:
-    """Weights (O,D), after how many iterations, and whether the fit then had come to its end."""
+    """Weights (O,D), the number of iterations, and whether the fit converged in them."""
 
     weight_OD: Tensor
     num_iterations: int

@@ -11,20 +11,20 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-FIELD_BITS = 21  # of one colour in a packed sum
-LEAST_WHOLE_PX, LEAST_CROP_PX = (
-    12,
-    24,
-)  # shortest sides that whole photos and rectangles are resampled to
+# Bits of one colour in a packed sum.
+FIELD_BITS = 21
+# The shortest side that whole photos are resampled to, and the one of rectangles.
+LEAST_WHOLE_PX = 12
+LEAST_CROP_PX = 24
 
 
 class Integral:
     """Integral images of B photos, and their area interpolations: sums over any rectangle in four
     look-ups.
 
-    The three colours' sums lie in one 64-bit number, 21 bits each, while no bin sums to 2^21
-    (photos up to some 1,000 px); else each has its own. Running sums overflow and may; the bins'
-    own sums, differences of them, are exact.
+    The three colours' sums share one 64-bit number, 21 bits each, while no bin sums to 2^21 (photos
+    up to some 1,000 px); else each has its own. Running sums may overflow: the bins' own sums,
+    which are differences of them, are exact all the same.
     """
 
     def __init__(self, photos_BHWC: Tensor) -> None:
@@ -34,15 +34,18 @@ class Integral:
             (shorter // LEAST_WHOLE_PX + 3) ** 2,
             (self.height // LEAST_CROP_PX + 3) * (self.width // LEAST_CROP_PX + 3),
         )
+
         self._packed = largest_bin * 255 < 1 << FIELD_BITS
         fields = (
             torch.tensor([[1], [1 << FIELD_BITS], [1 << 2 * FIELD_BITS]])
             if self._packed
             else torch.eye(3)
         )
+
         # float64 holds these sums of products exactly (below 2^53), and multiplies them faster than
-        # integers
+        # integers.
         numbers_BHWP = (photos_BHWC.to(torch.float64) @ fields.to(torch.float64)).to(torch.int64)
+
         shape = (numbers_BHWP.shape[-1], self.num_photos, self.height + 1, self.width + 1)
         self._sums_PBHW = torch.zeros(shape, dtype=torch.int64)
         torch.cumsum(
@@ -63,13 +66,16 @@ class Integral:
         left_N, top_N, right_N, bottom_N = corners_N4.unbind(1)
         y0, y1 = (top_N[:, None] + edge for edge in _bins(bottom_N - top_N, side))
         x0, x1 = (left_N[:, None] + edge for edge in _bins(right_N - left_N, side))
+
         start_N1 = (photo_N * (self.height + 1))[:, None]
         lines_NK1 = [((start_N1 + edge) * (self.width + 1))[:, :, None] for edge in (y0, y1)]
+
         shape = (-1, len(photo_N), side, side)
         above_PNKK, below_PNKK = (
             self._look_up(line + x1[:, None]).sub_(self._look_up(line + x0[:, None])).view(shape)
             for line in lines_NK1
         )
+
         return self._network_input(
             below_PNKK - above_PNKK, (y1 - y0)[:, :, None] * (x1 - x0)[:, None]
         )
@@ -78,9 +84,10 @@ class Integral:
         return self._sums_PBHW.flatten(1).index_select(1, positions.view(-1))
 
     def _network_input(self, sums_PNKK: Tensor, num_pixels: Tensor) -> Tensor:
-        """Sums over bins of `num_pixels` -> their means, normalised as in training, channels last."""
+        """Sums over bins of `num_pixels` -> means, normalised as in training, channels last."""
         _, count, height, width = sums_PNKK.shape
         input_NCKK = torch.empty(count, 3, height, width, memory_format=torch.channels_last)
+
         for channel in range(3):
             if self._packed:
                 field_NKK = (sums_PNKK[0] >> channel * FIELD_BITS) & ((1 << FIELD_BITS) - 1)

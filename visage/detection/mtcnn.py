@@ -13,15 +13,15 @@ driving:
 - photos of one size go through the pyramid together;
 - every area resampling (pyramid and candidate crops) is four look-ups in an integral image, exact
   in integers, in place of one interpolation per candidate;
-- tensors lie channels last, which the small convolutions prefer;
+- tensors are stored channels last, which the small convolutions prefer;
 - non-maximum suppression runs per photo, so a photo's faces do not depend on its neighbours in the
   batch.
 
 Landmarks equal facenet-pytorch's where `landmark_passes` is 0. The library cuts a box at the
-photo's rim, stretches the rest to a square and takes the landmarks for those of the whole box: in
-UTKFace's tight chips they scatter by 6 % of the side. So each face is aligned by its landmarks,
-looked at again by the output network, upright, whole, with black beyond the rim, in its mirror
-image too, and aligned anew: two passes bring the scatter to 1 % (bench/landmarks.py).
+photo's rim, stretches the rest to a square and takes the landmarks for those of the full box: in
+UTKFace's tight chips they scatter by 6 % of the side. So each face is aligned by its landmarks, the
+output network sees it again (upright, uncut, with black beyond the rim, and its mirror image too),
+and it is aligned again: two passes bring the scatter to 1 % (bench/landmarks.py).
 
 Shapes: B photos, H W photo px, N candidates of all photos, K side of a network's input.
 """
@@ -53,25 +53,33 @@ from visage.detection.integral_image import Integral, normalised_
 
 Float32Array = npt.NDArray[np.float32]
 
-CELL_PX = 12  # side of the square that one output cell of the proposal network looks at
-STRIDE_PX = 2  # distance between neighbouring cells
-REFINE_PX, OUTPUT_PX = 24, 48  # sides of what the second and third network look at
-# Photo pixels that go through the pyramid together: bounds the memory, stays in reused pages
+# Side of the square that one output cell of the proposal network sees.
+CELL_PX = 12
+# Distance between neighbouring cells.
+STRIDE_PX = 2
+# Sides of the second and the third network's input.
+REFINE_PX = 24
+OUTPUT_PX = 48
+# Photo pixels that go through the pyramid together: bounds the memory, stays in reused pages.
 BATCH_PIXELS = 1_000_000
-REFINE_CHUNK = 256  # candidates per forward pass: what stays inside the processor's cache
+# Candidates per forward pass: what stays inside the processor's cache.
+REFINE_CHUNK = 256
 OUTPUT_CHUNK = 32
-# What is looked at again, for there landmarks scatter least: 0.8 of the common template's side, a
-# little lower.
+# The square of a second look: 0.8 of the common template's side and a little lower, where landmarks
+# scatter least.
 LOOK_TEMPLATE = template("five_point_112", OUTPUT_PX, 112 / 90) - np.array([0, 9 / 90 * OUTPUT_PX])
-MIRRORED = [1, 0, 2, 4, 3]  # which landmark each one is in the mirror
-SEEN = 0.5  # a look to which the output network gives a lower probability of a face is not believed
-MIN_SPREAD_PX = 1.0  # landmarks nearer to each other are not looked at again: they span no face
+# Which landmark each one is in the mirror.
+MIRRORED = [1, 0, 2, 4, 3]
+# A look is ignored when the output network gives a face a lower probability.
+SEEN = 0.5
+# Landmarks nearer to each other get no second look: they span no face.
+MIN_SPREAD_PX = 1.0
 
 
 @dataclass(frozen=True, kw_only=True)
 class DetectorSettings:
-    """The cascade's settings; `min_face_px` counts in the pixels of the photo after shrinking to
-    `max_side_px`. `landmark_passes`: how often the landmarks are looked at again (0: as
+    """The cascade's settings. `min_face_px` is in pixels of the photo after shrinking to
+    `max_side_px`; `landmark_passes`: how many second looks refine the landmarks (0: as
     facenet-pytorch gives them)."""
 
     min_face_px: int
@@ -85,15 +93,18 @@ class DetectorSettings:
             raise ValueError(
                 f"detector.min_face_px is {self.min_face_px}: the smallest face is {CELL_PX} px"
             )
+
         if len(self.thresholds) != 3 or not all(0 < value < 1 for value in self.thresholds):
             raise ValueError(
                 f"detector.thresholds is {self.thresholds}: give three numbers between 0 and 1"
             )
+
         if not 0 < self.factor < 1:
             raise ValueError(
                 f"detector.factor is {self.factor}: a pyramid shrinks, give a number between 0 and "
                 f"1"
             )
+
         if self.max_side_px < CELL_PX:
             raise ValueError(f"detector.max_side_px is {self.max_side_px}: give at least {CELL_PX}")
         if self.landmark_passes < 0:
@@ -104,7 +115,7 @@ class DetectorSettings:
 class Faces:
     """The faces of one photo, largest first: boxes x0 y0 x1 y1 and landmarks x y (left eye, right
     eye, nose, left and right corner of the mouth, as seen in the picture), all in pixels of the
-    photo; they may lie outside it."""
+    photo; they may be outside it."""
 
     boxes_N4: Float32Array
     landmarks_N52: Float32Array
@@ -126,6 +137,7 @@ class Detector:
             factor=settings.factor,
             device=torch.device("cpu"),
         )
+
         self._propose, self._refine, self._output = (
             network.eval().to(memory_format=torch.channels_last)
             for network in (networks.pnet, networks.rnet, networks.onet)
@@ -134,12 +146,14 @@ class Detector:
     def detect(self, photos: Sequence[PhotoArray]) -> list[Faces]:
         """RGB uint8 photos of any sizes (H, W, 3) -> their faces, in the same order."""
         small = [_shrink(photo, self.settings.max_side_px) for photo in photos]
+
         found: dict[int, Faces] = {}
         for indices in _same_size_batches([photo.shape for photo in small]):
             same_size = np.stack([small[index] for index in indices])
             batch = self._with_better_landmarks(same_size, self._detect_batch(same_size))
             for index, faces in zip(indices, batch, strict=True):
                 found[index] = _enlarge(faces, small[index].shape, photos[index].shape)
+
         return [found[index] for index in range(len(photos))]
 
     def _detect_batch(self, photos: npt.NDArray[np.uint8]) -> list[Faces]:
@@ -163,6 +177,7 @@ class Detector:
                 levels[photo].append(
                     candidates_N9[nms(candidates_N9[:, :4], candidates_N9[:, 4], 0.5)]
                 )
+
         boxes: list[Tensor] = []
         for photo_levels in levels:
             candidates_N9 = torch.cat(photo_levels) if photo_levels else torch.zeros(0, 9)
@@ -171,6 +186,7 @@ class Detector:
             boxes.append(
                 _square(candidates_N9[:, :4] + candidates_N9[:, 5:9] * size_N2.repeat(1, 2))
             )
+
         return torch.cat(boxes), _photo_numbers(boxes)
 
     def _refined(
@@ -179,6 +195,7 @@ class Detector:
         """Second stage: candidates -> fewer, better squares."""
         corners_N4, inside_N = _pixel_corners(boxes_N4, integral.height, integral.width)
         boxes_N4, photo_N, corners_N4 = boxes_N4[inside_N], photo_N[inside_N], corners_N4[inside_N]
+
         outputs: list[tuple[Tensor, Tensor]] = []
         for part in range(0, len(boxes_N4), REFINE_CHUNK):
             chunk = slice(part, part + REFINE_CHUNK)
@@ -187,6 +204,7 @@ class Detector:
             )
         if not outputs:
             return boxes_N4, photo_N
+
         regression_N4, score_N2 = (torch.cat(values) for values in zip(*outputs, strict=True))
         passed_N = score_N2[:, 1] > self.settings.thresholds[1]
         boxes_N4, photo_N, regression_N4 = (
@@ -195,6 +213,7 @@ class Detector:
             regression_N4[passed_N],
         )
         score_N = score_N2[passed_N, 1]
+
         kept = [
             rows[nms(boxes_N4[rows], score_N[rows], 0.7)]
             for rows in _rows_by_photo(photo_N, integral.num_photos)
@@ -206,6 +225,7 @@ class Detector:
         """Third stage: candidates -> final boxes, landmarks and probabilities."""
         corners_N4, inside_N = _pixel_corners(boxes_N4, integral.height, integral.width)
         boxes_N4, photo_N, corners_N4 = boxes_N4[inside_N], photo_N[inside_N], corners_N4[inside_N]
+
         outputs: list[tuple[Tensor, Tensor, Tensor]] = []
         for part in range(0, len(boxes_N4), OUTPUT_CHUNK):
             chunk = slice(part, part + OUTPUT_CHUNK)
@@ -214,14 +234,17 @@ class Detector:
             )
         if not outputs:
             return [_no_faces() for _ in range(integral.num_photos)]
+
         regression_N4, points_NP, score_N2 = (
             torch.cat(values) for values in zip(*outputs, strict=True)
         )
         passed_N = score_N2[:, 1] > self.settings.thresholds[2]
         boxes_N4, photo_N = boxes_N4[passed_N], photo_N[passed_N]
+
         size_N2 = boxes_N4[:, 2:] - boxes_N4[:, :2] + 1
         points_N25 = points_NP[passed_N].reshape(-1, 2, 5)
         landmarks_N25 = size_N2[:, :, None] * points_N25 + boxes_N4[:, :2, None] - 1
+
         final_N4 = _regressed(boxes_N4, regression_N4[passed_N]).numpy()
         landmarks_N52, score_N = (
             landmarks_N25.transpose(1, 2).numpy(),
@@ -235,18 +258,20 @@ class Detector:
     def _with_better_landmarks(
         self, photos: npt.NDArray[np.uint8], found: list[Faces]
     ) -> list[Faces]:
-        """The same faces, their landmarks from looking again."""
+        """The same faces, with the landmarks of a second look."""
         landmarks_N52 = np.concatenate([faces.landmarks_N52 for faces in found]).astype(np.float64)
         photo_N = np.repeat(np.arange(len(found)), [len(faces) for faces in found])
         [spread_N] = np.nonzero(
             np.ptp(landmarks_N52, axis=1).max(axis=1, initial=0) >= MIN_SPREAD_PX
         )
+
         for _ in range(self.settings.landmark_passes):
             for start in range(0, len(spread_N), OUTPUT_CHUNK):
                 rows = spread_N[start : start + OUTPUT_CHUNK]
                 landmarks_N52[rows] = self._look_again(
                     [photos[index] for index in photo_N[rows]], landmarks_N52[rows]
                 )
+
         ends = np.cumsum([len(faces) for faces in found])[:-1]
         parts = np.split(landmarks_N52.astype(np.float32), ends)
         return [
@@ -261,16 +286,20 @@ class Detector:
             crop(photo, matrix_23, OUTPUT_PX)
             for photo, matrix_23 in zip(photos, matrices, strict=True)
         ]
+
         view_NCHW = normalised_(
             torch.from_numpy(np.stack(looks)).permute(0, 3, 1, 2).to(torch.float32)
         )
+
         with torch.inference_mode():
             _, points_NP, score_N2 = self._output(torch.cat([view_NCHW, view_NCHW.flip(3)]))
         points_N52 = points_NP.double().reshape(-1, 2, 5).mT.numpy() * OUTPUT_PX
         seen_N52, mirrored_N52 = np.split(points_N52, 2)
         mirrored_N52 = np.array([OUTPUT_PX, 0]) - np.array([1, -1]) * mirrored_N52[:, MIRRORED]
+
         sees_face_N = (score_N2[:, 1].reshape(2, -1).mean(dim=0) > SEEN).numpy()
         middle_N52 = (seen_N52 + mirrored_N52) / 2
+
         better = [
             transform(points_52, invert(matrix))
             for points_52, matrix in zip(middle_N52, matrices, strict=True)
@@ -284,6 +313,7 @@ def pyramid(height: int, width: int, settings: DetectorSettings) -> Iterator[flo
     by `factor`."""
     scale = CELL_PX / settings.min_face_px
     shorter = min(height, width) * scale
+
     while shorter >= CELL_PX:
         yield scale
         scale *= settings.factor
@@ -296,9 +326,11 @@ def _candidates(
     """Cells over the threshold -> per photo (N, 9): the cell's box in photo px, its score, four
     regression values."""
     photo_N, row_N, column_N = torch.nonzero(score_BHW >= threshold, as_tuple=True)
+
     cell_N2 = torch.stack([column_N, row_N], dim=1).to(torch.float32) * STRIDE_PX
     start_N2, end_N2 = ((cell_N2 + 1) / scale).floor(), ((cell_N2 + CELL_PX) / scale).floor()
     score_N1 = score_BHW[photo_N, row_N, column_N][:, None]
+
     table_N9 = torch.cat(
         [start_N2, end_N2, score_N1, regression_B4HW[photo_N, :, row_N, column_N]], dim=1
     )
@@ -314,7 +346,7 @@ def _square(boxes_N4: Tensor) -> Tensor:
 
 
 def _regressed(boxes_N4: Tensor, regression_N4: Tensor) -> Tensor:
-    """Boxes moved by a network's regression, in units of their size counted with both end pixels."""
+    """Boxes moved by a network's regression, in units of their size with both end pixels."""
     size_N2 = boxes_N4[:, 2:] - boxes_N4[:, :2] + 1
     return boxes_N4 + regression_N4 * size_N2.repeat(1, 2)
 
@@ -351,9 +383,10 @@ def _no_faces() -> Faces:
 def _suppressed(
     boxes_N4: Float32Array, landmarks_N52: Float32Array, score_N: Float32Array
 ) -> Faces:
-    """Drops a face that lies by more than 0.7 of the smaller area in a likelier one; the largest
-    box comes first."""
+    """Drops a face whose overlap with a likelier one is more than 0.7 of the smaller area; the
+    largest box comes first."""
     area_N = (boxes_N4[:, 2] - boxes_N4[:, 0] + 1) * (boxes_N4[:, 3] - boxes_N4[:, 1] + 1)
+
     waiting, kept = np.argsort(score_N), []
     while len(waiting):
         best, waiting = waiting[-1], waiting[:-1]
@@ -362,9 +395,11 @@ def _suppressed(
         end = np.minimum(boxes_N4[best, 2:], boxes_N4[waiting, 2:])
         shared = np.maximum(np.float32(0), end - start + 1).prod(axis=1)
         waiting = waiting[shared / np.minimum(area_N[best], area_N[waiting]) <= 0.7]
+
     picked = np.array(kept, dtype=np.int64)
     sides_N2 = boxes_N4[picked, 2:] - boxes_N4[picked, :2]
     picked = picked[np.argsort(sides_N2.prod(axis=1))[::-1]]
+
     return Faces(
         boxes_N4=boxes_N4[picked],
         landmarks_N52=landmarks_N52[picked],
@@ -379,6 +414,7 @@ def _shrink(photo: PhotoArray, max_side_px: int) -> PhotoArray:
     longer = max(height, width)
     if longer <= max_side_px:
         return photo
+
     size = tuple(max(1, round(side * max_side_px / longer)) for side in (width, height))
     return np.asarray(
         Image.fromarray(photo).resize(
@@ -391,6 +427,7 @@ def _enlarge(faces: Faces, small_shape: tuple[int, ...], shape: tuple[int, ...])
     """Faces in pixels of the shrunk photo -> in pixels of the photo."""
     if small_shape == shape:
         return faces
+
     ratio_2 = np.array([shape[1] / small_shape[1], shape[0] / small_shape[0]], dtype=np.float32)
     return Faces(
         boxes_N4=faces.boxes_N4 * np.tile(ratio_2, 2),
@@ -404,6 +441,7 @@ def _same_size_batches(shapes: Sequence[tuple[int, ...]]) -> Iterator[list[int]]
     groups: dict[tuple[int, ...], list[int]] = {}
     for index, shape in enumerate(shapes):
         groups.setdefault(shape, []).append(index)
+
     for shape, indices in groups.items():
         count = max(1, math.floor(BATCH_PIXELS / (shape[0] * shape[1])))
         yield from (indices[start : start + count] for start in range(0, len(indices), count))

@@ -13,7 +13,8 @@ import numpy as np
 
 from visage.synthetic.shape import Grid, Window
 
-SIDES = (-1.0, 1.0)  # the picture's left and right
+# The picture's left and right.
+SIDES = (-1.0, 1.0)
 
 
 def spot(window: Window, u: float, v: float, half_u: float, half_v: float) -> Grid:

@@ -22,23 +22,22 @@ def drawn_sheet(path: Path, num_people: int, px: int, seed: int) -> None:
     """Writes a picture with a row a person (skin tones from light to dark, women and men in turn)
     and a column an age.
 
-    Two rows are clean, two have all that photos may have, and so on; sensor noise is left out to
-    keep the file small.
+    Two rows are clean, two have all that photos may have, and so on. Sensor noise is left out.
     """
     rows = []
     for index in range(num_people):
         rng = np.random.default_rng((seed, index))
+        tone = round(index * (len(SKIN_TONES) - 1) / max(1, num_people - 1))
+        sex = ("female", "male")[index % 2]
         person = sample_person(rng)
-        wanted = (
-            round(index * (len(SKIN_TONES) - 1) / max(1, num_people - 1)),
-            ("female", "male")[index % 2],
-        )
-        while (person.tone, person.sex) != wanted:
+        while (person.tone, person.sex) != (tone, sex):
             person = sample_person(rng)
+
         photos = [sample_photo(person, rng, age, clean=index % 4 < 2) for age in SHEET_AGES]
-        rows.append(
-            np.hstack([draw_face(dataclasses.replace(photo, noise=0.0), px) for photo in photos])
-        )
+        # Noise does not compress: without it the file stays small.
+        faces = [draw_face(dataclasses.replace(photo, noise=0.0), px) for photo in photos]
+        rows.append(np.hstack(faces))
+
     file = io.BytesIO()
     sheet = Image.fromarray(np.vstack(rows))
     sheet.save(file, format="PNG", optimize=True)

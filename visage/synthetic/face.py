@@ -22,23 +22,29 @@ def draw_face(parameters: FaceParameters, px: int) -> npt.NDArray[np.uint8]:
     the same bytes."""
     if px < MIN_PX:
         raise ValueError(f"px {px}: a face needs at least {MIN_PX}")
+
     canvas, rng = Canvas(parameters, px), np.random.default_rng(parameters.seed)
     curls = surroundings.hair_style(canvas).curls
     strands = surroundings.texture(px, 6 + int(18 * curls), 64 - int(36 * curls), rng)
+
     surroundings.background(canvas, rng)
     surroundings.hair_behind(canvas, strands)
     surroundings.shoulders(canvas)
     surroundings.ears(canvas)
+
     skin.skin(canvas, surroundings.texture(px, 24, 24, rng))
     skin.blemishes(canvas)
     features.mouth(canvas)
     features.nose(canvas)
     skin.relief(canvas)
     skin.folds(canvas)
+
     surroundings.beard(canvas, strands)
     features.brows(canvas, strands)
+    # After relief and folds, whose slopes it shades.
     lit = skin.light(canvas)
     features.eyes(canvas, lit)
+
     surroundings.hair(canvas, strands)
     surroundings.glasses(canvas)
     surroundings.hat(canvas, strands)

@@ -1,5 +1,5 @@
 """A drawn face's features, each painted on the canvas: brows, eyes, nose, mouth; and where they
-lie."""
+are."""
 
 from __future__ import annotations
 
@@ -33,7 +33,7 @@ def mouth_half_width(canvas: Canvas) -> float:
 
 
 def five_points(canvas: Canvas) -> npt.NDArray[np.float64]:
-    """Left eye, right eye, tip of the nose, left and right corner of the mouth: (5, 2) pixels x, y."""
+    """Left eye, right eye, tip of the nose, both corners of the mouth: (5, 2) pixels x, y."""
     half = mouth_half_width(canvas)
     corners = mouth_line(canvas, np.array([[-1.0, 1.0]]))[0].tolist()
     points = [eye_centre(canvas, side) for side in SIDES]
@@ -49,12 +49,15 @@ def brows(canvas: Canvas, texture: Grid) -> None:
     grey = 0.8 * max(0.0, head.grey - 0.25)
     colour = hair * (1.0 - grey) + grey * 0.62
     dense = (0.30 + 0.5 * head.growth) * (1.0 - 0.25 * head.grey) + 0.12 * photo.make_up
+
     for side in SIDES:
         v = head.brow_v + side * 0.025 * head.uneven * photo.person.uneven_brows
         area = canvas.window(side * 0.43, v, 0.36, 0.2)
+
         out = (side * area.u - 0.42) / 0.28
         middle = v + 0.035 - head.brow_arch * (1.3 - (out - 0.25) ** 2 * 1.3)
         thick = head.brow_thickness * np.sqrt(np.maximum(0.0, 1.0 - out * out)) * (1.0 - 0.35 * out)
+
         hairs = np.clip(dense + 0.06 * texture[area.rows, area.columns], 0.0, 0.95)
         canvas.paint(
             canvas.soft(thick - np.abs(area.v - middle)) * hairs * (np.abs(out) < 1.0), colour, area
@@ -72,7 +75,8 @@ class Eye:
     down: Grid
     upper: Grid
     lower: Grid
-    ends: Grid  # 1 between the corners, fading to 0 past them
+    # 1 between the corners, fading to 0 past them.
+    ends: Grid
 
     @property
     def inside(self) -> Grid:
@@ -96,11 +100,14 @@ def _eye(canvas: Canvas, side: float) -> Eye:
     along = side * (area.u - u)
     down = area.v - v + head.eye_tilt * along
     along = along / half
+
     opening = head.eye_opening * (1.0 - 0.1 * canvas.parameters.smile)
     opening *= 1.0 + side * 0.09 * head.uneven * canvas.parameters.person.uneven_lids
+
     arch = 1.0 - along * along
     upper, lower = -opening * arch * (1.0 - 0.15 * along), 0.62 * opening * arch
     ends = np.exp(-0.5 * fourth(along * along))
+
     return Eye(
         area=area,
         centre=(u, v - 0.15 * opening),
@@ -114,14 +121,17 @@ def _eye(canvas: Canvas, side: float) -> Eye:
 
 def _socket(canvas: Canvas, eye: Eye) -> None:
     photo, head = canvas.parameters, canvas.shape
-    width = max(
-        0.022, 0.75 / canvas.unit_px
-    )  # never under a pixel, so that a line stays a line in a small picture
+
+    # Never under three quarters of a pixel, so that a line stays a line in a small picture.
+    width = max(0.022, 0.75 / canvas.unit_px)
+
+    # The crease above the lid, then the lid's own shade.
     crease = (eye.down - eye.upper + 0.055 - 0.035 * head.sagging) / width
     canvas.darken(
         (0.22 + 0.14 * photo.make_up + 0.1 * head.bags) * np.exp(-crease * crease) * eye.ends,
         eye.area,
     )
+
     lid = (eye.down + 0.5 * head.eye_opening) / (1.6 * head.eye_opening + 0.05)
     canvas.darken(0.20 * np.exp(-lid * lid - 0.5 * eye.along * eye.along), eye.area)
 
@@ -129,6 +139,8 @@ def _socket(canvas: Canvas, eye: Eye) -> None:
 def _eyeball(canvas: Canvas, eye: Eye, lit: Grid) -> None:
     photo, head, area = canvas.parameters, canvas.shape, eye.area
     seen = canvas.soft(eye.inside)
+
+    # The white, in the shade of the upper lid.
     white = np.array([0.93, 0.92, 0.90]) - np.array([0.04, 0.07, 0.13]) * head.spots
     shade = (
         np.clip(0.35 + 0.62 * lit[area.rows, area.columns], 0.4, 1.02)
@@ -136,6 +148,8 @@ def _eyeball(canvas: Canvas, eye: Eye, lit: Grid) -> None:
     )
     shade = shade - 0.3 * np.exp(-(((eye.down - eye.upper) / 0.05) ** 2))
     canvas.paint(seen, white[:, None, None] * shade, area)
+
+    # The iris with its dark rim, and the pupil.
     radius = 0.44 * head.eye_half_width * (1.0 + 0.08 * (1.0 - head.growth))
     u, v = eye.centre[0] + 0.04 * photo.gaze, eye.centre[1]
     apart = np.hypot(area.u - u, area.v - v)
@@ -146,6 +160,8 @@ def _eyeball(canvas: Canvas, eye: Eye, lit: Grid) -> None:
         area,
     )
     canvas.paint(seen * canvas.soft(0.45 * radius - apart), (0.03, 0.03, 0.03), area)
+
+    # The lamp's reflection.
     towards_lamp = 0.3 * radius * (1.0 if photo.light[0] > 0.0 else -1.0)
     glint = spot(area, u + towards_lamp, v - 0.35 * radius, 0.026, 0.026)
     canvas.paint(0.85 * seen * glint, (1.0, 1.0, 1.0), area)
@@ -154,10 +170,14 @@ def _eyeball(canvas: Canvas, eye: Eye, lit: Grid) -> None:
 def _lids(canvas: Canvas, eye: Eye) -> None:
     photo, head = canvas.parameters, canvas.shape
     width = max(0.020 + 0.012 * photo.make_up, 0.8 / canvas.unit_px)
+
+    # Lashes, darker with make-up.
     lashes = np.exp(-(((eye.down - eye.upper + 0.008) / width) ** 2)) * eye.ends
     canvas.paint(
         (0.62 + 0.25 * head.growth + 0.1 * photo.make_up) * lashes, (0.10, 0.07, 0.06), eye.area
     )
+
+    # The edge of the lower lid.
     rim = (
         np.exp(-(((eye.down - eye.lower - 0.006) / max(0.018, 0.75 / canvas.unit_px)) ** 2))
         * eye.ends
@@ -171,15 +191,19 @@ def nose(canvas: Canvas) -> None:
     head, u, half = canvas.shape, canvas.nose_u, canvas.shape.nose_half_width
     base = head.nose_v + 0.075 + 0.03 * head.growth
     area = canvas.window(u, head.nose_v - 0.10, 0.32, 0.42)
+
     amount = 0.30 * spot(area, u, base + 0.06, half * 1.1, 0.055)
     for side in SIDES:
         start, end = (u + side * half * 1.02, base - 0.12), (u + side * half * 0.85, base + 0.01)
         amount += 0.30 * stroke(area, start, end, -side * 0.035, 0.024)
         amount += 0.10 * spot(area, side * 0.15, head.eye_v + 0.08, 0.06, 0.2)
+
+        # The nostril.
         hole = ((area.u - u - side * half * 0.48) / (half * 0.30)) ** 2 + (
             (area.v - base) / 0.032
         ) ** 2
         amount += 0.62 * np.exp(-hole * hole)
+
     canvas.darken(np.clip(amount, 0.0, 0.85) * (0.6 + 0.4 * head.growth), area)
 
 
@@ -190,13 +214,18 @@ def mouth(canvas: Canvas) -> None:
     area = canvas.window(0.0, head.mouth_v, half * 1.2, 0.3)
     along = area.u / half
     arch = np.maximum(0.0, 1.0 - along * along)
+
     line, gap = mouth_line(canvas, along), 0.25 * half * photo.mouth_open * arch
     above, below = line - 0.4 * gap, line + gap
     cupid = 1.0 - 0.28 * np.exp(-((along / 0.14) ** 2))
     top, bottom = above - 0.82 * head.lips * arch * cupid, below + head.lips * np.sqrt(arch)
+
+    # Lips, the upper one darker.
     shade = np.where(area.v < line, 0.86, 1.05 - 0.9 * np.abs(area.v - (below + 0.5 * head.lips)))
     lips = canvas.soft(np.minimum(area.v - top, bottom - area.v)) * (np.abs(along) < 1.02)
     canvas.paint(0.9 * lips, _lip_colour(canvas)[:, None, None] * shade, area)
+
+    # The dark inside of an open mouth, and teeth in it.
     if photo.mouth_open > 0.1:
         canvas.paint(
             canvas.soft(np.minimum(area.v - above, below - area.v)) * (arch > 0.02),
@@ -209,6 +238,8 @@ def mouth(canvas: Canvas) -> None:
             np.array([0.93, 0.91, 0.86]) - np.array([0.1, 0.13, 0.2]) * head.spots,
             area,
         )
+
+    # The line between the lips, and the shade below the lower one.
     width = max(0.017, 0.9 / canvas.unit_px)
     dark = 0.62 * np.exp(-(((area.v - above) / width) ** 2) - fourth(along) * along * along)
     canvas.darken(

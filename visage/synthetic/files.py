@@ -38,16 +38,21 @@ from visage.synthetic.people import (
     sample_photo,
 )
 
-LABELS, SETTINGS = "labels.csv", ".drawn.json"
+LABELS = "labels.csv"
+SETTINGS = ".drawn.json"
 CHUNK_PEOPLE = 4
-FEW_PEOPLE = 16  # starting processes takes longer than these
+# Starting processes takes longer than drawing these.
+FEW_PEOPLE = 16
 
 
 @dataclass(frozen=True, kw_only=True)
 class DrawnSet:
-    """What to draw. A person's photos lie within `age_span_years`, anywhere in 0 to 90;
-    `label_noise` times sigma is the standard deviation of a label around the truth; `dirt`: name of
-    a flaw (a key of DIRT) -> how many."""
+    """What to draw.
+
+    The ages of a person span at most `age_span_years`, anywhere in 0 to 90. `label_noise` times
+    sigma is the standard deviation of a label around the truth. `dirt`: name of a flaw (a key of
+    DIRT) -> how many.
+    """
 
     num_people: int
     photos_per_person: int
@@ -62,10 +67,12 @@ class DrawnSet:
             raise ValueError(
                 f"{self.num_people} people with {self.photos_per_person} photos: at least 1 of each"
             )
+
         if not 0.0 <= self.age_span_years <= MAX_YEARS:
             raise ValueError(f"age_span_years {self.age_span_years}: must be 0 to {MAX_YEARS:g}")
         if self.label_noise < 0.0:
             raise ValueError(f"label_noise {self.label_noise}: must not be negative")
+
         if unknown := sorted(set(self.dirt) - set(DIRT)):
             raise ValueError(f"dirt {unknown[0]!r} is not one of {', '.join(DIRT)}")
         if max(self.dirt.values(), default=0) > self.num_people:
@@ -76,8 +83,8 @@ class DrawnSet:
 
 
 class DrawnPhoto(NamedTuple):
-    """A row of labels.csv: the truth (`age_years`, `attractiveness`), and what raters make of it
-    with their sigma."""
+    """A row of labels.csv: the truth (`age_years`, `attractiveness`), and the labels that raters
+    give, with their sigma."""
 
     photo_id: str
     person: str
@@ -92,12 +99,14 @@ class DrawnPhoto(NamedTuple):
 
 
 def draw_set(folder: Path, drawn_set: DrawnSet, num_workers: int) -> None:
-    """Draws the set into `folder`, in so many processes; photos that are already there are kept.
+    """Draws the set into `folder` with `num_workers` processes; photos that are already there are
+    kept.
 
-    About 5 ms a photo of 128 px and core. ValueError if the folder holds a set that was drawn with
-    other settings.
+    About 5 ms a photo of 128 px on one core. ValueError if the folder holds a set that was drawn
+    with other settings.
     """
     _claim(folder, drawn_set)
+
     people = range(drawn_set.num_people)
     with (
         atomic_write(folder / LABELS) as part,
@@ -125,45 +134,49 @@ def person_photos(drawn_set: DrawnSet, index: int) -> list[FaceParameters]:
     rng = np.random.default_rng((drawn_set.seed, index))
     person = sample_person(rng)
     youngest = rng.uniform(0.0, MAX_YEARS - drawn_set.age_span_years)
-    return [
-        sample_photo(person, photo_rng, youngest + drawn_set.age_span_years * photo_rng.uniform())
-        for photo_rng in (
-            np.random.default_rng((drawn_set.seed, index, j))
-            for j in range(drawn_set.photos_per_person)
-        )
-    ]
+
+    photos = []
+    for number in range(drawn_set.photos_per_person):
+        # A generator for each photo: a larger set begins with the smaller one.
+        photo_rng = np.random.default_rng((drawn_set.seed, index, number))
+        age_years = youngest + drawn_set.age_span_years * photo_rng.uniform()
+        photos.append(sample_photo(person, photo_rng, age_years))
+
+    return photos
 
 
 def _draw_person(folder: Path, drawn_set: DrawnSet, index: int) -> list[DrawnPhoto]:
+    name = f"p{index:06d}"
     rows = []
     for number, parameters in enumerate(person_photos(drawn_set, index)):
-        photo_id = f"p{index:06d}/{number:03d}.jpg"
+        photo_id = f"{name}/{number:03d}.jpg"
         if not (folder / photo_id).is_file():
             atomic_write_bytes(folder / photo_id, encode_face(parameters, drawn_set.px))
-        rows.append(_row(photo_id, f"p{index:06d}", parameters, drawn_set.label_noise))
+        rows.append(_row(photo_id, name, parameters, drawn_set.label_noise))
+
     return rows
 
 
 def _row(photo_id: str, name: str, parameters: FaceParameters, label_noise: float) -> DrawnPhoto:
-    person, rng = parameters.person, np.random.default_rng((parameters.seed, 1))
-    sigma_age, sigma_score = (
-        round(parameters.sigma_years, 3),
-        round(parameters.sigma_attractiveness, 3),
-    )
+    person = parameters.person
+    sigma_age = round(parameters.sigma_years, 3)
+    sigma_score = round(parameters.sigma_attractiveness, 3)
+
+    # A stream of its own: the drawing uses the one of the seed alone.
+    rng = np.random.default_rng((parameters.seed, 1))
+    apparent_age = apparent_label(parameters.age_years, label_noise * sigma_age, rng, LABEL_YEARS)
+    apparent_score = apparent_label(person.attractiveness, label_noise * sigma_score, rng, SCORES)
+
     return DrawnPhoto(
         photo_id=photo_id,
         person=name,
         sex=person.sex,
         ethnicity=ethnicity(person),
         age_years=round(parameters.age_years, 2),
-        apparent_age=apparent_label(
-            parameters.age_years, label_noise * sigma_age, rng, LABEL_YEARS
-        ),
+        apparent_age=apparent_age,
         sigma_age=sigma_age,
         attractiveness=round(person.attractiveness, 3),
-        apparent_attractiveness=apparent_label(
-            person.attractiveness, label_noise * sigma_score, rng, SCORES
-        ),
+        apparent_attractiveness=apparent_score,
         sigma_attractiveness=sigma_score,
     )
 
@@ -209,10 +222,11 @@ def _add_dirt(folder: Path, drawn_set: DrawnSet) -> Iterator[DrawnPhoto]:
     for kind, count in sorted(drawn_set.dirt.items()):
         for number in range(count):
             index = (start + number) % drawn_set.num_people
-            first = _row(
-                "", f"p{index:06d}", person_photos(drawn_set, index)[0], drawn_set.label_noise
-            )
-            photo, row = DIRT[kind]((folder / f"p{index:06d}" / "000.jpg").read_bytes(), first)
+            name = f"p{index:06d}"
+            parameters = person_photos(drawn_set, index)[0]
+            first = _row("", name, parameters, drawn_set.label_noise)
+            photo, row = DIRT[kind]((folder / name / "000.jpg").read_bytes(), first)
+
             photo_id = f"dirt/{kind}_{number:03d}.jpg"
             atomic_write_bytes(folder / photo_id, photo)
             yield row._replace(photo_id=photo_id)
@@ -220,13 +234,15 @@ def _add_dirt(folder: Path, drawn_set: DrawnSet) -> Iterator[DrawnPhoto]:
 
 
 def _claim(folder: Path, drawn_set: DrawnSet) -> None:
-    """Notes whose folder this is, so that photos of two sets are never mixed."""
-    wanted, note = json.dumps(dataclasses.asdict(drawn_set), sort_keys=True), folder / SETTINGS
+    """Writes the set's settings into the folder, so that photos of two sets are never mixed."""
+    wanted = json.dumps(dataclasses.asdict(drawn_set), sort_keys=True)
+    note = folder / SETTINGS
     if note.is_file() and note.read_text(encoding="utf-8") != wanted:
         raise ValueError(
             f"{folder}: holds a set drawn with other settings ({note.name}); empty it or draw "
             f"elsewhere"
         )
+
     folder.mkdir(parents=True, exist_ok=True)
     atomic_write_bytes(note, wanted.encode())
 
@@ -234,7 +250,7 @@ def _claim(folder: Path, drawn_set: DrawnSet) -> None:
 def _mapped(
     draw: Callable[[int], list[DrawnPhoto]], people: range, num_workers: int
 ) -> Iterator[list[DrawnPhoto]]:
-    """`draw` of each person, in order, in so many processes."""
+    """`draw` of each person, in order, with `num_workers` processes."""
     if num_workers <= 1 or len(people) <= FEW_PEOPLE:
         _keep_memory()
         yield from map(draw, people)

@@ -1,4 +1,4 @@
-"""Random numbers -> invented people and the photos of them: everything `drawn.draw_face` needs, as
+"""Random numbers -> invented people and the photos of them: everything that `draw_face` needs, as
 plain numbers.
 
 A `Person` holds what stays the same from photo to photo: traits in standard deviations from the
@@ -8,8 +8,8 @@ is written into the face before it is drawn: the lower it is, the larger the dep
 proportions (Langlois and Roggman 1990, "Attractive Faces Are Only Average"), from symmetry and from
 even skin.
 
-Signs of ageing are given a clock of their own each (standard deviation 6 to 12 years), so no single
-sign tells the age.
+Each sign of ageing has a clock of its own (standard deviation 6 to 12 years), so no single sign
+gives the age away.
 """
 
 from __future__ import annotations
@@ -52,14 +52,15 @@ STYLES = {
     "male": ("buzz", "short", "short", "parted", "parted", "curly", "long"),
     "female": ("bob", "bob", "long", "long", "tied", "fringe", "curly"),
 }
-MAX_YEARS = 90.0  # the oldest face drawn
+# The oldest face drawn.
+MAX_YEARS = 90.0
 LABEL_YEARS = (0.0, 100.0)
 SCORES = (1.0, 5.0)
 
 
 @dataclass(frozen=True, kw_only=True)
 class Person:
-    """What stays the same in every photo. Fields from `face_width` on are standard normal traits."""
+    """What stays the same in every photo; from `face_width` on the fields are standard normal."""
 
     seed: int
     sex: str
@@ -160,15 +161,19 @@ def sample_person(rng: np.random.Generator) -> Person:
     sex = ("male", "female")[int(rng.integers(2))]
     tone = int(rng.integers(len(SKIN_TONES)))
     lightness = 1.0 - tone / (len(SKIN_TONES) - 1)
+
     hair = choose(rng, np.exp(-np.arange(len(HAIR_COLOURS)) * (0.15 + 1.6 * (1.0 - lightness))))
     eyes = choose(rng, np.exp(-np.arange(len(EYE_COLOURS)) * (0.1 + 2.0 * (1.0 - lightness))))
+
     traits = dict(
         zip(TRAITS, rng.standard_normal(len(TRAITS)).clip(-2.2, 2.2).tolist(), strict=True)
     )
+
     # Faces differ in where they are uneven; how much they are is left to attractiveness.
     uneven = [name for name in TRAITS if name.startswith("uneven_")]
     size = math.sqrt(sum(traits[name] ** 2 for name in uneven) / len(uneven))
     traits |= {name: traits[name] / size for name in uneven}
+
     warmth = rng.normal(0.0, 0.012, 3)
     return Person(
         seed=int(rng.integers(2**31)),
@@ -207,16 +212,21 @@ def sample_photo(
     """
     uniform_age = rng.uniform(0.0, MAX_YEARS)
     age = float(uniform_age if age_years is None else age_years)
+
     yaw, pitch, roll = rng.normal(0.0, 1.0, 3).clip(-2.5, 2.5) * (
         (4.0, 2.5, 3.0) if clean else (8.0, 4.0, 6.0)
     )
     chances = rng.uniform(size=6)
-    quality = float(rng.beta(1.2, 2.5)) * (0.15 if clean else 1.0)  # 0 flawless, 1 poor
+    # 0 flawless, 1 poor.
+    quality = float(rng.beta(1.2, 2.5)) * (0.15 if clean else 1.0)
     grown = age > 17.0
+
     light_x, light_y = rng.normal(0.0, 0.35), rng.normal(-0.35, 0.2)
+
     glasses = ("thin", "thick", "dark")[int(chances[1] * 3.0)]
     wears_glasses = not clean and chances[0] < 0.08 + 0.15 * min(1.0, age / 60.0)
     man, woman = person.sex == "male", person.sex == "female"
+
     return FaceParameters(
         person=person,
         seed=int(rng.integers(2**31)),
@@ -256,8 +266,8 @@ def ambiguity_years(age_years: float, quality: float) -> float:
 def apparent_label(
     true: float, spread: float, rng: np.random.Generator, scale: tuple[float, float]
 ) -> float:
-    """What raters make of the truth: N(true, spread), reflected at the ends of the scale, to a
-    hundredth."""
+    """The label that raters give: N(true, spread), reflected at the ends of the scale, rounded to
+    a hundredth."""
     low, high = scale
     label = true + spread * float(rng.standard_normal())
     label = 2.0 * low - label if label < low else label
@@ -266,5 +276,5 @@ def apparent_label(
 
 
 def ethnicity(person: Person) -> str:
-    """The name of the group that tables show: the skin tone, from tone-1 (light) to tone-8 (dark)."""
+    """The group's name in tables: the skin tone, from tone-1 (light) to tone-8 (dark)."""
     return f"tone-{person.tone + 1}"

@@ -1,8 +1,8 @@
 """Parameters of a drawn photo -> measures of the head, and the pixel grid seen from the head.
 
 Lengths are head units: an adult's average head is two units wide. u runs to the picture's right, v
-down, w towards the camera; the origin lies in the middle of an average adult's head, at the height
-of the eyes. Growing up follows what craniofacial growth does to a face (Todd, Mark, Shaw and
+down, w towards the camera; the origin is the middle of an average adult's head, at the height of
+the eyes. Growing up follows what craniofacial growth does to a face (Todd, Mark, Shaw and
 Pittenger 1980, "The Perception of Human Growth"): the cranium hardly changes while everything below
 the eyes is stretched.
 """
@@ -18,11 +18,12 @@ import numpy.typing as npt
 
 from visage.synthetic.people import FaceParameters, Person
 
-Grid = npt.NDArray[
-    np.float64
-]  # (rows, columns); float64 so that a rounding never shows as another byte
-HEAD_DEPTH = 0.95  # w of the face's foremost point
-NOSE_TIP_W = 0.2  # how far the tip of the nose stands out of that
+# (rows, columns); float64 so that a rounding never shows as another byte.
+Grid = npt.NDArray[np.float64]
+# w of the face's foremost point.
+HEAD_DEPTH = 0.95
+# How far the tip of the nose stands out of that.
+NOSE_TIP_W = 0.2
 
 
 def bell(values: Grid, middle: float, width: float) -> Grid:
@@ -82,11 +83,13 @@ def smooth_step(value: float, low: float, high: float) -> float:
 def proportions(parameters: FaceParameters) -> Proportions:
     """The measures of this person's head at this photo's age."""
     person, age = parameters.person, parameters.age_years
-    plain = (5.0 - person.attractiveness) / 4.0  # 0 to 1
+    # 0 (attractive) to 1: how large the departures from the average face are.
+    plain = (5.0 - person.attractiveness) / 4.0
     spread = 0.4 + 0.9 * plain
     years = max(0.0, age * (1.0 + 0.1 * person.clock_growth))
     growth = min(1.0, (1.0 - math.exp(-years / 6.5)) / (1.0 - math.exp(-18.0 / 6.5)))
     adult = smooth_step(years, 11.0, 20.0) * (1.0 if person.sex == "male" else -1.0)
+
     wrinkles = smooth_step(age + 6.0 * person.clock_wrinkles, 24.0, 88.0)
     sagging = smooth_step(age + 6.0 * person.clock_sagging, 34.0, 90.0)
     lips_lost = smooth_step(age + 8.0 * person.clock_lips, 30.0, 95.0)
@@ -157,28 +160,32 @@ class Window(NamedTuple):
 
 
 class Canvas:
-    """The picture under the brush: pixel grid in head coordinates, colour planes (3, rows, columns)
-    in 0..1, and the heights (`relief`, head units) that the light will find on the skin."""
+    """The picture while it is painted: pixel grid in head coordinates, colour planes (3, rows,
+    columns) in 0..1, and the heights of the skin (`relief`, head units), which the light shades."""
 
     def __init__(self, parameters: FaceParameters, px: int) -> None:
         self.px, self.parameters, self.shape = px, parameters, proportions(parameters)
         head = self.shape
         self.unit_px = parameters.face_height * px / (head.crown + head.chin)
+
         self.roll, self.yaw, self.pitch = (
             (math.cos(angle), math.sin(angle))
             for angle in np.radians((parameters.roll, parameters.yaw, parameters.pitch)).tolist()
         )
         self.middle_v = (head.chin - head.crown) / 2.0
+
         side = (np.arange(px) + 0.5) / self.unit_px
         right = (side - parameters.centre[0] * px / self.unit_px)[None, :]
         down = (side - parameters.centre[1] * px / self.unit_px)[:, None]
         cosine, sine = self.roll
         self.x = right * cosine + down * sine
         self.y = down * cosine - right * sine + self.middle_v
+
         self.width_here, self.rim = self.outline(self.x, self.y)
         self.w = 1.0 - self.rim * self.rim
         np.sqrt(np.maximum(self.w, 0.0, out=self.w), out=self.w)
         self.w *= HEAD_DEPTH
+
         self.u = self.x * self.yaw[0]
         self.u -= self.w * self.yaw[1]
         turned = self.x * self.yaw[1]
@@ -186,29 +193,34 @@ class Canvas:
         turned *= self.pitch[1]
         self.v = self.y * self.pitch[0]
         self.v -= turned
+
         nose_skew = 0.02 * head.uneven * parameters.person.uneven_nose
-        self.nose_u = (
-            nose_skew + NOSE_TIP_W * self.yaw[1] / self.yaw[0]
-        )  # the tip stands out and so runs ahead of the turn
+        # The tip stands out and so runs ahead of the turn.
+        self.nose_u = nose_skew + NOSE_TIP_W * self.yaw[1] / self.yaw[0]
+
         self.relief = np.zeros((px, px))
         self.colour = np.empty((3, px, px))
 
     def outline(self, x: Grid, y: Grid) -> tuple[Grid, Grid]:
-        """The head's half width at height y, and how far out a point lies: 0 the middle, 1 the
+        """The head's half width at height y, and how far out a point is: 0 the middle, 1 the
         outline."""
         head, uneven = self.shape, 0.02 * self.shape.uneven * self.parameters.person.uneven_jaw
+
         t = np.maximum(y, 0.0)
         t /= head.chin
         jaw = bell(t, 0.77, 0.155)
         jaw *= np.where(x > 0.0, head.jaw + head.jowl + uneven, head.jaw + head.jowl - uneven)
+
         width = bell(t, 0.5, 0.25)
         width *= head.cheek - 0.05 * head.hollow
         width += jaw
         t *= t
         width += head.half_width - 1.2 * head.taper * head.half_width * t
+
         above = np.minimum(y, 0.0)
         above *= above
         above *= 0.72 / head.crown**2 + (0.28 / head.crown**4) * above
+
         rim = x / width
         rim *= rim
         rim += t
@@ -222,7 +234,7 @@ class Canvas:
         return np.clip(cover, 0.0, 1.0, out=cover)
 
     def skin_w(self, u: float, v: float) -> float:
-        """How far towards the camera the skin lies at a point of the face."""
+        """How far towards the camera the skin is at a point of the face."""
         _, rim = self.outline(np.full((1, 1), u), np.full((1, 1), v))
         return HEAD_DEPTH * math.sqrt(max(0.0, 1.0 - float(rim[0, 0]) ** 2))
 

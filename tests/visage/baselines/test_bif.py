@@ -1,4 +1,5 @@
-"""BIF against a pixel-by-pixel version, and what brightness, contrast, size and mirrors do to it."""
+"""BIF against a pixel-by-pixel version, and the effect of brightness, contrast, size and mirroring
+on it."""
 
 from __future__ import annotations
 
@@ -30,12 +31,11 @@ def naive_filter(px: int, sigma: float, wavelength: float, angle: float) -> np.n
     for row in range(px):
         for column in range(px):
             u, v = column - px // 2, row - px // 2
-            x, y = (
-                u * math.cos(angle) + v * math.sin(angle),
-                v * math.cos(angle) - u * math.sin(angle),
-            )
+            x = u * math.cos(angle) + v * math.sin(angle)
+            y = v * math.cos(angle) - u * math.sin(angle)
             bell = math.exp(-(x * x + ASPECT * ASPECT * y * y) / (2 * sigma * sigma))
             wave[row, column] = bell * math.cos(2 * math.pi * x / wavelength)
+
     wave -= wave.mean()
     return wave / np.sqrt((wave**2).sum())
 
@@ -76,7 +76,7 @@ def test_dimension_is_the_one_reached(settings: BIFSettings, width: int) -> None
         assert bif(crops(2, px), settings).shape == (2, width)
 
 
-def test_brightness_plays_no_part_and_contrast_is_a_factor() -> None:
+def test_brightness_has_no_effect_and_contrast_is_a_factor() -> None:
     dark_BCHW = crops(3, SMALL.side_px, 0, 100)
     features = bif(dark_BCHW, SMALL)
     torch.testing.assert_close(bif(dark_BCHW + 50, SMALL), features, atol=1e-5, rtol=0)
@@ -123,13 +123,13 @@ def test_with_flip_a_face_and_its_mirror_image_look_alike() -> None:
 
 
 @pytest.mark.parametrize(
-    ("changes", "complaint"),
+    ("changes", "message"),
     [
         ({"num_bands": 9}, "num_bands is 9: give 1 to 8"),
         ({"num_orientations": 0}, "num_orientations is 0"),
         ({"side_px": 10}, "side_px is 10: band 2 has filters of 11 px"),
     ],
 )
-def test_settings_that_cannot_be_are_refused(changes: dict[str, Any], complaint: str) -> None:
-    with pytest.raises(ValueError, match=complaint):
+def test_settings_that_cannot_be_are_refused(changes: dict[str, Any], message: str) -> None:
+    with pytest.raises(ValueError, match=message):
         dataclasses.replace(SMALL, **changes)

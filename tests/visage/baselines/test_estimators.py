@@ -28,11 +28,13 @@ AGES = LabelGrid(minimum=0.0, step=5.0, maximum=100.0)
 SETTINGS = FitSettings(max_iterations=2000, tolerance=1e-8, min_sigma=0.5, tube=0.0)
 
 
-def random_examples(num_examples: int = 120, num_features: int = 6, whole: bool = True) -> Examples:
-    """Labels 2 to 8 that some of the noisy features tell; the last feature is the constant."""
+def random_examples(
+    num_examples: int = 120, num_features: int = 6, rounded: bool = True
+) -> Examples:
+    """Labels 2 to 8 that some of the noisy features depend on; the last feature is the constant."""
     generator = torch.Generator().manual_seed(3)
     label_N = 2 + 6 * torch.rand(num_examples, generator=generator, dtype=torch.float64)
-    label_N = label_N.round() if whole else label_N
+    label_N = label_N.round() if rounded else label_N
     features_ND = torch.randn(num_examples, num_features, generator=generator, dtype=torch.float64)
     features_ND[:, 0] += 0.5 * label_N
     features_ND[:, -1] = 1
@@ -51,7 +53,7 @@ def fitted(
 
 
 def test_ohrank_is_not_biased() -> None:
-    """Whole labels seen through noise: as often too low as too high."""
+    """Integer labels seen through noise: as often too low as too high."""
     generator = torch.Generator().manual_seed(0)
     label_N = torch.randint(0, 11, (4000,), generator=generator).float()
     seen_N = label_N + torch.randn(4000, generator=generator)
@@ -65,9 +67,10 @@ def test_ohrank_is_not_biased() -> None:
 
 @pytest.mark.parametrize("strength", [0.01, 1.0, 30.0])
 def test_ohrank_is_as_many_independent_machines(strength: float) -> None:
-    examples = random_examples(whole=False)
+    examples = random_examples(rounded=False)
     model = fit_ohrank(examples, GRID, strength, SETTINGS)
     assert model.converged
+
     compared = 0
     for place, threshold in enumerate(GRID.labels()[:-1]):
         above_N = (examples.label_N > threshold).numpy()
@@ -80,6 +83,7 @@ def test_ohrank_is_as_many_independent_machines(strength: float) -> None:
                 tol=1e-9,
                 max_iter=10_000,
             )
+
             label_N = examples.label_N.numpy()
             cost_N = np.where(above_N, label_N - threshold, threshold + GRID.step - label_N)
             machine.fit(examples.features_ND.numpy(), above_N, sample_weight=cost_N)
@@ -87,33 +91,37 @@ def test_ohrank_is_as_many_independent_machines(strength: float) -> None:
                 model.weight_OD[place].numpy(), machine.coef_[0], rtol=1e-4, atol=1e-5
             )
             compared += 1
+
     assert compared == 5
 
 
-def test_ohrank_in_float32_comes_to_the_same_answers() -> None:
-    exact = random_examples(whole=False)
+def test_ohrank_in_float32_comes_to_the_same_predictions() -> None:
+    exact = random_examples(rounded=False)
     rough = Examples(**{f.name: getattr(exact, f.name).float() for f in dataclasses.fields(exact)})
-    estimator, told = ESTIMATORS["ohrank"], []
+    estimator = ESTIMATORS["ohrank"]
+    values = []
     for examples in (exact, rough):
         model = fitted("ohrank", examples, 1.0, tolerance=1e-4)
-        told.append(predict(estimator, model, examples.features_ND, GRID).value)
-    assert (told[0] == told[1]).mean() > 0.98
+        values.append(predict(estimator, model, examples.features_ND, GRID).value)
+    assert (values[0] == values[1]).mean() > 0.98
 
 
-def test_ohrank_answers_with_the_number_of_positive_questions() -> None:
+def test_ohrank_counts_the_positive_questions() -> None:
     examples = random_examples()
     model = fitted("ohrank", examples, 1.0)
     positive_N = (model(examples.features_ND) > 0).sum(dim=1).numpy()
-    told = predict(ESTIMATORS["ohrank"], model, examples.features_ND, GRID)
-    np.testing.assert_array_equal(told.value, GRID.labels()[positive_N])
-    assert told.value.min() >= 2
-    assert told.value.max() <= 8
-    np.testing.assert_allclose(told.probabilities.sum(axis=1), 1, atol=1e-6)
-    assert (told.probabilities[:, :2] == 0).all()
-    assert (told.probabilities[:, 9:] == 0).all()
+
+    predictions = predict(ESTIMATORS["ohrank"], model, examples.features_ND, GRID)
+    np.testing.assert_array_equal(predictions.value, GRID.labels()[positive_N])
+    assert predictions.value.min() >= 2
+    assert predictions.value.max() <= 8
+
+    np.testing.assert_allclose(predictions.probabilities.sum(axis=1), 1, atol=1e-6)
+    assert (predictions.probabilities[:, :2] == 0).all()
+    assert (predictions.probabilities[:, 9:] == 0).all()
 
 
-def test_ohrank_of_one_label_answers_it() -> None:
+def test_ohrank_of_one_label_predicts_it() -> None:
     examples = dataclasses.replace(
         random_examples(), label_N=torch.full((120,), 5.0, dtype=torch.float64)
     )
@@ -128,10 +136,12 @@ def test_ohrank_of_one_label_answers_it() -> None:
 
 
 def test_gradient_is_that_of_finite_differences() -> None:
-    examples, generator = random_examples(num_examples=7), torch.Generator().manual_seed(5)
+    examples = random_examples(num_examples=7)
+    generator = torch.Generator().manual_seed(5)
     p_NK = gaussian(examples.label_N, examples.sigma_N, GRID)
     weight_KD = torch.randn(11, 6, generator=generator, dtype=torch.float64)
     _, slope_KD = objective(weight_KD, examples.features_ND, p_NK, 0.3)
+
     for row, column in ((0, 0), (4, 2), (10, 5)):
         step_KD = torch.zeros_like(weight_KD)
         step_KD[row, column] = 1e-6
@@ -152,30 +162,35 @@ def test_bfgs_ldl_finds_a_model_that_is_known() -> None:
     examples = Examples(
         features_ND=features_ND, label_N=label_N, sigma_N=torch.full_like(label_N, 1.5)
     )
+
     model = fitted("bfgs_ldl", examples, 1e7)
+
     between_B = torch.tensor([2.7, 5.1, 7.9], dtype=torch.float64)
-    told = predict(
+    predictions = predict(
         ESTIMATORS["bfgs_ldl"],
         model,
         torch.stack([(between_B - 5) / 3, torch.ones(3)], dim=1),
         GRID,
     )
+
     p_BK = gaussian(between_B, torch.full_like(between_B, 1.5), GRID)
-    np.testing.assert_allclose(told.probabilities, p_BK.numpy(), atol=2e-3)
-    np.testing.assert_allclose(told.value, expectation(p_BK, GRID).numpy(), atol=5e-3)
+    np.testing.assert_allclose(predictions.probabilities, p_BK.numpy(), atol=2e-3)
+    np.testing.assert_allclose(predictions.value, expectation(p_BK, GRID).numpy(), atol=5e-3)
 
 
-def test_bfgs_ldl_without_strength_answers_the_middle_and_more_strength_fits_closer() -> None:
+def test_bfgs_ldl_without_strength_predicts_the_middle_and_more_strength_fits_closer() -> None:
     examples = random_examples()
     p_NK = gaussian(examples.label_N, examples.sigma_N, GRID)
+
     models = [fitted("bfgs_ldl", examples, strength) for strength in (1e-9, 0.01, 1.0, 100.0)]
     divergences = [
         float(kl_divergence(p_NK, model(examples.features_ND), "sum")) for model in models
     ]
+
     assert divergences == sorted(divergences, reverse=True)
-    assert predict(
-        ESTIMATORS["bfgs_ldl"], models[0], examples.features_ND, GRID
-    ).value == pytest.approx(5, abs=1e-4)
+
+    weakest = predict(ESTIMATORS["bfgs_ldl"], models[0], examples.features_ND, GRID)
+    assert weakest.value == pytest.approx(5, abs=1e-4)
 
 
 def test_bfgs_ldl_never_aims_at_less_than_the_least_sigma() -> None:
@@ -190,15 +205,17 @@ def test_svr_finds_a_line() -> None:
     features_ND = random_examples().features_ND
     label_N = features_ND @ torch.tensor([0.3, -0.2, 0.1, 0.0, 0.05, 5.0], dtype=torch.float64)
     examples = Examples(features_ND=features_ND, label_N=label_N, sigma_N=torch.ones_like(label_N))
-    told = predict(ESTIMATORS["svr"], fitted("svr", examples, 1e5), features_ND, GRID)
-    np.testing.assert_allclose(told.value, label_N.numpy(), atol=1e-3)
-    assert (told.std <= GRID.step / 2 + 1e-9).all()
+    predictions = predict(ESTIMATORS["svr"], fitted("svr", examples, 1e5), features_ND, GRID)
+    np.testing.assert_allclose(predictions.value, label_N.numpy(), atol=1e-3)
+    assert (predictions.std <= GRID.step / 2 + 1e-9).all()
 
 
 def test_svr_is_pulled_towards_the_mean_label() -> None:
     examples = random_examples()
-    told = predict(ESTIMATORS["svr"], fitted("svr", examples, 1e-9), examples.features_ND, GRID)
-    assert told.value == pytest.approx(float(examples.label_N.mean()), abs=1e-4)
+    predictions = predict(
+        ESTIMATORS["svr"], fitted("svr", examples, 1e-9), examples.features_ND, GRID
+    )
+    assert predictions.value == pytest.approx(float(examples.label_N.mean()), abs=1e-4)
 
 
 def test_the_narrowest_distribution_has_the_value_and_two_labels() -> None:
@@ -206,11 +223,10 @@ def test_the_narrowest_distribution_has_the_value_and_two_labels() -> None:
     p_BK = narrowest(value_B, GRID)
     torch.testing.assert_close(expectation(p_BK, GRID), value_B)
     assert ((p_BK > 0).sum(dim=1) <= 2).all()
+
     far = LinearModel(weight_OD=torch.tensor([[1e3]]), num_iterations=1, converged=True)
-    assert predict(ESTIMATORS["svr"], far, torch.tensor([[1.0], [-1.0]]), GRID).value.tolist() == [
-        10.0,
-        0.0,
-    ]
+    predictions = predict(ESTIMATORS["svr"], far, torch.tensor([[1.0], [-1.0]]), GRID)
+    assert predictions.value.tolist() == [10.0, 0.0]
 
 
 # -------------------------------------------------------------------------------
@@ -224,13 +240,14 @@ def drawn(count: int, seed: int) -> tuple[Tensor, Tensor]:
     photos = [
         sample_photo(sample_person(rng), rng, float(rng.uniform(5, 95)), clean=True) for rng in rngs
     ]
+
     crops_BCHW = torch.from_numpy(np.stack([draw_face(photo, 48) for photo in photos])).permute(
         0, 3, 1, 2
     )
+
     extract = partial(bif, settings=BIFSettings(side_px=32, num_bands=3, num_orientations=4))
-    return described(crops_BCHW, extract, flip=False), torch.tensor(
-        [photo.age_years for photo in photos]
-    )
+    ages_B = torch.tensor([photo.age_years for photo in photos])
+    return described(crops_BCHW, extract, flip=False), ages_B
 
 
 @pytest.fixture(scope="module")
@@ -246,7 +263,7 @@ def faces() -> tuple[Examples, Examples]:
 @pytest.mark.parametrize(
     ("name", "strength"), [("svr", 100.0), ("ohrank", 10.0), ("bfgs_ldl", 1000.0)]
 )
-def test_drawn_ages_are_told_better_than_by_their_mean(
+def test_drawn_ages_are_predicted_better_than_by_their_mean(
     faces: tuple[Examples, Examples], name: str, strength: float
 ) -> None:
     train, others = faces
@@ -254,11 +271,12 @@ def test_drawn_ages_are_told_better_than_by_their_mean(
     found = trial(ESTIMATORS[name], strength, train, others, AGES, settings)
     mean_error = float((others.label_N - train.label_N.mean()).abs().mean())
     assert found.error < 0.7 * mean_error
-    told = predict(ESTIMATORS[name], found.model, others.features_ND, AGES)
+
+    predictions = predict(ESTIMATORS[name], found.model, others.features_ND, AGES)
     assert found.error == pytest.approx(
-        np.abs(told.value - others.label_N.numpy()).mean(), abs=1e-4
+        np.abs(predictions.value - others.label_N.numpy()).mean(), abs=1e-4
     )
-    assert ((told.low <= told.high) & (told.std >= 0)).all()
+    assert ((predictions.low <= predictions.high) & (predictions.std >= 0)).all()
 
 
 @pytest.mark.parametrize("name", ESTIMATORS)

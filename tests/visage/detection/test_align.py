@@ -44,7 +44,8 @@ def smooth_photo(height: int, width: int) -> np.ndarray:
 
 @given(angles, st.floats(0.2, 20), shifts, shifts)
 def test_an_exact_similarity_is_found_again(angle: float, scale: float, x: float, y: float) -> None:
-    landmarks = np.round(TEMPLATE_112 * 8 * 3) / 8  # landmarks count in eighths
+    # Landmarks count in eighths.
+    landmarks = np.round(TEMPLATE_112 * 8 * 3) / 8
     wanted = matrix(angle, scale, x, y)
     np.testing.assert_allclose(
         similarity(landmarks, transform(landmarks, wanted)), wanted, atol=1e-8 * scale
@@ -52,17 +53,19 @@ def test_an_exact_similarity_is_found_again(angle: float, scale: float, x: float
 
 
 @given(st.integers(0, 10_000))
-def test_no_other_similarity_lies_nearer(seed: int) -> None:
+def test_no_other_similarity_is_nearer(seed: int) -> None:
     """Least squares: the gradient of the squared distance vanishes (the four normal equations)."""
     rng = np.random.default_rng(seed)
     landmarks = np.round(rng.uniform(0, 200, (5, 2)) * 8) / 8
     goal = rng.uniform(0, 112, (5, 2))
+
     x, y = landmarks.T
     zero, one = np.zeros(5), np.ones(5)
     design = np.concatenate([np.stack([x, -y, one, zero], 1), np.stack([y, x, zero, one], 1)])
     (a, b, tx, ty), *_ = np.linalg.lstsq(
         design, np.concatenate([goal[:, 0], goal[:, 1]]), rcond=None
     )
+
     np.testing.assert_allclose(similarity(landmarks, goal), [[a, -b, tx], [b, a, ty]], atol=1e-7)
 
 
@@ -129,7 +132,8 @@ def test_a_quarter_turn_keeps_every_pixel(turns: int) -> None:
     quarter = matrix(-turns * math.pi / 2, 1, 0, 0)
     quarter[:, 2] = 20 - quarter[:, :2] @ [20, 20]
     difference = crop(photo, quarter, 40) - np.rot90(photo, turns).astype(int)
-    assert np.abs(difference).max() <= 1  # Pillow's bicubic kernel rounds down
+    # Pillow's bicubic kernel rounds down.
+    assert np.abs(difference).max() <= 1
 
 
 def dense_reference(photo: np.ndarray, there: np.ndarray, crop_px: int, density: int) -> np.ndarray:
@@ -139,6 +143,7 @@ def dense_reference(photo: np.ndarray, there: np.ndarray, crop_px: int, density:
     seen = transform(np.stack([x.ravel(), y.ravel()], axis=1), invert(there)) - 0.5
     low = np.floor(seen).astype(int)
     fraction = seen - low
+
     total = np.zeros((len(seen), 3))
     for dx in (0, 1):
         for dy in (0, 1):
@@ -146,6 +151,7 @@ def dense_reference(photo: np.ndarray, there: np.ndarray, crop_px: int, density:
             inside = (column >= 0) & (row >= 0) & (column < photo.shape[1]) & (row < photo.shape[0])
             weight = np.abs(1 - dx - fraction[:, 0]) * np.abs(1 - dy - fraction[:, 1]) * inside
             total += weight[:, None] * photo[row * inside, column * inside]
+
     return total.reshape(crop_px, density, crop_px, density, 3).mean(axis=(1, 3))
 
 
@@ -154,17 +160,21 @@ def dense_reference(photo: np.ndarray, there: np.ndarray, crop_px: int, density:
 def test_crops_agree_with_dense_sampling(scale: float, angle: float) -> None:
     side = 40
     photo = smooth_photo(int(90 / scale), int(100 / scale))
-    if scale < 1:  # waves in crop pixels, as a large photo of the same face would have
+    # Waves in crop pixels, as a large photo of the same face would have.
+    if scale < 1:
         photo = np.asarray(
             Image.fromarray(smooth_photo(90, 100)).resize(
                 photo.shape[1::-1], Image.Resampling.BICUBIC
             )
         )
+
     there = matrix(angle, scale, 0, 0)
     there[:, 2] = side / 2 - there[:, :2] @ [50 / scale, 45 / scale]
+
     difference = np.abs(
         crop(photo, there, side) - dense_reference(photo, there, side, max(3, math.ceil(2 / scale)))
     )
+
     assert difference.mean() < 1.5
     assert difference.max() < 12
 
@@ -225,13 +235,12 @@ def faces(*boxes: tuple[float, float, float, float]) -> Faces:
     )
 
 
-def test_the_face_in_charge() -> None:
+def test_the_face_that_the_photo_is_about() -> None:
     middle, rim, large_rim = (70, 70, 130, 130), (0, 0, 60, 60), (0, 0, 90, 90)
     assert choose_face(faces(rim, middle), 200, 200) == 1
     assert choose_face(faces(large_rim, middle), 200, 200) == 1
-    assert (
-        choose_face(faces((80, 80, 120, 120), (60, 60, 150, 150)), 200, 200) == 1
-    )  # both near: the larger
+    # Both near the centre: the larger one.
+    assert choose_face(faces((80, 80, 120, 120), (60, 60, 150, 150)), 200, 200) == 1
     assert choose_face(faces(rim), 200, 200) == 0
     with pytest.raises(ValueError, match="no face"):
         choose_face(faces(), 200, 200)

@@ -62,7 +62,8 @@ def test_the_same_picture_from_every_format(kind: str, tmp_path: Path) -> None:
 @pytest.mark.parametrize("orientation", range(1, 9))
 @pytest.mark.parametrize("kind", ["PNG", "TIFF", "WEBP"])
 def test_exif_orientation_is_undone(kind: str, orientation: int) -> None:
-    """What a camera stores for each orientation, from EXIF's table of where row 0 and column 0 lie."""
+    """What a camera stores for each orientation, from EXIF's table of where row 0 and column 0
+    are."""
     upright = picture()
     stored = {
         1: upright,
@@ -74,8 +75,10 @@ def test_exif_orientation_is_undone(kind: str, orientation: int) -> None:
         7: np.rot90(upright, 2).transpose(1, 0, 2),
         8: np.rot90(upright, -1),
     }[orientation]
+
     exif = Image.Exif()
     exif[0x0112] = orientation
+
     assert np.array_equal(
         read_photo(encoded(np.ascontiguousarray(stored), kind, exif=exif, **LOSSLESS[kind])),
         upright,
@@ -97,10 +100,13 @@ def test_a_damaged_exif_block_counts_as_upright(exif: bytes) -> None:
 def test_grey_palette_bilevel_and_cmyk_become_rgb() -> None:
     grey = picture()[:, :, 0]
     assert np.array_equal(read_photo(encoded(grey, "PNG")), np.repeat(grey[:, :, None], 3, axis=2))
+
     palette = Image.fromarray(picture()).quantize(64)
     assert np.array_equal(read_photo(encoded(palette, "PNG")), np.asarray(palette.convert("RGB")))
+
     bilevel = Image.fromarray(grey > 128)
     assert set(np.unique(read_photo(encoded(bilevel, "PNG")))) == {0, 255}
+
     cmyk = Image.fromarray(picture()).convert("CMYK")
     assert (
         worst_difference(read_photo(encoded(cmyk, "JPEG", quality=100, subsampling=0)), picture())
@@ -121,6 +127,7 @@ def test_sixteen_bit_grey_keeps_its_upper_bits(kind: str) -> None:
 def test_floating_grey_counts_to_one_or_to_255_and_nothing_else() -> None:
     ramp = np.linspace(0, 1, HEIGHT * WIDTH, dtype=np.float32).reshape(HEIGHT, WIDTH)
     expected = np.round(ramp * 255).astype(np.uint8)
+
     for scale in (1, 255):
         assert (
             worst_difference(
@@ -128,19 +135,22 @@ def test_floating_grey_counts_to_one_or_to_255_and_nothing_else() -> None:
             )
             <= 1
         )
+
     for strange in (ramp * 1000, ramp - 0.5, np.full_like(ramp, np.nan)):
         with pytest.raises(PhotoError, match="floating-point"):
             read_photo(encoded(Image.fromarray(strange), "TIFF"))
 
 
-def test_transparency_lies_on_white() -> None:
+def test_transparency_is_blended_with_white() -> None:
     alpha = np.zeros((HEIGHT, WIDTH), np.uint8)
     alpha[:, : WIDTH // 2] = 255
     photo = read_photo(encoded(np.dstack([picture(), alpha]), "PNG"))
     assert np.array_equal(photo[:, : WIDTH // 2], picture()[:, : WIDTH // 2])
     assert (photo[:, WIDTH // 2 :] == 255).all()
+
     half = np.dstack([np.zeros((4, 4), np.uint8), np.full((4, 4), 128, np.uint8)])
     assert abs(int(read_photo(encoded(half, "PNG"))[0, 0, 0]) - 127) <= 1
+
     keyed = Image.new("P", (4, 4), 1)
     keyed.putpalette([10, 20, 30, 40, 50, 60])
     keyed.putpixel((0, 0), 0)
@@ -161,7 +171,7 @@ def test_one_pixel_is_a_photo() -> None:
 
 
 def png_header(width: int, height: int) -> bytes:
-    """A PNG that claims a size and holds nothing of it."""
+    """A PNG that claims a size and has no pixels."""
     header = struct.pack(">IIBBBBB", width, height, 8, 2, 0, 0, 0)
     body = zlib.compress(b"\0")
     chunks = [(b"IHDR", header), (b"IDAT", body), (b"IEND", b"")]
@@ -195,9 +205,8 @@ def test_what_is_no_photo_is_refused_with_the_reason(
         read_photo(data)
     assert reason in str(caught.value)
     assert not recwarn.list
-    assert "0x" not in str(
-        caught.value
-    )  # no memory address: rejects.csv must not change from run to run
+    # No memory address: rejects.csv must not change from run to run.
+    assert "0x" not in str(caught.value)
 
 
 def test_missing_files_and_folders_are_refused(tmp_path: Path) -> None:
@@ -216,11 +225,12 @@ def test_the_limit_of_pixels_is_the_callers() -> None:
 @pytest.mark.parametrize(
     "kind", ["JPEG", "PNG", "WEBP", "GIF", "BMP", "TIFF", "PPM", "progressive JPEG"]
 )
-def test_a_truncated_file_gives_its_whole_picture_or_an_error(kind: str) -> None:
+def test_a_truncated_file_gives_the_complete_picture_or_an_error(kind: str) -> None:
     """Cut anywhere: never a picture that is partly made up."""
     noise = np.random.default_rng(1).integers(0, 255, (HEIGHT, WIDTH, 3), dtype=np.uint8)
     data = encoded(noise, kind.split()[-1], **({"progressive": True} if " " in kind else {}))
-    whole = read_photo(data)
+    complete = read_photo(data)
+
     refused = 0
     for length in [
         *range(0, len(data), max(1, len(data) // 60)),
@@ -229,9 +239,10 @@ def test_a_truncated_file_gives_its_whole_picture_or_an_error(kind: str) -> None
         len(data) - 1,
     ]:
         try:
-            assert np.array_equal(read_photo(data[:length]), whole), length
+            assert np.array_equal(read_photo(data[:length]), complete), length
         except PhotoError:
             refused += 1
+
     assert refused >= 55
 
 

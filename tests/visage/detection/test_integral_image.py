@@ -19,12 +19,8 @@ def random_photos(count: int, height: int, width: int) -> torch.Tensor:
     ).to(torch.uint8)
 
 
-SHAPES = [
-    (2, 40, 61),
-    (1, 200, 33),
-    (1, 1150, 1100),
-    (1, 30, 6000),
-]  # the last two do not fit into packed sums
+# The last two do not fit into packed sums.
+SHAPES = [(2, 40, 61), (1, 200, 33), (1, 1150, 1100), (1, 30, 6000)]
 
 
 @pytest.mark.parametrize("shape", SHAPES)
@@ -46,6 +42,7 @@ def test_whole_photos(shape: tuple[int, int, int]) -> None:
 def test_rectangles(shape: tuple[int, int, int], side: int) -> None:
     photos = random_photos(*shape)
     count, height, width = shape
+
     generator = torch.Generator().manual_seed(1)
     ends = torch.rand(20, 2, 2, generator=generator).sort(dim=2).values * torch.tensor(
         [[width], [height]]
@@ -54,8 +51,10 @@ def test_rectangles(shape: tuple[int, int, int], side: int) -> None:
     corners = torch.cat([start, torch.minimum(end, torch.tensor([width, height]))], dim=1)
     corners[0] = torch.tensor([0, 0, width, height])
     corners[1] = torch.tensor([width - 1, height - 1, width, height])  # one pixel, drawn large
+
     photo = torch.arange(20) * count // 20
     crops = Integral(photos).crops(photo, corners, side)
+
     for index, (x0, y0, x1, y1) in enumerate(corners.tolist()):
         piece = photos[photo[index], y0:y1, x0:x1].permute(2, 0, 1)[None].float()
         expected = normalised(interpolate(piece, size=(side, side), mode="area"))

@@ -54,9 +54,11 @@ def crowd(portrait: PhotoArray, drawn: list[PhotoArray]) -> PhotoArray:
         (400, 300, 150),
         (300, 230, 90),
     ]
+
     for (x, y, px), photo in zip(places, [*drawn, drawn[0]], strict=True):
         canvas.paste(Image.fromarray(photo).resize((px, px)), (x, y))
     canvas.paste(Image.fromarray(portrait).resize((120, 140)), (180, 240))
+
     return np.asarray(canvas)
 
 
@@ -67,9 +69,11 @@ def reference(photo: PhotoArray, settings: DetectorSettings = SETTINGS) -> Faces
         thresholds=list(settings.thresholds),
         factor=settings.factor,
     )
+
     boxes, probabilities, landmarks = networks.detect(Image.fromarray(photo), landmarks=True)
     if boxes is None:
         boxes, probabilities, landmarks = np.zeros((0, 4)), np.zeros(0), np.zeros((0, 5, 2))
+
     return Faces(
         boxes_N4=boxes.astype(np.float32),
         landmarks_N52=landmarks.astype(np.float32),
@@ -124,8 +128,10 @@ def test_faces_within_faces_are_dropped_as_the_reference_drops_them(seed: int) -
     start = rng.uniform(0, 40, (30, 2))
     boxes = np.concatenate([start, start + rng.uniform(10, 60, (30, 2))], axis=1).astype(np.float32)
     scores = rng.uniform(0.7, 1, 30).astype(np.float32)
+
     kept = nms_numpy(boxes, scores, 0.7, "Min")
     found = _suppressed(boxes, boxes[:, :2, None].repeat(5, 2).transpose(0, 2, 1), scores)
+
     assert 1 < len(kept) < 30
     assert set(found.probabilities_N.tolist()) == set(scores[kept].tolist())
     areas = (found.boxes_N4[:, 2:] - found.boxes_N4[:, :2]).prod(axis=1)
@@ -137,11 +143,13 @@ def test_nothing_is_found_in_nothing() -> None:
     rng = np.random.default_rng(0)
     photos = [
         np.zeros((1, 1, 3), np.uint8),
-        np.zeros((19, 300, 3), np.uint8),  # no level of the pyramid is large enough
+        # No level of the pyramid is large enough.
+        np.zeros((19, 300, 3), np.uint8),
         np.zeros((20, 20, 3), np.uint8),
         np.full((100, 80, 3), 255, np.uint8),
         rng.integers(0, 255, (64, 64, 3), dtype=np.uint8),
     ]
+
     for faces in Detector(SETTINGS).detect(photos):
         assert len(faces) == 0
         assert faces.boxes_N4.shape == (0, 4)
@@ -153,12 +161,12 @@ def test_neighbours_in_the_batch_change_nothing(crowd: PhotoArray, drawn: list[P
     detector = Detector(SETTINGS)
     flipped = np.ascontiguousarray(crowd[:, ::-1])
     [alone] = detector.detect([crowd])
-    for company in ([flipped, crowd, flipped], [*drawn, crowd]):
-        position = next(index for index, photo in enumerate(company) if photo is crowd)
-        assert_same(detector.detect(company)[position], alone)
+    for batch in ([flipped, crowd, flipped], [*drawn, crowd]):
+        position = next(index for index, photo in enumerate(batch) if photo is crowd)
+        assert_same(detector.detect(batch)[position], alone)
 
 
-def test_a_large_photo_is_searched_small_and_answered_in_its_own_pixels(
+def test_a_large_photo_is_searched_small_and_boxed_in_its_own_pixels(
     portrait: PhotoArray,
 ) -> None:
     """The portrait four times as large, searched at its own size: the same face, four times as
@@ -167,9 +175,11 @@ def test_a_large_photo_is_searched_small_and_answered_in_its_own_pixels(
     large = np.asarray(
         Image.fromarray(portrait).resize((4 * width, 4 * height), Image.Resampling.BICUBIC)
     )
+
     settings = dataclasses.replace(SETTINGS, max_side_px=max(height, width))
     [expected] = Detector(settings).detect([portrait])
     [found] = Detector(settings).detect([large])
+
     assert len(found) == len(expected) == 1
     np.testing.assert_allclose(found.landmarks_N52 / 4, expected.landmarks_N52, atol=1.0)
     np.testing.assert_allclose(found.boxes_N4 / 4, expected.boxes_N4, atol=3.0)
@@ -180,8 +190,10 @@ def test_landmarks_looked_at_again_hold_still_where_the_rim_cuts_the_face(
 ) -> None:
     """The portrait cut ever closer to the face: its landmarks should stay, and facenet-pytorch's do
     not."""
-    [whole] = Detector(replace_passes(2)).detect([portrait])
-    (left, top, right, bottom), wander = whole.boxes_N4[0], {0: 0.0, 2: 0.0}
+    [uncut] = Detector(replace_passes(2)).detect([portrait])
+    left, top, right, bottom = uncut.boxes_N4[0]
+    wander = {0: 0.0, 2: 0.0}
+
     for margin in (20, 10, 0, -5):
         x, y = int(left) - margin, int(top) - margin
         chip = np.ascontiguousarray(
@@ -190,9 +202,9 @@ def test_landmarks_looked_at_again_hold_still_where_the_rim_cuts_the_face(
         for passes in wander:
             [cut] = Detector(replace_passes(passes)).detect([chip])
             points = cut.landmarks_N52[0] + [max(0, x), max(0, y)]
-            wander[passes] = max(
-                wander[passes], float(np.abs(points - whole.landmarks_N52[0]).max())
-            )
+            moved_px = float(np.abs(points - uncut.landmarks_N52[0]).max())
+            wander[passes] = max(wander[passes], moved_px)
+
     face_px = right - left
     assert wander[2] < 0.03 * face_px
     assert wander[0] > 2 * wander[2]
@@ -210,7 +222,7 @@ def test_looking_again_keeps_boxes_and_probabilities_and_needs_no_face(
         assert mine.landmarks_N52.shape == theirs.landmarks_N52.shape
 
 
-def test_a_look_that_sees_no_face_is_not_believed(portrait: PhotoArray) -> None:
+def test_a_look_that_sees_no_face_is_ignored(portrait: PhotoArray) -> None:
     detector, [found] = Detector(replace_passes(1)), Detector(SETTINGS).detect([portrait])
     landmarks_152 = found.landmarks_N52.astype(np.float64)
     assert not np.array_equal(detector._look_again([portrait], landmarks_152), landmarks_152)
@@ -225,11 +237,13 @@ def test_landmarks_that_span_no_face_stay_as_they_are(portrait: PhotoArray) -> N
         landmarks_N52=np.full((1, 5, 2), 7.0, np.float32),
         probabilities_N=np.ones(1, np.float32),
     )
+
     [found] = Detector(SETTINGS).detect([portrait])
     both = [one_point, found]
     [same, better] = Detector(replace_passes(2))._with_better_landmarks(
         np.stack([portrait] * 2), both
     )
+
     np.testing.assert_array_equal(same.landmarks_N52, one_point.landmarks_N52)
     assert not np.array_equal(better.landmarks_N52, found.landmarks_N52)
 
@@ -247,7 +261,7 @@ def test_the_mirrored_photo_has_the_mirrored_landmarks(portrait: PhotoArray) -> 
     )
 
 
-def test_a_face_stands_where_it_was_drawn(portrait: PhotoArray) -> None:
+def test_landmarks_are_in_their_order(portrait: PhotoArray) -> None:
     """Landmarks in the order eyes, nose, mouth, left before right, as seen in the picture."""
     [faces] = Detector(SETTINGS).detect([portrait])
     left_eye, right_eye, nose, left_mouth, right_mouth = faces.landmarks_N52[0]

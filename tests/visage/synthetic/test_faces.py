@@ -1,5 +1,5 @@
-"""The embedded data set: reproducible to the byte, found by the real detector, honest, and worth
-learning from."""
+"""The embedded data set: reproducible to the byte, found by the real detector, true to its labels,
+and learnable."""
 
 from __future__ import annotations
 
@@ -71,7 +71,9 @@ def person_of(tone: int, sex: str, rng: np.random.Generator) -> Person:
     return person
 
 
-# ----------------------------------------------------------------------------------------------- one picture
+# -------------------------------------------------------------------------------
+# One picture
+# -------------------------------------------------------------------------------
 
 
 def test_the_same_parameters_give_the_same_bytes() -> None:
@@ -102,10 +104,12 @@ def test_landmarks_grow_with_the_picture(seed: int) -> None:
 
 
 @given(seeds)
-def test_landmarks_of_the_eyes_lie_on_the_irises(seed: int) -> None:
-    """Where the picture changes with the colour of the eyes, there the eyes are."""
-    px, (photo,) = 160, photos_of(1, seed, clean=True)
+def test_landmarks_of_the_eyes_are_on_the_irises(seed: int) -> None:
+    """The eyes are where the picture changes with the colour of the eyes."""
+    px = 160
+    (photo,) = photos_of(1, seed, clean=True)
     photo = dataclasses.replace(photo, gaze=0.0, blur=0.0, noise=0.0)
+
     pictures = [
         draw_face(
             dataclasses.replace(photo, person=dataclasses.replace(photo.person, eye_colour=colour)),
@@ -113,9 +117,11 @@ def test_landmarks_of_the_eyes_lie_on_the_irises(seed: int) -> None:
         )
         for colour in ((0.2, 0.2, 0.2), (0.9, 0.9, 0.9))
     ]
+
     rows, columns = np.nonzero(np.abs(pictures[1].astype(int) - pictures[0]).max(axis=2) > 20)
     five = landmarks(photo, px)
     left = columns < five[:2, 0].mean()
+
     for eye, chosen in zip(five[:2], (left, ~left), strict=True):
         centre = np.array([columns[chosen].mean(), rows[chosen].mean()]) + 0.5
         assert np.hypot(*(centre - eye)) < 0.022 * px
@@ -130,7 +136,9 @@ def test_the_five_points_are_in_order() -> None:
         assert max(left[1], right[1]) < nose[1] < min(mouth_left[1], mouth_right[1])
 
 
-# ------------------------------------------------------------------------------------------- the real detector
+# -------------------------------------------------------------------------------
+# The real detector
+# -------------------------------------------------------------------------------
 
 
 def clean_faces(per_group: int) -> list[FaceParameters]:
@@ -144,6 +152,7 @@ def clean_faces(per_group: int) -> list[FaceParameters]:
                     sample_photo(person_of(tone, sex, rng), rng, float(age), clean=True)
                     for _ in range(per_group)
                 ]
+
     return faces
 
 
@@ -155,12 +164,14 @@ def check_detection(faces: list[FaceParameters], px: int) -> None:
     results = detected(faces, px)
     missed = [face for face, found in zip(faces, results, strict=True) if len(found) == 0]
     assert len(missed) <= 0.01 * len(faces), [(face.person.tone, face.age_years) for face in missed]
+
     errors = []
     for face, found in zip(faces, results, strict=True):
         if len(found):
             true = landmarks(face, px)
             between_eyes = np.hypot(*(true[1] - true[0]))
             errors.append(np.hypot(*(found.landmarks_N52[0] - true).T) / between_eyes)
+
     assert np.median(errors, axis=0).max() < 0.10
     assert np.quantile(np.array(errors)[:, :2], 0.95) < 0.13
 
@@ -174,7 +185,9 @@ def test_the_detector_finds_nearly_all_of_many_clean_faces() -> None:
     check_detection(clean_faces(per_group=6), px=128)
 
 
-# ------------------------------------------------------------------------------------------------ what is true
+# -------------------------------------------------------------------------------
+# What is true
+# -------------------------------------------------------------------------------
 
 
 @given(seeds, st.floats(0.0, 90.0), st.floats(0.0, 90.0))
@@ -210,10 +223,10 @@ def test_lower_attractiveness_is_less_symmetric() -> None:
             five = landmarks(
                 dataclasses.replace(photo, person=person, yaw=0.0, roll=0.0, centre=(0.5, 0.5)), 128
             )
-            unevenness.append(
-                np.abs((np.array([128.0, 0.0]) + five * [-1.0, 1.0])[[1, 0, 2, 4, 3]] - five).mean()
-            )
+            mirrored = (np.array([128.0, 0.0]) + five * [-1.0, 1.0])[[1, 0, 2, 4, 3]]
+            unevenness.append(np.abs(mirrored - five).mean())
         means.append(np.mean(unevenness))
+
     assert means[0] > 1.5 * means[1] > 2.0 * means[2]
 
 
@@ -229,18 +242,21 @@ def test_labels_scatter_around_the_truth_by_their_sigma() -> None:
     assert min(row.apparent_age for row in babies) >= 0.0
 
 
-def test_age_is_learnable_but_no_single_pixel_tells_it() -> None:
+def test_age_is_learnable_but_no_single_pixel_is_enough() -> None:
     """Ridge regression on 32 x 32 pixels does much better than the mean age; no pixel explains half
     the variance."""
     photos = photos_of(700, seed=10)
     ages = np.array([photo.age_years for photo in photos])
+
     small = [
         Image.fromarray(draw_face(photo, 48)).convert("L").resize((32, 32)) for photo in photos
     ]
     pixels = np.array([np.asarray(picture, float).ravel() / 255.0 for picture in small])
+
     centred = pixels - pixels.mean(axis=0)
     correlation = centred.T @ (ages - ages.mean()) / (len(ages) * pixels.std(axis=0) * ages.std())
     assert np.abs(correlation).max() < 0.66
+
     train, test = centred[:550], centred[550:]
     dual = np.linalg.solve(train @ train.T + 10.0 * np.eye(550), ages[:550] - ages[:550].mean())
     predicted = ages[:550].mean() + test @ (train.T @ dual)
@@ -248,7 +264,9 @@ def test_age_is_learnable_but_no_single_pixel_tells_it() -> None:
     assert np.abs(ages[550:] - predicted).mean() < 0.68 * guess
 
 
-# ---------------------------------------------------------------------------------------------------- files
+# -------------------------------------------------------------------------------
+# Files
+# -------------------------------------------------------------------------------
 
 
 def test_processes_change_nothing(tmp_path: Path) -> None:
@@ -282,9 +300,9 @@ def test_a_killed_run_goes_on_where_it_stopped(
     monkeypatch.setattr(files, "encode_face", encode_some)
     with pytest.raises(KeyboardInterrupt):
         draw_set(tmp_path / "killed", small_set(dirt={"tiny": 1}), num_workers=1)
-    assert (
-        len(contents(tmp_path / "killed")) == 3 + 1
-    )  # photos and the note, no table, no half file
+    # Photos and the note, no table, no half file.
+    assert len(contents(tmp_path / "killed")) == 3 + 1
+
     draw_set(tmp_path / "killed", small_set(dirt={"tiny": 1}), num_workers=1)
     assert drawn == 4 + 3
     assert contents(tmp_path / "killed") == contents(tmp_path / "whole")
@@ -301,27 +319,30 @@ def test_dirt_is_what_it_says(tmp_path: Path) -> None:
     draw_set(tmp_path, small_set(dirt=dirt), num_workers=1)
     rows = {row.photo_id: row for row in read_labels(tmp_path)}
     assert set(rows) == {name for name in contents(tmp_path) if name.endswith(".jpg")}
+
     flawed = {name: row for name, row in rows.items() if name.startswith("dirt/")}
     assert {kind: sum(kind in name for name in flawed) for kind in dirt} == dirt
     for name, row in flawed.items():
         first = rows[f"{row.person}/000.jpg"]
-        photo, whole = ((tmp_path / x.photo_id).read_bytes() for x in (row, first))
-        assert (photo == whole) == ("duplicate" in name or "contradiction" in name)
+        photo, intact = ((tmp_path / x.photo_id).read_bytes() for x in (row, first))
+        assert (photo == intact) == ("duplicate" in name or "contradiction" in name)
         assert (row._replace(photo_id="") == first._replace(photo_id="")) == (
             "contradiction" not in name
         )
         assert 0.0 <= row.apparent_age <= 100.0
+
     with (
         Image.open(tmp_path / "dirt/unreadable_000.jpg") as cut,
         pytest.raises(OSError, match=r"(?i)truncated"),
     ):
         cut.load()
+
     with Image.open(tmp_path / "dirt/tiny_000.jpg") as tiny:
         assert tiny.size == (8, 8)
 
 
 @pytest.mark.parametrize(
-    ("changes", "told"),
+    ("changes", "message"),
     [
         ({"num_people": 0}, "0 people"),
         ({"age_span_years": 91.0}, "age_span_years 91"),
@@ -330,12 +351,12 @@ def test_dirt_is_what_it_says(tmp_path: Path) -> None:
         ({"dirt": {"tiny": 4}}, "at most one"),
     ],
 )
-def test_impossible_sets_are_refused(changes: dict[str, Any], told: str) -> None:
-    with pytest.raises(ValueError, match=told):
+def test_impossible_sets_are_refused(changes: dict[str, Any], message: str) -> None:
+    with pytest.raises(ValueError, match=message):
         small_set(**changes)
 
 
-def test_a_persons_photos_lie_within_the_span() -> None:
+def test_a_persons_photos_are_within_the_span() -> None:
     chosen = small_set(num_people=40, photos_per_person=5)
     spans = [
         [photo.age_years for photo in files.person_photos(chosen, index)] for index in range(40)
