@@ -6,7 +6,7 @@ a plan for millions.
 
 A stopped run resumes. The photos are synthetic, 200 px (--side), repeated under --count names (hard
 links). The local side aligns at most LOCAL_COUNT of them. Rates are of the time between the first
-and the last outcome, so that start-up is separate. Processor time is that of all processes of a
+and the last result, so that start-up is separate. Processor time is that of all processes of a
 side; it depends less on other load. If both sides aligned the same photos, their files are compared
 byte for byte.
 """
@@ -78,31 +78,36 @@ class Watched:
     num_first: int = 0
     num_photos: int = 0
     num_looked: int = 0  # photos at the last reading
-    driver_seconds: float = 0.0  # processor time of the driver since the first outcome
+    driver_seconds: float = 0.0  # processor time of the driver since the first result
     processor_seconds: float = 0.0  # the same of all processes
     # Each reading: photos, resident bytes, bytes in the object store.
     looks: list[tuple[int, int, int]] = field(default_factory=list)
 
     def __call__(self, work: Work, chunks: Iterable[list[RowDict]]) -> Iterator[AlignedPhotos]:
-        process, looked = psutil.Process(), 0.0
-        driver, processor = 0.0, 0.0
-        for outcome in self.inner(work, chunks):
+        process = psutil.Process()
+        looked = 0.0
+        driver = 0.0
+        processor = 0.0
+        for result in self.inner(work, chunks):
             self.last = time.perf_counter()
-            self.num_photos += len(outcome)
+            self.num_photos += len(result)
             if not self.first:
-                self.first, self.num_first = self.last, self.num_photos
-                driver, processor = spent(process), family_spent(process)
+                self.first = self.last
+                self.num_first = self.num_photos
+                driver = spent(process)
+                processor = family_spent(process)
 
             if self.last - looked > EVERY_SECONDS:
                 self.looks.append((self.num_photos, process.memory_info().rss, self.store_bytes()))
                 self.driver_seconds = spent(process) - driver
                 self.processor_seconds = family_spent(process) - processor
-                self.num_looked, looked = self.num_photos, self.last
-            yield outcome
+                self.num_looked = self.num_photos
+                looked = self.last
+            yield result
 
     @property
     def rate(self) -> float:
-        """Photos per second between the first and the last outcome."""
+        """Photos per second between the first and the last result."""
         return (self.num_photos - self.num_first) / max(1e-9, self.last - self.first)
 
     @property
@@ -170,10 +175,10 @@ def run(folder: Path, side: str, count: int, watched: Watched) -> dict[str, str]
     manifest = folder / f"manifest-{side}.parquet"
     out = folder / side
     if not manifest.is_file() or pq.read_metadata(manifest).num_rows != count:
-        whole = pq.ParquetFile(folder / "manifest.parquet")
+        complete = pq.ParquetFile(folder / "manifest.parquet")
         left = count
         with pq.ParquetWriter(manifest, MANIFEST_SCHEMA) as writer:
-            for batch in whole.iter_batches(batch_size=1000):
+            for batch in complete.iter_batches(batch_size=1000):
                 writer.write_batch(batch[:left])
                 left -= len(batch[:left])
 
@@ -234,7 +239,7 @@ def print_memory(looks: list[tuple[int, int, int]]) -> None:
 
 def print_plan(folder: Path, count: int, rate_per_worker: float, watched: Watched) -> None:
     """Prints an estimate for more photos, from this run's rate and sizes and from the driver's
-    processor time per outcome."""
+    processor time per result."""
     photo = (folder / "drawn" / "0.jpg").stat().st_size
     face = sum(path.stat().st_size for path in (folder / "ray" / "faces").iterdir()) / count
     first_row = pq.ParquetFile(folder / "manifest.parquet").read_row_group(0).slice(0, 1)
@@ -284,7 +289,7 @@ def main() -> None:
         of_ray = run(options.folder, "ray", options.count, on_ray)
 
     print(
-        "\n| side | photos | first outcome after, s | all, s | photos/s | processor ms per photo |"
+        "\n| side | photos | first result after, s | all, s | photos/s | processor ms per photo |"
     )
     print("|---|---|---|---|---|---|")
     print_side("local processes", local)

@@ -27,38 +27,52 @@ from visage.inference.predict_table import check_preprocessing, faces_of
 from visage.model_config import CONFIG_FILE, ModelConfig
 from visage.weights import load_model
 
-REFERENCE_FACES, DRAWN_FACES, NUM_DRAWS, BATCH = 2000, 200, 200, 256
-OLDER_YEARS, BRIGHTER = 4.0, 1.3
-Answers = tuple[npt.NDArray[np.float64], npt.NDArray[np.float32]]  # values (N,), features (N,C)
+REFERENCE_FACES = 2000
+DRAWN_FACES = 200
+NUM_DRAWS = 200
+BATCH = 256
+OLDER_YEARS = 4.0
+BRIGHTER = 1.3
+# Values (N,), features (N,C)
+Observed = tuple[npt.NDArray[np.float64], npt.NDArray[np.float32]]
 
 
-def answers_of(
+def observed_of(
     folder: Path, table: FaceTable, rows: npt.NDArray[np.int64], gain: float = 1.0
-) -> Answers:
-    """What the model makes of some faces, their pixels times `gain`."""
-    heard: list[Answers] = []
+) -> Observed:
+    """The model's values and features of some faces, their pixels times `gain`."""
+    batches: list[Observed] = []
     network, config = load_model(folder)
     predictor = CropPredictor(
         network,
         config,
-        observe=lambda values_N, features_NC: heard.append((values_N, features_NC)),
+        observe=lambda values_N, features_NC: batches.append((values_N, features_NC)),
     )
+
     for start in range(0, len(rows), BATCH):
         some = rows[start : start + BATCH]
         faces = faces_of(table, some, network.needs_landmarks)
         crops_BCHW = (faces.view_BCHW.float() * gain).clamp(0, 255).to(torch.uint8)
         predictor.predict_crops(crops_BCHW, faces.landmarks_B52)
-    values, features = zip(*heard, strict=True)
+
+    values, features = zip(*batches, strict=True)
     return np.concatenate(values), np.concatenate(features)
 
 
 def summary(
-    config: ModelConfig, answers: Answers, rows: npt.NDArray[np.int64] | slice = slice(None)
+    config: ModelConfig, observed: Observed, rows: npt.NDArray[np.int64] | slice = slice(None)
 ) -> Summary:
-    size = len(answers[0])
-    summed = Summary.of(config, window_faces=size, block_faces=size)
-    summed.add(answers[0][rows], answers[1][rows])
+    values_N, features_NC = observed
+    summed = Summary.of(config, window_faces=len(values_N), block_faces=len(values_N))
+    summed.add(values_N[rows], features_NC[rows])
     return summed
+
+
+def reference_rows(table: FaceTable) -> npt.NDArray[np.int64]:
+    """At most REFERENCE_FACES of the faces, evenly spread."""
+    num_faces = len(table)
+    places = np.linspace(0, num_faces - 1, min(num_faces, REFERENCE_FACES))
+    return np.unique(places.astype(int))
 
 
 def older(label_N: npt.NDArray[np.float64], rng: np.random.Generator) -> npt.NDArray[np.int64]:
@@ -70,37 +84,34 @@ def older(label_N: npt.NDArray[np.float64], rng: np.random.Generator) -> npt.NDA
 def measured(model: Path, faces: Path, others: list[Path]) -> Iterator[tuple[str, Drift]]:
     """Each kind of served faces and its drift; the draws come last, as their 99th percentiles."""
     rng = np.random.default_rng(0)
-    config, train, test = (
-        ModelConfig.read(model / CONFIG_FILE),
-        FaceTable.open(faces, ["train"]),
-        FaceTable.open(faces, ["test"]),
-    )
+    config = ModelConfig.read(model / CONFIG_FILE)
+    train = FaceTable.open(faces, ["train"])
+    test = FaceTable.open(faces, ["test"])
     check_preprocessing(config, test, faces)
-    some = np.unique(np.linspace(0, len(train) - 1, min(len(train), REFERENCE_FACES)).astype(int))
-    reference = summary(config, answers_of(model, train, some))
+    reference = summary(config, observed_of(model, train, reference_rows(train)))
+
     every = np.arange(len(test))
-    told = answers_of(model, test, every)
-    yield "test faces", drift(reference, summary(config, told))
-    yield (
-        f"older by {OLDER_YEARS:g}",
-        drift(reference, summary(config, told, older(test.label, rng))),
-    )
-    higher = (told[0] + 5, told[1])
-    yield "answers 5 too high", drift(reference, summary(config, higher))
-    yield (
-        f"pixels x {BRIGHTER}",
-        drift(reference, summary(config, answers_of(model, test, every, BRIGHTER))),
-    )
+    observed = observed_of(model, test, every)
+    yield "test faces", drift(reference, summary(config, observed))
+
+    older_rows = older(test.label, rng)
+    yield f"older by {OLDER_YEARS:g}", drift(reference, summary(config, observed, older_rows))
+
+    higher = (observed[0] + 5, observed[1])
+    yield "predictions 5 too high", drift(reference, summary(config, higher))
+
+    brighter = observed_of(model, test, every, BRIGHTER)
+    yield f"pixels x {BRIGHTER}", drift(reference, summary(config, brighter))
+
     for folder in others:
         table = FaceTable.open(folder, ["train", "val", "test"])
         check_preprocessing(config, table, folder)
-        some = np.unique(
-            np.linspace(0, len(table) - 1, min(len(table), REFERENCE_FACES)).astype(int)
-        )
-        yield str(folder), drift(reference, summary(config, answers_of(model, table, some)))
+        other = observed_of(model, table, reference_rows(table))
+        yield str(folder), drift(reference, summary(config, other))
+
     for number in range(NUM_DRAWS):
         rows = rng.choice(len(every), min(DRAWN_FACES, len(every)), replace=False)
-        yield f"draw {number}", drift(reference, summary(config, told, rows))
+        yield f"draw {number}", drift(reference, summary(config, observed, rows))
 
 
 def line(kind: str, num_faces: int, psi: float, distance: float) -> str:

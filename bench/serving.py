@@ -179,12 +179,12 @@ def print_load(port: int, pid: int, kind: str, requests: Sequence[bytes], count:
     alone = 0.0
     for num_clients in CLIENTS:
         before = processor_seconds(pid)
-        seconds, whole = load(port, requests, num_clients, count)
+        seconds, total = load(port, requests, num_clients, count)
         busy = (processor_seconds(pid) - before) / count
         alone = alone or busy
         p50, p99 = np.percentile(seconds, [50, 99])
         print(
-            f"{kind:8} {num_clients:7} {1e3 * p50:9.1f} {1e3 * p99:9.1f} {count / whole:14.1f} "
+            f"{kind:8} {num_clients:7} {1e3 * p50:9.1f} {1e3 * p99:9.1f} {count / total:14.1f} "
             f"{1e3 * busy:14.1f}",
             flush=True,
         )

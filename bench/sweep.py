@@ -156,7 +156,7 @@ def bare(root: Path, slots: int) -> None:
 
 
 def run(command: list[str], root: Path) -> tuple[float, float, list[tuple[int, int]]]:
-    """Seconds of the whole process and of its trials; (mapped, private) kB of the shared faces of
+    """Seconds of the process and of its trials; (mapped, private) kB of the shared faces of
     each worker, at the highest reading."""
     environment = os.environ | {
         "OMP_NUM_THREADS": "1",
@@ -224,14 +224,14 @@ def main() -> None:
                 if side == "Tune":
                     words = ["-m", "flows.sweep.driver", "--params", "params.yaml"]
                     words += ["--faces", "faces", "--backbone", "none", "--results", "results"]
-                whole, trials, seen = run([sys.executable, *words], root)
+                total, trials, seen = run([sys.executable, *words], root)
                 epochs = sum(
                     epochs_of(file.parent)["seconds"].sum() for file in root.glob("**/history.csv")
                 )
-                rows[side].append((whole, trials, epochs / slots))
+                rows[side].append((total, trials, epochs / slots))
                 shared = seen or shared
                 print(
-                    f"{side}: {whole:.1f} s, of which trials {trials:.1f} s, epochs "
+                    f"{side}: {total:.1f} s, of which trials {trials:.1f} s, epochs "
                     f"{epochs / slots:.1f} s"
                 )
 
@@ -241,8 +241,8 @@ def main() -> None:
     )
     print("| side | total, s | trials, s | epochs only, s |\n|---|---|---|---|")
     for side, those in rows.items():
-        whole, trials, epochs = (statistics.median(column) for column in zip(*those, strict=True))
-        print(f"| {side} | {whole:.1f} | {trials:.1f} | {epochs:.1f} |")
+        total, trials, epochs = (statistics.median(column) for column in zip(*those, strict=True))
+        print(f"| {side} | {total:.1f} | {trials:.1f} | {epochs:.1f} |")
     for place, name in enumerate(("total", "trials", "epochs")):
         of_bare = statistics.median(each[place] for each in rows["bare"])
         of_tune = statistics.median(each[place] for each in rows["Tune"])

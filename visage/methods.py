@@ -1,10 +1,9 @@
 """Methods by name: what a head's logits are trained towards, and how they become a label
 distribution.
 
-One frozen record a method, no if-chain, with a dataclass of the settings that its loss takes; every
-method shares trunk, schedule and decoding. Legend: B
-batch, K labels of the grid, R = K - 1 ranks. The formulas use the paper's letters: p, p-hat, x, y,
-lambda.
+Each method is one frozen record, with a dataclass of the settings that its loss takes. Every method
+shares trunk, schedule and decoding. Legend: B batch, K labels of the grid, R = K - 1 ranks. The
+formulas use the paper's letters: p, p-hat, x, y, lambda.
 """
 
 from __future__ import annotations
@@ -29,8 +28,8 @@ class NoSettings:
 
 @dataclass(frozen=True, kw_only=True)
 class DLDLSettings:
-    """`kl_reduction` sums over the K labels (paper) or averages over them (released code);
-    `min_sigma` is the floor of sigma in targets."""
+    """`kl_reduction`: `sum` over the K labels (paper), or `mean` over them (released code).
+    `min_sigma`: the least sigma of a target."""
 
     kl_reduction: KLReduction
     min_sigma: float
@@ -55,8 +54,8 @@ class DLDLv2Settings(DLDLSettings):
 
 @dataclass(frozen=True, kw_only=True)
 class MeanVarianceSettings:
-    """Weights of the squared error of the mean (Pan et al. 2018: 0.2) and of the variance (0.05)
-    beside the cross-entropy."""
+    """Weights of the squared error of the mean (Pan et al. 2018: 0.2) and of the variance (0.05),
+    which are added to the cross-entropy."""
 
     mean_weight: float
     variance_weight: float
@@ -138,10 +137,8 @@ def dldl_v2_loss(
 
 def nearest(label_B: Tensor, grid: LabelGrid) -> Tensor:
     """The number (B,) of the label nearest to each value."""
-    places_B: Tensor = (
-        ((label_B - grid.minimum) / grid.step).round().long().clamp(0, grid.num_labels - 1)
-    )
-    return places_B
+    places_B: Tensor = ((label_B - grid.minimum) / grid.step).round().long()
+    return places_B.clamp(0, grid.num_labels - 1)
 
 
 def nearest_label_error(logits_BK: Tensor, label_B: Tensor, grid: LabelGrid) -> Tensor:
@@ -208,7 +205,9 @@ def ranking_probabilities(logits_BR: Tensor, _grid: LabelGrid) -> Tensor:
     above 1/2 as it is: so the decoder `rank` gives Ranking's own prediction l[1 + #(p > 1/2)].
     """
     above_BR = torch.sigmoid(_at_least_float32(logits_BR)).sort(dim=1, descending=True).values
-    return functional.pad(above_BR, (1, 0), value=1.0) - functional.pad(above_BR, (0, 1), value=0.0)
+    above_previous_BK = functional.pad(above_BR, (1, 0), value=1.0)
+    above_this_BK = functional.pad(above_BR, (0, 1), value=0.0)
+    return above_previous_BK - above_this_BK
 
 
 def regression_value(logits_B1: Tensor) -> Tensor:
@@ -238,9 +237,8 @@ def mr_l2_loss(
 def regression_probabilities(logits_B1: Tensor, grid: LabelGrid) -> Tensor:
     """The narrowest distribution (B,K) whose expectation is the regressed value: its two
     neighbouring labels."""
-    return narrowest(
-        (regression_value(logits_B1) + 1) * (grid.maximum - grid.minimum) / 2 + grid.minimum, grid
-    )
+    value_B = (regression_value(logits_B1) + 1) * (grid.maximum - grid.minimum) / 2 + grid.minimum
+    return narrowest(value_B, grid)
 
 
 def _at_least_float32(logits: Tensor) -> Tensor:

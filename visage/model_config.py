@@ -1,10 +1,10 @@
 """What a model's folder says of its weights: config.json, all that a prediction depends on.
 
-The config is the one place that knows network, label grid, normalisation, alignment, detector and
-decoding rule of a model (architecture rule 7); training, evaluation, export and serving read it,
-none retypes it. `visage.weights` refuses weights that were trained to mean something else, the
-label grid above all. Calibration is no part of that meaning: it is fitted to finished weights, and
-fitted again without touching them.
+The config is the only place that holds network, label grid, normalisation, alignment, detector and
+decoding rule of a model (architecture rule 7). Training, evaluation, export and serving read it.
+`visage.weights` refuses weights that were trained with another meaning, the label grid above all.
+Calibration is no part of that meaning: it is fitted to finished weights, and fitted again without
+touching them.
 
 Format 3 names a network's own settings `options`. Format 2 (the file was `card.json`) had `pooling`
 in their place and is still read; format 1, from before calibration, is refused with the remedy.
@@ -27,8 +27,11 @@ from visage.networks import check as check_network
 from visage.networks.protocol import Network
 from visage.strict import from_plain
 
-CONFIG_FORMAT, OLDER_FORMAT = 3, 2
-WEIGHTS_FILE, CONFIG_FILE, OLDER_CONFIG_FILE = "model.safetensors", "config.json", "card.json"
+CONFIG_FORMAT = 3
+OLDER_FORMAT = 2  # still read
+WEIGHTS_FILE = "model.safetensors"
+CONFIG_FILE = "config.json"
+OLDER_CONFIG_FILE = "card.json"  # the config's name in format 2
 MEANING = (
     "quantity",
     "unit",
@@ -40,7 +43,8 @@ MEANING = (
     "detector",
     "normalise",
 )
-INTERVAL_MASS = 0.8  # of the interval that is served, and of all that is called by it (coverage_80)
+# Of the interval that is served, and of every figure that has it in its name (coverage_80)
+INTERVAL_MASS = 0.8
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -88,7 +92,7 @@ class NormaliseConfig:
 
 @dataclass(frozen=True, kw_only=True)
 class WeightsConfig:
-    """The file beside the config, its checksum and storage type."""
+    """The weights file in the config's folder, its checksum and storage type."""
 
     file: str
     sha256: str
@@ -98,8 +102,8 @@ class WeightsConfig:
 
 @dataclass(frozen=True, kw_only=True)
 class CalibrationConfig:
-    """How far the answers are to be believed, fitted on `num_faces` validation faces
-    (visage.inference.calibration).
+    """Temperature scaling and a conformal offset of the interval, fitted on `num_faces` validation
+    faces (visage.inference.calibration).
 
     `temperature` of the distribution; `offset`, label units: what both ends of its central interval
     of `mass` move out by, below 0 where it was too wide. `flip`: fitted on the mean of face and
@@ -113,14 +117,13 @@ class CalibrationConfig:
     flip: bool
 
     def __post_init__(self) -> None:
-        if not (
-            math.isfinite(self.temperature) and self.temperature > 0 and math.isfinite(self.offset)
-        ):
+        is_finite = math.isfinite(self.temperature) and math.isfinite(self.offset)
+        if not (is_finite and self.temperature > 0):
             raise ValueError(
                 f"temperature {self.temperature}, offset {self.offset}: the first must be above 0 "
-                f"and both finite; "
-                "calibrate the model again"
+                f"and both finite; calibrate the model again"
             )
+
         if self.mass != INTERVAL_MASS:
             raise ValueError(
                 f"mass {self.mass} is not {INTERVAL_MASS}, what is served; calibrate the model "
@@ -155,10 +158,8 @@ class ModelConfig:
 
     def to_json(self) -> str:
         """The config as indented JSON text with a closing newline."""
-        return (
-            json.dumps(dataclasses.asdict(self), indent=1, sort_keys=False, ensure_ascii=False)
-            + "\n"
-        )
+        document = dataclasses.asdict(self)
+        return json.dumps(document, indent=1, sort_keys=False, ensure_ascii=False) + "\n"
 
     def meaning(self) -> str:
         """The fields that say what the weights compute, as JSON: the note in the weights file."""
@@ -174,12 +175,12 @@ class ModelConfig:
             raise ValueError(
                 f"{source}: not valid JSON ({error}); take the config that came with the weights"
             ) from error
+
         if isinstance(document, dict) and document.get("format") == 1:
             raise ValueError(
                 f"{source}: a config of format 1, from before calibration; this version reads "
-                f"{OLDER_FORMAT} and {CONFIG_FORMAT}. "
-                'Export the model again, or (in card.json, not in ONNX) set "format": 2 and add '
-                '"calibration": null'
+                f"{OLDER_FORMAT} and {CONFIG_FORMAT}. Export the model again, or (in card.json, "
+                f'not in ONNX) set "format": 2 and add "calibration": null'
             )
         if isinstance(document, dict) and document.get("format") == OLDER_FORMAT:
             network = current_network(document.get("network"))
@@ -188,6 +189,7 @@ class ModelConfig:
             raise ValueError(
                 f"{source}: not a config of format {CONFIG_FORMAT}; export the model again"
             )
+
         config: ModelConfig = from_plain(
             document, cls, f"{source}: config", "export the model again"
         )
@@ -204,7 +206,7 @@ class ModelConfig:
         return cls.from_json(path.read_bytes(), str(path))
 
     def write(self, path: Path) -> None:
-        """Writes the config; the file appears whole or not at all."""
+        """Writes the config atomically."""
         atomic_write_bytes(path, self.to_json().encode())
 
     def build_network(self) -> Network:
@@ -214,25 +216,24 @@ class ModelConfig:
 
     def check(self, source: str) -> None:
         """Refuses a config of unknown parts, or whose grid and network do not belong together."""
-        for name, value, known in (
-            ("method", self.method, METHODS),
-            ("decode", self.decode, DECODERS),
-        ):
+        parts = (("method", self.method, METHODS), ("decode", self.decode, DECODERS))
+        for name, value, known in parts:
             if value not in known:
                 raise ValueError(
                     f"{source}: {name} {value!r} is unknown; known: {', '.join(known)}"
                 )
+
         if Path(self.weights.file).name != self.weights.file:
             raise ValueError(
                 f"{source}: weights.file {self.weights.file!r} must be a name beside the config"
             )
+
         wanted = METHODS[self.method].head_width(self.grid)
         if self.network.num_outputs != wanted:
             raise ValueError(
                 f"{source}: the network has {self.network.num_outputs} outputs, the label grid "
-                f"{self.grid.minimum}:"
-                f"{self.grid.step}:{self.grid.maximum} needs {wanted}; config and model do not "
-                f"belong together"
+                f"{self.grid.minimum}:{self.grid.step}:{self.grid.maximum} needs {wanted}; config "
+                f"and model do not belong together"
             )
 
 
@@ -255,4 +256,5 @@ def current_network(network: Any) -> Any:
         return network
     rest = dict(network)
     pooling = rest.pop("pooling")
-    return rest | {"options": {} if pooling == "flatten" else {"pooling": pooling}}
+    options = {} if pooling == "flatten" else {"pooling": pooling}
+    return rest | {"options": options}

@@ -1,4 +1,4 @@
-"""A model's weights as safetensors, and a model folder written and read whole.
+"""A model's weights as safetensors, and model folders: written, and read with all checks.
 
 Loading refuses a weights file that is truncated, edited or of another network, and a config edited
 since: the weights carry a note of what they were trained to mean, the label grid above all.
@@ -27,9 +27,8 @@ from visage.model_config import (
 )
 from visage.networks.protocol import Network
 
-MEANING_KEY = "visage"  # the note inside the weights file
-
-
+# Of the note inside the weights file
+MEANING_KEY = "visage"
 DTYPES = {"float32": torch.float32, "float16": torch.float16}
 
 
@@ -45,20 +44,22 @@ def sha256_of(path: Path) -> str:
 def write_weights(
     network: torch.nn.Module, path: Path, dtype: Literal["float32", "float16"], meaning: str = "{}"
 ) -> WeightsConfig:
-    """A network's state as safetensors at `path` (whole or not at all), floating tensors stored as
+    """A network's state as safetensors at `path`, written atomically, floating tensors stored as
     `dtype`.
 
     `meaning` travels inside the file; alone, since safetensors writes several notes in random
     order.
     """
-    kind = DTYPES[dtype]
-    state = {
-        name: (value.to(kind) if value.is_floating_point() else value).contiguous().cpu()
-        for name, value in network.state_dict().items()
-    }
+    state = {}
+    for name, value in network.state_dict().items():
+        stored = value.to(DTYPES[dtype]) if value.is_floating_point() else value
+        state[name] = stored.contiguous().cpu()
+
     with atomic_write(path) as part:
         save_file(state, part, metadata={MEANING_KEY: meaning})
-        part.chmod(0o644)  # safetensors makes it readable by its owner alone
+        # safetensors makes it readable by its owner alone
+        part.chmod(0o644)
+
     count = sum(parameter.numel() for parameter in network.parameters())
     return WeightsConfig(file=path.name, sha256=sha256_of(path), dtype=dtype, num_parameters=count)
 
@@ -88,20 +89,22 @@ def load_model(folder: Path) -> tuple[Network, ModelConfig]:
         raise ValueError(
             f"{path}: the weights that {source} names are missing; copy both files together"
         )
+
     found = sha256_of(path)
     if found != config.weights.sha256:
         raise ValueError(
             f"{path}: sha256 {found[:12]}… is not the config's {config.weights.sha256[:12]}…: the "
-            f"file is truncated or was "
-            "edited; fetch or export the model again"
+            f"file is truncated or was edited; fetch or export the model again"
         )
     _refuse_another_meaning(path, config)
+
     network = config.build_network()
     try:
         state = load_file(path)
-        network.load_state_dict(
-            {k: v.float() if v.is_floating_point() else v for k, v in state.items()}
-        )
+        for name, value in state.items():
+            if value.is_floating_point():
+                state[name] = value.float()
+        network.load_state_dict(state)
     except (SafetensorError, RuntimeError) as error:
         raise ValueError(
             f"{path}: not the weights of the config's network {config.network}: {error}"
@@ -117,13 +120,13 @@ def _refuse_another_meaning(path: Path, config: ModelConfig) -> None:
             noted = json.loads((file.metadata() or {}).get(MEANING_KEY, "{}"))
     except SafetensorError as error:
         raise ValueError(f"{path}: not a safetensors file: {error}") from error
+
     if "network" in noted:
         noted["network"] = current_network(noted["network"])
-    said = json.loads(config.meaning())
+    meaning = json.loads(config.meaning())
     for name, value in noted.items():
-        if said.get(name) != value:
+        if meaning.get(name) != value:
             raise ValueError(
                 f"{path}: these weights were trained with {name} {value}, the config says "
-                f"{said.get(name)}; take the "
-                "config that came with them"
+                f"{meaning.get(name)}; take the config that came with them"
             )

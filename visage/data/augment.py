@@ -1,10 +1,9 @@
-"""Crops become network input: the ONE evaluation view, and the training augmentations, on a whole
-batch at a time.
+"""Training augmentations: crops become network input, a batch at a time.
 
-Crops are uint8 RGB (B,3,H,W); views are float32, normalised; landmarks move with the view. Every
-random number is drawn on the
-CPU from the generator that is passed in, so the same seed gives the same augmentations on CPU and
-GPU. Legend: B batch, S the scaled ones of it, C colour channels, H height, W width.
+Crops are uint8 RGB (B,3,H,W). Views are float32 and normalised. Landmarks move with the view. Every
+random number is drawn on the CPU from the generator that is passed in, so the same seed gives the
+same augmentations on CPU and GPU. The evaluation view is in `visage.data.preprocess`. Legend:
+B batch, S the scaled ones of it, C colour channels, H height, W width.
 """
 
 from __future__ import annotations
@@ -67,6 +66,7 @@ class AugmentationSettings:
             jitter=(0, 1),
             erase_probability=(0, 1),
         )
+
         if self.scaling == "released" and self.translation > 0:
             raise ValueError(
                 f"translation is {self.translation} with scaling released, where the face is moved "
@@ -81,7 +81,7 @@ def training_view(
     generator: torch.Generator,
 ) -> FaceBatch:
     """uint8 crops (B,3,H,W) and their landmarks -> augmented, normalised float32 of the same shape,
-    and the landmarks where they then lie, if they were given.
+    and the landmarks at their new places, if they were given.
 
     Geometry is one resampling, and grey, jitter and normalisation together are one affine map of
     the colours of each face.
@@ -99,15 +99,13 @@ def training_view(
     if stretch_BHH is not None:
         view_BCHW = _resampled(view_BCHW, stretch_BHH)
 
-    matrix_BCC, offset_BC = _colour_maps(
-        view_BCHW.mean(dim=(2, 3)).cpu() / 255.0, settings, normalise, generator
-    )
+    mean_BC = view_BCHW.mean(dim=(2, 3)).cpu() / 255.0
+    matrix_BCC, offset_BC = _colour_maps(mean_BC, settings, normalise, generator)
     flat_BCN = view_BCHW.flatten(2)
-    matrix_BCC, offset_BC1 = (
-        matrix_BCC.to(flat_BCN.device) / 255.0,
-        offset_BC[:, :, None].to(flat_BCN.device),
-    )
+    matrix_BCC = matrix_BCC.to(flat_BCN.device) / 255.0
+    offset_BC1 = offset_BC[:, :, None].to(flat_BCN.device)
     view_BCHW = torch.baddbmm(offset_BC1, matrix_BCC, flat_BCN).view_as(view_BCHW)
+
     if settings.erase_probability > 0:
         view_BCHW = _erase(view_BCHW, settings, generator)
     return FaceBatch(view_BCHW, landmarks_B52)
@@ -123,21 +121,24 @@ def _down_and_up(
     """Loses detail as a smaller photo would have: bilinear (antialiased) down to a random size and
     back.
 
-    Both resamplings are linear and separable, so a face's whole journey is one matrix for its rows
-    and one for its columns: two batched matrix products, several times faster than resampling each
-    face on its own.
+    Both resamplings are linear and separable, so together they are one matrix for a face's rows and
+    one for its columns: two batched matrix products, several times faster than resampling each face
+    on its own.
     """
-    is_scaled_B = torch.rand(len(view_BCHW), generator=generator) < settings.scale_probability
-    scale_S = _uniform(settings.min_scale, 1.0, len(view_BCHW), generator)[is_scaled_B].tolist()
+    count = len(view_BCHW)
+    is_scaled_B = torch.rand(count, generator=generator) < settings.scale_probability
+    scale_B = _uniform(settings.min_scale, 1.0, count, generator)
+    scale_S = scale_B[is_scaled_B].tolist()
     if not scale_S:
         return view_BCHW
-    (height, width), device = view_BCHW.shape[-2:], view_BCHW.device
-    rows_SHH = torch.stack(
-        [_down_and_up_matrix(height, round(height * scale)) for scale in scale_S]
-    )
-    columns_SWW = torch.stack(
-        [_down_and_up_matrix(width, round(width * scale)) for scale in scale_S]
-    )
+
+    height, width = view_BCHW.shape[-2:]
+    row_maps = [_down_and_up_matrix(height, round(height * scale)) for scale in scale_S]
+    column_maps = [_down_and_up_matrix(width, round(width * scale)) for scale in scale_S]
+    rows_SHH = torch.stack(row_maps)
+    columns_SWW = torch.stack(column_maps)
+
+    device = view_BCHW.device
     chosen_S = is_scaled_B.nonzero()[:, 0].to(device)
     view_SCHW = view_BCHW[chosen_S]
     across_SCHW = (view_SCHW.flatten(1, 2) @ columns_SWW.to(device).mT).view_as(view_SCHW)
@@ -163,9 +164,10 @@ def _shrunk(
 
     A face loses an even number of pixels, so that its middle is the square's: what then turns,
     mirrors or zooms the square turns, mirrors or zooms the small face, and the black around it is
-    the fill that it would have on its own. The released code draws any whole side.
+    the fill that it would have on its own. The released code draws odd and even sides.
     """
-    count, side = len(view_BCHW), view_BCHW.shape[-1]
+    count = len(view_BCHW)
+    side = view_BCHW.shape[-1]
     is_scaled_B = torch.rand(count, generator=generator) < settings.scale_probability
     scale_B = _uniform(settings.min_scale, 1.0, count, generator).masked_fill(~is_scaled_B, 1.0)
     lost_B = [2 * round((1 - scale) * side / 2) for scale in scale_B.tolist()]
@@ -190,6 +192,7 @@ def _in_the_middle(side: int, smaller: int) -> tuple[Tensor, Tensor]:
     and stretch those middle ones back."""
     rim = (side - smaller) // 2
     middle = slice(rim, rim + smaller)
+
     shrink_HH, stretch_HH = torch.zeros(2, side, side).unbind()
     shrink_HH[middle] = bicubic_matrix(side, smaller)
     stretch_HH[:, middle] = bicubic_matrix(smaller, side)
@@ -236,10 +239,12 @@ def _move(
     count = len(view_BCHW)
     flip_B = torch.rand(count, generator=generator) < settings.flip_probability
     mirror_B = torch.where(flip_B, -1.0, 1.0)
+
     if not (settings.rotation_degrees or settings.zoom or settings.translation):
         turned = flip_B.nonzero()[:, 0].to(view_BCHW.device)
         if len(turned):
             view_BCHW = view_BCHW.index_copy(0, turned, view_BCHW[turned].flip(3))
+
         flips_B23 = torch.eye(2, 3).repeat(count, 1, 1)
         flips_B23[:, 0, 0] = mirror_B
         return view_BCHW, _move_landmarks(landmarks_B52, flips_B23, flip_B, view_BCHW)
@@ -247,15 +252,21 @@ def _move(
     angle_B = _uniform(-1, 1, count, generator) * math.radians(settings.rotation_degrees)
     zoom_B = 1 / _uniform(1 - settings.zoom, 1 + settings.zoom, count, generator)
     shift_B2 = 2 * settings.translation * (2 * torch.rand(count, 2, generator=generator) - 1)
-    cosine_B, sine_B = torch.cos(angle_B) * zoom_B, torch.sin(angle_B) * zoom_B
+    cosine_B = torch.cos(angle_B) * zoom_B
+    sine_B = torch.sin(angle_B) * zoom_B
     rows = [
         torch.stack([mirror_B * cosine_B, -mirror_B * sine_B, shift_B2[:, 0]], dim=1),
         torch.stack([sine_B, cosine_B, shift_B2[:, 1]], dim=1),
     ]
     matrix_B23 = torch.stack(rows, dim=1).to(view_BCHW.device)
+
     places = functional.affine_grid(matrix_B23, list(view_BCHW.shape), align_corners=False)
     moved_BCHW = functional.grid_sample(
-        view_BCHW, places, mode=settings.interpolation, padding_mode="zeros", align_corners=False
+        view_BCHW,
+        places,
+        mode=settings.interpolation,
+        padding_mode="zeros",
+        align_corners=False,
     )
     return moved_BCHW, _move_landmarks(landmarks_B52, matrix_B23, flip_B, view_BCHW)
 
@@ -272,10 +283,12 @@ def _move_landmarks(
         return None
     height_px, width_px = view_BCHW.shape[-2:]
     sides_2 = landmarks_B52.new_tensor([width_px, height_px])
-    matrix_B23, flip_B = matrix_B23.to(landmarks_B52), flip_B.to(landmarks_B52.device)
+    matrix_B23 = matrix_B23.to(landmarks_B52)
+    flip_B = flip_B.to(landmarks_B52.device)
 
     before_B52 = 2 * landmarks_B52 / sides_2 - 1
-    turn_B22, shift_B12 = matrix_B23[:, :, :2], matrix_B23[:, None, :, 2]
+    turn_B22 = matrix_B23[:, :, :2]
+    shift_B12 = matrix_B23[:, None, :, 2]
     after_B52 = torch.linalg.solve(turn_B22, (before_B52 - shift_B12).mT).mT
     moved_B52 = (after_B52 + 1) / 2 * sides_2
 
@@ -295,31 +308,39 @@ def _colour_maps(
     between, as in the released code, so the random order in which it applies them has no effect: a
     scale commutes with the rest, and neither of the pulls changes what the other pulls to.
     """
-    count, grey_C = len(mean_BC), torch.tensor(GREY)
-    is_grey_B11 = (torch.rand(count, generator=generator) < settings.grey_probability)[
-        :, None, None
-    ]
-    brightness_B11, contrast_B11, saturation_B11 = (
-        _uniform(1 - settings.jitter, 1 + settings.jitter, count, generator)[:, None, None]
-        for _ in range(3)
-    )
-    saturation_B11 = saturation_B11.masked_fill(is_grey_B11, 0.0)
+    count = len(mean_BC)
+    least = 1 - settings.jitter
+    most = 1 + settings.jitter
+    is_grey_B = torch.rand(count, generator=generator) < settings.grey_probability
+    brightness_B11 = _uniform(least, most, count, generator)[:, None, None]
+    contrast_B11 = _uniform(least, most, count, generator)[:, None, None]
+    saturation_B11 = _uniform(least, most, count, generator)[:, None, None]
+    saturation_B11 = saturation_B11.masked_fill(is_grey_B[:, None, None], 0.0)
+
+    grey_C = torch.tensor(GREY)
     mix_BCC = saturation_B11 * torch.eye(3) + (1 - saturation_B11) * grey_C.expand(3, 3)
     offset_BC = (brightness_B11 * (1 - contrast_B11))[:, 0] * (mean_BC @ grey_C)[:, None]
-    mean_C, std_C = torch.tensor(normalise.mean), torch.tensor(normalise.std)
+
+    mean_C = torch.tensor(normalise.mean)
+    std_C = torch.tensor(normalise.std)
     return brightness_B11 * contrast_B11 * mix_BCC / std_C[:, None], (offset_BC - mean_C) / std_C
 
 
 def _erase(view_BCHW: Tensor, settings: AugmentationSettings, generator: torch.Generator) -> Tensor:
     """Random erasing: a rectangle of 2 to 20 % of the area, aspect 0.5 to 2, set to 0 (the mean
     colour)."""
-    count, height, width = len(view_BCHW), *view_BCHW.shape[-2:]
+    count = len(view_BCHW)
+    height, width = view_BCHW.shape[-2:]
+
     chosen_B = torch.rand(count, generator=generator) < settings.erase_probability
     area_B = _uniform(0.02, 0.2, count, generator)
     aspect_B = torch.exp(_uniform(-math.log(2), math.log(2), count, generator))
-    half_B2 = torch.stack([(area_B * aspect_B).sqrt(), (area_B / aspect_B).sqrt()], dim=1) / 2
+    sides_B2 = torch.stack([(area_B * aspect_B).sqrt(), (area_B / aspect_B).sqrt()], dim=1)
+    half_B2 = sides_B2 / 2
     centre_B2 = torch.rand(count, 2, generator=generator)
-    rows_H, columns_W = ((torch.arange(side) + 0.5) / side for side in (height, width))
+
+    rows_H = (torch.arange(height) + 0.5) / height
+    columns_W = (torch.arange(width) + 0.5) / width
     in_rows_BH = (rows_H - centre_B2[:, :1]).abs() < half_B2[:, :1]
     in_columns_BW = (columns_W - centre_B2[:, 1:]).abs() < half_B2[:, 1:]
     gone_BHW = in_rows_BH[:, :, None] & in_columns_BW[:, None, :] & chosen_B[:, None, None]

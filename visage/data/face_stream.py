@@ -3,9 +3,9 @@
 A first pass over two small columns counts who is there. Afterwards every epoch puts the shards in
 another order, cuts the faces that are wanted, in that order, into as many equal parts as processes
 read them, and each process reads its part through a buffer: every batch is drawn at random from the
-buffer's faces, and new ones take their places. A buffer that holds the whole set shuffles ideally;
-how near a smaller one comes, `same_person_pairs` says. Legend: B faces of a batch, H height, W
-width, S batches of an epoch, R processes.
+buffer's faces, and new ones take their places. A buffer that holds the complete set shuffles
+ideally; `same_person_pairs` says how near a smaller one comes. Legend: B faces of a batch, H
+height, W width, S batches of an epoch, R processes.
 """
 
 from __future__ import annotations
@@ -31,7 +31,13 @@ from visage.networks.protocol import FaceBatch
 
 # A crop as it was stored, its person's class, and its landmarks in the photo where they are wanted
 Encoded = tuple[bytes, int, list[float] | None]
-READ_BYTES, READ_ROWS, COUNT_ROWS = 1 << 20, 256, 1 << 16
+
+# A shard's read buffer: without it, the complete shard is in memory
+READ_BYTES = 1 << 20
+# Rows read at a time where crops are among the columns
+READ_ROWS = 256
+# Rows read at a time of small columns
+COUNT_ROWS = 1 << 16
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -46,17 +52,17 @@ class FaceSplit:
     @classmethod
     def open(cls, folder: Path, split: str) -> FaceSplit:
         """Errors: no shards, shards of different alignment settings."""
-        shards, eye = face_shards(folder)
-        return cls(shards=tuple(shards), split=split, alignment=eye["alignment"])
+        shards, preprocessing = face_shards(folder)
+        return cls(shards=tuple(shards), split=split, alignment=preprocessing["alignment"])
 
     def rows(self) -> Iterator[FaceRow]:
-        """What tells one face from another, face by face, as `FaceTable.rows` gives it."""
+        """What distinguishes one face from another, face by face, as `FaceTable.rows` gives it."""
         columns = ["sha256", "person", "jpeg", "label", "sigma"]
+
         for shard in self.shards:
             for rows in _batches(shard, self.split, columns, READ_ROWS):
-                for sha256, person, jpeg, *numbers in zip(
-                    *(rows[name].to_pylist() for name in columns), strict=True
-                ):
+                values = [rows[name].to_pylist() for name in columns]
+                for sha256, person, jpeg, *numbers in zip(*values, strict=True):
                     label, sigma = (np.nan if number is None else number for number in numbers)
                     yield str(sha256), person, jpeg, label, sigma
 
@@ -83,10 +89,12 @@ class FaceSplit:
         names = pa.array(list(classes), pa.string())
         counts = []
         for shard in self.shards:
-            batches = _batches(shard, self.split, ["person"], COUNT_ROWS)
-            counts.append(
-                sum(pc.sum(pc.is_in(rows["person"], names)).as_py() or 0 for rows in batches)
-            )
+            count = 0
+            for rows in _batches(shard, self.split, ["person"], COUNT_ROWS):
+                is_wanted = pc.is_in(rows["person"], names)
+                count += pc.sum(is_wanted).as_py() or 0  # None for no rows
+            counts.append(count)
+
         return FaceStream(
             shards=self.shards,
             counts=tuple(counts),
@@ -122,9 +130,8 @@ class FaceStream:
         if batch_size < 2 * num_ranks or len(self) < 2 * num_ranks:
             raise ValueError(
                 f"{num_ranks} processes want batches of {2 * num_ranks} faces or more, 2 each: "
-                f"batch_size is "
-                f"{batch_size}, and there are {len(self)} faces; take fewer processes, or larger "
-                f"batches"
+                f"batch_size is {batch_size}, and there are {len(self)} faces; take fewer "
+                f"processes, or larger batches"
             )
         return min(-(-len(self) // batch_size), len(self) // (2 * num_ranks))
 
@@ -148,25 +155,29 @@ class FaceStream:
         order = torch.randperm(len(self.shards), generator=generator).tolist()
         drawn = int(torch.randint(1 << 62, (1,), generator=generator))
         generator.manual_seed(drawn + 2 * rank)
+        rng = np.random.default_rng(drawn + 2 * rank + 1)
+
         shares_SR = self._shares(batch_size, num_ranks)
-        first, last = int(shares_SR[:, :rank].sum()), int(shares_SR[:, : rank + 1].sum())
-        faces, sizes = self._faces(order, first, last), shares_SR[:, rank].tolist()
-        batches = drawn_batches(
-            faces, sizes, window_faces, np.random.default_rng(drawn + 2 * rank + 1)
-        )
+        sizes = shares_SR[:, rank].tolist()
+        first = int(shares_SR[:, :rank].sum())
+        last = int(shares_SR[:, : rank + 1].sum())
+        faces = self._faces(order, first, last)
+
+        batches = drawn_batches(faces, sizes, window_faces, rng)
         yield from ahead(self._decoded, batches, num_workers)
 
     def in_order(
         self, batch_size: int, *, num_workers: int, rank: int, num_ranks: int
     ) -> Iterator[tuple[FaceBatch, Tensor]]:
         """This process's part of the faces in the shards' order; as `shuffled` gives them."""
-        first, last = (len(self) * number // num_ranks for number in (rank, rank + 1))
+        first = len(self) * rank // num_ranks
+        last = len(self) * (rank + 1) // num_ranks
         faces = self._faces(range(len(self.shards)), first, last)
         batches = iter(lambda: list(itertools.islice(faces, batch_size)), [])
         yield from ahead(self._decoded, batches, num_workers)
 
     def _shares(self, batch_size: int, num_ranks: int) -> np.ndarray:
-        """Faces of each batch S in each process R, as even as whole numbers are."""
+        """Faces of each batch S in each process R, as even as integers allow."""
         num_batches = self.num_batches(batch_size, num_ranks)
         sizes_S1 = np.diff(len(self) * np.arange(num_batches + 1) // num_batches)[:, None]
         return np.diff(sizes_S1 * np.arange(num_ranks + 1) // num_ranks, axis=1)
@@ -183,39 +194,42 @@ class FaceStream:
     def _shard(self, index: int) -> Iterator[Encoded]:
         """Errors: a shard that has changed since its faces were counted."""
         found = 0
-        columns = ["person", "jpeg"] + ([LANDMARKS] if self.with_landmarks else [])
+        columns = ["person", "jpeg"]
+        if self.with_landmarks:
+            columns.append(LANDMARKS)
+
         for rows in _batches(self.shards[index], self.split, columns, READ_ROWS):
             for place, person in enumerate(rows["person"].to_pylist()):
                 if person in self.classes:
                     found += 1
                     points = rows[LANDMARKS][place].as_py() if self.with_landmarks else None
                     yield rows["jpeg"][place].as_py(), self.classes[person], points
+
         if found != self.counts[index]:
             raise ValueError(
                 f"{self.shards[index]}: {found} faces, {self.counts[index]} when they were "
-                f"counted; it was written "
-                "again meanwhile: run the same command again"
+                f"counted; it was written again meanwhile: run the same command again"
             )
 
     def _decoded(self, batch: Sequence[Encoded]) -> tuple[FaceBatch, Tensor]:
         """Encoded crops and classes -> uint8 crops with their landmarks, and classes (B,)."""
         crops_BHWC = np.stack([decode_jpeg(jpeg) for jpeg, _, _ in batch])
         crops_BCHW = torch.from_numpy(crops_BHWC.transpose(0, 3, 1, 2).copy())
+        class_B = torch.tensor([number for _, number, _ in batch])
+
         landmarks_B52 = None
         if self.with_landmarks:
             photo_B10 = np.array([points for _, _, points in batch], np.float32)
             in_crops_B52 = landmarks_in_crops(photo_B10.reshape(-1, 5, 2), self.alignment)
             landmarks_B52 = torch.from_numpy(in_crops_B52)
-        return FaceBatch(crops_BCHW, landmarks_B52), torch.tensor(
-            [number for _, number, _ in batch]
-        )
+        return FaceBatch(crops_BCHW, landmarks_B52), class_B
 
 
 def _batches(
     shard: Path, split: str, columns: Sequence[str], num_rows: int
 ) -> Iterator[pa.RecordBatch]:
-    """A shard's rows of a split, `num_rows` at a time, read through a small buffer: else it lies
-    whole in memory."""
+    """A shard's rows of a split, `num_rows` at a time, read through a small buffer: memory never
+    holds the complete shard."""
     with pq.ParquetFile(shard, buffer_size=READ_BYTES, pre_buffer=False) as file:
         for rows in file.iter_batches(num_rows, columns=[*columns, "split"], use_threads=False):
             yield rows.filter(pc.equal(rows["split"], split))
@@ -229,18 +243,20 @@ def drawn_batches(
     buffer: list[Any] = []
     for size in sizes:
         buffer.extend(itertools.islice(faces, max(window_faces, size) - len(buffer)))
+        num_left = np.arange(len(buffer), len(buffer) - size, -1)
+        places = (rng.random(size) * num_left).astype(int)
+
         batch = []
-        for place in (rng.random(size) * np.arange(len(buffer), len(buffer) - size, -1)).astype(
-            int
-        ):
+        for place in places:
+            # The drawn face changes places with the last one: nothing else moves
             buffer[place], buffer[-1] = buffer[-1], buffer[place]
-            batch.append(buffer.pop())  # it changed places with the last one
+            batch.append(buffer.pop())
         yield batch
 
 
 def same_person_pairs(people: Sequence[Any]) -> float:
     """The share of a batch's pairs of faces that show one person; an ideal shuffle's is that of the
-    whole set."""
+    complete set."""
     count = len(people)
     same = sum(number * (number - 1) for number in Counter(people).values())
     return same / (count * (count - 1))

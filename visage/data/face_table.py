@@ -1,8 +1,8 @@
 """The face table: parquet shards of aligned faces become batches of crops and labels.
 
-One row a face (`FACE_SCHEMA`). The encoded crops lie memory-mapped on disk, and as many decoded
-ones as a stated number of megabytes holds are kept; the other columns are in memory (0.7 kB a
-face). Legend: N faces, B batch, H height, W width.
+One row a face (`FACE_SCHEMA`). The encoded crops are in a memory-mapped file. Decoded crops are
+kept up to a given number of megabytes. The other columns are in memory (0.7 kB a face). Legend:
+N faces, B batch, H height, W width.
 """
 
 from __future__ import annotations
@@ -36,7 +36,6 @@ COLUMNS = ("photo_id", "sha256", "found", "label", "sigma", "person", "sex", "et
 LANDMARKS = "landmarks"
 FACE_COLUMNS = pa.schema([FACE_SCHEMA.field(name) for name in (*COLUMNS, LANDMARKS)])
 
-
 # Sha256 of the photo, person, encoded crop, label, sigma
 FaceRow = tuple[str, str | None, bytes, float, float]
 Item = TypeVar("Item")
@@ -47,8 +46,8 @@ class EncodedCrops:
     """Encoded crops by number, in an unnamed file of the temporary folder ($TMPDIR) that is gone
     with the process.
 
-    Parquet gives no access to one row, and read whole it lies in memory; here the operating system
-    keeps what it has room for.
+    Parquet gives no access to a single row, and a complete file would fill the memory. Here the
+    operating system keeps what it has room for.
     """
 
     def __init__(self, columns: Iterable[pa.Array]) -> None:
@@ -56,14 +55,14 @@ class EncodedCrops:
         with tempfile.TemporaryFile() as file:
             for crops in columns:
                 file.write(b"".join(crops.to_pylist()))
-                sizes.append(
-                    pc.binary_length(crops).to_numpy(zero_copy_only=False).astype(np.int64)
-                )
+                lengths = pc.binary_length(crops).to_numpy(zero_copy_only=False)
+                sizes.append(lengths.astype(np.int64))
             file.flush()
             self._ends = np.cumsum(np.concatenate(sizes))
-            self._bytes: Any = (
-                mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ) if self._ends[-1] else b""
-            )
+
+            self._bytes: Any = b""
+            if self._ends[-1]:  # an empty file cannot be mapped
+                self._bytes = mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ)
 
     def __getitem__(self, index: int) -> bytes:
         return bytes(self._bytes[self._ends[index] : self._ends[index + 1]])
@@ -82,16 +81,23 @@ class FaceTable:
         self,
         crops: EncodedCrops,
         columns: dict[str, np.ndarray],
-        eye: dict[str, Any],
+        preprocessing: dict[str, Any],
         cache_mb: int,
     ) -> None:
         self._crops = crops
         self._photo_landmarks_N52 = columns[LANDMARKS]  # ten numbers a face in the shards
-        self.photo_id, self.sha256, self.found = (columns[name] for name in COLUMNS[:3])
-        self.label, self.sigma = (columns[name].astype(np.float64) for name in COLUMNS[3:5])
-        self.person, self.sex, self.ethnicity, self.split = (columns[name] for name in COLUMNS[5:])
-        self.alignment: dict[str, Any] = eye["alignment"]
-        self.detector: dict[str, Any] = eye["detector"]
+        self.photo_id = columns["photo_id"]
+        self.sha256 = columns["sha256"]
+        self.found = columns["found"]
+        self.label = columns["label"].astype(np.float64)
+        self.sigma = columns["sigma"].astype(np.float64)
+        self.person = columns["person"]
+        self.sex = columns["sex"]
+        self.ethnicity = columns["ethnicity"]
+        self.split = columns["split"]
+        self.alignment: dict[str, Any] = preprocessing["alignment"]
+        self.detector: dict[str, Any] = preprocessing["detector"]
+
         px = int(self.alignment["crop_px"])
         num_kept = min(len(self), cache_mb * (1 << 20) // (3 * px * px))
         self._kept = np.empty((num_kept, 3, px, px), np.uint8)
@@ -100,7 +106,7 @@ class FaceTable:
     @classmethod
     def open(cls, folder: Path, splits: Sequence[str], cache_mb: int = 0) -> FaceTable:
         """The faces of `splits` (empty: of all) in a folder of shards, in the shards' order."""
-        paths, eye = face_shards(folder)
+        paths, preprocessing = face_shards(folder)
         rest: list[pa.RecordBatch] = []
 
         def crops() -> Iterator[pa.Array]:
@@ -110,10 +116,11 @@ class FaceTable:
                     yield rows["jpeg"]
 
         encoded = EncodedCrops(crops())
-        whole = pa.Table.from_batches(rest, FACE_COLUMNS)
-        columns = {name: np.array(whole[name].to_pylist(), object) for name in COLUMNS}
-        columns[LANDMARKS] = np.array(whole[LANDMARKS].to_pylist(), np.float32).reshape(-1, 5, 2)
-        return cls(encoded, columns, eye, cache_mb)
+        table = pa.Table.from_batches(rest, FACE_COLUMNS)
+        columns = {name: np.array(table[name].to_pylist(), object) for name in COLUMNS}
+        landmarks_N10 = np.array(table[LANDMARKS].to_pylist(), np.float32)
+        columns[LANDMARKS] = landmarks_N10.reshape(-1, 5, 2)
+        return cls(encoded, columns, preprocessing, cache_mb)
 
     def __len__(self) -> int:
         return len(self.photo_id)
@@ -124,7 +131,7 @@ class FaceTable:
 
     @cached_property
     def landmarks(self) -> np.ndarray:
-        """Where the landmarks of all faces lie in their crops, in pixels, float32 (N,5,2)."""
+        """The landmarks of all faces in pixels of their crops, float32 (N,5,2)."""
         return landmarks_in_crops(self._photo_landmarks_N52, self.alignment)
 
     def landmarks_sha256(self) -> str:
@@ -136,7 +143,7 @@ class FaceTable:
         return self._crops[index]
 
     def rows(self) -> Iterator[FaceRow]:
-        """What tells one face from another, face by face, in the table's order."""
+        """What distinguishes one face from another, face by face, in the table's order."""
         for index in range(len(self)):
             yield (
                 str(self.sha256[index]),
@@ -149,9 +156,11 @@ class FaceTable:
     def _crop(self, index: int) -> np.ndarray:
         if index < len(self._kept) and self._is_kept[index]:
             return self._kept[index]  # type: ignore[no-any-return]
+
         crop = decode_jpeg(self.encoded(index)).transpose(2, 0, 1)
         if index < len(self._kept):
-            self._kept[index], self._is_kept[index] = crop, True
+            self._kept[index] = crop
+            self._is_kept[index] = True
         return crop
 
     @property
@@ -160,8 +169,8 @@ class FaceTable:
         return self._kept.nbytes + len(self._crops._bytes)
 
     def shareable(self) -> FaceTable:
-        """The same faces for many processes: as many crops as are kept are decoded now, all lie in
-        arrays.
+        """The same faces for many processes: as many crops as are kept are decoded now, and all are
+        in arrays.
 
         Pickled with protocol 5, the arrays of crops are buffers that every process of a machine can
         map, read-only; of the other columns each has a copy.
@@ -185,12 +194,13 @@ def face_shards(folder: Path) -> tuple[list[Path], dict[str, Any]]:
         raise ValueError(
             f"{folder}: no face shards (part-*.parquet) here; run the align stage first"
         )
-    eyes = {json.dumps(_eye(path), sort_keys=True) for path in paths}
-    if len(eyes) > 1:
+
+    ways = {json.dumps(_preprocessing(path), sort_keys=True) for path in paths}
+    if len(ways) > 1:
         raise ValueError(
             f"{folder}: shards of different alignment settings; remove the folder, run align again"
         )
-    return paths, json.loads(eyes.pop())
+    return paths, json.loads(ways.pop())
 
 
 def landmarks_in_crops(photo_landmarks_N52: np.ndarray, alignment: Mapping[str, Any]) -> np.ndarray:
@@ -207,26 +217,27 @@ def landmarks_in_crops(photo_landmarks_N52: np.ndarray, alignment: Mapping[str, 
 
 def _rows(path: Path, splits: Sequence[str]) -> Iterator[pa.RecordBatch]:
     """A shard's rows of some splits, a thousand at a time."""
+    wanted = pa.array(splits, pa.string())
     for rows in pq.ParquetFile(path).iter_batches(1024, columns=["jpeg", *FACE_COLUMNS.names]):
-        yield (
-            rows.filter(pc.is_in(rows["split"], pa.array(splits, pa.string()))) if splits else rows
-        )
+        yield rows.filter(pc.is_in(rows["split"], wanted)) if splits else rows
 
 
-def _eye(path: Path) -> dict[str, Any]:
+def _preprocessing(path: Path) -> dict[str, Any]:
+    """How a shard's faces were cut (`alignment`) and found (`detector`)."""
     metadata = (pq.read_schema(path).metadata or {}).get(METADATA_KEY)
     if metadata is None:
         raise ValueError(
-            f"{path}: not a face shard (no '{METADATA_KEY.decode()}' metadata); run "
-            f"the align stage again"
+            f"{path}: not a face shard (no '{METADATA_KEY.decode()}' metadata); run the align "
+            f"stage again"
         )
-    eye: dict[str, Any] = json.loads(metadata)
-    return {"alignment": eye["alignment"], "detector": eye["detector"]}
+    document: dict[str, Any] = json.loads(metadata)
+    return {"alignment": document["alignment"], "detector": document["detector"]}
 
 
 def evenly_spread(num_faces: int, wanted: int) -> np.ndarray:
     """At most `wanted` of the faces 0 to `num_faces` - 1, evenly spread over them."""
-    return np.unique(np.linspace(0, num_faces - 1, min(wanted, num_faces)).round().astype(np.int64))
+    places = np.linspace(0, num_faces - 1, min(wanted, num_faces))
+    return np.unique(places.round().astype(np.int64))
 
 
 def shuffled_batches(
@@ -253,6 +264,7 @@ def ahead(make: Callable[[Item], Made], items: Iterable[Item], num_workers: int)
     if num_workers == 0:
         yield from map(make, items)
         return
+
     source = iter(items)
 
     def read() -> tuple[Item, ...]:
@@ -283,11 +295,11 @@ def in_order(
 ) -> Iterator[tuple[np.ndarray, torch.Tensor]]:
     """`prefetched` batches of every face once, in the table's order; `task` names the progress
     bar."""
-    order = [
-        np.arange(start, min(start + batch_size, len(table)))
-        for start in range(0, len(table), batch_size)
-    ]
-    with tqdm(total=len(table), unit="face", desc=task) as bar:
+    num_faces = len(table)
+    starts = range(0, num_faces, batch_size)
+    order = [np.arange(start, min(start + batch_size, num_faces)) for start in starts]
+
+    with tqdm(total=num_faces, unit="face", desc=task) as bar:
         for indices, crops_BCHW in prefetched(table, order, num_workers):
             yield indices, crops_BCHW
             bar.update(len(indices))

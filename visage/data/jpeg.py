@@ -10,9 +10,9 @@ from PIL import Image
 
 
 def encode_jpeg(crop_HWC: npt.NDArray[np.uint8], quality: int) -> bytes:
-    """RGB uint8 (H, W, 3) -> JPEG without chroma subsampling (at these sizes it would blur what
-    colour says of the skin)."""
+    """RGB uint8 (H, W, 3) -> JPEG without chroma subsampling."""
     stream = io.BytesIO()
+    # At these sizes, subsampling would blur what colour says of the skin
     Image.fromarray(crop_HWC).save(stream, "JPEG", quality=quality, subsampling=0)
     return stream.getvalue()
 

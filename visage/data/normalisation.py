@@ -20,8 +20,10 @@ from visage.data.face_table import FaceTable, in_order
 from visage.model_config import NormaliseConfig
 
 BATCH_FACES = 256
-SPLIT = "train"  # nothing may be learnt from other faces
-DIGITS = 4  # as many as the released constants have
+# Nothing may be learnt from other faces
+SPLIT = "train"
+# As many as the released constants have
+DIGITS = 4
 
 
 def own_normalise(table: FaceTable) -> NormaliseConfig:
@@ -49,6 +51,7 @@ def main() -> None:
     )
     parser.add_argument("faces", type=Path, help="a folder of aligned faces, data/<role>/faces")
     folder = parser.parse_args().faces
+
     try:
         table = FaceTable.open(folder, [SPLIT])
         if not len(table):
@@ -56,6 +59,7 @@ def main() -> None:
     except ValueError as error:
         print(f"visage.data.normalisation: {error}", file=sys.stderr)
         raise SystemExit(2) from error
+
     found = own_normalise(table)
     print(f"normalise: {{mean: {list(found.mean)}, std: {list(found.std)}}}")
 

@@ -12,10 +12,11 @@ from torch import Tensor
 from visage.model_config import NormaliseConfig
 from visage.networks.protocol import FaceBatch
 
-GREY = (0.299, 0.587, 0.114)  # ITU-R BT.601, the weights of Torch7's and Pillow's grey
-MIRRORED = (1, 0, 2, 4, 3)  # landmarks by number in the mirror image: left and right change places
-
-# Released code
+# ITU-R BT.601, the weights of Torch7's and Pillow's grey
+GREY = (0.299, 0.587, 0.114)
+# Landmarks by number in the mirror image: left and right change places
+MIRRORED = (1, 0, 2, 4, 3)
+# The released code's
 PAPER_NORMALISE = NormaliseConfig(mean=(0.5958, 0.4637, 0.4065), std=(0.2693, 0.2409, 0.2352))
 
 
@@ -23,7 +24,8 @@ def evaluation_view(crops_BCHW: Tensor, normalise: NormaliseConfig) -> Tensor:
     """uint8 crops (B,3,H,W) -> normalised float32 of the same shape: what evaluation, export and
     serving all see."""
     view_BCHW = crops_BCHW.to(torch.float32) / 255.0
-    mean_C, std_C = (view_BCHW.new_tensor(values) for values in (normalise.mean, normalise.std))
+    mean_C = view_BCHW.new_tensor(normalise.mean)
+    std_C = view_BCHW.new_tensor(normalise.std)
     return (view_BCHW - mean_C[:, None, None]) / std_C[:, None, None]
 
 

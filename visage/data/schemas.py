@@ -5,7 +5,8 @@ from __future__ import annotations
 
 import pyarrow as pa
 
-TEXT, REAL = pa.string(), pa.float64()
+TEXT = pa.string()
+REAL = pa.float64()
 WHO = [("person", TEXT), ("sex", TEXT), ("ethnicity", TEXT), ("split", TEXT)]
 MANIFEST_SCHEMA = pa.schema(
     [

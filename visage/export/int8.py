@@ -5,10 +5,10 @@ Static quantisation: BatchNorm is folded into the convolutions, every output cha
 scale of their own, and the range of every map is measured once, on training faces. The network says
 which of its modules are computed in int8 (`Network.quantised_modules`), and max-pooling and ReLU
 between them. The uint8 crops, their normalisation and everything else (head, softmax, decoding,
-linear layers that are not named, sampling of regions, LSTMs) stay as they are in model.onnx, and so
-do config and seal: `load_onnx` reads both files alike. Integer sums have no order, so a face's maps
-are the same in any batch. Weights use 7 of the 8 bits: a CPU without VNNI adds two products in 16
-bits, where 8 would overflow and give other numbers than elsewhere.
+linear layers that are not named, sampling of regions, LSTMs) stay as they are in model.onnx. So do
+config and seal: `load_onnx` reads both files in the same way. Integer sums have no order, so a
+face's maps are the same in any batch. Weights use 7 of the 8 bits: a CPU without VNNI adds two
+products in 16 bits, where 8 would overflow and give other numbers than elsewhere.
 """
 
 from __future__ import annotations
@@ -41,11 +41,12 @@ from visage.inference.onnx_engine import CROPS, LANDMARKS, load_onnx
 from visage.model_config import ModelConfig
 from visage.networks.protocol import FaceBatch, Network
 
-WEIGHTED, WEIGHTLESS = ("Conv", "Gemm"), ("MaxPool", "Relu")
-PREPARED = {
-    "onnx.quant.pre_process": "onnxruntime.quant"
-}  # folding and shapes are done: no advice to do them
-NETWORK = "network"  # what a parameter's name in the graph begins with (visage.inference.engine)
+WEIGHTED = ("Conv", "Gemm")
+WEIGHTLESS = ("MaxPool", "Relu")
+# Folding and shapes are done: no advice to do them
+PREPARED = {"onnx.quant.pre_process": "onnxruntime.quant"}
+# What a parameter's name in the graph begins with (visage.inference.engine)
+NETWORK = "network"
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -72,6 +73,7 @@ class CalibrationFaces:
         faces = next(self._batches, None)
         if faces is None:
             return None
+
         inputs: dict[str, npt.NDArray[Any]] = {CROPS: faces.view_BCHW.contiguous().numpy()}
         if self._needs_landmarks:
             assert faces.landmarks_B52 is not None
@@ -95,6 +97,8 @@ def write_int8(
     graph = onnx_graph(network, config)
     quantised = _quantised_nodes(graph, network)
     fold_norms(graph)
+    weighted = [node for node in graph.graph.node if node.op_type in WEIGHTED]
+    excluded = [node.name for node in weighted if node.name not in quantised]
     onnx.helper.set_model_props(graph, PREPARED)
 
     with tempfile.TemporaryDirectory(dir=path.parent, prefix=".int8.") as folder:
@@ -105,11 +109,7 @@ def write_int8(
             CalibrationFaces(batches, network.needs_landmarks),
             quant_format=QuantFormat.QDQ,
             op_types_to_quantize=[*WEIGHTED, *WEIGHTLESS],
-            nodes_to_exclude=[
-                node.name
-                for node in graph.graph.node
-                if node.op_type in WEIGHTED and node.name not in quantised
-            ],
+            nodes_to_exclude=excluded,
             activation_type=QuantType.QUInt8,
             weight_type=QuantType.QInt8,
             per_channel=True,
@@ -135,21 +135,17 @@ def _quantised_nodes(graph: Any, network: Network) -> set[str]:
 
 def _check_quantised(config: ModelConfig, model: Any, quantised: set[str]) -> None:
     """ValueError where a node that should be computed in int8 still has float weights."""
-    widened = {
-        output
-        for node in model.graph.node
-        if node.op_type == "DequantizeLinear"
-        for output in node.output
-    }
-    left = sorted(
-        node.name
-        for node in model.graph.node
-        if node.name in quantised and not {node.input[0], node.input[1]} <= widened
-    )
+    widened: set[str] = set()
+    for node in model.graph.node:
+        if node.op_type == "DequantizeLinear":
+            widened.update(node.output)
+
+    nodes = [node for node in model.graph.node if node.name in quantised]
+    left = [node.name for node in nodes if not {node.input[0], node.input[1]} <= widened]
     if left:
         raise ValueError(
-            f"network {config.network.name!r}: in int8 {', '.join(left)} would stay float; leave "
-            f"them out of quantised_modules, or set export.int8: false"
+            f"network {config.network.name!r}: in int8 {', '.join(sorted(left))} would stay float; "
+            f"leave them out of quantised_modules, or set export.int8: false"
         )
 
 
@@ -158,21 +154,27 @@ def fold_norms(model: Any) -> None:
     is of."""
     graph = model.graph
     weights = {tensor.name: tensor for tensor in graph.initializer}
-    made_by = {output: node for node in graph.node for output in node.output}
+    made_by = {}
     readers: dict[str, int] = {output.name: 1 for output in graph.output}
     for node in graph.node:
+        for name in node.output:
+            made_by[name] = node
         for name in node.input:
             readers[name] = readers.get(name, 0) + 1
 
-    for norm in [node for node in graph.node if node.op_type == "BatchNormalization"]:
+    norms = [node for node in graph.node if node.op_type == "BatchNormalization"]
+    for norm in norms:
         convolution = made_by.get(norm.input[0])
         if convolution is None or convolution.op_type != "Conv" or readers[norm.input[0]] > 1:
             continue
         graph.initializer.extend(_fold(convolution, norm, weights))
         graph.node.remove(norm)
 
-    used = {name for node in graph.node for name in node.input}
-    for tensor in [tensor for tensor in graph.initializer if tensor.name not in used]:
+    used: set[str] = set()
+    for node in graph.node:
+        used.update(node.input)
+    unused = [tensor for tensor in graph.initializer if tensor.name not in used]
+    for tensor in unused:
         graph.initializer.remove(tensor)
 
 
@@ -180,32 +182,38 @@ def _fold(convolution: Any, norm: Any, weights: dict[str, Any]) -> list[Any]:
     """Makes a convolution compute what it and the BatchNorm after it computed; its new weight and
     bias, under new names, since a network may use the old ones twice."""
     [epsilon] = [each.f for each in norm.attribute if each.name == "epsilon"]
-    own, norms = (
-        [torch.from_numpy(numpy_helper.to_array(weights[name]).copy()) for name in names]
-        for names in (convolution.input[1:], norm.input[1:])
-    )
+    own = _tensors(convolution.input[1:], weights)
     bias = own[1] if len(own) > 1 else None
-    scale, shift, mean, variance = norms
+    scale, shift, mean, variance = _tensors(norm.input[1:], weights)
 
     folded = fuse_conv_bn_weights(own[0], bias, mean, variance, epsilon, scale, shift)
     names = [f"{convolution.name}.folded.{part}" for part in ("weight", "bias")]
     del convolution.input[1:]
     convolution.input.extend(names)
     convolution.output[0] = norm.output[0]
-    return [
-        numpy_helper.from_array(value.detach().numpy(), name)
-        for value, name in zip(folded, names, strict=True)
-    ]
+
+    made = []
+    for value, name in zip(folded, names, strict=True):
+        made.append(numpy_helper.from_array(value.detach().numpy(), name))
+    return made
+
+
+def _tensors(names: Iterable[str], weights: dict[str, Any]) -> list[torch.Tensor]:
+    """Copies of a graph's tensors, by name."""
+    arrays = [numpy_helper.to_array(weights[name]) for name in names]
+    return [torch.from_numpy(array.copy()) for array in arrays]
 
 
 def measure_int8(path: Path, exact: Path, batches: Iterable[FaceBatch]) -> Int8Parity:
-    """What int8 changes: the file `path` against the one it was made beside, on batches of faces
-    (uint8 crops)."""
-    rough, fine = CropPredictor(*load_onnx(path)), CropPredictor(*load_onnx(exact))
+    """What int8 changes: the file `path` against the float file `exact`, on batches of faces (uint8
+    crops)."""
+    rough = CropPredictor(*load_onnx(path))
+    fine = CropPredictor(*load_onnx(exact))
     differences = []
     for faces in batches:
-        values = [each.predict_crops(*faces, flip=False).value for each in (rough, fine)]
-        differences.append(np.abs(values[0] - values[1]))
+        rough_B = rough.predict_crops(*faces, flip=False).value
+        fine_B = fine.predict_crops(*faces, flip=False).value
+        differences.append(np.abs(rough_B - fine_B))
 
     difference_N = np.concatenate(differences)
     return Int8Parity(

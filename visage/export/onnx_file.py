@@ -4,11 +4,11 @@ the config inside.
 The ONNX graph takes uint8 RGB crops `crops` (B,3,crop_px,crop_px), any B, and, only where the
 network needs them, their `landmarks` (B,5,2), float32, pixels of the crop. It gives float32
 `probabilities` (B,K), `value` (B,) and the pooled `features` (B,C): normalisation, softmax and
-decoding are inside, so nobody retypes them. Two things are the caller's, and
-`visage.inference.faces` does both on either engine: flip averaging, the mean over a crop and its
-mirror image; and then the config's calibration, since the graph's probabilities are the method's
-own (`visage.inference.calibration`: the mean to the power of 1 / temperature, renormalised; both
-ends of its central interval moved out by the offset).
+decoding are inside, so nobody retypes them. The caller does two things more, and
+`visage.inference.faces` does both on either engine. First comes flip averaging, the mean over a
+crop and its mirror image. Then the config's calibration follows, since the graph's probabilities
+are the method's own (`visage.inference.calibration`: the mean to the power of 1 / temperature,
+renormalised; both ends of its central interval moved out by the offset).
 
 Its weights are those of the safetensors file, rounding included; what float16 holds exactly is
 stored so and widened on loading, which halves the file and changes no number. The file ends in a
@@ -47,7 +47,8 @@ from visage.networks.protocol import FaceBatch, Network
 from visage.weights import load_model, save_model
 
 OPSET = 18
-HALVED_ELEMENTS = 1000  # tensors below are not worth a Cast node
+# Tensors of fewer elements are not worth a Cast node
+HALVED_ELEMENTS = 1000
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -75,13 +76,14 @@ def export_model(
                 f"{config.name}: {name} holds values beyond {dtype} (or nan); export with dtype: "
                 f"float32"
             )
+
     written = save_model(folder, network, config, dtype)
     write_onnx(load_model(folder)[0], written, folder / ONNX_FILE)
     return written
 
 
 def write_onnx(network: Network, config: ModelConfig, path: Path) -> None:
-    """A network and its config as one sealed ONNX file, which appears whole or not at all."""
+    """A network and its config as one sealed ONNX file, written atomically."""
     model = onnx_graph(network, config)
     _halve(model)
     atomic_write_bytes(path, stamped(model, config))
@@ -116,6 +118,7 @@ def onnx_graph(network: Network, config: ModelConfig) -> Any:
             verbose=False,
         )
     assert program is not None
+
     optimizer.fold_constants(program.model)
     optimizer.remove_unused_nodes(program.model)
     model = program.model_proto
@@ -126,16 +129,13 @@ def onnx_graph(network: Network, config: ModelConfig) -> Any:
 def forget_the_machine(model: Any) -> None:
     """Drops the exporter's notes on every node: stack traces with the paths of the machine that
     exported."""
-    for item in (
-        model,
-        model.graph,
-        *model.graph.node,
-        *model.graph.value_info,
-        *model.graph.initializer,
-    ):
-        item.doc_string = ""
-    for item in (model.graph, *model.graph.node, *model.graph.value_info, *model.graph.initializer):
-        del item.metadata_props[:]
+    graph = model.graph
+    parts = [graph, *graph.node, *graph.value_info, *graph.initializer]
+
+    model.doc_string = ""
+    for part in parts:
+        part.doc_string = ""
+        del part.metadata_props[:]
 
 
 def _halve(model: Any) -> None:
@@ -151,12 +151,10 @@ def _halve(model: Any) -> None:
         with np.errstate(over="ignore"):
             halves = values.astype(np.float16)
         if (halves.astype(np.float32) == values).all():
-            casts.append(
-                helper.make_node(
-                    "Cast", [f"{tensor.name}.half"], [tensor.name], to=TensorProto.FLOAT
-                )
-            )
-            tensor.CopyFrom(numpy_helper.from_array(halves, f"{tensor.name}.half"))
+            name = f"{tensor.name}.half"
+            casts.append(helper.make_node("Cast", [name], [tensor.name], to=TensorProto.FLOAT))
+            tensor.CopyFrom(numpy_helper.from_array(halves, name))
+
     nodes = list(model.graph.node)
     del model.graph.node[:]
     model.graph.node.extend(casts + nodes)
@@ -176,8 +174,11 @@ def measure_parity(folder: Path, original: CropPredictor, batches: Iterable[Face
     """Compares an exported folder's two files, and both with the model they were made from, on
     batches of faces (uint8 crops)."""
     engine, config = load_onnx(folder / ONNX_FILE)
-    in_torch, in_onnx = CropPredictor.load(folder), CropPredictor(engine, config)
-    num_faces, difference, rounding = 0, [0.0], [0.0]
+    in_torch = CropPredictor.load(folder)
+    in_onnx = CropPredictor(engine, config)
+    num_faces = 0
+    difference = [0.0]
+    rounding = [0.0]
 
     for faces in batches:
         value_B = in_torch.predict_crops(*faces, flip=False).value

@@ -20,6 +20,7 @@ def check_quantisable(name: str, network: Network) -> None:
             f"network {name!r} names no module to quantise: an int8 export would be no faster; set "
             f"export.int8: false"
         )
+
     for module in wanted:
         if not isinstance(modules.get(module), nn.Conv2d | nn.Linear):
             raise ValueError(

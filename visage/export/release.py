@@ -32,17 +32,16 @@ def release(
 
 
 def copy_with_config(exported: Path, released: Path, config: ModelConfig) -> None:
-    """An exported model's files, weights and graph as they are, with another config beside and
-    inside."""
+    """An exported model's files, weights and graph as they are, with another config, both as
+    config.json and inside the graph."""
     import onnx
 
     released.mkdir(parents=True, exist_ok=True)
     weights = config.weights.file
     atomic_write_bytes(released / weights, (exported / weights).read_bytes())
     for path in sorted(exported.glob("model*.onnx")):
-        atomic_write_bytes(
-            released / path.name, stamped(onnx.load_from_string(checked_bytes(path)), config)
-        )
+        model = onnx.load_from_string(checked_bytes(path))
+        atomic_write_bytes(released / path.name, stamped(model, config))
     config.write(released / CONFIG_FILE)
 
 
@@ -61,6 +60,7 @@ def main() -> None:
         "--metrics", type=Path, required=True, help="JSON with the measured figures"
     )
     arguments = parser.parse_args()
+
     try:
         metrics = json.loads(arguments.metrics.read_text(encoding="utf-8"))
         release(
@@ -73,10 +73,9 @@ def main() -> None:
     except (OSError, ValueError) as error:
         print(f"visage.export.release: {error}", file=sys.stderr)
         raise SystemExit(2) from error
-    print(
-        f"{arguments.released}: "
-        + ", ".join(f"{p.name} {p.stat().st_size} bytes" for p in arguments.released.iterdir())
-    )
+
+    sizes = [f"{path.name} {path.stat().st_size} bytes" for path in arguments.released.iterdir()]
+    print(f"{arguments.released}: {', '.join(sizes)}")
 
 
 if __name__ == "__main__":

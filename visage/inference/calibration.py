@@ -1,10 +1,10 @@
-"""Distributions become believable ones, and intervals such that hold what they claim: a config's
-calibration applied.
+"""A config's calibration is applied: temperature scaling of the distributions, and a conformal
+offset of the intervals, so that they hold the share of labels that they state.
 
-The value is left alone: it is decoded before, from the method's own distribution. What is told of
-its doubt, that is the distribution, its deviation and the interval, is the tempered one's.
+The value does not change: it is decoded before, from the method's own distribution. The
+distribution, its deviation and the interval are those of the tempered distribution.
 `visage.evaluation.calibrate` finds the numbers, on the mean of face and mirror image or not (the
-config's `flip`); answers asked for in the other way get them all the same. Legend: B batch, K
+config's `flip`). They are applied to predictions made in the other way too. Legend: B batch, K
 labels of the grid.
 """
 
@@ -36,7 +36,9 @@ def calibrated(
     """
     offset = 0.0
     if calibration is not None:
-        p_BK, offset = tempered(p_BK, calibration.temperature), calibration.offset
+        p_BK = tempered(p_BK, calibration.temperature)
+        offset = calibration.offset
+
     low_B, high_B = central_interval(p_BK, grid, INTERVAL_MASS)
     low_B = torch.minimum((low_B - offset).clamp_min(grid.minimum), value_B)
     high_B = torch.maximum((high_B + offset).clamp_max(grid.maximum), value_B)

@@ -63,7 +63,8 @@ class Inference(nn.Module):
     ) -> tuple[Tensor, Tensor, Tensor]:
         features_BC = self.features(crops_BCHW, landmarks_B52)
         p_BK = self.probabilities(features_BC)
-        return p_BK, DECODERS[self.config.decode](p_BK, self.config.grid), features_BC
+        value_B = DECODERS[self.config.decode](p_BK, self.config.grid)
+        return p_BK, value_B, features_BC
 
     def maps(self, crops_BCHW: Tensor, landmarks_B52: Tensor | None) -> Tensor:
         """uint8 crops (B,3,H,W) -> the activation maps that score maps are drawn of, (B,C',h,w)."""

@@ -52,18 +52,21 @@ def predictions_of(
 ) -> Predictions:
     """Distributions and the values decoded from them, both float64, as calibrated predictions."""
     p_BK, low_B, high_B = calibrated(p_BK, value_B, grid, calibration)
-    numbers = {"value": value_B, "std": deviation(p_BK, grid), "low": low_B, "high": high_B}
     return Predictions(
-        **{k: v.numpy() for k, v in numbers.items()}, probabilities=p_BK.float().numpy()
+        value=value_B.numpy(),
+        std=deviation(p_BK, grid).numpy(),
+        low=low_B.numpy(),
+        high=high_B.numpy(),
+        probabilities=p_BK.float().numpy(),
     )
 
 
 def joined(parts: Sequence[Predictions]) -> Predictions:
     """The predictions of several batches, of one at least, as those of all their faces."""
-    names = [field.name for field in dataclasses.fields(Predictions)]
-    return Predictions(
-        **{name: np.concatenate([getattr(part, name) for part in parts]) for name in names}
-    )
+    columns = {}
+    for field in dataclasses.fields(Predictions):
+        columns[field.name] = np.concatenate([getattr(part, field.name) for part in parts])
+    return Predictions(**columns)
 
 
 class CropPredictor:
@@ -78,10 +81,12 @@ class CropPredictor:
         self, network: Network | Engine, config: ModelConfig, *, observe: Observer | None = None
     ) -> None:
         self.config = config
-        self._engine: Engine = (
-            TorchEngine(network, config) if isinstance(network, Network) else network
-        )
         self._observe = observe
+        self._engine: Engine
+        if isinstance(network, Network):
+            self._engine = TorchEngine(network, config)
+        else:
+            self._engine = network
 
         if observe is not None and not self._engine.gives_features:
             raise ValueError(
@@ -123,13 +128,15 @@ class CropPredictor:
 
     def _check(self, crops_BCHW: Tensor, landmarks_B52: Tensor | None) -> None:
         """ValueError for what `predict_crops` does not take."""
-        name, px = self.config.name, self.config.alignment.crop_px
+        name = self.config.name
+        px = self.config.alignment.crop_px
         if crops_BCHW.dtype != torch.uint8 or crops_BCHW.shape[1:] != (3, px, px):
             raise ValueError(
                 f"crops of type {crops_BCHW.dtype} and shape {tuple(crops_BCHW.shape)}: model "
                 f"{name!r} takes uint8 (B, 3, {px}, {px}); align the photos with the alignment of "
                 f"its config"
             )
+
         if landmarks_B52 is None:
             if self.needs_landmarks:
                 raise ValueError(
@@ -137,6 +144,7 @@ class CropPredictor:
                     f"crops, or give photos"
                 )
             return
+
         if landmarks_B52.dtype != torch.float32 or landmarks_B52.shape != (len(crops_BCHW), 5, 2):
             raise ValueError(
                 f"landmarks of type {landmarks_B52.dtype} and shape {tuple(landmarks_B52.shape)} "
@@ -146,13 +154,15 @@ class CropPredictor:
 
     def _predict_batch(self, faces: FaceBatch, flip: bool) -> Predictions:
         """`faces` holds uint8 crops."""
-        grid, decode = self.config.grid, DECODERS[self.config.decode]
+        grid = self.config.grid
+        decode = DECODERS[self.config.decode]
         num_faces = len(faces.view_BCHW)
         if not num_faces:
             nothing_BK = torch.zeros(0, grid.num_labels, dtype=torch.float64)
             return predictions_of(nothing_BK, nothing_BK[:, 0], grid, self.config.calibration)
 
-        p_BK, features_BC = self._engine.answer(*(with_mirror_images(faces) if flip else faces))
+        seen = with_mirror_images(faces) if flip else faces
+        p_BK, features_BC = self._engine.answer(seen.view_BCHW, seen.landmarks_B52)
         if flip:
             face_BK, mirror_BK = p_BK.chunk(2)
             p_BK = (face_BK + mirror_BK) / 2

@@ -1,4 +1,4 @@
-"""Several models of one question become one: by their values, or by their distributions.
+"""Several models of the same quantity become one: by their values, or by their distributions.
 
 Each of M models predicts a value v_m and the standard deviation s_m of its distribution. Taken as
 an equally weighted mixture, the predictions have
@@ -39,14 +39,13 @@ def combined(values_MN: Floats, stds_MN: Floats) -> Combined:
     """Values and standard deviations of M models -> the label of each face, its spread and its
     sigma."""
     spread_N = values_MN.std(axis=0)
-    return Combined(
-        values_MN.mean(axis=0), spread_N, np.sqrt(spread_N**2 + (stds_MN**2).mean(axis=0))
-    )
+    sigma_N = np.sqrt(spread_N**2 + (stds_MN**2).mean(axis=0))
+    return Combined(label_N=values_MN.mean(axis=0), spread_N=spread_N, sigma_N=sigma_N)
 
 
 class FusedEngine:
     """Engines of one grid and one alignment as an `Engine`: the weighted mean of their
-    distributions, and their pooled features one behind the other.
+    distributions, and their pooled features concatenated.
 
     `members`: each engine and its weight; ValueError where the weights are not positive numbers
     that sum to 1.
@@ -71,11 +70,13 @@ class FusedEngine:
     def answer(
         self, crops_BCHW: Tensor, landmarks_B52: Tensor | None
     ) -> tuple[Tensor, Tensor | None]:
-        answers = [engine.answer(crops_BCHW, landmarks_B52) for engine, _ in self._members]
+        outputs = [engine.answer(crops_BCHW, landmarks_B52) for engine, _ in self._members]
 
-        p_BK = torch.zeros_like(answers[0][0])
-        for (_, weight), (member_BK, _) in zip(self._members, answers, strict=True):
+        p_BK = torch.zeros_like(outputs[0][0])
+        for (_, weight), (member_BK, _) in zip(self._members, outputs, strict=True):
             p_BK += weight * member_BK
 
-        features = [features_BC for _, features_BC in answers if features_BC is not None]
-        return p_BK, torch.cat(features, dim=1) if self.gives_features else None
+        if not self.gives_features:
+            return p_BK, None
+        features = [features_BC for _, features_BC in outputs if features_BC is not None]
+        return p_BK, torch.cat(features, dim=1)

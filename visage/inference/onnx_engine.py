@@ -17,25 +17,35 @@ from torch import Tensor
 
 from visage.model_config import ModelConfig, find_config
 
-ONNX_FILE, INT8_FILE = "model.onnx", "model.int8.onnx"
-# Of the file's metadata; the second key was the config's in format 2
-CONFIG_KEY, OLDER_CONFIG_KEY, SEAL_KEY = "visage.config", "visage.card", "visage.sha256"
-CROPS, LANDMARKS = "crops", "landmarks"  # inputs; the second only where the network needs it
-PROBABILITIES, VALUE, FEATURES = "probabilities", "value", "features"  # outputs
+ONNX_FILE = "model.onnx"
+INT8_FILE = "model.int8.onnx"
+# Keys of the file's metadata
+CONFIG_KEY = "visage.config"
+OLDER_CONFIG_KEY = "visage.card"  # the config's in format 2
+SEAL_KEY = "visage.sha256"
+# Inputs of the graph
+CROPS = "crops"
+LANDMARKS = "landmarks"  # only where the network needs them
+# Outputs of the graph
+PROBABILITIES = "probabilities"
+VALUE = "value"
+FEATURES = "features"
 
 
 def seal(body: bytes) -> bytes:
     """The serialised ModelProto {metadata_props: [{key: SEAL_KEY, value: sha256 of body}]}: field
     14, wire type 2."""
-    key, value = SEAL_KEY.encode(), hashlib.sha256(body).hexdigest().encode()
+    key = SEAL_KEY.encode()
+    value = hashlib.sha256(body).hexdigest().encode()
     entry = b"\x0a" + bytes([len(key)]) + key + b"\x12" + bytes([len(value)]) + value
     return b"\x72" + bytes([len(entry)]) + entry
 
 
 def checked_bytes(path: Path) -> bytes:
-    """The contents of an ONNX file whose seal is whole; ValueError otherwise."""
+    """The contents of an ONNX file whose seal is intact; ValueError otherwise."""
     if not path.is_file():
         raise ValueError(f"{path}: no such file; export the model first")
+
     data = path.read_bytes()
     length = len(seal(b""))
     if data[-length:][:-64] != seal(b"")[:-64]:
@@ -102,7 +112,8 @@ class OnnxEngine:
             raise ValueError(f"{source}: carries no config ({CONFIG_KEY}); export the model again")
         config = ModelConfig.from_json(text, source)
 
-        crops, probabilities = self._session.get_inputs()[0], self._session.get_outputs()[0]
+        crops = self._session.get_inputs()[0]
+        probabilities = self._session.get_outputs()[0]
         found = [crops.shape[1:], probabilities.shape[1:]]
         px = config.alignment.crop_px
         expected = [[3, px, px], [config.grid.num_labels]]
@@ -118,13 +129,13 @@ def load_onnx(path: Path) -> tuple[OnnxEngine, ModelConfig]:
     """The engine that an ONNX file holds, and its config: what a predictor is made of.
 
     Raises ValueError for a file that is truncated or edited, without a config, of another label
-    grid or crop size than its config's, or beside a config.json of another model.
+    grid or crop size than its config's, or in a folder with another model's config.json.
     """
     engine = OnnxEngine(checked_bytes(path), str(path))
-    beside = find_config(path.parent)
-    if beside is not None and ModelConfig.read(beside) != engine.config:
+    config_file = find_config(path.parent)
+    if config_file is not None and ModelConfig.read(config_file) != engine.config:
         raise ValueError(
-            f"{path}: its config is not that of {beside}: files of two exports; copy the complete "
-            f"folder"
+            f"{path}: its config is not that of {config_file}: files of two exports; copy the "
+            f"complete folder"
         )
     return engine, engine.config

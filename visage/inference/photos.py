@@ -1,18 +1,18 @@
 """Photos to faces to predictions.
 
-Evaluation predicts for crops (`visage.inference.faces`); serving, scoring and the command line
+Evaluation predicts for crops (`visage.inference.faces`). Serving, scoring and the command line
 predict for photos, and that path ends in the same one: read the photo, find its faces, cut them
-out, keep each as a JPEG of the config's quality and read it back, as the align stage does, so that
-a photo gets exactly the numbers that evaluation gave it. The detector's landmarks go along, moved
-into the crop.
+out, encode each as a JPEG of the config's quality and decode it again. The align stage does the
+same, so a photo gets exactly the numbers that evaluation gave it. The detector's landmarks are
+moved into the crop.
 
 Flip averaging: the value is the mean of the face's and its mirror image's values, the distribution
 the mean of the two distributions. For the expectation the two agree; the mean of two medians or of
 two most probable labels is in general not that of the mean distribution. Then the config's
 calibration is applied (visage.inference.calibration): it changes distribution, deviation and
-interval, and never the value, which is therefore not the expectation of the distribution beside it
-where the config has a temperature. Legend: B faces of a call, K labels of the grid, H and W crop
-side in pixels.
+interval, and never the value. Where the config has a temperature, the value is therefore not the
+expectation of the distribution in the same result. Legend: B faces of a call, K labels of the grid,
+H and W crop side in pixels.
 """
 
 from __future__ import annotations
@@ -42,12 +42,13 @@ from visage.networks.protocol import Network
 Pixels = npt.NDArray[np.uint8]
 PhotoSource = bytes | Path | Image.Image
 NO_FACE = "no face found"
-TIFF_MODES = ("CMYK", "F", "LAB", "YCbCr")  # of Pillow's, those that PNG does not hold
-MAX_PHOTO_PIXELS = 100_000_000  # photos beyond are refused before they are decoded
-GROUP_PHOTOS, GROUP_PIXELS = (
-    32,
-    50_000_000,
-)  # photos held in memory together: as many as stay below both
+# Pillow's image modes that PNG does not hold
+TIFF_MODES = ("CMYK", "F", "LAB", "YCbCr")
+# Photos beyond are refused before they are decoded
+MAX_PHOTO_PIXELS = 100_000_000
+# Photos held in memory together: as many as stay below both
+GROUP_PHOTOS = 32
+GROUP_PIXELS = 50_000_000
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -72,8 +73,7 @@ class FacePrediction:
 @dataclass(frozen=True, kw_only=True)
 class PhotoResult:
     """One photo: its upright size in pixels and its faces, largest first; `reason` says why there
-    are none, be it that none was found or (`readable` False, size 0 x 0) that the photo could not
-    be read."""
+    are none: none was found, or (`readable` False, size 0 x 0) the photo could not be read."""
 
     width: int
     height: int
@@ -137,7 +137,7 @@ class Predictor(CropPredictor):
         return AlignedFace(stored_HWC, align.landmarks_in_crop(landmarks_52, matrix_23))
 
     def predict_aligned(self, faces: Sequence[AlignedFace], flip: bool = True) -> Predictions:
-        """The predictions of aligned faces, be there none."""
+        """The predictions of aligned faces, of none too."""
         return self.predict_crops(*self.stacked(faces), flip=flip)
 
     def stacked(self, faces: Sequence[AlignedFace]) -> tuple[Tensor, Tensor]:
@@ -158,14 +158,13 @@ class Predictor(CropPredictor):
         found = self._find_faces(photos)
         seen = list(zip(photos, found, strict=True))
 
-        aligned = [
-            self.align(photo, points_52)
-            for photo, faces in seen
-            for points_52 in faces.landmarks_N52
-        ]
+        aligned = []
+        for photo, faces in seen:
+            aligned += [self.align(photo, points_52) for points_52 in faces.landmarks_N52]
         predictions = self.predict_aligned(aligned, flip)
 
-        starts = np.cumsum([0, *(len(faces) for faces in found)])
+        counts = [len(faces) for faces in found]
+        starts = np.cumsum([0, *counts])
         results = (
             _result(photo, faces, predictions, start, aligned if keep_crops else None)
             for (photo, faces), start in zip(seen, starts[:-1], strict=True)
@@ -176,24 +175,26 @@ class Predictor(CropPredictor):
     def _find_faces(self, photos: list[Pixels]) -> list[Faces]:
         """The photos' faces, by the config's detector (made at the first photo)."""
         if self._detector is None:
-            if self.config.alignment.template not in align.TEMPLATES:
+            template = self.config.alignment.template
+            if template not in align.TEMPLATES:
                 raise ValueError(
-                    f"model {self.config.name!r} was trained on crops of template "
-                    f"{self.config.alignment.template!r}, this code knows "
-                    f"{', '.join(align.TEMPLATES)}: use the version of visage that the model's "
-                    f"config names"
+                    f"model {self.config.name!r} was trained on crops of template {template!r}, "
+                    f"this code knows {', '.join(align.TEMPLATES)}: use the version of visage that "
+                    f"the model's config names"
                 )
-            self._detector = Detector(DetectorSettings(**dataclasses.asdict(self.config.detector)))
+            settings = dataclasses.asdict(self.config.detector)
+            self._detector = Detector(DetectorSettings(**settings))
+
         return self._detector.detect(photos) if photos else []
 
 
 def _read(source: PhotoSource, max_pixels: int) -> Pixels | str:
     """A photo as upright RGB pixels, or the reason why not. Pillow images pass as PNG or TIFF,
     which lose nothing."""
+    if isinstance(source, Image.Image):
+        source = _losslessly(source)
     try:
-        return read_photo(
-            _losslessly(source) if isinstance(source, Image.Image) else source, max_pixels
-        )
+        return read_photo(source, max_pixels)
     except PhotoError as error:
         return str(error)
 
@@ -202,11 +203,11 @@ def _losslessly(image: Image.Image) -> bytes:
     """A Pillow image, its current frame and orientation, as an encoded file; empty bytes where it
     cannot be decoded."""
     stream = io.BytesIO()
+    encoding = "TIFF" if image.mode in TIFF_MODES else "PNG"
     try:
-        image.save(stream, "TIFF" if image.mode in TIFF_MODES else "PNG", exif=image.getexif())
-    except (
-        Exception
-    ):  # Pillow decodes an opened file only now, and damaged bytes raise nearly anything
+        image.save(stream, encoding, exif=image.getexif())
+    # Pillow decodes an opened file only now, and damaged bytes raise nearly anything
+    except Exception:
         return b""
     return stream.getvalue()
 
@@ -218,10 +219,13 @@ def _groups(photos: Iterator[Pixels | str]) -> Iterator[list[Pixels | str]]:
     num_pixels = 0
     for photo in photos:
         group.append(photo)
-        num_pixels += 0 if isinstance(photo, str) else photo.shape[0] * photo.shape[1]
+        if not isinstance(photo, str):
+            num_pixels += photo.shape[0] * photo.shape[1]
         if len(group) == GROUP_PHOTOS or num_pixels >= GROUP_PIXELS:
             yield group
-            group, num_pixels = [], 0
+            group = []
+            num_pixels = 0
+
     if group:
         yield group
 
@@ -240,42 +244,49 @@ def _result(
     """A photo whose faces' predictions (and aligned faces) begin at row `start` -> its result."""
     height, width = photo_HWC.shape[:2]
     chosen = align.choose_face(faces, width, height) if len(faces) else -1
-    rows = tuple(
-        FacePrediction(
-            **{
-                name: float(getattr(predictions, name)[start + index])
-                for name in ("value", "std", "low", "high")
-            },
-            probabilities=predictions.probabilities[start + index],
+
+    results = []
+    for index in range(len(faces)):
+        row = start + index
+        points = faces.landmarks_N52[index].tolist()
+        result = FacePrediction(
+            value=float(predictions.value[row]),
+            std=float(predictions.std[row]),
+            low=float(predictions.low[row]),
+            high=float(predictions.high[row]),
+            probabilities=predictions.probabilities[row],
             box=tuple(faces.boxes_N4[index].tolist()),
-            landmarks=tuple(tuple(point) for point in faces.landmarks_N52[index].tolist()),
+            landmarks=tuple(tuple(point) for point in points),
             probability=float(faces.probabilities_N[index]),
             chosen=index == chosen,
-            aligned=aligned[start + index] if aligned else None,
+            aligned=aligned[row] if aligned else None,
         )
-        for index in range(len(faces))
-    )
+        results.append(result)
+
     return PhotoResult(
-        width=width, height=height, faces=rows, reason=None if rows else NO_FACE, readable=True
+        width=width,
+        height=height,
+        faces=tuple(results),
+        reason=None if results else NO_FACE,
+        readable=True,
     )
 
 
 def as_document(result: PhotoResult, config: ModelConfig) -> dict[str, Any]:
     """A photo's result as plain JSON values: which model predicted what in which unit, and each
     face's numbers, without its crop."""
-    faces = [
-        {name: value for name, value in vars(face).items() if name != "aligned"}
-        | {"probabilities": face.probabilities.tolist()}
-        for face in result.faces
-    ]
+    faces = []
+    for face in result.faces:
+        row = vars(face) | {"probabilities": face.probabilities.tolist()}
+        del row["aligned"]
+        faces.append(row)
+
     return {
         "model": {
             "name": config.name,
             "sha256": config.weights.sha256,
             "method": config.method,
             "decode": config.decode,
-        }
-        | {
             "code": config.code,
             "calibration": config.calibration and dataclasses.asdict(config.calibration),
         },

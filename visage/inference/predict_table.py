@@ -1,5 +1,5 @@
-"""A model predicts for a face table: how its faces were cut and found is checked against the
-model's config, then they go through it in batches.
+"""A model predicts for a face table. How its faces were cut and found is checked against the
+model's config first; then they go through the model in batches.
 
 Crops are decoded while others are predicted; memory holds a batch of them and every face's
 distribution. Legend: B faces of a batch.
@@ -31,8 +31,7 @@ def check_preprocessing(config: ModelConfig, table: FaceTable, faces: Path) -> N
         if wanted != found:
             raise ValueError(
                 f"{faces}: the faces' {name} is {found}, the model's config says {wanted}; align "
-                f"the photos with the "
-                "config's settings, or train a model on these faces"
+                f"the photos with the config's settings, or train a model on these faces"
             )
 
 

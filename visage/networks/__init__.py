@@ -42,7 +42,8 @@ class Family:
 
 
 VGG_OPTIONS: Mapping[str, tuple[object, ...]] = {"pooling": ("hybrid", "gap")}
-LEAST_SHARE = 1 / 64  # one channel is left of the first layer's 64
+# One channel is left of the first layer's 64
+LEAST_SHARE = 1 / 64
 
 NETWORKS: dict[str, Family] = {
     "thin": Family(build=partial(ThinVGG, share=0.5), options=VGG_OPTIONS),
@@ -79,8 +80,10 @@ def known_networks() -> list[str]:
     """The names that `build` takes, NAME-SHARE where a share of the channels can be given."""
     names = []
     for name, family in NETWORKS.items():
-        names += [name] if family.full_width else []
-        names += [f"{name}-SHARE"] if family.least_share is not None else []
+        if family.full_width:
+            names.append(name)
+        if family.least_share is not None:
+            names.append(f"{name}-SHARE")
     return names
 
 
@@ -91,6 +94,7 @@ def check(name: str, options: Options) -> None:
         if option not in family.options:
             has = ", ".join(family.options) or "none"
             raise ValueError(f"network {name!r} has no option {option!r}; its options: {has}")
+
     for option, legal in family.options.items():
         words = " or ".join(map(str, legal))
         if option not in options:

@@ -45,14 +45,15 @@ def initialise(network: nn.Module, generator: torch.Generator) -> None:
     """
     for module in network.modules():
         if isinstance(module, nn.Conv2d):
-            spread = math.sqrt(
-                2.0 / (module.kernel_size[0] * module.kernel_size[1] * module.out_channels)
-            )
+            height, width = module.kernel_size
+            spread = math.sqrt(2.0 / (height * width * module.out_channels))
             module.weight.normal_(0.0, spread, generator=generator)
             if module.bias is not None:
                 module.bias.zero_()
+
         elif isinstance(module, nn.BatchNorm2d):
             module.reset_parameters()
+
         elif isinstance(module, nn.Linear | SharedLinear):
             weight = module.weight if isinstance(module, nn.Linear) else module.vector_1C
             bound = 1.0 / math.sqrt(weight.shape[1])

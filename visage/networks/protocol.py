@@ -1,6 +1,6 @@
 """What every network takes and gives: the seam between networks and everything else.
 
-Training, evaluation, export, score maps, drift and serving know a network only by this page.
+Training, evaluation, export, score maps, drift and serving use a network only through this file.
 `forward_features`, `forward_head` and `num_features` are timm's words. Legend: B batch, C channels,
 H and W crop side in pixels, h and w side of the maps, K outputs of the head.
 """
@@ -17,7 +17,7 @@ from visage.networks.head import Head
 
 
 class FaceBatch(NamedTuple):
-    """Normalised crops, and where their five landmarks lie.
+    """Normalised crops, and the places of their five landmarks.
 
     `view_BCHW` is float32 (B,3,H,W). `landmarks_B52` holds x and y of left eye, right eye, nose
     tip, left and right mouth corner (left and right in the picture), in pixels of the crop, where
@@ -31,7 +31,7 @@ class FaceBatch(NamedTuple):
 
 class Outputs(NamedTuple):
     """Logits (B,K), the features (B,C) that they were computed from, and the logits of each head
-    that only trains: they take part in the loss, never in an answer."""
+    that only trains: they take part in the loss, never in a prediction."""
 
     logits_BK: Tensor
     features_BC: Tensor

@@ -14,17 +14,18 @@ from torch import Tensor, nn
 from visage.networks.head import build_head
 from visage.networks.protocol import FaceBatch, Network
 
-STAGES = ((64, 1), (128, 2), (256, 2), (512, 2))  # (channels, stride) of layer1 to layer4
-UNITS = 2  # residual units of a stage
+# (channels, stride) of layer1 to layer4
+STAGES = ((64, 1), (128, 2), (256, 2), (512, 2))
+# Residual units of a stage
+UNITS = 2
 
 # Parts of torchvision's resnet18 by name, which are those here; the rest is its head.
-TORCHVISION_NAMES = {
-    name: name for name in ("conv1", "bn1", "layer1", "layer2", "layer3", "layer4")
-}
+TORCHVISION_PARTS = ("conv1", "bn1", "layer1", "layer2", "layer3", "layer4")
+TORCHVISION_NAMES = {name: name for name in TORCHVISION_PARTS}
 
 
 class ResidualUnit(nn.Module):
-    """Two 3x3 convolutions beside a shortcut, which is a 1x1 convolution where shapes differ."""
+    """Two 3x3 convolutions with a shortcut, which is a 1x1 convolution where shapes differ."""
 
     def __init__(self, num_in: int, width: int, stride: int) -> None:
         super().__init__()
@@ -33,6 +34,7 @@ class ResidualUnit(nn.Module):
         self.relu = nn.ReLU(inplace=True)
         self.conv2 = nn.Conv2d(width, width, 3, padding=1, bias=False)
         self.bn2 = nn.BatchNorm2d(width)
+
         self.downsample: nn.Sequential | None = None
         if stride != 1 or num_in != width:
             self.downsample = nn.Sequential(

@@ -17,13 +17,8 @@ from torch import Tensor, nn
 from visage.networks.head import Head, build_head
 from visage.networks.protocol import FaceBatch, Network
 
-VGG16_BLOCKS = (
-    (64, 2),
-    (128, 2),
-    (256, 3),
-    (512, 3),
-    (512, 3),
-)  # (channels, convolutions) of VGG-16-D
+# (channels, convolutions) of VGG-16-D
+VGG16_BLOCKS = ((64, 2), (128, 2), (256, 3), (512, 3), (512, 3))
 Pooling = Literal["hybrid", "gap"]
 
 
@@ -44,10 +39,12 @@ class VGGBody(Network):
             layers: list[nn.Module] = []
             for _ in range(depth):
                 layers.append(nn.Conv2d(num_in, width, 3, padding=1, bias=not normalised))
-                layers += [nn.BatchNorm2d(width)] if normalised else []
+                if normalised:
+                    layers.append(nn.BatchNorm2d(width))
                 layers.append(nn.ReLU(inplace=True))
                 num_in = width
             self.blocks.append(nn.Sequential(*layers))
+
         self.num_features = num_in
 
     def forward_features(self, faces: FaceBatch) -> Tensor:

@@ -3,9 +3,9 @@ networks are held against in DLDL-v2's Table 2, for parameters and time.
 
 Convolutions with bias, no BatchNorm; the last 7x7 maps all go into two layers of 4096 with ReLU and
 dropout. 224 px give 7x7; other crops are averaged to it, as torchvision does, so that any crop from
-32 px has an answer. The wide layers are float32 products of the whole batch: a face's last bits
-depend on its company, unlike the thin networks'. Legend: B batch, C channels, H height, W width, K
-outputs of the head.
+32 px has a prediction. The wide layers are float32 products of the complete batch: a face's last
+bits depend on the other faces of its batch, unlike the thin networks'. Legend: B batch, C channels,
+H height, W width, K outputs of the head.
 """
 
 from __future__ import annotations
@@ -17,7 +17,8 @@ from torch import Tensor, nn
 from visage.networks.head import build_head
 from visage.networks.vgg import VGGBody
 
-POOLED_PX, WIDE = 7, 4096
+POOLED_PX = 7
+WIDE = 4096
 DROPOUT = 0.5
 
 # Layers of torchvision's vgg16 by name, and where their weights belong here; the rest is its head.
@@ -54,6 +55,7 @@ class VGG16(VGGBody):
             nn.ReLU(inplace=True),
             nn.Dropout(DROPOUT),
         )
+
         self.num_features = WIDE
         self.head = build_head(WIDE, num_outputs, shared_head)
 

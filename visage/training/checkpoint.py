@@ -1,5 +1,5 @@
-"""Checkpoints of a training: written after every epoch, checksums compared when read, the one
-before kept beside."""
+"""Checkpoints of a training: written after every epoch, checksums compared when read, and the one
+before kept too."""
 
 from __future__ import annotations
 
@@ -53,24 +53,27 @@ def write_checkpoint(
 ) -> None:
     path.parent.mkdir(parents=True, exist_ok=True)
     part = path.with_name(f".{path.name}.part")
+    epoch = len(history)
     state: dict[str, Any] = {
         "fingerprint": fingerprint,
         "network": network.state_dict(),
         "average": average.state_dict(),
+        "optimiser": optimiser.state_dict(),
+        "history": history,
     }
+
     try:
-        _save(state | {"optimiser": optimiser.state_dict(), "history": history}, part)
-        _keep_before(path, len(history))
+        _save(state, part)
+        _keep_before(path, epoch)
     except OSError as error:
         part.unlink(missing_ok=True)
-        kept = f"that of epoch {len(history) - 1} is kept" if path.exists() else "there is none yet"
-        raise OSError(
-            error.errno,
-            f"the checkpoint of epoch {len(history)} cannot be written "
-            f"({error.strerror or error}); {kept}; make room, "
-            "then run the same command again",
-            str(path),
-        ) from error
+        kept = f"that of epoch {epoch - 1} is kept" if path.exists() else "there is none yet"
+        message = (
+            f"the checkpoint of epoch {epoch} cannot be written ({error.strerror or error}); "
+            f"{kept}; make room, then run the same command again"
+        )
+        raise OSError(error.errno, message, str(path)) from error
+
     part.replace(path)
 
 
@@ -80,7 +83,8 @@ def _save(state: dict[str, Any], path: Path) -> None:
     try:
         torch.save(state, path)
     except RuntimeError:
-        with path.open("ab") as file:  # more of it fails as well, and gives the system's reason
+        # Writing more fails as well, and gives the system's reason
+        with path.open("ab") as file:
             file.write(b"\0" * (1 << 20))
             file.flush()
             os.fsync(file.fileno())
@@ -88,7 +92,7 @@ def _save(state: dict[str, Any], path: Path) -> None:
 
 
 def _before(path: Path) -> Path:
-    """Where the checkpoint before the newest lies."""
+    """The file of the checkpoint before the newest."""
     return path.with_suffix(f".before{path.suffix}")
 
 
@@ -99,6 +103,7 @@ def _keep_before(path: Path, epoch: int) -> None:
     if epoch == 1:
         before.unlink(missing_ok=True)
         return
+
     link = before.with_name(f".{before.name}.part")
     link.unlink(missing_ok=True)
     link.hardlink_to(path)
@@ -110,29 +115,34 @@ def read_checkpoint(path: Path, fingerprint: str) -> tuple[Path, dict[str, Any] 
     that is damaged."""
     if not path.is_file():
         return path, None
+
+    found = path
     try:
-        found, state = path, _read_whole(path)
+        state = _read_verified(found)
     except BrokenCheckpoint as error:
+        found = _before(path)
         try:
-            found, state = _before(path), _read_whole(_before(path))
+            state = _read_verified(found)
         except BrokenCheckpoint:
             raise BrokenCheckpoint(f"{error}; remove it to start over") from error
         epoch = len(state["history"])
         tqdm.write(
             f"{error}; going on from the checkpoint before it, {found.name}, of epoch {epoch}"
         )
+
     if state["fingerprint"] == fingerprint:
         return found, state
     tqdm.write(f"{found}: of another run (its settings, data, code or torch differ); starting over")
     return found, None
 
 
-def _read_whole(path: Path) -> dict[str, Any]:
+def _read_verified(path: Path) -> dict[str, Any]:
     """A checkpoint with every byte as it was written. Errors: BrokenCheckpoint."""
     try:
         state: dict[str, Any] = torch.load(path, weights_only=True, map_location="cpu")
         state["fingerprint"], state["history"]
-        with zipfile.ZipFile(path) as archive:  # torch.load compares no checksums
+        # torch.load compares no checksums
+        with zipfile.ZipFile(path) as archive:
             damaged = archive.testzip()
     except (
         RuntimeError,
@@ -145,6 +155,7 @@ def _read_whole(path: Path) -> dict[str, Any]:
         zipfile.BadZipFile,
     ) as error:
         raise BrokenCheckpoint(f"{path}: this checkpoint cannot be read ({error})") from error
+
     if damaged is not None:
         raise BrokenCheckpoint(
             f"{path}: this checkpoint cannot be read (the checksum of {damaged} differs)"

@@ -1,5 +1,5 @@
-"""The processes that train one network together: who this one is, sums over all, and the network
-whose gradients meet.
+"""The processes that train one network together: this one's number, sums over all, and the network
+whose gradients are averaged.
 
 A process group of torch.distributed makes them (flows/scale_out/pretrain_ray.py starts one);
 without it, there is one process, and nothing here computes anything.
@@ -31,17 +31,18 @@ def num_ranks() -> int:
 
 
 def totals(values: Sequence[float], device: torch.device) -> list[float]:
-    """The sums of `values` over all processes, the same in each; `device` is where the group's
-    tensors lie."""
+    """The sums of `values` over all processes, the same in each; `device` is that of the
+    group's tensors."""
     if not in_group():
         return list(values)
+
     sums = torch.tensor(values, dtype=torch.float64, device=device)
     distributed.all_reduce(sums)
     return [float(value) for value in sums.tolist()]
 
 
 def mean_count(count: int, device: torch.device) -> int | Tensor:
-    """The mean of `count` over all processes: left on the device, so that nobody waits for it."""
+    """The mean of `count` over all processes, left on the device: no process waits for it."""
     if not in_group():
         return count
     sum_ = torch.tensor(float(count), device=device)
@@ -56,8 +57,8 @@ def joined(network: nn.Module) -> nn.Module:
 
 
 def apart(network: nn.Module, last: bool) -> AbstractContextManager[None]:
-    """Passes of a `joined` network whose gradients are added up here, and meet in the `last` pass
-    of a batch only."""
+    """Passes of a `joined` network whose gradients are added up here, and are averaged over the
+    processes in the `last` pass of a batch only."""
     if isinstance(network, DistributedDataParallel) and not last:
         quiet: AbstractContextManager[None] = network.no_sync()
         return quiet

@@ -2,13 +2,13 @@
 
 All randomness of an epoch comes from one generator seeded with (seed, epoch), so a run that was
 killed at any moment and started again ends in the same weights, bit for bit on CPU with the same
-number of threads. Dropout knows none but torch's global generator: every epoch seeds that one, too.
+number of threads. Dropout draws from torch's global generator: every epoch seeds that one, too.
 
 Several processes train one network where a process group of torch.distributed is there
 (visage/training/distributed.py): each brings its share of every batch, the gradients are averaged
 over all faces of the batch, and all take the same step. BatchNorm normalises each process's share
 by itself; its running statistics are the first process's. The first one writes the checkpoint and
-all read it: it knows nothing of their number, so fewer or more of them go on from it. Legend: B
+all read it. It does not depend on their number, so fewer or more of them go on from it. Legend: B
 batch, C channels, H height, W width, K outputs.
 """
 
@@ -85,16 +85,17 @@ def fit(
     """Trains `network` in place for `epochs`; returns the model to keep (its average where the
     recipe has one) and one row of figures an epoch.
 
-    `checkpoint` is rewritten after every epoch and continued from when its `fingerprint` (of
-    settings and data) is this run's; another run's checkpoint is started over. The one before is
-    kept beside it, and gone on from where the newest is damaged. Errors: Diverged;
-    BrokenCheckpoint, where both are damaged; less than one epoch; a checkpoint that cannot be
-    written (the older one stays). In a group, every process calls `report`. Where memory is short,
-    `micro_batches` passes a batch in that many parts and adds up their gradients: the same step,
-    but that BatchNorm sees the statistics of a part. Such epochs say so in their row.
+    `checkpoint` is rewritten after every epoch. Training continues from it when its `fingerprint`
+    (of settings and data) is this run's, and starts over otherwise. The one before is kept too, and
+    training continues from that where the newest is damaged. Errors: Diverged; BrokenCheckpoint,
+    where both are damaged; less than one epoch; a checkpoint that cannot be written (the older one
+    stays). In a group, every process calls `report`. Where memory is short, `micro_batches` passes
+    a batch in that many parts and adds up their gradients: the same step, except that BatchNorm
+    sees the statistics of a part. The row of such an epoch says so.
     """
     if epochs < 1:
         raise ValueError(f"epochs is {epochs}: give 1 or more")
+
     device = next(network.parameters()).device
     dtype = computing_dtype(recipe.precision, device)
     layout = torch.channels_last if recipe.channels_last else torch.contiguous_format
@@ -102,6 +103,7 @@ def fit(
     average = moving_average(network, recipe.ema_decay) if recipe.ema_decay > 0 else None
     kept = cast(Network, average.module).eval() if average is not None else network
     optimiser = build_optimiser(network, recipe)
+
     history: list[dict[str, float]] = []
     found, state = read_checkpoint(checkpoint, fingerprint)
     if state is not None:
@@ -113,22 +115,25 @@ def fit(
             count_updates(average, len(history) * task.num_batches)
     _refuse_different_starts(checkpoint, len(history), device)
     put_in_place(found, checkpoint)  # now that all have read it
+
     stepping = distributed.joined(network)
     num_steps = epochs * task.num_batches
 
     for epoch in range(len(history), epochs):
         started = time.perf_counter()
         generator = torch.Generator().manual_seed(seed * 1_000_003 + epoch)
-        torch.manual_seed(
-            -1 - generator.initial_seed() - (distributed.rank() << 48)
-        )  # each process has dropout of its own
+        # Each process has dropout of its own
+        torch.manual_seed(-1 - generator.initial_seed() - (distributed.rank() << 48))
         network.train()
-        total_loss, num_faces = torch.zeros((), device=device), 0
+        total_loss = torch.zeros((), device=device)
+        num_faces = 0
+
         for index, batch in enumerate(_with_bar(task, generator, epoch, epochs)):
             step = epoch * task.num_batches + index
             rate = learning_rate(recipe, step / num_steps)
             for group in optimiser.param_groups:
                 group["lr"] = rate
+
             optimiser.zero_grad(set_to_none=True)
             parts = _parts(batch, micro_batches, layout)
             batch_size = len(batch.faces.view_BCHW)
@@ -141,13 +146,16 @@ def fit(
                     loss = _loss(task, outputs, targets)
                     (loss * (part_size / mean_size)).backward()  # type: ignore[no-untyped-call]
                 total_loss += loss.detach() * part_size
+
             optimiser.step()
             if average is not None:
                 average.update_parameters(network)
             num_faces += batch_size
+
         loss_sum, face_count = distributed.totals([total_loss.item(), num_faces], device)
         train_loss = loss_sum / face_count
         _refuse_diverged(epoch + 1, train_loss)
+
         row = {"epoch": epoch + 1.0, "train_loss": train_loss, "learning_rate": rate}
         row |= _circumstances(micro_batches)
         distributed.take_first(kept)
@@ -156,6 +164,7 @@ def fit(
         if distributed.rank() == 0:
             write_checkpoint(checkpoint, fingerprint, network, kept, optimiser, history)
         report(epoch + 1, row)
+
     return kept.eval(), history
 
 
@@ -184,7 +193,7 @@ def _circumstances(micro_batches: int) -> dict[str, float]:
 
 def _parts(batch: Batch, number: int, layout: torch.memory_format) -> list[Batch]:
     """A batch in `number` parts of about one size, of 2 faces at least: BatchNorm cannot train on
-    one. Views lie in `layout`."""
+    one. The memory format of views is `layout`."""
     view_BCHW = batch.faces.view_BCHW.contiguous(memory_format=layout)
     landmarks_B52 = batch.faces.landmarks_B52
     num_parts = max(1, min(number, len(view_BCHW) // 2))
@@ -193,8 +202,10 @@ def _parts(batch: Batch, number: int, layout: torch.memory_format) -> list[Batch
     landmarks: Sequence[Tensor | None] = [None] * num_parts
     if landmarks_B52 is not None:
         landmarks = landmarks_B52.tensor_split(num_parts)
+
     faces = [FaceBatch(*part) for part in zip(views, landmarks, strict=True)]
-    targets = zip(*(target.tensor_split(num_parts) for target in batch.targets), strict=True)
+    split_targets = [target.tensor_split(num_parts) for target in batch.targets]
+    targets = zip(*split_targets, strict=True)
     return [Batch(*part) for part in zip(faces, targets, strict=True)]
 
 
@@ -214,6 +225,5 @@ def _refuse_different_starts(checkpoint: Path, num_epochs: int, device: torch.de
     if distributed.totals([num_epochs], device)[0] != num_epochs * distributed.num_ranks():
         raise ValueError(
             f"{checkpoint}: this process found {num_epochs} finished epochs there, others another "
-            f"number; checkpoints "
-            "must lie in a folder that all machines share"
+            f"number; put checkpoints into a folder that all machines share"
         )

@@ -16,7 +16,9 @@ from visage.strict import check_range
 
 Tensors = tuple[Tensor, ...] | list[Tensor]
 ParameterGroups = list[dict[str, object]]
-BETAS, EPSILON = (0.9, 0.999), 1e-8  # Adam's, as in the paper
+# Adam's, as in the paper
+BETAS = (0.9, 0.999)
+EPSILON = 1e-8
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -50,6 +52,7 @@ class RecipeSettings:
         if self.optimiser not in OPTIMISERS:
             known = ", ".join(OPTIMISERS)
             raise ValueError(f"optimiser {self.optimiser!r} is unknown; known: {known}")
+
         if self.optimiser != "sgd" and (self.momentum or self.nesterov):
             raise ValueError(
                 f"{self.optimiser} has no momentum; give momentum: 0.0 and nesterov: false, or "
@@ -57,6 +60,7 @@ class RecipeSettings:
             )
         if self.nesterov and not self.momentum:
             raise ValueError("nesterov is true and momentum 0: give a momentum, 0.9 as usual")
+
         check_range(
             self,
             momentum=(0, 0.9999),
@@ -111,9 +115,9 @@ def learning_rate(recipe: RecipeSettings, progress: float) -> float:
     if progress < recipe.warmup_fraction:
         return recipe.learning_rate * max(progress / recipe.warmup_fraction, 1e-3)
     if recipe.schedule == "step":
-        return recipe.learning_rate * recipe.decay_factor ** math.floor(
-            progress / recipe.decay_fraction + 1e-9
-        )
+        num_decays = math.floor(progress / recipe.decay_fraction + 1e-9)
+        return recipe.learning_rate * recipe.decay_factor**num_decays
+
     span = (progress - recipe.warmup_fraction) / (1 - recipe.warmup_fraction)
     low = recipe.decay_factor
     return recipe.learning_rate * (low + (1 - low) * 0.5 * (1 + math.cos(math.pi * span)))
@@ -125,12 +129,10 @@ def computing_dtype(precision: str, device: torch.device) -> torch.dtype:
     if precision != "auto":
         return {"float32": torch.float32, "bfloat16": torch.bfloat16}[precision]
     if device.type == "cuda":
-        return (
-            torch.bfloat16
-            if torch.cuda.is_bf16_supported(including_emulation=False)
-            else torch.float32
-        )
-    return torch.bfloat16 if torch.cpu._is_avx512_bf16_supported() else torch.float32
+        has_bfloat16 = torch.cuda.is_bf16_supported(including_emulation=False)
+    else:
+        has_bfloat16 = torch.cpu._is_avx512_bf16_supported()
+    return torch.bfloat16 if has_bfloat16 else torch.float32
 
 
 def moving_average(network: nn.Module, decay: float) -> AveragedModel:
@@ -139,7 +141,8 @@ def moving_average(network: nn.Module, decay: float) -> AveragedModel:
 
     @torch.no_grad()
     def move(own: Tensors, current: Tensors, _num_averaged: Tensor | int) -> None:
-        count = int(average.n_averaged)  # on the CPU: the argument, on a GPU, would wait for it
+        # n_averaged is on the CPU; reading the argument, on a GPU, would wait for it
+        count = int(average.n_averaged)
         warm_decay = min(decay, count / (9 + count))
         if own[0].is_floating_point():
             torch._foreach_lerp_(own, current, 1 - warm_decay)

@@ -35,10 +35,11 @@ def table_digest(table: Faces) -> dict[str, Any]:
     table's order.
 
     The crops count byte for byte: a changed detector or template gives other crops of the same
-    photos. Labels and then sigmas come after all crops; until then they lie on disk, so that memory
+    photos. Labels and then sigmas come after all crops; until then they are on disk, so that memory
     does not grow with the number of faces.
     """
-    digest, num_faces = hashlib.sha256(), 0
+    digest = hashlib.sha256()
+    num_faces = 0
     with tempfile.TemporaryFile() as labels, tempfile.TemporaryFile() as sigmas:
         for sha256, person, jpeg, label, sigma in table.rows():
             digest.update(f"{sha256} {person}\n".encode())
@@ -46,10 +47,12 @@ def table_digest(table: Faces) -> dict[str, Any]:
             labels.write(np.float64(label).tobytes())
             sigmas.write(np.float64(sigma).tobytes())
             num_faces += 1
+
         for file in (labels, sigmas):
             file.seek(0)
             while piece := file.read(1 << 20):
                 digest.update(piece)
+
     return {"num_faces": num_faces, "sha256": digest.hexdigest()}
 
 
@@ -90,13 +93,12 @@ def git_commit() -> str:
 
 def machine_of() -> dict[str, Any]:
     """This machine in words: processor, cores, GPU, torch."""
+    found = None
     cpuinfo = Path("/proc/cpuinfo")
-    found = (
-        re.search(r"model name\s*: (.+)", cpuinfo.read_text(encoding="utf-8"))
-        if cpuinfo.is_file()
-        else None
-    )
+    if cpuinfo.is_file():
+        found = re.search(r"model name\s*: (.+)", cpuinfo.read_text(encoding="utf-8"))
     processor = found[1] if found else platform.processor() or platform.machine()
+
     on_gpu = torch.cuda.is_available()
     gpu = f", {torch.cuda.get_device_name()}" if on_gpu else ""
     return {

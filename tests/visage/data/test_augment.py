@@ -364,8 +364,8 @@ def dot_near(view_CHW: Tensor, place_2: Tensor, radius: int = 4) -> tuple[Tensor
     ],
 )
 def test_landmarks_follow_the_dots_that_they_mark(changes: dict[str, Any]) -> None:
-    """Each lies on a dot, and the left one is the left one in the picture: in a mirror image it
-    lies on the dot that was the right one's."""
+    """Each is on a dot, and the left one is the left one in the picture: in a mirror image it is on
+    the dot that was the right one's."""
     faces, colours_53 = dotted(12)
     settings = only(**changes)
     moved = training_view(faces, settings, PLAIN, torch.Generator().manual_seed(3))

@@ -51,14 +51,13 @@ def stream_of(faces: Path, split: str = "train") -> FaceStream:
     return FaceSplit.open(faces, split).of(CLASSES, with_landmarks=False)
 
 
-def told(batches: Iterator[tuple[FaceBatch, torch.Tensor]]) -> list[list[tuple[bytes, int]]]:
-    return [
-        [
-            (crop.numpy().tobytes(), int(number))
-            for crop, number in zip(crops.view_BCHW, classes, strict=True)
-        ]
-        for crops, classes in batches
-    ]
+def contents_of(batches: Iterator[tuple[FaceBatch, torch.Tensor]]) -> list[list[tuple[bytes, int]]]:
+    """Of each batch, its crops' bytes and their classes."""
+    found = []
+    for crops, classes in batches:
+        faces = zip(crops.view_BCHW, classes, strict=True)
+        found.append([(crop.numpy().tobytes(), int(number)) for crop, number in faces])
+    return found
 
 
 def epoch(
@@ -66,7 +65,7 @@ def epoch(
 ) -> Any:
     generator = torch.Generator().manual_seed(seed)
     place = {"num_workers": workers, "rank": rank, "num_ranks": num_ranks}
-    return told(stream.shuffled(8, window, generator, **place))
+    return contents_of(stream.shuffled(8, window, generator, **place))
 
 
 # -------------------------------------------------------------------------------
@@ -98,11 +97,13 @@ def test_nobody_is_no_person(tmp_path: Path) -> None:
 @pytest.mark.parametrize("split", ["train", "val"])
 def test_in_order_gives_the_wanted_faces_in_the_shards_order(faces: Path, split: str) -> None:
     stream = stream_of(faces, split)
-    batches = told(stream.in_order(4, **ALONE))
+    batches = contents_of(stream.in_order(4, **ALONE))
     assert [face for batch in batches for face in batch] == wanted(split)
     assert len(stream) == len(wanted(split))
     assert {len(batch) for batch in batches[:-1]} <= {4}
-    parts = [told(stream.in_order(4, num_workers=0, rank=rank, num_ranks=3)) for rank in range(3)]
+    parts = [
+        contents_of(stream.in_order(4, num_workers=0, rank=rank, num_ranks=3)) for rank in range(3)
+    ]
     assert [face for part in parts for batch in part for face in batch] == wanted(split)
 
 
@@ -251,9 +252,11 @@ from visage.training.provenance import table_digest
 torch.set_num_threads(1)
 face_stream.FaceStream._decoded = lambda self, batch: len(batch)
 split = face_stream.FaceSplit.open(Path(sys.argv[1]), "train")
-stream = split.of({name: index for index, name in enumerate(sorted(split.people()))}, with_landmarks=False)
+classes = {name: index for index, name in enumerate(sorted(split.people()))}
+stream = split.of(classes, with_landmarks=False)
 table_digest(split)
-sizes = list(stream.shuffled(64, 500, torch.Generator().manual_seed(0), num_workers=1, rank=0, num_ranks=1))
+generator = torch.Generator().manual_seed(0)
+sizes = list(stream.shuffled(64, 500, generator, num_workers=1, rank=0, num_ranks=1))
 assert sum(sizes) == len(stream)
 print(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024)
 """
@@ -267,8 +270,8 @@ def peak_mb(folder: Path) -> float:
 
 
 def test_memory_does_not_grow_with_the_set(tmp_path: Path) -> None:
-    """50 and 300 MB of crops, through a window of 10 MB; every shard is 25 MB, and is never whole
-    in memory either."""
+    """50 and 300 MB of crops, through a window of 10 MB; every shard is 25 MB, and is never
+    completely in memory either."""
     rng, metadata = (
         np.random.default_rng(0),
         {METADATA_KEY: json.dumps({"alignment": ALIGNMENT, "detector": {}})},

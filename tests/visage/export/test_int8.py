@@ -1,5 +1,5 @@
-"""The file in 8-bit integers: the float model's answers nearly, its convolutions in integers,
-config and seal whole."""
+"""The file in 8-bit integers: nearly the float model's predictions, its convolutions in integers,
+config and seal intact."""
 
 from __future__ import annotations
 

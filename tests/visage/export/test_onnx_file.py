@@ -1,5 +1,5 @@
-"""The exported files: the same answers from either, nothing of this machine in them, and no foreign
-file believed."""
+"""The exported files: both give the same predictions, nothing of this machine is in them, and
+foreign files are refused."""
 
 from __future__ import annotations
 
@@ -30,13 +30,12 @@ from visage.networks import FaceBatch
 from visage.weights import DTYPES, load_model
 
 CARD = small_config()
-TOLERANCE = (
-    5e-4  # years; the small model spreads each face over the whole grid, where float32 shows most
-)
+# Years; the small model spreads each face over the complete grid, where float32 shows most
+TOLERANCE = 5e-4
 
 
 def predictor_of(folder: Path) -> CropPredictor:
-    """What answers by a folder's ONNX file."""
+    """A predictor that runs a folder's ONNX file."""
     return CropPredictor(*load_onnx(folder / ONNX_FILE))
 
 
@@ -76,8 +75,8 @@ def test_both_engines_answer_alike_at_any_batch_size(exported: Path) -> None:
 def test_a_calibrated_model_answers_alike_on_either_engine_and_its_graph_stays_raw(
     both: dict[str, Path], tmp_path: Path
 ) -> None:
-    """Another config inside and beside; the README's recipe on the graph's output gives the
-    predictor's numbers."""
+    """Another config as a file and in the graph; the README's recipe on the graph's output gives
+    the predictor's numbers."""
     folder, crops = both["float16"], some_crops(9)
     known = CalibrationConfig(
         temperature=0.7, mass=INTERVAL_MASS, offset=-3.0, num_faces=100, flip=True

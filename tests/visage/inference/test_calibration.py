@@ -1,5 +1,5 @@
-"""Calibration: what it does to one answer, what it finds in known miscalibration, and that it keeps
-its word."""
+"""Calibration: what it does to one prediction, what it finds in known miscalibration, and that its
+intervals hold the stated share."""
 
 from __future__ import annotations
 
@@ -35,7 +35,7 @@ def config(temperature: float, offset: float) -> CalibrationConfig:
     )
 
 
-def told(size: int, width: float, seed: int = 0) -> tuple[np.ndarray, np.ndarray]:
+def drawn_predictions(size: int, width: float, seed: int = 0) -> tuple[np.ndarray, np.ndarray]:
     """Distributions (N,K) that claim `width` times the deviation of 4 to 10 with which their labels
     are spread."""
     rng = np.random.default_rng(seed)
@@ -71,7 +71,7 @@ def test_tempering_is_the_power_and_its_inverse_undoes_it() -> None:
 
 
 def test_temperature_1_and_offset_0_change_nothing() -> None:
-    probability_NK, _ = told(50, 1.0)
+    probability_NK, _ = drawn_predictions(50, 1.0)
     p_BK = torch.from_numpy(probability_NK).double()
     value_B = expectation(p_BK, GRID)
     for calibration in (None, config(1.0, 0.0)):
@@ -82,7 +82,7 @@ def test_temperature_1_and_offset_0_change_nothing() -> None:
 
 
 def test_the_offset_moves_both_ends_as_far_as_the_grid_goes() -> None:
-    p_BK = torch.from_numpy(told(50, 1.0)[0]).double()
+    p_BK = torch.from_numpy(drawn_predictions(50, 1.0)[0]).double()
     value_B = expectation(p_BK, GRID)
     _, low_B, high_B = calibrated(p_BK, value_B, GRID, None)
     _, wider_low_B, wider_high_B = calibrated(p_BK, value_B, GRID, config(1.0, 2.5))
@@ -118,7 +118,7 @@ def test_no_interval_is_ever_inverted_or_off_the_grid(
 @pytest.mark.parametrize("temperature", [0.5, 1.0, 2.0])
 def test_the_temperature_of_tempered_labels_is_found(temperature: float) -> None:
     """Labels drawn from p^(1/T), renormalised: T is what is missing."""
-    probability_NK, _ = told(6000, 1.0)
+    probability_NK, _ = drawn_predictions(6000, 1.0)
     label_N = drawn(
         tempered(torch.from_numpy(probability_NK).double(), temperature).numpy(), seed=1
     )
@@ -142,7 +142,7 @@ def test_the_conformal_quantile_is_the_one_that_covers_the_next(size: int) -> No
 def test_intervals_of_a_miscalibrated_model_hold_what_they_claim(width: float) -> None:
     """Over- and under-confident models, 800 validation faces, 20,000 others: within the error of
     both samples."""
-    probability_NK, label_N = told(20_800, width, seed=3)
+    probability_NK, label_N = drawn_predictions(20_800, width, seed=3)
     fitted = fit_calibration(probability_NK[:800], label_N[:800], GRID, flip=True)
     rest = (probability_NK[800:], values(probability_NK[800:]), label_N[800:], GRID)
     before, after = figures(*rest, None), figures(*rest, fitted)
@@ -157,8 +157,8 @@ def test_intervals_of_a_miscalibrated_model_hold_what_they_claim(width: float) -
 
 
 def test_a_model_that_is_off_and_skewed_is_covered_all_the_same() -> None:
-    """No temperature mends a bias and a heavy tail; the offset does, which is what conformal means."""
-    probability_NK, _ = told(12_000, 0.6, seed=4)
+    """No temperature corrects a bias and a heavy tail. The offset does: it is conformal."""
+    probability_NK, _ = drawn_predictions(12_000, 0.6, seed=4)
     tail_N = stats.t(1.2).rvs(size=12_000, random_state=np.random.default_rng(5))
     label_N = np.clip(values(probability_NK) + 8 + 0.5 * tail_N, 0, 100)
     fitted = fit_calibration(probability_NK[:2000], label_N[:2000], GRID, flip=True)
@@ -175,21 +175,20 @@ def test_a_method_that_knows_no_doubt_gets_its_interval_from_the_offset() -> Non
     p_NK = np.clip(1 - np.abs(value_N[:, None] - GRID.labels()), 0, None).astype(np.float32)
     label_N = value_N + rng.normal(0, 5, 6000)
     fitted = fit_calibration(p_NK[:1000], label_N[:1000], GRID, flip=True)
-    assert fitted.offset == pytest.approx(
-        5 * stats.norm.ppf(0.9), abs=0.8
-    )  # 6.4, less the half cells of the two labels
+    # 6.4, less the half cells of the two labels
+    assert fitted.offset == pytest.approx(5 * stats.norm.ppf(0.9), abs=0.8)
     after = figures(p_NK[1000:], value_N[1000:], label_N[1000:], GRID, fitted)
     assert after["coverage"] == pytest.approx(0.8, abs=3 * math.sqrt(0.16 * (1 / 1000 + 1 / 5000)))
 
 
 def test_answers_are_scored_in_batches_alike(monkeypatch: pytest.MonkeyPatch) -> None:
-    probability_NK, label_N = told(101, 0.5, seed=6)
+    probability_NK, label_N = drawn_predictions(101, 0.5, seed=6)
     whole = fit_calibration(probability_NK, label_N, GRID, flip=True)
-    told_of = figures(probability_NK, values(probability_NK), label_N, GRID, whole)
+    expected = figures(probability_NK, values(probability_NK), label_N, GRID, whole)
     monkeypatch.setattr("visage.evaluation.crps.BATCH", 10)
     parts = fit_calibration(probability_NK, label_N, GRID, flip=True)
     assert parts.temperature == whole.temperature
     assert parts.offset == pytest.approx(whole.offset)
     assert figures(probability_NK, values(probability_NK), label_N, GRID, whole) == pytest.approx(
-        told_of
+        expected
     )

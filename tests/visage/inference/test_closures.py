@@ -1,4 +1,4 @@
-"""Whoever predicts for aligned faces drags no detector along."""
+"""Predicting for aligned faces imports no detector."""
 
 from __future__ import annotations
 

@@ -48,15 +48,15 @@ def test_a_fused_engine_is_the_mixture_and_is_observed(flip: bool) -> None:
         observe=lambda *both: heard.append(both),
     )
 
-    told = fused.predict_crops(crops, flip=flip)
+    predicted = fused.predict_crops(crops, flip=flip)
     alone = [CropPredictor(network, config).predict_crops(crops, flip=flip) for network in networks]
     assert np.abs(alone[0].value - alone[1].value).min() > 0.01
     for name in ("value", "probabilities"):
         one, other = (getattr(predictions, name) for predictions in alone)
-        np.testing.assert_allclose(getattr(told, name), 0.3 * one + 0.7 * other, atol=1e-5)
+        np.testing.assert_allclose(getattr(predicted, name), 0.3 * one + 0.7 * other, atol=1e-5)
 
     [(value_N, features_NC)] = heard
-    np.testing.assert_array_equal(value_N, told.value)
+    np.testing.assert_array_equal(value_N, predicted.value)
     parts = [pooled_features(network, config, crops) for network in networks]
     np.testing.assert_allclose(features_NC, np.concatenate(parts, axis=1), atol=1e-4)
 

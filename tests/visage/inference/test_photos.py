@@ -1,4 +1,4 @@
-"""The inference path: reference, company, flip averaging, and a photo's numbers against
+"""The inference path: reference, batch invariance, flip averaging, and a photo's numbers against
 evaluation's."""
 
 from __future__ import annotations
@@ -74,9 +74,9 @@ def encoded(photo: np.ndarray, kind: str = "PNG") -> bytes:
 
 
 def with_detector(*offsets: tuple[int, int], observe: Observer | None = None) -> Predictor:
-    answering = Predictor(NETWORK, CARD, observe=observe)
-    answering._detector = DetectorOf(*offsets)
-    return answering
+    predictor = Predictor(NETWORK, CARD, observe=observe)
+    predictor._detector = DetectorOf(*offsets)
+    return predictor
 
 
 def same(left: Predictions, right: Predictions, tolerance: float = 0.0) -> None:
@@ -103,13 +103,13 @@ def test_crops_against_three_plain_lines() -> None:
     assert ((got.low <= got.value) & (got.value <= got.high)).all()
 
 
-def test_numbers_do_not_depend_on_the_company() -> None:
+def test_numbers_do_not_depend_on_the_rest_of_the_batch() -> None:
     crops = some_crops(67)
-    answering = Predictor(NETWORK, CARD)
+    predictor = Predictor(NETWORK, CARD)
     for flip in (True, False):
-        whole = answering.predict_crops(crops, flip=flip)
+        whole = predictor.predict_crops(crops, flip=flip)
         for size in (1, 2, 3, 20):
-            parts = [answering.predict_crops(part, flip=flip) for part in crops.split(size)]
+            parts = [predictor.predict_crops(part, flip=flip) for part in crops.split(size)]
             joined = {
                 f.name: np.concatenate([getattr(p, f.name) for p in parts])
                 for f in dataclasses.fields(Predictions)
@@ -117,24 +117,24 @@ def test_numbers_do_not_depend_on_the_company() -> None:
             same(Predictions(**joined), whole, tolerance=1e-9)
         order = torch.randperm(67, generator=torch.Generator().manual_seed(0))
         np.testing.assert_allclose(
-            answering.predict_crops(crops[order], flip=flip).value, whole.value[order], atol=1e-9
+            predictor.predict_crops(crops[order], flip=flip).value, whole.value[order], atol=1e-9
         )
 
 
 def test_flip_averages_values_and_distributions() -> None:
     crops = some_crops(6)
     for decode in ("expectation", "median", "argmax"):
-        answering = Predictor(NETWORK, small_config(decode=decode))
+        predictor = Predictor(NETWORK, small_config(decode=decode))
         face, mirror = (
-            answering.predict_crops(part, flip=False) for part in (crops, crops.flip(3))
+            predictor.predict_crops(part, flip=False) for part in (crops, crops.flip(3))
         )
-        both = answering.predict_crops(crops)
+        both = predictor.predict_crops(crops)
         np.testing.assert_allclose(both.value, (face.value + mirror.value) / 2, atol=1e-9)
         np.testing.assert_allclose(
             both.probabilities, (face.probabilities + mirror.probabilities) / 2, atol=1e-7
         )
         same(
-            both, answering.predict_crops(crops.flip(3)), tolerance=1e-6
+            both, predictor.predict_crops(crops.flip(3)), tolerance=1e-6
         )  # a mirror image is as old as its face
         if decode == "expectation":
             np.testing.assert_allclose(
@@ -219,24 +219,24 @@ def test_any_engine_can_stand_in() -> None:
 def test_an_observer_gets_values_and_features_and_changes_nothing(flip: bool) -> None:
     crops, heard = some_crops(35), []
     unobserved = Predictor(NETWORK, CARD)
-    answering = Predictor(NETWORK, CARD, observe=lambda *both: heard.append(both))
+    predictor = Predictor(NETWORK, CARD, observe=lambda *both: heard.append(both))
     for part in (crops, crops[:1]):
         heard.clear()
         before = unobserved.predict_crops(part, flip=flip)
-        same(answering.predict_crops(part, flip=flip), before)  # bit for bit
+        same(predictor.predict_crops(part, flip=flip), before)  # bit for bit
         values_N, features_NC = (np.concatenate(column) for column in zip(*heard, strict=True))
         np.testing.assert_array_equal(values_N, before.value)
         np.testing.assert_allclose(features_NC, pooled_features(NETWORK, CARD, part), atol=1e-4)
         assert features_NC.dtype == np.float32
         assert len(heard) == -(-len(part) // (16 if flip else 32))  # once a batch
-    answering.predict_crops(crops[:0], flip=flip)
+    predictor.predict_crops(crops[:0], flip=flip)
     assert len(heard) == 1
 
 
 def test_faces_in_photos_are_observed_too() -> None:
     heard: list[tuple[np.ndarray, np.ndarray]] = []
-    answering = with_detector((0, 0), (40, 20), observe=lambda *both: heard.append(both))
-    [result] = answering.predict_photos([encoded(a_photo())])
+    predictor = with_detector((0, 0), (40, 20), observe=lambda *both: heard.append(both))
+    [result] = predictor.predict_photos([encoded(a_photo())])
     [(values_N, features_NC)] = heard
     assert values_N.tolist() == [face.value for face in result.faces]
     assert features_NC.shape == (2, 128)
@@ -269,9 +269,9 @@ class NeedsLandmarks:
 
 def test_the_detector_s_landmarks_go_along_and_are_mirrored() -> None:
     engine = NeedsLandmarks()
-    answering = Predictor(engine, CARD)
-    answering._detector = DetectorOf((0, 0), (40, 20))
-    answering.predict_photos([encoded(a_photo())])
+    predictor = Predictor(engine, CARD)
+    predictor._detector = DetectorOf((0, 0), (40, 20))
+    predictor.predict_photos([encoded(a_photo())])
 
     how = CARD.alignment
     template = align.template(how.template, how.crop_px, how.face_scale)
@@ -299,8 +299,8 @@ def test_landmarks_keep_to_their_crops_in_every_batch() -> None:
 
 def test_a_photo_gets_the_numbers_of_evaluation() -> None:
     """The crop as the face table would hold it goes through the first door: exactly equal."""
-    photo, answering = a_photo(), with_detector((0, 0), (40, 20))
-    [result] = answering.predict_photos([encoded(photo)])
+    photo, predictor = a_photo(), with_detector((0, 0), (40, 20))
+    [result] = predictor.predict_photos([encoded(photo)])
     how = CARD.alignment
     template = align.template(how.template, how.crop_px, how.face_scale)
     crops = []
@@ -308,7 +308,7 @@ def test_a_photo_gets_the_numbers_of_evaluation() -> None:
         matrix = align.similarity(UPRIGHT + np.float32(offset), template)
         crop = align.crop(photo, matrix, how.crop_px)
         crops.append(decode_jpeg(encode_jpeg(crop, how.jpeg_quality)))
-    expected = answering.predict_crops(torch.from_numpy(np.stack(crops)).permute(0, 3, 1, 2))
+    expected = predictor.predict_crops(torch.from_numpy(np.stack(crops)).permute(0, 3, 1, 2))
     for name in ("value", "std", "low", "high"):
         np.testing.assert_array_equal(
             [getattr(face, name) for face in result.faces], getattr(expected, name)
@@ -371,11 +371,11 @@ def test_photo_files_get_the_numbers_of_the_align_stage_s_faces(tmp_path: Path) 
         summary=tmp_path / "align.json",
         report=lambda *_: None,
     )
-    answering = Predictor(NETWORK, CARD)
+    predictor = Predictor(NETWORK, CARD)
     table = FaceTable.open(tmp_path / "faces", ["test"])
     assert dataclasses.asdict(CARD.alignment) == table.alignment
-    evaluated = answering.predict_crops(table.decode(np.arange(len(table))))
-    results = answering.predict_photos([tmp_path / name for name in table.photo_id])
+    evaluated = predictor.predict_crops(table.decode(np.arange(len(table))))
+    results = predictor.predict_photos([tmp_path / name for name in table.photo_id])
     chosen = [next(face for face in result.faces if face.chosen) for result in results]
     assert len(chosen) == 3
     for name in ("value", "std", "low", "high"):
@@ -400,8 +400,8 @@ def test_bad_photos_do_not_harm_their_neighbours(tmp_path: Path) -> None:
         good[: len(good) // 2],
         good,
     ]
-    answering = with_detector((0, 0))
-    results = answering.predict_photos(photos)
+    predictor = with_detector((0, 0))
+    results = predictor.predict_photos(photos)
     assert [result.readable for result in results] == [
         False,
         True,
@@ -412,7 +412,7 @@ def test_bad_photos_do_not_harm_their_neighbours(tmp_path: Path) -> None:
         True,
     ]
     assert all(result.reason and not result.faces for result in results if not result.readable)
-    [alone] = answering.predict_photos([good])
+    [alone] = predictor.predict_photos([good])
     for result in (results[1], results[6]):
         assert abs(result.faces[0].value - alone.faces[0].value) < 1e-9
 
@@ -423,9 +423,9 @@ def test_no_face_is_an_empty_list_with_a_reason() -> None:
 
 
 def test_the_real_detector_finds_no_face_in_noise_and_dots() -> None:
-    answering = Predictor(NETWORK, CARD)
+    predictor = Predictor(NETWORK, CARD)
     noise = np.random.default_rng(0).integers(0, 256, (60, 80, 3), dtype=np.uint8)
-    results = answering.predict_photos(
+    results = predictor.predict_photos(
         [encoded(noise), encoded(noise[:1, :1]), encoded(np.tile(noise[:1, :1], (1, 3000, 1)))]
     )
     assert [result.reason for result in results] == ["no face found"] * 3
@@ -435,13 +435,13 @@ def test_the_real_detector_finds_no_face_in_noise_and_dots() -> None:
 def test_a_pillow_image_reads_like_its_file(mode: str) -> None:
     image = Image.fromarray(a_photo()).convert("L" if mode in ("I;16", "F") else mode)
     image = image.convert("I;16") if mode == "I;16" else image.convert(mode)
-    answering = with_detector((0, 0))
-    [result] = answering.predict_photos([image])
+    predictor = with_detector((0, 0))
+    [result] = predictor.predict_photos([image])
     assert result.readable, result.reason
     if mode == "RGB":
         assert (
             result.faces[0].value
-            == answering.predict_photos([encoded(a_photo())])[0].faces[0].value
+            == predictor.predict_photos([encoded(a_photo())])[0].faces[0].value
         )
 
 

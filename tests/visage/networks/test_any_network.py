@@ -78,10 +78,10 @@ NUM_QUANTISED = {"resnet18-0.25": 19, "toy": 2, "toy_at_landmarks": 2}
 def toys(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
     """The toys' file, in a package of its own, and their entries."""
     folder = tmp_path_factory.mktemp("package")
-    (folder / "answering_toys").mkdir()
-    (folder / "answering_toys" / "toy.py").write_text(textwrap.dedent(TOY), encoding="utf-8")
+    (folder / "toy_package").mkdir()
+    (folder / "toy_package" / "toy.py").write_text(textwrap.dedent(TOY), encoding="utf-8")
     sys.path.insert(0, str(folder))
-    toy = importlib.import_module("answering_toys.toy")
+    toy = importlib.import_module("toy_package.toy")
     NETWORKS["toy"] = Family(build=toy.Toy, options={})
     NETWORKS["toy_at_landmarks"] = Family(build=toy.ToyAtLandmarks, options={})
     yield
@@ -106,15 +106,15 @@ def some_faces(count: int, seed: int = 0) -> FaceBatch:
 def test_it_predicts_and_its_mirror_image_is_as_old(config: ModelConfig, network: Network) -> None:
     crops, landmarks = some_faces(7)
     predictor = CropPredictor(network, config)
-    told = predictor.predict_crops(crops, landmarks)
-    assert np.ptp(told.value) > 1
+    predicted = predictor.predict_crops(crops, landmarks)
+    assert np.ptp(predicted.value) > 1
 
     mirrored = landmarks[:, [1, 0, 2, 4, 3]] * torch.tensor([-1, 1]) + torch.tensor([32, 0])
     again = predictor.predict_crops(crops.flip(3), mirrored)
-    np.testing.assert_allclose(again.value, told.value, atol=1e-3)
+    np.testing.assert_allclose(again.value, predicted.value, atol=1e-3)
 
     one = [predictor.predict_crops(crops[[face]], landmarks[[face]]).value for face in range(7)]
-    np.testing.assert_allclose(np.concatenate(one), told.value, atol=1e-9)
+    np.testing.assert_allclose(np.concatenate(one), predicted.value, atol=1e-9)
 
 
 def test_landmarks_are_asked_for_where_they_are_needed(
