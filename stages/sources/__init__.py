@@ -21,12 +21,12 @@ from stages.sources.morph import MORPH
 from stages.sources.ms_celeb import MS_CELEB
 from stages.sources.scut_fbp import SCUT_FBP
 from stages.sources.scut_fbp5500 import SCUT_FBP5500
-from stages.sources.synthetic import DRAWN
+from stages.sources.synthetic import SYNTHETIC
 from stages.sources.table import TABLE
 from stages.sources.utkface import UTKFACE
 
 SOURCES: dict[str, Source] = {
-    "drawn": DRAWN,
+    "synthetic": SYNTHETIC,
     "utkface": UTKFACE,
     "lfw": LFW,
     "people": PEOPLE,

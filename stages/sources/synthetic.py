@@ -66,4 +66,4 @@ def _row(photo: DrawnPhoto, quantity: str) -> ManifestRow:
     return ManifestRow(photo.photo_id, label, sigma, photo.person, photo.sex, photo.ethnicity, None)
 
 
-DRAWN = Source(name="synthetic", options=DrawnOptions, rows=drawn_rows, produce=draw)
+SYNTHETIC = Source(name="synthetic", options=DrawnOptions, rows=drawn_rows, produce=draw)
