@@ -26,7 +26,7 @@ import pandas as pd
 from mlflow import MlflowClient
 from mlflow.models import Model, ModelSignature
 from mlflow.types import ColSpec, DataType, ParamSchema, ParamSpec, Schema, TensorSpec
-from mlflow.types.schema import Array
+from mlflow.types.schema import AnyType
 
 import visage
 from model_registry.mlflow_client import connect
@@ -137,7 +137,9 @@ def signature() -> ModelSignature:
     columns: list[ColSpec | TensorSpec] = [
         ColSpec(DataType.string, name, required=False) for name in (PHOTO, FACE)
     ]
-    columns.append(ColSpec(Array(DataType.double), LANDMARKS, required=False))
+    # An Array would refuse requests in which only some of the faces have landmarks
+    anything = AnyType()  # type: ignore[no-untyped-call]
+    columns.append(ColSpec(anything, LANDMARKS, required=False))
     switches = {"all_faces": False, "explain": False, "flip": True}
     params = [ParamSpec(name, DataType.boolean, default) for name, default in switches.items()]
     return ModelSignature(inputs=Schema(columns), params=ParamSchema(params))

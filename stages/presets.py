@@ -70,8 +70,8 @@ def read_yaml(path: Path) -> dict[str, Any]:
 def read_params(params: Path) -> dict[str, Any]:
     """All settings of a params file: its own, with the presets that it names laid over them. The
     folder presets/ is next to the file."""
-    document = read_yaml(params)
-    return with_presets(document, document.get(LISTED, []), params.parent / LISTED)
+    values = read_yaml(params)
+    return with_presets(values, values.get(LISTED, []), params.parent / LISTED)
 
 
 def with_presets(base: Mapping[str, Any], names: Sequence[str], folder: Path) -> dict[str, Any]:

@@ -140,9 +140,16 @@ def settings_classes_with_defaults(root: Path) -> Iterator[str]:
             if "frozen=True" not in decorators or "kw_only=True" not in decorators:
                 yield f"{name}:{node.lineno} {node.name} is not a frozen, keyword-only dataclass"
             for field in node.body:
-                if isinstance(field, ast.AnnAssign) and field.value is not None:
+                if isinstance(field, ast.AnnAssign) and _is_default(field.value):
                     target = ast.unparse(field.target)
                     yield f"{name}:{field.lineno} {node.name}.{target} has a default"
+
+
+def _is_default(value: ast.expr | None) -> bool:
+    """Whether a field has a default; `field(metadata=...)` names the section that it stands in."""
+    if isinstance(value, ast.Call) and ast.unparse(value.func) == "field":
+        return any(str(keyword.arg).startswith("default") for keyword in value.keywords)
+    return value is not None
 
 
 def stages_out_of_form(root: Path) -> Iterator[str]:

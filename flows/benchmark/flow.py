@@ -142,7 +142,8 @@ def costs_table(table: TableSettings, budget: Mapping[str, Any]) -> Table:
 
     for name, row in table.rows.items():
         # Options such as the pooling change neither figure, so any legal value will do.
-        network_name = row.settings.get("finetune.network.name", budget["network"])
+        changed = "finetune.network.name" in row.settings
+        network_name = row.settings["finetune.network.name"] if changed else budget["network"]
         network = build(network_name, any_options(network_name), num_labels)
 
         parameters = sum(weight.numel() for weight in network.parameters())

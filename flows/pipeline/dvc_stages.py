@@ -66,7 +66,8 @@ def stale(repository: Path) -> list[str]:
     from dvc.repo import Repo
 
     with Repo(str(repository)) as repo:
-        if any(stage.addressing == CODE_STAGE for stage in repo.index.stages):
+        addresses = [stage.addressing for stage in repo.index.stages]
+        if CODE_STAGE in [address.rpartition(":")[2] for address in addresses]:
             code(repository / "dvc.yaml", repository / "params.yaml", repository / CODE_STAGE)
         # A name is path:stage if the current folder is another one.
         names = [name.rpartition(":")[2] for name in repo.status()]

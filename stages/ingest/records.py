@@ -1,7 +1,7 @@
 """What every adapter gives: a `ManifestRow` a photo, and the `Source` record that download looks up
 by name.
 
-An adapter is one frozen `Source`, a constant of its module (`DRAWN` in drawn.py) that
+An adapter is one frozen `Source`, a constant of its module (`SYNTHETIC` in synthetic.py) that
 stages/sources/__init__.py lists:
 - `options`: its own frozen, keyword-only dataclass without defaults; `download.<role>.options` of
   params.yaml must fill it exactly. Paths in it (type `Path`) are relative to the repository root:

@@ -9,6 +9,7 @@ from typing import Any
 
 from flows.score import workers
 from visage.detection import image_io
+from visage.inference import photos
 
 KILLS = b"kills"
 HANGS = b"hangs"
@@ -18,7 +19,7 @@ work_as_it_is = workers._work
 
 def work(*arguments: Any) -> None:
     """Runs in a process in place of `flows.score.workers._work`."""
-    image_io.read_photo = read_photo
+    photos.read_photo = read_photo
     work_as_it_is(*arguments)
 
 

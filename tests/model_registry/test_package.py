@@ -134,6 +134,7 @@ def test_signature_and_example_say_how_to_ask(store: Store) -> None:
     assert [(column.name, column.required) for column in info.signature.inputs] == [
         ("photo", False),
         ("face", False),
+        ("landmarks", False),
     ]
     switches = {switch.name: switch.default for switch in info.signature.params}
     assert switches == {"all_faces": False, "explain": False, "flip": True}

@@ -19,7 +19,7 @@ import torch
 from mlflow.exceptions import MlflowException
 from PIL import Image
 
-from model_registry.served_model import MAX_SCANS, Refused, ServedModel, registered_version
+from model_registry.served_model import MAX_SCANS, ServedModel, registered_version
 from tests.model_registry.served import SETTINGS, Store, base64_of, package_folder, synthetic_photos
 from tests.small_model import CROP_PX, some_crops
 from visage.explain.score_map import scaled_up, score_map
@@ -161,10 +161,10 @@ def test_a_face_without_the_landmarks_that_the_network_needs_is_refused(
 
     monkeypatch.setattr(served, "predictor", Predictor(NeedsThem(), predictor.config))
     face = {"face": base64_of(encoded(crops()[0], "PNG"))}
-    with pytest.raises(Refused, match=r"item 0: this model needs the landmarks of a face: give"):
+    with pytest.raises(ValueError, match=r"item 0: this model needs the landmarks of a face: give"):
         served.predict_rows([face])
     for odd in (LANDMARKS[:9], "here", [*LANDMARKS[:9], float("inf")], [None] * 10):
-        with pytest.raises(Refused, match="item 0: landmarks must be ten numbers"):
+        with pytest.raises(ValueError, match="item 0: landmarks must be ten numbers"):
             served.predict_rows([face | {"landmarks": odd}])
 
     served.predict_rows([face | {"landmarks": LANDMARKS}], flip=False)

@@ -98,7 +98,7 @@ def test_a_view_of_its_own_has_a_calibration_of_its_own(run: Run) -> None:
     assert both.calibration.offset != one.calibration.offset
 
 
-@pytest.mark.parametrize("changes", [{"min_faces": NUM_VAL + 1}, {"split": "nowhere"}])
+@pytest.mark.parametrize("changes", [{"min_faces": NUM_VAL + 1}])
 def test_too_few_faces_calibrate_nothing_and_say_so(
     run: Run, changes: dict[str, Any], capsys: pytest.CaptureFixture[str]
 ) -> None:

@@ -304,7 +304,7 @@ def test_the_page_needs_nothing_else_and_shows_every_picture(reports: Path) -> N
     for word in (
         "label_range",
         "across_splits",
-        "&quot;method&quot;: &quot;dldl_v2&quot;",
+        "&#34;method&#34;: &#34;dldl_v2&#34;",
         "test_unseen",
         "By sex",
         "Not calibrated",

@@ -161,7 +161,7 @@ def test_every_network_trains_and_comes_back(
 
 def test_two_stages_are_of_dldl_v2_alone(tmp_path: Path, faces: Path) -> None:
     with pytest.raises(
-        ValueError, match=r"finetune\.schedule: two_stage .* ranking knows no stages; say joint"
+        ValueError, match=r"finetune\.schedule: two_stage .* ranking has no stages; set it to joint"
     ):
         run(tmp_path, faces, finetune_settings(method="ranking", schedule="two_stage"))
 

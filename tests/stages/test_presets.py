@@ -226,7 +226,8 @@ def is_the_papers(document: Mapping[str, Any]) -> None:
     found = load_all(document)
     assert (found["align.identity"].crop_px, found["align.target"].crop_px) == (224, 224)
     for training in (found["pretrain"], found["finetune"]):
-        assert (training.network, training.pooling) == ("thin", "hybrid")
+        network = training.network
+        assert (network.name, network.options) == ("thin", {"pooling": "hybrid"})
         assert (training.epochs, training.augmentation) == (60, "paper")
         recipe = training.recipes[training.recipe]
         assert (recipe.optimiser, recipe.learning_rate, recipe.batch_size) == ("adam", 1e-3, 128)
@@ -238,7 +239,7 @@ def is_the_papers(document: Mapping[str, Any]) -> None:
         "expectation",
         "joint",
     )
-    assert (finetune.loss.lambda_, finetune.loss.kl_reduction) == (1.0, "sum")
+    assert (finetune.loss["lambda_"], finetune.loss["kl_reduction"]) == (1.0, "sum")
     assert finetune.fixed_sigma == (2.0 if finetune.quantity == "age" else 0.5)
 
 

@@ -342,7 +342,7 @@ def test_what_was_brought_is_what_download_reads(
 ) -> None:
     look(str(watch), house)
     for module in ("fetch", "records"):
-        monkeypatch.setattr(f"stages.sources.{module}.REPOSITORY", tmp_path)
+        monkeypatch.setattr(f"stages.ingest.{module}.REPOSITORY", tmp_path)
     settings = load_section(tmp_path / "params.yaml", "download", DownloadSettings, "target")
     assert settings.incoming is not None
 

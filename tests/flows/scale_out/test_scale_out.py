@@ -18,15 +18,17 @@ from tests.test_pipeline import run, small, workspace
 
 def test_what_comes_before_a_stage_is_what_its_inputs_come_from() -> None:
     stages = declared(REPOSITORY)
-    assert before(stages, "download@target") == []
-    assert before(stages, "align@identity") == ["download@identity", "validate@identity"]
+    first = ["settings", "code"]
+    assert before(stages, "download@target") == first
+    assert before(stages, "align@identity") == [*first, "download@identity", "validate@identity"]
     assert before(stages, "pretrain") == [
+        *first,
         "download@identity",
         "validate@identity",
         "align@identity",
     ]
 
-    sections = ("download", "validate", "align", "pretrain")
+    sections = ("settings", "code", "download", "validate", "align", "pretrain")
     expected = [stage.name for stage in stages if stage.name.partition("@")[0] in sections]
     assert before(stages, "finetune") == expected
 

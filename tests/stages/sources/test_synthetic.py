@@ -9,7 +9,7 @@ import pytest
 
 from stages.ingest.records import Action, photos_under
 from stages.settings import convert
-from stages.sources.synthetic import DRAWN, DrawnOptions
+from stages.sources.synthetic import SYNTHETIC, DrawnOptions
 from visage.synthetic import read_labels
 
 OPTIONS = {
@@ -25,7 +25,7 @@ OPTIONS = {
 
 
 def options(**changes: Any) -> DrawnOptions:
-    made: DrawnOptions = convert({**OPTIONS, **changes}, DRAWN.options, "options")
+    made: DrawnOptions = convert({**OPTIONS, **changes}, SYNTHETIC.options, "options")
     return made
 
 
@@ -34,9 +34,9 @@ def never_skipped(photo_id: str, reason: str, *, action: Action = "skipped") -> 
 
 
 def test_every_photo_becomes_a_row(tmp_path: Path) -> None:
-    assert DRAWN.produce is not None
-    DRAWN.produce(tmp_path, options())
-    rows = list(DRAWN.rows(tmp_path, options(), never_skipped))
+    assert SYNTHETIC.produce is not None
+    SYNTHETIC.produce(tmp_path, options())
+    rows = list(SYNTHETIC.rows(tmp_path, options(), never_skipped))
     assert sorted(row.photo_id for row in rows) == sorted(photos_under(tmp_path))
     assert {row.person for row in rows} == {"p000000", "p000001"}
     assert {row.sex for row in rows} <= {"female", "male"}
@@ -44,15 +44,15 @@ def test_every_photo_becomes_a_row(tmp_path: Path) -> None:
 
 
 def test_the_quantity_chooses_the_label(tmp_path: Path) -> None:
-    assert DRAWN.produce is not None
-    DRAWN.produce(tmp_path, options())
+    assert SYNTHETIC.produce is not None
+    SYNTHETIC.produce(tmp_path, options())
     truth = {photo.photo_id: photo for photo in read_labels(tmp_path)}
-    for row in DRAWN.rows(tmp_path, options(), never_skipped):
+    for row in SYNTHETIC.rows(tmp_path, options(), never_skipped):
         assert (row.label, row.sigma) == (
             truth[row.photo_id].apparent_age,
             truth[row.photo_id].sigma_age,
         )
-    for row in DRAWN.rows(tmp_path, options(quantity="attractiveness"), never_skipped):
+    for row in SYNTHETIC.rows(tmp_path, options(quantity="attractiveness"), never_skipped):
         photo = truth[row.photo_id]
         assert (row.label, row.sigma) == (photo.apparent_attractiveness, photo.sigma_attractiveness)
 

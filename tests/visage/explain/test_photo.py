@@ -12,11 +12,11 @@ import torch
 from PIL import Image
 
 from tests.small_model import CROP_PX, small_config, small_model, small_network
-from visage.detection import image_io
 from visage.detection.mtcnn import Faces
 from visage.explain import photo as command
 from visage.explain.photo import explain_photo
 from visage.explain.score_map import score_map
+from visage.inference import photos
 from visage.inference.photos import Predictor
 
 UPRIGHT = np.float32([[70, 90], [130, 90], [100, 125], [78, 160], [122, 160]])
@@ -69,13 +69,13 @@ def test_crops_give_the_predicted_numbers_and_the_maps(photo: Path) -> None:
 def test_a_photo_is_decoded_and_cropped_once(photo: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     network, predictor = answering(0, 20)
     calls: list[str] = []
-    read, crop = image_io.read_photo, Predictor.crop
-    monkeypatch.setattr(image_io, "read_photo", lambda *a: [calls.append("read"), read(*a)][1])
-    monkeypatch.setattr(Predictor, "crop", lambda *a: [calls.append("crop"), crop(*a)][1])
+    read, crop = photos.read_photo, Predictor.align
+    monkeypatch.setattr(photos, "read_photo", lambda *a: [calls.append("read"), read(*a)][1])
+    monkeypatch.setattr(Predictor, "align", lambda *a: [calls.append("crop"), crop(*a)][1])
 
     assert len(explain_photo(network, predictor, photo, True)) == 2
     assert calls == ["read", "crop", "crop"]
-    assert predictor.predict_photos([photo])[0].faces[0].crop_HW3 is None
+    assert predictor.predict_photos([photo])[0].faces[0].aligned is None
 
 
 def test_a_photo_without_a_face_explains_nothing_and_an_unreadable_one_is_refused(

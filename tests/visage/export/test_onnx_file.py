@@ -198,7 +198,10 @@ def test_every_method_is_in_the_graph(tmp_path: Path, method: str) -> None:
     crops = some_crops(12)
     p_BK, value_B, _ = load_onnx(tmp_path / ONNX_FILE)[0].outputs(crops, None).values()
     expected = CropPredictor.load(tmp_path).predict_crops(crops, flip=False)
-    np.testing.assert_allclose(p_BK, expected.probabilities, rtol=0, atol=2e-5)
+    # Metric regression splits its value between two labels, so that an error of the value, which
+    # float32 makes on the whole range of labels, becomes one of the probabilities.
+    tolerance = 2e-4 if method.startswith("mr_") else 2e-5
+    np.testing.assert_allclose(p_BK, expected.probabilities, rtol=0, atol=tolerance)
     np.testing.assert_allclose(value_B, expected.value, rtol=0, atol=TOLERANCE)
     assert np.ptp(value_B) > 0
 
