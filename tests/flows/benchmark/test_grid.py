@@ -141,7 +141,7 @@ def test_a_change_of_a_set_that_no_stage_knows_is_refused(changes: dict[str, Any
 
 def test_presets_may_be_laid_over_the_set_of_a_benchmark() -> None:
     changed = settings_of("scut_fbp", {"extends": ["dldl_v2_paper"], "finetune": {"epochs": 2}})
-    assert (changed["finetune"]["network"], changed["finetune"]["epochs"]) == ("thin", 2)
+    assert (changed["finetune"]["network"]["name"], changed["finetune"]["epochs"]) == ("thin", 2)
     assert changed["labels"]["quantity"] == "attractiveness"
 
 
