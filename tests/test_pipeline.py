@@ -64,6 +64,10 @@ def workspace(folder: Path, change: Change) -> Path:
             )
         elif source.exists():
             shutil.copy(source, folder / name)
+    # Of models/ the empty folder alone: what this working copy trained stays here.
+    (folder / "models/start").mkdir(parents=True)
+    shutil.copy(REPOSITORY / "models/start/.gitkeep", folder / "models/start")
+
     set_params(folder, change)
     run(folder, "git", "init", "-q")
     run(folder, "git", "config", "user.name", "t")
