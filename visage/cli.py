@@ -33,13 +33,8 @@ def default_model_folder(root: Path) -> Path:
     return released / named.read_text(encoding="utf-8").strip()
 
 
-def main() -> None:
-    """The command line; an unreadable photo or an unusable model ends it with one line and exit
-    status 2."""
-    parser = argparse.ArgumentParser(
-        prog="python -m visage.cli", description=__doc__.split("\n", 1)[0]
-    )
-    parser.add_argument("photo", type=Path)
+def add_model_options(parser: argparse.ArgumentParser) -> None:
+    """Adds `--model` and `--flip`, which every command that predicts takes."""
     parser.add_argument(
         "--model",
         type=Path,
@@ -51,6 +46,16 @@ def main() -> None:
         default=True,
         help="average with the mirror image",
     )
+
+
+def main() -> None:
+    """The command line; an unreadable photo or an unusable model ends it with one line and exit
+    status 2."""
+    parser = argparse.ArgumentParser(
+        prog="python -m visage.cli", description=__doc__.split("\n", 1)[0]
+    )
+    parser.add_argument("photo", type=Path)
+    add_model_options(parser)
 
     arguments = parser.parse_args()
 

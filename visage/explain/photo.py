@@ -17,7 +17,7 @@ import numpy as np
 import numpy.typing as npt
 
 from visage.atomic import atomic_write_bytes
-from visage.cli import default_model_folder
+from visage.cli import add_model_options, default_model_folder
 from visage.evaluation.plots import png
 from visage.explain.plots import Pixels, face_sheet
 from visage.explain.score_map import score_map
@@ -79,17 +79,7 @@ def main() -> None:
     )
     parser.add_argument("photo", type=Path)
     parser.add_argument("out", type=Path)
-    parser.add_argument(
-        "--model",
-        type=Path,
-        help="a model's folder; default: models/export, else the released model",
-    )
-    parser.add_argument(
-        "--flip",
-        action=argparse.BooleanOptionalAction,
-        default=True,
-        help="average with the mirror image",
-    )
+    add_model_options(parser)
     arguments = parser.parse_args()
 
     try:
