@@ -8,12 +8,22 @@ broken tree to show that it would be seen failing.
 from __future__ import annotations
 
 import ast
+import graphlib
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
 
-from tests.imports import PACKAGES, REPOSITORY, closure, imports, module_file, package_files, parsed
+from tests.imports import (
+    PACKAGES,
+    REPOSITORY,
+    closure,
+    imports,
+    module_file,
+    module_name,
+    package_files,
+    parsed,
+)
 
 MAY_IMPORT = {
     "visage": {"visage"},
@@ -82,6 +92,19 @@ def imports_against_the_direction(root: Path) -> Iterator[str]:
             other = found.module.split(".")[0]
             if other in PACKAGES and other not in MAY_IMPORT[package]:
                 yield f"{name}:{found.line} imports {found.module}"
+
+
+def circles(root: Path) -> Iterator[str]:
+    """No module imports itself through others, at the top or inside a function."""
+    graph: dict[str, set[str]] = {}
+    for _, file in all_files(root):
+        modules = {found.module for found in imports(root, file)}
+        graph[module_name(root, file)] = {name for name in modules if module_file(root, name)}
+
+    try:
+        graphlib.TopologicalSorter(graph).prepare()
+    except graphlib.CycleError as error:
+        yield " <- ".join(error.args[1])
 
 
 def heavy_tools_away_from_home(root: Path) -> Iterator[str]:
@@ -186,6 +209,7 @@ def stages_out_of_form(root: Path) -> Iterator[str]:
 
 RULES: list[Rule] = [
     imports_against_the_direction,
+    circles,
     heavy_tools_away_from_home,
     more_than_a_bare_gpu_machine_has,
     environment_read_by_the_maths,
@@ -199,7 +223,10 @@ BROKEN = {
     "visage/utils.py": "import os\nthreads = os.environ['THREADS']\n",
     "visage/detection/mtcnn.py": "import facenet_pytorch\n",
     "visage/labels.py": "from stages import finetune\n",
-    "visage/inference/photos.py": "def photo():\n    from visage.detection import mtcnn\n",
+    "visage/methods.py": "from visage.inference import photos\n",
+    "visage/inference/photos.py": (
+        "from visage import methods\ndef photo():\n    from visage.detection import mtcnn\n"
+    ),
     "stages/__init__.py": "",
     "stages/pretrain.py": "def run():\n    from visage.detection import mtcnn\n",
     "stages/baseline.py": "",
