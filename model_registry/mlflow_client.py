@@ -12,6 +12,7 @@ from __future__ import annotations
 
 import logging
 import os
+import sys
 import time
 from collections.abc import Callable
 from pathlib import Path
@@ -22,6 +23,7 @@ from mlflow import MlflowClient
 from mlflow.exceptions import MlflowException
 from mlflow.protos import databricks_pb2
 from mlflow.protos.databricks_pb2 import RESOURCE_ALREADY_EXISTS, TEMPORARILY_UNAVAILABLE
+from mlflow.pyfunc import PyFuncModel
 
 LOCAL = ".mlflow"  # folder of the working directory: database and artifacts without a server
 PASSING = databricks_pb2.ErrorCode.Name(TEMPORARILY_UNAVAILABLE)
@@ -100,3 +102,17 @@ def patiently(action: Callable[[], Result]) -> Result:
             )
             time.sleep(pause)
     return action()
+
+
+def load_package(uri: str) -> PyFuncModel:
+    """A registered version or a logged package, ready to predict in this process.
+
+    MLflow puts the package's code first on `sys.path` and leaves it there. A process that is
+    spawned later inherits that path and would import the package's copy of visage, which holds
+    inference only, in place of this tree's. So the path is put back.
+    """
+    path = list(sys.path)
+    try:
+        return mlflow.pyfunc.load_model(uri)
+    finally:
+        sys.path[:] = path

@@ -29,7 +29,7 @@ from mlflow.types import ColSpec, DataType, ParamSchema, ParamSpec, Schema, Tens
 from mlflow.types.schema import AnyType
 
 import visage
-from model_registry.mlflow_client import connect
+from model_registry.mlflow_client import connect, load_package
 from model_registry.served_model import FACE, LANDMARKS, PHOTO, Limits
 from visage.model_config import CONFIG_FILE, ModelConfig
 from visage.strict import check_positive
@@ -101,7 +101,7 @@ def package(export: Path, run_id: str, settings: PackageSettings) -> int:
 
     with tempfile.TemporaryDirectory() as folder:
         uri = _logged(client, Path(folder), export, config, run_id, settings)
-    documents = mlflow.pyfunc.load_model(uri).predict(input_example())
+    documents = load_package(uri).predict(input_example())
     if len(documents) != 1:
         raise ValueError(f"{export}: the package does not predict its own example")
 

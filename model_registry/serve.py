@@ -40,7 +40,7 @@ from starlette.routing import Route
 from starlette.types import ASGIApp
 
 from model_registry.invocations import predict_with
-from model_registry.mlflow_client import connect
+from model_registry.mlflow_client import connect, load_package
 from model_registry.prometheus_metrics import PrometheusMetrics
 from model_registry.request_guard import JSON, GuardSettings, Refusal, RequestGuard
 
@@ -156,7 +156,7 @@ def serve(uri: str, host: str, port: int) -> None:
     num_at_once = len(os.sched_getaffinity(0))
     torch.set_num_threads(1)
     exact = exact_uri(uri)
-    model = mlflow.pyfunc.load_model(exact)
+    model = load_package(exact)
 
     # The first prediction imports and warms up what the later ones use.
     model.predict(model.input_example)

@@ -15,6 +15,7 @@ import numpy as np
 import pandas as pd
 import pytest
 
+from model_registry.mlflow_client import load_package
 from model_registry.package import (
     PackageSettings,
     carried_files,
@@ -139,7 +140,7 @@ def test_signature_and_example_say_how_to_ask(store: Store) -> None:
     switches = {switch.name: switch.default for switch in info.signature.params}
     assert switches == {"all_faces": False, "explain": False, "flip": True}
     pd.testing.assert_frame_equal(
-        mlflow.pyfunc.load_model(str(package_folder(store))).input_example, input_example()
+        load_package(str(package_folder(store))).input_example, input_example()
     )
 
 
@@ -221,3 +222,10 @@ def test_settings_come_from_params_yaml_and_are_checked() -> None:
 def test_the_config_in_the_package_is_the_export_s(store: Store) -> None:
     config = ModelConfig.read(package_folder(store) / "artifacts" / "model" / "config.json")
     assert config == load_model(store.export)[1]
+
+
+def test_a_loaded_package_leaves_the_path_of_modules_as_it_was(store: Store) -> None:
+    """Else a process that is spawned later imports the package's part of visage."""
+    before = list(sys.path)
+    load_package(str(package_folder(store)))
+    assert sys.path == before

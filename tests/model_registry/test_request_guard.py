@@ -13,13 +13,13 @@ from collections.abc import AsyncIterator
 from typing import Any
 
 import httpx
-import mlflow
 import pytest
 from hypothesis import example, given
 from hypothesis import strategies as st
-from mlflow.pyfunc import scoring_server
+from mlflow.pyfunc import PyFuncModel, scoring_server
 from PIL import Image
 
+from model_registry.mlflow_client import load_package
 from model_registry.request_guard import DISCARDED, GuardSettings, Refusal, RequestGuard, parsed
 from model_registry.serve import build_app
 from model_registry.served_model import ServedModel
@@ -34,12 +34,12 @@ LIMITS = GuardSettings(
 
 
 @pytest.fixture(scope="module")
-def model(store: Store) -> mlflow.pyfunc.PyFuncModel:
-    return mlflow.pyfunc.load_model(str(package_folder(store)))
+def model(store: Store) -> PyFuncModel:
+    return load_package(str(package_folder(store)))
 
 
 @pytest.fixture(scope="module")
-def app(model: mlflow.pyfunc.PyFuncModel) -> Any:
+def app(model: PyFuncModel) -> Any:
     return build_app(model, "small", num_at_once=2)
 
 
@@ -315,7 +315,7 @@ def test_beyond_the_queue_s_end_503_says_when_to_come_back() -> None:
 
 def test_a_failure_of_the_model_is_a_500_without_its_cause(
     app: Any,
-    model: mlflow.pyfunc.PyFuncModel,
+    model: PyFuncModel,
     monkeypatch: pytest.MonkeyPatch,
     caplog: pytest.LogCaptureFixture,
 ) -> None:
@@ -341,7 +341,7 @@ def metrics(app: Any) -> dict[str, float]:
 
 
 def test_metrics_count_requests_errors_seconds_faces_values_and_photos_without_a_face(
-    model: mlflow.pyfunc.PyFuncModel,
+    model: PyFuncModel,
 ) -> None:
     app = build_app(model, "small", num_at_once=2)
     blank = base64_of(blank_photo())
@@ -377,7 +377,7 @@ def blank_photo() -> bytes:
     return stream.getvalue()
 
 
-def test_statistics_summarise_the_predicted_faces(model: mlflow.pyfunc.PyFuncModel) -> None:
+def test_statistics_summarise_the_predicted_faces(model: PyFuncModel) -> None:
     app = build_app(model, "small", num_at_once=2)
     [document] = ask(app, rows(PHOTO)).json()["predictions"]
     ask(app, rows(PHOTO, PHOTO))
@@ -388,9 +388,7 @@ def test_statistics_summarise_the_predicted_faces(model: mlflow.pyfunc.PyFuncMod
     assert PHOTO[:40] not in response.text
 
 
-def test_ready_says_which_model_and_version(
-    app: Any, model: mlflow.pyfunc.PyFuncModel, store: Store
-) -> None:
+def test_ready_says_which_model_and_version(app: Any, model: PyFuncModel, store: Store) -> None:
     served: ServedModel = model.unwrap_python_model()
     assert ask(app, None, "GET", "/ready").json() == {
         "ready": True,
@@ -421,9 +419,7 @@ def test_a_page_may_be_asked_for_its_head(app: Any, path: str) -> None:
     assert ask(app, None, "HEAD", path).status_code == 200
 
 
-def test_mlflow_s_pages_are_those_of_its_own_server(
-    app: Any, model: mlflow.pyfunc.PyFuncModel
-) -> None:
+def test_mlflow_s_pages_are_those_of_its_own_server(app: Any, model: PyFuncModel) -> None:
     original = scoring_server.init(model)
     for path in ("/ping", "/health", "/version"):
         ours, theirs = (ask(server, None, "GET", path) for server in (app, original))
@@ -432,7 +428,7 @@ def test_mlflow_s_pages_are_those_of_its_own_server(
 
 
 def test_a_prediction_that_takes_too_long_is_a_504(
-    model: mlflow.pyfunc.PyFuncModel, monkeypatch: pytest.MonkeyPatch
+    model: PyFuncModel, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setenv("MLFLOW_SCORING_SERVER_REQUEST_TIMEOUT", "1")
     monkeypatch.setattr(

@@ -11,14 +11,15 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-import mlflow
 import numpy as np
 import pandas as pd
 import pytest
 import torch
 from mlflow.exceptions import MlflowException
+from mlflow.pyfunc import PyFuncModel
 from PIL import Image
 
+from model_registry.mlflow_client import load_package
 from model_registry.served_model import MAX_SCANS, ServedModel, registered_version
 from tests.model_registry.served import SETTINGS, Store, base64_of, package_folder, synthetic_photos
 from tests.small_model import CROP_PX, some_crops
@@ -31,12 +32,12 @@ Opened = list[tuple[str, str]]
 
 
 @pytest.fixture(scope="module")
-def model(store: Store) -> mlflow.pyfunc.PyFuncModel:
-    return mlflow.pyfunc.load_model(str(package_folder(store)))
+def model(store: Store) -> PyFuncModel:
+    return load_package(str(package_folder(store)))
 
 
 @pytest.fixture(scope="module")
-def served(model: mlflow.pyfunc.PyFuncModel) -> ServedModel:
+def served(model: PyFuncModel) -> ServedModel:
     served: ServedModel = model.unwrap_python_model()
     return served
 
