@@ -113,6 +113,7 @@ def load_package(uri: str) -> PyFuncModel:
     """
     path = list(sys.path)
     try:
-        return mlflow.pyfunc.load_model(uri)
+        model: PyFuncModel = mlflow.pyfunc.load_model(uri)
     finally:
         sys.path[:] = path
+    return model
