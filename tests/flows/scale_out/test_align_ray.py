@@ -227,6 +227,7 @@ def one_node(quiet: None) -> Iterator[None]:  # noqa: ARG001
     ray.shutdown()
 
 
+@pytest.mark.slow
 @pytest.mark.usefixtures("one_node")
 def test_the_bytes_are_those_of_the_local_stage(
     bench: Bench, monkeypatch: pytest.MonkeyPatch

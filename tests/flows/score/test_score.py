@@ -436,7 +436,7 @@ if __name__ == "__main__":
 """
 
 
-@pytest.mark.parametrize("num_workers", [0, 1])
+@pytest.mark.parametrize("num_workers", [0, pytest.param(1, marks=pytest.mark.slow)])
 def test_a_killed_run_leaves_complete_files_and_resumes(
     photos: Path, model: Model, tmp_path: Path, num_workers: int
 ) -> None:
