@@ -130,6 +130,11 @@ class Summary:
             else:
                 self._blocks.append(new)
 
+    def clear(self) -> None:
+        """Forgets all faces."""
+        with self._lock:
+            self._blocks.clear()
+
     def totals(self) -> Totals:
         """Over all faces that it keeps."""
         with self._lock:
