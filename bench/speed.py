@@ -43,7 +43,7 @@ from visage.inference.predict_table import (
     landmarks_of,
 )
 from visage.model_config import CONFIG_FILE, ModelConfig
-from visage.networks import NETWORKS, FaceBatch, Network, build, initialise
+from visage.networks import FaceBatch, Network, any_options, build, initialise
 from visage.networks.operations import count_macs
 from visage.weights import load_model
 
@@ -124,13 +124,12 @@ def random_faces(count: int, px: int) -> FaceBatch:
 
 
 def random_network(name: str, px: int) -> tuple[Network, ModelConfig]:
-    """A network with random weights, the first value of each of its options, and a released model's
-    config with this network and crop size in it."""
+    """A network with random weights and any of its options, and a released model's config with this
+    network and crop size in it."""
     config = ModelConfig.read(
         RELEASED / (RELEASED / "default.txt").read_text(encoding="utf-8").strip() / CONFIG_FILE
     )
-    family = NETWORKS[name.partition("-")[0]]
-    options = {option: legal[0] for option, legal in family.options.items()}
+    options = any_options(name)
     network = build(name, options, config.network.num_outputs)
     initialise(network, torch.Generator().manual_seed(0))
     shape = dataclasses.replace(config.network, name=name, options=options)

@@ -18,7 +18,7 @@ from safetensors.torch import load_file
 from torch import Tensor
 
 from visage.model_config import NormaliseConfig
-from visage.networks import Network, NetworkSettings, torchvision_names
+from visage.networks import Network, NetworkSettings, from_torchvision
 from visage.weights import sha256_of
 
 # The normalisation that torchvision's weights were trained with.
@@ -38,11 +38,12 @@ class ImportSettings:
 class Start:
     """Weights by name. `ancestor` is where they come from, with all ancestors before it
     (`training.start` of a model's config; None from scratch). `with_heads`: whether the heads are
-    taken too."""
+    taken too. `new_parts`: other modules that it has no weights for."""
 
     state: Mapping[str, Tensor]
     ancestor: dict[str, Any] | None
     with_heads: bool
+    new_parts: tuple[str, ...] = ()
 
     @property
     def digest(self) -> str:
@@ -64,10 +65,11 @@ class Start:
         }
 
         # torchvision's older files do not hold BatchNorm's counters, which nothing here reads.
+        new = (*heads, *(f"{name}." for name in self.new_parts))
         expected = [
             name
             for name in own
-            if not name.startswith(heads) and not name.endswith("num_batches_tracked")
+            if not name.startswith(new) and not name.endswith("num_batches_tracked")
         ]
         odd = [name for name in expected if name not in taken]
         odd += [
@@ -103,23 +105,20 @@ def imported_start(
     """
     if imported is None:
         raise ValueError("init is import and imported null; give imported: {file, sha256}")
-    names = torchvision_names(network.name)
+    from_torchvision(network.name, network.options, {})  # refused before the file is read
     if normalise != IMAGENET_NORMALISE:
         raise ValueError(
             f"init is import and normalise {plain(normalise)}; torchvision's weights were trained "
             f"with {plain(IMAGENET_NORMALISE)}: set normalise to it"
         )
 
-    state = {}
-    for name, value in _read_imported(Path(imported.file), imported.sha256).items():
-        for part, own in names.items():
-            if name.startswith(f"{part}."):
-                state[own + name.removeprefix(part)] = value
-
+    state = _read_imported(Path(imported.file), imported.sha256)
+    own = from_torchvision(network.name, network.options, state)
     return Start(
-        state=state,
+        state=own.state,
         ancestor={"name": Path(imported.file).name, "sha256": imported.sha256, "start": None},
         with_heads=False,
+        new_parts=own.new_parts,
     )
 
 

@@ -19,6 +19,7 @@ from stages.imported_weights import Start, plain
 from stages.settings import read_json
 from visage.data.face_table import FaceTable
 from visage.labels import LabelGrid
+from visage.networks import Imported, from_torchvision, trunk_of
 from visage.weights import load_model, sha256_of
 
 
@@ -55,17 +56,27 @@ def read_backbone(
 
 
 def backbone_start(folder: Path, wanted: Mapping[str, Any]) -> Start:
-    """The trunk of the pretrain stage's network; ValueError where fine-tuning has other
-    settings."""
+    """The trunk of the pretrain stage's network, or what it is in a network that takes its weights
+    (`visage.networks.trunk_of`); ValueError where fine-tuning has other settings."""
+    network = wanted["network"]
+    trunk: dict[str, Any] = {"name": trunk_of(network["name"]), "options": {}}
+    is_trunk = read_json(folder / "backbone.json")["network"] == trunk
+    if is_trunk:
+        wanted = {**wanted, "network": trunk}
+
     remedy = "run the pretrain stage with the same settings, or set finetune.init: scratch"
     document, state = read_backbone(folder, wanted, "fine-tuning", remedy)
+    own = Imported(state=state, new_parts=())
+    if is_trunk:
+        own = from_torchvision(network["name"], network["options"], state)
+
     ancestor = {
         "name": "backbone",
         "sha256": document["weights"]["sha256"],
         "data": {"train": document["data"]},
         "start": document["start"],
     }
-    return Start(state=state, ancestor=ancestor, with_heads=False)
+    return Start(state=own.state, ancestor=ancestor, with_heads=False, new_parts=own.new_parts)
 
 
 def model_start(

@@ -46,6 +46,7 @@ from stages.presets import (
 from stages.pretrain import PretrainSettings
 from stages.settings import SHARED, convert, section_settings, shared_fields
 from tests.imports import REPOSITORY
+from visage.networks import trunk_of
 
 FOLDER = REPOSITORY / "presets"
 BY_ROLE = {"download": DownloadSettings, "validate": ValidateSettings, "align": AlignSettings}
@@ -123,7 +124,10 @@ def test_every_stage_and_flow_takes_it_and_the_parts_fit(document: dict[str, Any
         found["align.identity"].crop_px,
         found["align.identity"].template,
     )
-    assert (pretrain.network, pretrain.normalise) == (finetune.network, finetune.normalise)
+    own_or_trunk = (finetune.network.name, trunk_of(finetune.network.name))
+    assert pretrain.network.name in own_or_trunk
+    assert pretrain.network == finetune.network or pretrain.network.options == {}
+    assert pretrain.normalise == finetune.normalise
     baseline, evaluate = found["baseline"], found["evaluate"]
     for name in ("splits", "with_dedup", "num_resamples", "interval"):
         assert getattr(baseline, name) == getattr(evaluate, name), (

@@ -34,7 +34,7 @@ from tests.small_faces import (
 )
 from visage.data.face_table import FaceTable
 from visage.model_config import CONFIG_FILE, ModelConfig, NormaliseConfig
-from visage.networks import FaceBatch, NetworkSettings, build, torchvision_names
+from visage.networks import FaceBatch, NetworkSettings, build, vgg16
 from visage.weights import sha256_of
 
 SMALL_RESNET = NetworkSettings(name="resnet18-0.25", options={})
@@ -229,7 +229,7 @@ def test_every_layer_of_torchvision_s_vgg_16_has_its_place() -> None:
     """Shapes and kinds alone, on the meta device: 134 million parameters take 0.5 GB."""
     with torch.device("meta"):
         theirs, network = torchvision.models.vgg16(), build("vgg16", {}, 11)
-    names = torchvision_names("vgg16")
+    names = vgg16.TORCHVISION_NAMES
     own = network.state_dict()
     for part, place in names.items():
         for kind in ("weight", "bias"):
@@ -295,7 +295,7 @@ def test_both_stages_start_from_an_imported_file_and_say_so(
         ({"imported": None}, r"imported null; give imported: \{file, sha256\}"),
         (
             {"network": TINY},
-            r"'tiny' has no weights under torchvision's names; .*vgg16 and resnet18",
+            r"'tiny' has no weights under torchvision's names; .*vgg16, resnet18 and dhaa",
         ),
         ({"normalise": OTHER_NORMALISE}, r"torchvision's weights were trained with .*0\.485"),
         ({"network": RESNET}, r"not the weights of this network \(.* there, .* here; \d+ such\)"),

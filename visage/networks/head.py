@@ -41,7 +41,8 @@ def build_head(num_features: int, num_outputs: int, shared_head: bool) -> Head:
 def initialise(network: nn.Module, generator: torch.Generator) -> None:
     """The released code's start: convolutions N(0, sqrt(2 / (k*k*out))), BatchNorm 1/0, biases 0.
 
-    The released code leaves Torch7's Linear weights as they come: U(-1/sqrt(in), 1/sqrt(in)).
+    The released code leaves Torch7's Linear weights as they come: U(-1/sqrt(in), 1/sqrt(in)). An
+    LSTM starts as torch's, U(-1/sqrt(states), 1/sqrt(states)).
     """
     for module in network.modules():
         if isinstance(module, nn.Conv2d):
@@ -59,3 +60,8 @@ def initialise(network: nn.Module, generator: torch.Generator) -> None:
             bound = 1.0 / math.sqrt(weight.shape[1])
             weight.uniform_(-bound, bound, generator=generator)
             module.bias.zero_()
+
+        elif isinstance(module, nn.LSTMCell):
+            bound = 1.0 / math.sqrt(module.hidden_size)
+            for parameter in module.parameters():
+                parameter.uniform_(-bound, bound, generator=generator)

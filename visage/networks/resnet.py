@@ -50,6 +50,13 @@ class ResidualUnit(nn.Module):
         return cast(Tensor, self.relu(maps_BChw + shortcut_BChw))
 
 
+def residual_stage(num_in: int, width: int, stride: int) -> nn.Sequential:
+    """A stage: residual units, of which the first has the stride and changes the width."""
+    units = [ResidualUnit(num_in, width, stride)]
+    units += [ResidualUnit(width, width, 1) for _ in range(UNITS - 1)]
+    return nn.Sequential(*units)
+
+
 class ResNet18(Network):
     """Stem, four stages of two residual units, global average pooling, head."""
 
@@ -63,9 +70,7 @@ class ResNet18(Network):
 
         for number, (channels, stride) in enumerate(STAGES, 1):
             width = round(channels * share)
-            units = [ResidualUnit(num_in, width, stride)]
-            units += [ResidualUnit(width, width, 1) for _ in range(UNITS - 1)]
-            self.add_module(f"layer{number}", nn.Sequential(*units))
+            self.add_module(f"layer{number}", residual_stage(num_in, width, stride))
             num_in = width
 
         self.num_features = num_in

@@ -120,7 +120,7 @@ def fit(
     num_steps = epochs * task.num_batches
 
     for epoch in range(len(history), epochs):
-        started = time.perf_counter()
+        started, started_working = time.perf_counter(), time.process_time()
         generator = torch.Generator().manual_seed(seed * 1_000_003 + epoch)
         # Each process has dropout of its own
         torch.manual_seed(-1 - generator.initial_seed() - (distributed.rank() << 48))
@@ -159,7 +159,10 @@ def fit(
         row = {"epoch": epoch + 1.0, "train_loss": train_loss, "learning_rate": rate}
         row |= _circumstances(micro_batches)
         distributed.take_first(kept)
-        row |= task.validate(kept) | {"seconds": time.perf_counter() - started}
+        row |= task.validate(kept) | {
+            "seconds": time.perf_counter() - started,
+            "processor_seconds": time.process_time() - started_working,
+        }
         history.append(row)
         if distributed.rank() == 0:
             write_checkpoint(checkpoint, fingerprint, network, kept, optimiser, history)

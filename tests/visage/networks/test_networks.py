@@ -151,7 +151,8 @@ def test_start_comes_from_its_generator_alone() -> None:
         (
             "resnet",
             {},
-            "'resnet' is unknown; known: thin, tiny, vgg-SHARE, vgg16, resnet18, resnet18-SHARE",
+            "'resnet' is unknown; known: thin, tiny, vgg-SHARE, vgg16, resnet18, resnet18-SHARE, "
+            "dhaa, dhaa-SHARE",
         ),
         ("vgg", HYBRID, "'vgg' is unknown"),
         ("vgg-wide", HYBRID, "'vgg-wide' is unknown"),
