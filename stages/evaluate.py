@@ -126,7 +126,7 @@ def evaluate(
     write_table(groups, group_rows(evaluations))
     write_predictions(predictions, settings.splits, evaluations)
     write_plots(plots, drawn, plot_tables(evaluations[0], config, settings.seed))
-    title = f"{config.name}: {config.quantity} on {settings.splits[0]}"
+    title = f"{config.name}: {config.quantity} in {config.unit}, evaluated on {settings.splits[0]}"
     with atomic_write(html) as part:
         part.write_text(page(title, chapters), encoding="utf-8")
 

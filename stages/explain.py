@@ -174,7 +174,7 @@ def pictures(
 
     drawn: dict[str, Picture] = {}
     for name, figure in figures.items():
-        drawn[name] = Picture(caption=str(figure.get_suptitle()), png=png(figure))
+        drawn[name] = Picture(caption=str(figure.get_suptitle()), png=png(figure), shows_faces=True)
     return drawn
 
 

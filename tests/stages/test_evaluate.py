@@ -303,11 +303,15 @@ def test_the_page_needs_nothing_else_and_shows_every_picture(reports: Path) -> N
     assert "no &lt;face&gt; found" in page
     for word in (
         "label_range",
-        "across_splits",
+        "across splits",
         "&#34;method&#34;: &#34;dldl_v2&#34;",
         "test_unseen",
         "By sex",
         "Not calibrated",
+        "How good?",
+        "For whom is it bad?",
+        "How sure is it?",
+        "expectation of the distribution",
     ):
         assert word in page, word
 

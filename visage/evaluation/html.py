@@ -1,5 +1,5 @@
-"""Tables, pictures and words -> one HTML page that needs nothing else: the style and the PNGs are
-inside, and the page has no script and loads nothing.
+"""Tables, pictures and words -> one HTML page that needs nothing else: the style and the pictures
+are inside, and the page has no script and loads nothing.
 
 The layout is in templates/. Every text is escaped; the same contents give the same bytes.
 """
@@ -7,6 +7,7 @@ The layout is in templates/. Every text is escaped; the same contents give the s
 from __future__ import annotations
 
 import base64
+import io
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -14,6 +15,7 @@ from pathlib import Path
 from typing import Any, ClassVar
 
 from jinja2 import Environment, FileSystemLoader, StrictUndefined, Template
+from PIL import Image
 
 from visage.evaluation.bootstrap import Estimate, Group
 
@@ -35,6 +37,13 @@ TITLES = {
 }
 
 TEMPLATES = Path(__file__).with_name("templates")
+
+# A picture is not shown smaller than this share of its pixels, because its text would be too small
+# to read; it scrolls inside its frame instead.
+MIN_SCALE = 0.6
+
+# Faces as WebP take a tenth of their bytes as PNG.
+WEBP_QUALITY = 82
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -73,16 +82,61 @@ class Table:
 
 @dataclass(frozen=True, kw_only=True)
 class Picture:
-    """A PNG and what it shows."""
+    """A PNG, and what it shows as its title says it; one that `shows_faces` is put into the page as
+    WebP."""
 
     kind: ClassVar = "picture"
     caption: str
     png: bytes
+    shows_faces: bool = False
 
     @property
     def address(self) -> str:
         """An address that holds the picture itself."""
-        return "data:image/png;base64," + base64.b64encode(self.png).decode()
+        kind, content = ("webp", self._webp()) if self.shows_faces else ("png", self.png)
+        return f"data:image/{kind};base64,{base64.b64encode(content).decode()}"
+
+    def _webp(self) -> bytes:
+        buffer = io.BytesIO()
+        with Image.open(io.BytesIO(self.png)) as image:
+            image.convert("RGB").save(buffer, "WEBP", quality=WEBP_QUALITY)
+        return buffer.getvalue()
+
+    @property
+    def size_px(self) -> tuple[int, int]:
+        """Width and height."""
+        with Image.open(io.BytesIO(self.png)) as image:
+            return image.size
+
+    @property
+    def min_width_px(self) -> int:
+        """The smallest width at which its text can be read."""
+        return round(MIN_SCALE * self.size_px[0])
+
+
+@dataclass(frozen=True, kw_only=True)
+class Gallery:
+    """Pictures side by side where the window is wide enough."""
+
+    kind: ClassVar = "gallery"
+    pictures: Sequence[Picture]
+
+
+@dataclass(frozen=True, kw_only=True)
+class Finding:
+    """A question, the figure that answers it, and the sentences that qualify the answer."""
+
+    question: str
+    value: str
+    sentences: Sequence[str]
+
+
+@dataclass(frozen=True, kw_only=True)
+class Findings:
+    """Findings side by side: what a reader in a hurry takes away."""
+
+    kind: ClassVar = "findings"
+    findings: Sequence[Finding]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -102,15 +156,16 @@ class Code:
 
 
 # The kind of a part names its macro in templates/parts.html.j2.
-Part = Table | Picture | Words | Code
+Part = Table | Picture | Gallery | Findings | Words | Code
 
 
 @dataclass(frozen=True, kw_only=True)
 class Section:
-    """A chapter of the page."""
+    """A chapter of the page; a `folded` one shows its contents when its title is clicked."""
 
     title: str
     parts: Sequence[Part]
+    folded: bool = False
 
 
 def template(name: str, *folders: Path) -> Template:
@@ -151,10 +206,11 @@ def number(metric: str, value: float, digits: int) -> str:
     `digits`."""
     if math.isnan(value):
         return "undefined"
+    # `z`: no -0.00
     if metric.startswith(SHARES):
-        return f"{value:.1%}"
+        return f"{value:z.1%}"
     decimals = 3 if metric in PURE else digits
-    return f"{value:.{decimals}f}"
+    return f"{value:z.{decimals}f}"
 
 
 def with_interval(metric: str, estimate: Estimate, digits: int) -> str:
@@ -202,6 +258,16 @@ def groups_table(
 
 
 def settings_table(caption: str, settings: Mapping[str, Any]) -> Table:
-    """Names and values."""
-    rows = [[name, str(value)] for name, value in settings.items()]
-    return Table(caption=caption, header=["", ""], rows=rows)
+    """Names and values, as a person writes them."""
+    rows = [[name, _setting(value)] for name, value in settings.items()]
+    return Table(caption=caption, header=["setting", "value"], rows=rows)
+
+
+def _setting(value: Any) -> str:
+    if value is None:
+        return "not set"
+    if isinstance(value, bool):
+        return "yes" if value else "no"
+    if isinstance(value, (tuple, list)):
+        return ", ".join(map(_setting, value)) or "none"
+    return f"{value:g}" if isinstance(value, float) else str(value)

@@ -6,7 +6,7 @@ Shapes: F faces shown one by one, K labels of the grid.
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import replace
 from typing import Any
 
@@ -17,6 +17,7 @@ from visage.evaluation import plots
 from visage.evaluation.evaluate import Evaluation, Unanswered, band_name
 from visage.evaluation.html import (
     Code,
+    Gallery,
     Part,
     Picture,
     Section,
@@ -27,6 +28,7 @@ from visage.evaluation.html import (
     settings_table,
 )
 from visage.evaluation.metrics import FloatArray, bands
+from visage.evaluation.summary import summary
 from visage.model_config import ModelConfig
 
 # Rejected photos named on the page.
@@ -34,6 +36,15 @@ MAX_LISTED = 200
 
 # Best and worst predictions shown.
 NUM_CASES = 8
+
+SPLITS = {"train", "val", "test"}
+
+# Ends the name of a de-duplicated list of faces.
+UNSEEN = "_unseen"
+WHAT_UNSEEN = (
+    "The unseen list is the split without pictures that another split holds and without pictures "
+    "that have two labels; of copies it has one."
+)
 
 GROUP_METRICS = ("mae", "bias", "coverage_80", "pearson")
 
@@ -187,7 +198,6 @@ def quality(document: Mapping[str, Any] | None) -> list[Part]:
         return [str(check.get(name, "")) for name in columns]
 
     checks = [cells(check) for check in document["checks"]]
-    facts = [[name, str(value)] for name, value in flat(document["facts"])]
     counts = (
         f"{document['photos']:,} photos were checked, {document['quarantined']:,} of them "
         "quarantined."
@@ -196,19 +206,63 @@ def quality(document: Mapping[str, Any] | None) -> list[Part]:
     return [
         Words(text=counts),
         Table(caption="Checks", header=list(columns.values()), rows=checks),
-        Table(caption="Facts", header=["", ""], rows=facts),
+        *facts_tables(document["facts"]),
     ]
 
 
-def flat(values: Mapping[str, Any], prefix: str = "") -> list[tuple[str, Any]]:
-    """{a: {b: 1}} -> [("a, b", 1)]"""
-    rows: list[tuple[str, Any]] = []
+def facts_tables(facts: Mapping[str, Any]) -> list[Part]:
+    """Facts that differ between splits, one table each with a column a split; the others, one a
+    row, in a last table."""
+    tables: list[Part] = []
+    others: list[list[str]] = []
+
+    for title, values in _by_split(facts):
+        if title is None:
+            others += [[name, _count(value)] for name, value in values.items()]
+            continue
+
+        # Each name once, in the order in which they appear.
+        names: dict[str, None] = {}
+        for counts in values.values():
+            names |= dict.fromkeys(counts)
+        rows = [
+            [name, *(_count(counts.get(name, 0)) for counts in values.values())] for name in names
+        ]
+        tables.append(Table(caption=title, header=["", *values], rows=rows))
+
+    if others:
+        tables.append(Table(caption="Other facts", header=["", ""], rows=others))
+    return tables
+
+
+def _count(value: float) -> str:
+    """1,781 for a number of photos, 98.41 for a label."""
+    return f"{value:,}".removesuffix(".0")
+
+
+def _by_split(
+    values: Mapping[str, Any], path: tuple[str, ...] = ()
+) -> Iterator[tuple[str | None, Mapping[str, Any]]]:
+    """The facts in their order: (title, split -> name -> number) for those of the splits, and
+    (None, name -> number) for the others."""
+    single: dict[str, Any] = {}
+
     for name, value in values.items():
-        if isinstance(value, Mapping):
-            rows += flat(value, f"{prefix}{name}, ")
+        inside = (*path, name.replace("_", " "))
+        if not isinstance(value, Mapping):
+            single[", ".join(inside)] = value
+        elif value and all(isinstance(counts, Mapping) for counts in value.values()):
+            if name == "splits":
+                yield "Photos", value
+            elif set(value) <= SPLITS:
+                yield "Photos by " + ", ".join(inside).removesuffix(", photos"), value
+            else:
+                yield from _by_split(value, path)
         else:
-            rows.append((prefix + name, value))
-    return rows
+            yield from _by_split(value, inside)
+
+    if single:
+        yield None, single
 
 
 def trust_in_words(config: ModelConfig) -> str:
@@ -218,10 +272,11 @@ def trust_in_words(config: ModelConfig) -> str:
         return "Not calibrated: distributions and intervals are the method's own."
 
     views = ", flip averaged" if found.flip else ""
+    side = "out" if found.offset >= 0 else "in"
     return (
         f"Calibrated on {found.num_faces:,} validation faces{views}: temperature "
-        f"{found.temperature:.3f}, both ends of the {found.mass:.0%} interval moved out by "
-        f"{found.offset:.{digits_of(config)}f} {config.unit}. No value was changed."
+        f"{found.temperature:.3f}, both ends of the {found.mass:.0%} interval moved {side} by "
+        f"{abs(found.offset):.{digits_of(config)}f} {config.unit}. No value was changed."
     )
 
 
@@ -237,36 +292,50 @@ def sections(
     first = evaluations[0]
     digits = digits_of(config)
     views = "flip averaged" if settings["flip"] else "one view"
-    how = f"Prediction: {settings['decode']} of the distribution, {views}. "
+    decode = settings["decode"] or config.decode
+    how = f"Prediction: {decode} of the distribution, {views}. "
     intervals = (
         f"Brackets: {settings['interval']:.0%} percentile bootstrap, "
         f"{settings['num_resamples']:,} resamples."
     )
 
-    trust = Words(text=trust_in_words(config))
+    notes = [Words(text=how + intervals), Words(text=trust_in_words(config))]
+    if any(evaluation.answers.name.endswith(UNSEEN) for evaluation in evaluations):
+        notes.insert(0, Words(text=WHAT_UNSEEN))
     tables = [
         groups_table(name, groups, GROUP_METRICS, config.unit, digits)
         for name, groups in first.groups.items()
     ]
     learning = [picture for name, picture in drawn.items() if name.startswith("learning_")]
-    overview = ("predicted_vs_true", "cs_curve", "reliability", "pit", "confusion")
+
+    def side_by_side(*names: str) -> Gallery:
+        return Gallery(pictures=[drawn[name] for name in names])
+
+    worst = [drawn["best_cases"], drawn["worst_cases"], case_table(first, config)]
 
     return [
         Section(
-            title="Figures",
-            parts=[headline(evaluations, config), Words(text=how + intervals), trust],
+            title="Summary",
+            parts=[
+                summary(first, config, float(str(settings["interval"])), digits),
+                side_by_side("predicted_vs_true", "error_by_band"),
+            ],
         ),
+        Section(
+            title="Metrics",
+            parts=[headline(evaluations, config), *notes],
+        ),
+        Section(title="Groups", parts=[drawn["group_errors"], *tables]),
+        Section(title="Size of the errors", parts=[side_by_side("cs_curve", "confusion")]),
+        Section(title="Uncertainty", parts=[side_by_side("reliability", "pit")]),
+        Section(title="Best and worst predictions", parts=worst),
         Section(title="Photos without a prediction", parts=left_out(losses)),
-        Section(
-            title=f"Predictions on {first.answers.name}", parts=[drawn[name] for name in overview]
-        ),
-        Section(title="Groups", parts=[drawn["error_by_band"], drawn["group_errors"], *tables]),
-        Section(
-            title="Best and worst predictions",
-            parts=[drawn["best_cases"], drawn["worst_cases"], case_table(first, config)],
-        ),
         Section(title="Training", parts=learning or [Words(text="No learning curves were given.")]),
         Section(title="Data quality", parts=quality(validation)),
-        Section(title="Settings", parts=[settings_table("evaluate", settings)]),
-        Section(title="Model config", parts=[Code(text=config.to_json())]),
+        Section(
+            title="Settings",
+            parts=[settings_table("Section evaluate of params.yaml", settings)],
+            folded=True,
+        ),
+        Section(title="Model config", parts=[Code(text=config.to_json())], folded=True),
     ]

@@ -16,6 +16,7 @@ import numpy as np
 from matplotlib.axes import Axes
 from matplotlib.colors import LogNorm
 from matplotlib.figure import Figure
+from matplotlib.ticker import LogLocator, NullLocator
 
 from visage.evaluation.bootstrap import Estimate, Group
 from visage.evaluation.metrics import (
@@ -35,6 +36,11 @@ VERMILION = "#D55E00"
 GREY = "#7F7F7F"
 
 DOTS_PER_INCH = 130
+
+SPLIT_TITLES = {"train": "training", "val": "validation"}
+
+# What a training's columns measure.
+CURVE_TITLES = {"top1": "share recognised (top-1)"}
 
 # Smaller groups are drawn hollow: their intervals are too short to trust.
 FEW_FACES = 30
@@ -102,7 +108,10 @@ def predicted_vs_true(scored: Scored, mae: Estimate, unit: str) -> Figure:
         norm=LogNorm(),
         cmap="viridis",
     )
-    figure.colorbar(density, ax=axes, label="faces in a cell (log scale)", shrink=0.85)
+    bar = figure.colorbar(density, ax=axes, label="faces in a cell (log scale)", shrink=0.85)
+    bar.ax.yaxis.set_major_locator(LogLocator(subs=(1, 2, 5)))
+    bar.ax.yaxis.set_major_formatter(lambda faces, _: f"{faces:,.0f}")
+    bar.ax.yaxis.set_minor_locator(NullLocator())
 
     axes.plot(ends, ends, color=GREY, linewidth=1.2, linestyle="--", label="exact")
     x, y = running_median(scored.label_N, scored.prediction_N, num_steps=20)
@@ -321,8 +330,8 @@ def pit(pit_N: FloatArray) -> Figure:
     # One calibrated model in twenty exceeds it (Kolmogorov).
     chance = 1.36 / np.sqrt(len(pit_N))
     figure = canvas(
-        f"Labels fall in their distributions {deviation_from_uniform(pit_N):.1%} off even (chance: "
-        f"up to {chance:.1%})",
+        f"Where labels fall in their distributions: {deviation_from_uniform(pit_N):.1%} off even "
+        f"(by chance up to {chance:.1%})",
         6.6,
         4.2,
     )
@@ -408,12 +417,11 @@ def learning_curves(stage: str, history: Mapping[str, FloatArray], unit: str) ->
                     linewidth=1.8,
                     marker=marker,
                     markersize=3,
-                    label=split,
+                    label=SPLIT_TITLES[split],
                 )
 
         axes.legend(frameon=False)
-        height = f"{kind} ({unit})" if kind == "mae" else kind
-        dress(axes, "epoch", height)
+        dress(axes, "epoch", f"MAE ({unit})" if kind == "mae" else CURVE_TITLES.get(kind, kind))
     return figure
 
 

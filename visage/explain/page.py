@@ -77,7 +77,7 @@ def loss_text(loss: Estimate) -> str:
     """12% (3% to 21%)"""
     if not math.isfinite(loss.value):
         return "undefined"
-    return f"{loss.value:.0%} ({loss.low:.0%} to {loss.high:.0%})"
+    return f"{loss.value:z.0%} ({loss.low:z.0%} to {loss.high:z.0%})"
 
 
 def stripe_table(groups: Sequence[GroupView]) -> Table:
@@ -133,5 +133,9 @@ def sections(
         Section(title="Single faces", parts=[drawn["faces"]]),
         Section(title="Best, worst, highest, lowest", parts=sheets),
         Section(title="Features", parts=[drawn["tsne"]]),
-        Section(title="Settings", parts=[settings_table("explain", settings)]),
+        Section(
+            title="Settings",
+            parts=[settings_table("Section explain of params.yaml", settings)],
+            folded=True,
+        ),
     ]

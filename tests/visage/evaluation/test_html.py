@@ -4,11 +4,18 @@ from __future__ import annotations
 
 import base64
 import html.parser
+import io
 import math
+
+import numpy as np
+from PIL import Image
 
 from visage.evaluation.bootstrap import Estimate, Group
 from visage.evaluation.html import (
     Code,
+    Finding,
+    Findings,
+    Gallery,
     Picture,
     Section,
     Table,
@@ -17,10 +24,22 @@ from visage.evaluation.html import (
     groups_table,
     number,
     page,
+    settings_table,
     title_of,
 )
 
 MAE = Estimate(value=4.4651, low=4.3249, high=4.61)
+
+
+def png(width: int = 4, height: int = 2) -> bytes:
+    """A picture of noise, as a photo has it."""
+    noise = np.random.default_rng(0).integers(0, 256, (height, width, 3)).astype(np.uint8)
+    buffer = io.BytesIO()
+    Image.fromarray(noise).save(buffer, "PNG")
+    return buffer.getvalue()
+
+
+PNG = png()
 NONE = Estimate(value=math.nan, low=math.nan, high=math.nan)
 
 
@@ -43,10 +62,20 @@ class Balance(html.parser.HTMLParser):
 def test_every_text_is_escaped_and_every_tag_closed() -> None:
     nasty = '<b>&"quoted"</b>'
     table = Table(caption=nasty, header=[nasty, ""], rows=[[nasty, "1"]])
-    parts = [table, Words(text=nasty), Code(text=nasty), Picture(caption=nasty, png=b"png")]
-    text = page(nasty, [Section(title=nasty, parts=parts)])
+    picture = Picture(caption=nasty, png=PNG)
+    finding = Finding(question=nasty, value=nasty, sentences=[nasty])
+    parts = [
+        table,
+        Words(text=nasty),
+        Code(text=nasty),
+        picture,
+        Gallery(pictures=[picture]),
+        Findings(findings=[finding]),
+    ]
+    sections = [Section(title=nasty, parts=parts, folded=folded) for folded in (False, True)]
+    text = page(nasty, sections)
     assert "<b>" not in text
-    assert base64.b64encode(b"png").decode() in text
+    assert text.count(base64.b64encode(PNG).decode()) == 4
     balance = Balance()
     balance.feed(text)
     assert balance.open == []
@@ -62,7 +91,7 @@ class Texts(html.parser.HTMLParser):
 
     def handle_starttag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
         self.tags.append(tag)
-        self.seen += [str(value) for name, value in attrs if name in ("src", "href")]
+        self.seen += [str(value) for name, value in attrs if name in ("alt", "src", "href")]
 
     def handle_data(self, data: str) -> None:
         if self.tags and self.tags[-1] != "style":
@@ -74,19 +103,45 @@ def test_the_page_shows_its_contents_in_order_and_needs_nothing_else() -> None:
     code = '{\n  "a": 1\n\n}'
     sections = [
         Section(title="First", parts=[table, Words(text='It\'s "so" & so.')]),
-        Section(title="Second", parts=[Code(text=code), Picture(caption="a map", png=b"png")]),
+        Section(title="Second", parts=[Code(text=code), Picture(caption="a map", png=PNG)]),
     ]
     text = page("Title", sections)
     texts = Texts()
     texts.feed(text)
     assert texts.seen == [
-        *("Title", "Title", "First", "By sex", "MAE", "male", "4.5", "a<b", "-0.5"),
-        *('It\'s "so" & so.', "Second", code, "data:image/png;base64,cG5n", "a map"),
+        *("Title", "Title", "#s1", "First", "#s2", "Second"),
+        *("First", "By sex", "MAE", "male", "4.5", "a<b", "-0.5", 'It\'s "so" & so.'),
+        *("Second", code, "a map", "data:image/png;base64," + base64.b64encode(PNG).decode()),
     ]
     assert text.count('<td class="number">') == 2
+    assert '<th scope="col" class="number">MAE</th>' in text
     assert not {"script", "link", "iframe"} & set(texts.tags)
     assert "http" not in text
     assert page("Title", sections) == text
+
+
+def test_a_phone_shows_the_page_at_its_own_width_and_scrolls_wide_pictures() -> None:
+    wide = Picture(caption="wide", png=png(1000, 100))
+    text = page("Title", [Section(title="First", parts=[wide])])
+    assert '<meta name="viewport" content="width=device-width, initial-scale=1">' in text
+    assert 'width="1000" height="100" style="min-width: 600px"' in text
+
+
+def test_a_picture_of_faces_is_put_in_as_a_much_smaller_file() -> None:
+    content = png(300, 300)
+    address = Picture(caption="faces", png=content, shows_faces=True).address
+    kind, _, text = address.partition(";base64,")
+    shown = base64.b64decode(text)
+    assert kind == "data:image/webp"
+    assert Image.open(io.BytesIO(shown)).size == (300, 300)
+    assert len(shown) < len(content) / 2
+
+
+def test_settings_are_written_as_a_person_writes_them() -> None:
+    settings = {"decode": None, "flip": True, "cs_thresholds": (3.0, 5.0), "groups": (), "seed": 0}
+    assert [row[1] for row in settings_table("x", settings).rows] == [
+        *("not set", "yes", "3, 5", "none", "0"),
+    ]
 
 
 def test_figures_are_written_with_interval_unit_and_digits() -> None:
@@ -108,6 +163,7 @@ def test_titles_and_numbers_know_their_unit() -> None:
     assert title_of("cs_0.5", "points") == "CS@0.5 (within 0.5 points)"
     assert number("pearson", 0.93456, 2) == "0.935"
     assert number("bias", -0.5, 2) == "-0.50"
+    assert number("bias", -0.001, 2) == "0.00"
     assert number("coverage_80", 0.8, 2) == "80.0%"
 
 
