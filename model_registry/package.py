@@ -30,8 +30,9 @@ from mlflow.types.schema import AnyType
 
 import visage
 from model_registry.mlflow_client import connect, load_package
-from model_registry.served_model import FACE, LANDMARKS, PHOTO, Limits
 from visage.model_config import CONFIG_FILE, ModelConfig
+from visage.server.limits import Limits
+from visage.server.tables import FACE, LANDMARKS, PHOTO
 from visage.strict import check_positive
 from visage.synthetic import encode_face, sample_person, sample_photo
 from visage.weights import load_model, sha256_of

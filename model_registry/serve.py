@@ -1,58 +1,52 @@
-"""The registered champion predicts photos over HTTP, in one process.
+"""The registered champion predicts photos over HTTP: visage.server's application, MLflow's model.
 
     python -m model_registry.serve --model models:/NAME@champion [--host 127.0.0.1] [--port 5001]
+        [--poll 30]
     (or: make serve)
 
-POST /invocations predicts. GET /ready names the model and its version, /metrics counts for
-Prometheus, /statistics summarises the newest faces for flows/drift.py; /ping, /health and /version
-are those of MLflow's scoring server. An alias is looked up once, at the start: after a promotion,
-restart the server.
-
-Each prediction runs on one thread, as many at once as there are cores: sixteen clients then share
-the cores without thrashing, and a single client loses little (bench/serving.py). Requests wait in a
-bounded queue; beyond it, 503 says when to come back. Requests of several clients are not joined
-into batches: measured, it gains too little.
+An alias is looked up every `--poll` seconds and at POST /reload: a promoted champion takes over
+without a restart. The champion's weights, config and limits come from its package, the code that
+answers is this checkout's: the config says whether the two belong together. `mlflow models serve`
+runs the code inside the package.
 """
 
 from __future__ import annotations
 
 import argparse
-import asyncio
 import json
 import logging
 import os
 import sys
-from collections.abc import Callable
-from concurrent.futures import ThreadPoolExecutor
+import tempfile
+from collections import deque
+from pathlib import Path
 from typing import Any
 
 import mlflow
-import torch
-import uvicorn
+from mlflow import MlflowClient
+from mlflow.entities.model_registry import ModelVersion
 from mlflow.exceptions import MlflowException
-from mlflow.pyfunc import PyFuncModel
-from prometheus_client import CONTENT_TYPE_LATEST
-from starlette.applications import Starlette
-from starlette.exceptions import HTTPException
-from starlette.requests import Request
-from starlette.responses import Response
-from starlette.routing import Route
-from starlette.types import ASGIApp
 
-from model_registry.invocations import predict_with
-from model_registry.mlflow_client import connect, load_package
-from model_registry.prometheus_metrics import PrometheusMetrics
-from model_registry.request_guard import JSON, GuardSettings, Refusal, RequestGuard
+from model_registry.mlflow_client import connect
+from model_registry.promote import (
+    AGAINST,
+    CHALLENGER,
+    CHAMPION,
+    DECISION,
+    REASONS,
+    history,
+    version_with_alias,
+)
+from visage.server.application import build_app
+from visage.server.limits import Limits
+from visage.server.models import Loaded, loaded
+from visage.server.run import add_server_options, run, server_settings
 
-# Requests in the queue; each holds at most max_request_bytes.
-MAX_WAITING = 32
-
-# /statistics summarises the newest faces; the oldest leave it a block at a time.
-WINDOW_FACES = 2_000
-BLOCK_FACES = 200
-
-ARRIVAL_SECONDS = 30.0  # for all of a request to arrive
-SECONDS_TO_FINISH = 30  # for requests in flight after SIGTERM
+POLL_SECONDS = 30.0
+# Of the page that watches the champion
+SHOWN_VERSIONS = 10
+SHOWN_EVENTS = 10
+SHOWN_METRICS = ("mae", "rmse", "crps", "coverage_80")
 
 
 def exact_uri(uri: str) -> str:
@@ -65,107 +59,88 @@ def exact_uri(uri: str) -> str:
     return f"models:/{name}/{client.get_model_version_by_alias(name, alias).version}"
 
 
-def build_app(model: PyFuncModel, name: str, num_at_once: int) -> Starlette:
-    """The HTTP application of a loaded package; `name` is what /ready and /metrics call it.
+class RegisteredSource:
+    """The package that an address of MLflow's names, such as `models:/NAME@champion`."""
 
-    Raises ValueError for a package of an older visage, which cannot report to this server.
-    """
-    served: Any = model.unwrap_python_model()  # type: ignore[no-untyped-call]
-    if not hasattr(served, "summarise"):
-        raise ValueError(
-            "the package was made by an older visage: register the model again (make retrain), "
-            "or serve it with `mlflow models serve`"
+    def __init__(self, uri: str) -> None:
+        self._uri = uri
+        # The package before may still answer requests.
+        self._folders: deque[tempfile.TemporaryDirectory[str]] = deque(maxlen=2)
+
+    @property
+    def name(self) -> str:
+        """The registered model's name."""
+        return self._uri.removeprefix("models:/").partition("@")[0].partition("/")[0]
+
+    def identity(self) -> str:
+        """The version that the address means now."""
+        return exact_uri(self._uri)
+
+    def load(self) -> Loaded:
+        """Its package's weights, config, limits and card. ValueError for a package without them."""
+        exact = exact_uri(self._uri)
+        version = exact.rpartition("/")[2] if exact.startswith("models:/") else None
+        folder = tempfile.TemporaryDirectory(prefix="visage-served-")
+        package = Path(mlflow.artifacts.download_artifacts(exact, dst_path=folder.name))
+        limits = package / "artifacts" / "limits.json"
+        if not limits.is_file():
+            raise ValueError(f"{exact}: no package of visage; register the model (make retrain)")
+
+        found = loaded(
+            package / "artifacts" / "model",
+            name=self.name,
+            version=version,
+            limits=Limits(**json.loads(limits.read_text(encoding="utf-8"))),
+            card=self._card(version),
         )
+        self._folders.append(folder)
+        return found
 
-    config = served.predictor.config
-    summary = served.summarise(WINDOW_FACES, BLOCK_FACES)
-    metrics = PrometheusMetrics(config, name, served.version)
-    served.on_documents = metrics.count_documents
-    ready = {
-        "ready": True,
-        "name": name,
-        "version": served.version,
-        "model": config.name,
-        "sha256": config.weights.sha256,
+    def registry(self) -> dict[str, Any] | None:
+        """Champion, challengers and what was decided about them, newest first."""
+        if not self._uri.startswith("models:/"):
+            return None
+        client = connect()
+        found = client.search_model_versions(f"name = '{self.name}'")
+        newest = sorted(found, key=lambda each: int(each.version), reverse=True)
+        return {
+            "name": self.name,
+            "champion": version_with_alias(client, self.name, CHAMPION),
+            "challenger": version_with_alias(client, self.name, CHALLENGER),
+            "versions": [_version_document(client, each) for each in newest[:SHOWN_VERSIONS]],
+            "history": history(self.name)[-SHOWN_EVENTS:],
+        }
+
+    def _card(self, version: str | None) -> str | None:
+        """The card that was written into the version's description."""
+        if version is None:
+            return None
+        return connect().get_model_version(self.name, version).description or None
+
+
+def _version_document(client: MlflowClient, version: ModelVersion) -> dict[str, Any]:
+    """A version, its test figures, and the comparison by which it was promoted or refused."""
+    metrics = client.get_run(version.run_id).data.metrics if version.run_id else {}
+    return {
+        "version": int(version.version),
+        "created_ms": version.creation_timestamp,
+        "decision": version.tags.get(DECISION),
+        "reasons": version.tags.get(REASONS),
+        "decided_against": version.tags.get(AGAINST),
+        "metrics": {name: metrics[name] for name in metrics if _is_shown(name)},
     }
 
-    switches = model.metadata.get_params_schema().params  # type: ignore[no-untyped-call]
-    settings = GuardSettings(
-        max_request_bytes=served.limits.max_request_bytes,
-        max_items=served.limits.max_photos,
-        switches=[switch.name for switch in switches],
-        max_inside=num_at_once + MAX_WAITING,
-        arrival_seconds=ARRIVAL_SECONDS,
-    )
-    guard = RequestGuard(predict_with(model), settings, metrics.count_response)
-    metrics.watch(lambda: guard.inside)
 
-    return routed(
-        guard,
-        {
-            "/ready": lambda: Response(json.dumps(ready), media_type=JSON),
-            "/statistics": lambda: Response(json.dumps(summary.as_document()), media_type=JSON),
-            "/metrics": lambda: Response(metrics.page(), media_type=CONTENT_TYPE_LATEST),
-            "/ping": lambda: Response("\n", media_type=JSON),
-            "/health": lambda: Response("\n", media_type=JSON),
-            "/version": lambda: Response(mlflow.__version__, media_type=JSON),
-        },
-    )
+def _is_shown(metric: str) -> bool:
+    return any(part in SHOWN_METRICS for part in metric.replace("/", ".").split("."))
 
 
-def routed(guard: ASGIApp, pages: dict[str, Callable[[], Response]]) -> Starlette:
-    """`guard` at /invocations with every method, and the pages to GET."""
-
-    def page(make: Callable[[], Response]) -> Callable[[Request], Any]:
-        async def endpoint(_: Request) -> Response:
-            return make()
-
-        return endpoint
-
-    async def refuse(_: Request, error: Exception) -> Response:
-        if isinstance(error, HTTPException) and error.status_code == 405:
-            return Refusal(405, "this page is only read", {"allow": "GET, HEAD"}).response()
-        return Refusal(404, "there is no such page; photos go to POST /invocations").response()
-
-    routes = [Route(path, page(make)) for path, make in pages.items()]
-    app = Starlette(
-        routes=[Route("/invocations", guard), *routes],
-        exception_handlers={404: refuse, 405: refuse},
-    )
-    app.router.redirect_slashes = False
-    return app
-
-
-async def run(app: ASGIApp, host: str, port: int, num_at_once: int) -> None:
-    """Serves until SIGTERM or SIGINT; requests in flight are finished first."""
-    # Predictions run in the event loop's default thread pool: its size bounds what runs at once.
-    asyncio.get_running_loop().set_default_executor(ThreadPoolExecutor(num_at_once, "predict"))
-    config = uvicorn.Config(
-        app,
-        host=host,
-        port=port,
-        access_log=False,
-        server_header=False,
-        timeout_graceful_shutdown=SECONDS_TO_FINISH,
-    )
-    await uvicorn.Server(config).serve()
-
-
-def serve(uri: str, host: str, port: int) -> None:
-    """Loads the package that `uri` names and serves it until a signal stops it."""
-    num_at_once = len(os.sched_getaffinity(0))
-    torch.set_num_threads(1)
-    exact = exact_uri(uri)
-    model = load_package(exact)
-
-    # The first prediction imports and warms up what the later ones use.
-    model.predict(model.input_example)
-
+def serve(uri: str, host: str, port: int, poll_seconds: float) -> None:
+    """Serves the package that `uri` names until a signal stops it."""
+    settings = server_settings(len(os.sched_getaffinity(0)), poll_seconds)
     # MLflow's warnings repeat what a request holds.
     logging.getLogger("mlflow").setLevel(logging.ERROR)
-
-    name = exact.removeprefix("models:/").partition("/")[0]
-    asyncio.run(run(build_app(model, name, num_at_once), host, port, num_at_once))
+    run(build_app(RegisteredSource(uri), settings, mlflow.__version__), host, port)
 
 
 def main() -> None:
@@ -174,13 +149,10 @@ def main() -> None:
         prog="python -m model_registry.serve", description=__doc__.split("\n", 1)[0]
     )
     parser.add_argument("--model", required=True, help="models:/NAME@ALIAS or models:/NAME/VERSION")
-    parser.add_argument(
-        "--host", default="127.0.0.1", help="where to listen; beyond loopback see docs/serve.md"
-    )
-    parser.add_argument("--port", type=int, default=5001)
+    add_server_options(parser, POLL_SECONDS)
     arguments = parser.parse_args()
     try:
-        serve(arguments.model, arguments.host, arguments.port)
+        serve(arguments.model, arguments.host, arguments.port, arguments.poll)
     except (ValueError, MlflowException) as error:
         print(f"model_registry.serve: {arguments.model}: {error}", file=sys.stderr)
         raise SystemExit(2) from error

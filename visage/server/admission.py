@@ -11,8 +11,7 @@ from __future__ import annotations
 import asyncio
 import time
 from collections import Counter
-from collections.abc import AsyncIterator, Callable, Iterator
-from contextlib import contextmanager
+from collections.abc import AsyncIterator, Callable
 from dataclasses import dataclass
 
 from visage.server.refusals import Refusal
@@ -154,12 +153,3 @@ class Places:
         self._of_address[address] -= 1
         if not self._of_address[address]:
             del self._of_address[address]
-
-    @contextmanager
-    def one(self, address: str) -> Iterator[None]:
-        """A place while the block runs."""
-        self.take(address)
-        try:
-            yield
-        finally:
-            self.leave(address)

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import dataclasses
 from collections.abc import Sequence
-from typing import Any, NamedTuple, Protocol
+from typing import Any, NamedTuple
 
 import numpy as np
 import numpy.typing as npt
@@ -20,6 +20,7 @@ from visage.inference.photos import AlignedFace, PhotoResult, Predictor, as_docu
 from visage.server.limits import Limits
 from visage.server.pictures import check_kind, from_base64, num_pixels
 from visage.server.refusals import Refusal, seen
+from visage.server.score_maps import ScoreMaps
 from visage.server.tables import FACE, LANDMARKS, PHOTO, Document, Row
 
 NO_LANDMARKS = np.full((5, 2), np.nan, np.float32)
@@ -33,14 +34,6 @@ class Item(NamedTuple):
     column: str
     picture: bytes
     landmarks: Any = None
-
-
-class ScoreMaps(Protocol):
-    """Aligned faces -> their score maps (h,w), at the resolution of the network's last maps."""
-
-    def __call__(
-        self, faces: Sequence[AlignedFace], flip: bool
-    ) -> list[npt.NDArray[np.float32]]: ...
 
 
 class Answers:
@@ -203,7 +196,8 @@ def _contents(row: Row) -> str:
     for name in (PHOTO, FACE):
         if row.get(name) is not None:
             return f"{name} that is no text"
-    names = [seen(name) for name, value in row.items() if value is not None]
+    # Of pandas, NaN is "not given", and it does not equal itself.
+    names = [seen(name) for name, value in row.items() if value is not None and value == value]
     return ", ".join(names[:3]) or "neither"
 
 

@@ -188,6 +188,7 @@ class Service:
             self.metrics.count_reload("failed")
             raise Refusal("reload_failed") from error
         if changed:
+            self._registry = None
             self.metrics.count_reload("taken over")
         return changed
 

@@ -8,34 +8,30 @@ requests that run finish with the model they started with, and none is lost.
 from __future__ import annotations
 
 import dataclasses
-import functools
 import hashlib
 import json
 import logging
 import threading
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from dataclasses import dataclass
-from importlib.util import find_spec
 from pathlib import Path
 from typing import Any, Protocol
 
 import numpy as np
-import numpy.typing as npt
 
 from visage.evaluation.drift import REFERENCE_FILE, Summary
-from visage.inference.faces import BATCH_ROWS
-from visage.inference.photos import AlignedFace, Predictor
+from visage.inference.photos import Predictor
 from visage.model_config import ModelConfig, find_config
-from visage.server.answers import Answers, Item, ScoreMaps
+from visage.server.answers import Answers, Item
 from visage.server.card import card_of
 from visage.server.limits import Limits
+from visage.server.score_maps import torch_score_maps
 from visage.server.tables import PHOTO
 
 # A summary of the newest faces; the oldest leave it a block at a time.
 WINDOW_FACES = 2_000
 BLOCK_FACES = 200
 
-Floats = npt.NDArray[np.float32]
 _log = logging.getLogger(__name__)
 
 
@@ -82,7 +78,7 @@ def loaded(
     predictor = Predictor(
         network, config, observe=summary.add, max_photo_pixels=limits.max_photo_pixels
     )
-    answers = Answers(predictor, limits, *_score_maps(folder, predictor))
+    answers = Answers(predictor, limits, *torch_score_maps(folder, predictor))
     return Loaded(
         name=name,
         version=version,
@@ -98,41 +94,6 @@ def _reference(folder: Path) -> Summary | None:
     if not file.is_file():
         return None
     return Summary.from_document(json.loads(file.read_text(encoding="utf-8")), str(file))
-
-
-def _score_maps(folder: Path, predictor: Predictor) -> tuple[ScoreMaps | None, str]:
-    """How score maps are drawn: by PyTorch, from the folder's safetensors, both loaded when the
-    first is asked for. None, and why, where one of the two is missing."""
-    if find_spec("torch") is None:
-        return None, "it needs PyTorch; pip install 'visage[torch]' on the server"
-    if not (folder / predictor.config.weights.file).is_file():
-        return None, f"it needs {predictor.config.weights.file} beside the model's config"
-
-    @functools.cache
-    def network() -> Any:
-        from visage.weights import load_model
-
-        return load_model(folder)[0]
-
-    def maps(faces: Sequence[AlignedFace], flip: bool) -> list[Floats]:
-        import torch
-
-        from visage.explain.score_map import coarse_score_map
-
-        found: list[Floats] = []
-        for start in range(0, len(faces), BATCH_ROWS):
-            crops, landmarks = predictor.stacked(faces[start : start + BATCH_ROWS])
-            maps_Bhw = coarse_score_map(
-                network(),
-                predictor.config,
-                torch.as_tensor(crops),
-                torch.as_tensor(landmarks),
-                flip=flip,
-            )
-            found.extend(maps_Bhw.numpy())
-        return found
-
-    return maps, ""
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -72,14 +72,14 @@ def serve(folder: Path, host: str, port: int, poll_seconds: float) -> None:
     run(build_app(source, settings, "0.1.0"), host, port)
 
 
-def add_server_options(parser: argparse.ArgumentParser) -> None:
-    """Adds the options that every server takes."""
+def add_server_options(parser: argparse.ArgumentParser, poll_seconds: float) -> None:
+    """Adds the options that every server takes; `poll_seconds` is the default of --poll."""
     parser.add_argument("--host", default=HOST, help="where to listen; see docs/serve.md")
     parser.add_argument("--port", type=int, default=PORT)
     parser.add_argument(
         "--poll",
         type=float,
-        default=0.0,
+        default=poll_seconds,
         metavar="SECONDS",
         help="look so often whether the model has changed; 0: only POST /reload does",
     )
@@ -91,7 +91,7 @@ def main() -> None:
         prog="python -m visage.server.run", description=__doc__.split("\n", 1)[0]
     )
     parser.add_argument("--model", type=Path, required=True, help="a folder with a model")
-    add_server_options(parser)
+    add_server_options(parser, 0.0)
     arguments = parser.parse_args()
     try:
         serve(arguments.model, arguments.host, arguments.port, arguments.poll)

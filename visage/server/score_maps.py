@@ -1,26 +1,75 @@
-"""A score map as a picture that a page lays over the face: PNG with transparency, as a data:
-address, and the corners of the crop in the photo.
+"""Score maps of served faces: how they are computed, and how a page can lay them over the face.
+
+A page gets a PNG with transparency, as a data: address, and the crop's corners in the photo.
 
 Legend: h, w side of the network's last maps; R red, G green, B blue, A opacity.
 """
 
 from __future__ import annotations
 
+import functools
 import io
 from collections.abc import Sequence
-from typing import Any
+from importlib.util import find_spec
+from pathlib import Path
+from typing import Any, Protocol
 
 import numpy as np
 import numpy.typing as npt
 from PIL import Image
 
 from visage.detection import align
+from visage.inference.faces import BATCH_ROWS
+from visage.inference.photos import AlignedFace, Predictor
 from visage.model_config import AlignmentConfig
 from visage.server.pictures import to_base64
+
+Floats = npt.NDArray[np.float32]
 
 # From weak to strong: dark violet, red, yellow; weak places let the face through
 COLOURS_RGB = np.array([(40, 0, 80), (190, 30, 70), (250, 130, 30), (255, 250, 130)], np.float32)
 MAX_OPACITY = 190
+
+
+class ScoreMaps(Protocol):
+    """Aligned faces -> their score maps (h,w), at the resolution of the network's last maps."""
+
+    def __call__(self, faces: Sequence[AlignedFace], flip: bool) -> list[Floats]: ...
+
+
+def torch_score_maps(folder: Path, predictor: Predictor) -> tuple[ScoreMaps | None, str]:
+    """How score maps are drawn: by PyTorch, from the folder's safetensors, both loaded when the
+    first is asked for. None, and why, where one of the two is missing."""
+    if find_spec("torch") is None:
+        return None, "it needs PyTorch; pip install 'visage[torch]' on the server"
+    if not (folder / predictor.config.weights.file).is_file():
+        return None, f"it needs {predictor.config.weights.file} beside the model's config"
+
+    @functools.cache
+    def network() -> Any:
+        from visage.weights import load_model
+
+        return load_model(folder)[0]
+
+    def maps(faces: Sequence[AlignedFace], flip: bool) -> list[Floats]:
+        import torch
+
+        from visage.explain.score_map import coarse_score_map
+
+        found: list[Floats] = []
+        for start in range(0, len(faces), BATCH_ROWS):
+            crops, landmarks = predictor.stacked(faces[start : start + BATCH_ROWS])
+            maps_Bhw = coarse_score_map(
+                network(),
+                predictor.config,
+                torch.as_tensor(crops),
+                torch.as_tensor(landmarks),
+                flip=flip,
+            )
+            found.extend(maps_Bhw.numpy())
+        return found
+
+    return maps, ""
 
 
 def as_png(map_hw: Sequence[Sequence[float]], crop_px: int) -> str:
