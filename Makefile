@@ -87,8 +87,11 @@ deploy: $(STAMP)  ## run the schedules of prefect.yaml until Ctrl-C: server, wor
 	@$(BIN)/python -m flows.deploy
 
 .PHONY: serve
-serve: $(STAMP)  ## serve the champion over HTTP on 127.0.0.1, PORT=5001; MODEL=models:/NAME/VERSION serves another
-	@$(BIN)/python -m model_registry.serve --model "$(or $(MODEL),$(champion))" --port $(or $(PORT),5001)
+serve: $(STAMP)  ## serve the champion over HTTP on 127.0.0.1, PORT=5001; MODEL=released/NAME, a folder or models:/NAME/VERSION
+	@case "$$MODEL" in \
+	  ''|models:/*) exec $(BIN)/python -m model_registry.serve --model "$${MODEL:-$(champion)}" --port "$${PORT:-5001}" ;; \
+	  *) exec $(BIN)/python -m visage.server.run --model "$$MODEL" --port "$${PORT:-5001}" ;; \
+	esac
 
 champion = models:/$$($(BIN)/python -m stages.presets value package.model)@champion
 
