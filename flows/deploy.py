@@ -114,7 +114,9 @@ def _server(port: int) -> Iterator[str]:
         )
 
     words = ["server", "start", "--host", "127.0.0.1", "--port", str(port)]
-    with _running([*_prefect(), *words], os.environ | LEASES) as server:
+    # Without it the pages ask for the API at Prefect's own port, whichever port this server has.
+    pages = {"PREFECT_UI_API_URL": address}
+    with _running([*_prefect(), *words], os.environ | LEASES | pages) as server:
         deadline = time.monotonic() + START_SECONDS
         while not _answers(address):
             if server.poll() is not None or time.monotonic() > deadline:

@@ -32,6 +32,7 @@ from prefect.exceptions import ObjectNotFound
 from prefect.states import Completed
 
 from flows.pipeline.notify import notify
+from flows.pipeline.run_name import run_name
 from flows.pipeline.workspace import ROOT
 from model_registry.package import PackageSettings, fetch
 from model_registry.promote import champion
@@ -64,7 +65,7 @@ class DriftSettings:
             raise ValueError(f"min_faces is {self.min_faces}: give 2 at least")
 
 
-@flow(name="drift")
+@flow(name="drift", flow_run_name=run_name())
 def drift(root: Path = ROOT) -> State[str]:
     """One check; its result is the state's message. ValueError, with the remedy, where nothing can
     be compared."""
@@ -193,7 +194,7 @@ def _decision(
 
 def started(deployment: str, cause: str, reason: str) -> bool:
     """Runs a deployment, at most once a day for each cause; False where it ran for it before."""
-    own_name = f"drift {runtime.flow_run.get_name()}"
+    own_name = f"drift {runtime.flow_run.get_id()}"
 
     try:
         run: Any = run_deployment(

@@ -29,6 +29,7 @@ from prefect.cache_policies import NO_CACHE
 
 from flows.pipeline.artifacts import RecordedRun, show_quality, show_results, show_run
 from flows.pipeline.dvc_stages import Declared
+from flows.pipeline.run_name import run_name
 from flows.pipeline.stage_outputs import EVALUATION, outputs_of
 from flows.pipeline.stage_runner import StageFailed, StageRunner
 from flows.pipeline.workspace import ROOT, Busy, only_one
@@ -44,7 +45,7 @@ MAY_PASS = {ExitStatus.IO_ERROR, ExitStatus.OUT_OF_MEMORY}
 EXPERIMENT = "visage"
 
 
-@flow(name="reproduce")
+@flow(name="reproduce", flow_run_name=run_name("experiment"))
 def reproduce(root: Path = ROOT, experiment: str = EXPERIMENT) -> dict[str, str]:
     """Runs the stale stages, records and shows the results; returns `ran` or `fresh` for each stage
     but `code`, which always runs.
@@ -84,8 +85,14 @@ def _run_all(root: Path, runner: StageRunner) -> dict[str, str]:
     made.pop(CODE_STAGE, None)
     if "ran" in made.values():
         show_quality(outputs)
-        show_results(outputs)
+        show_results(outputs, unit_of(root))
     return made
+
+
+def unit_of(root: Path) -> str:
+    """The labels' unit, such as years."""
+    labels: dict[str, str] = read_params(root / "params.yaml").get("labels", {})
+    return labels.get("unit", "label units")
 
 
 def task_of(stage: str) -> Any:

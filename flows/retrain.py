@@ -30,6 +30,7 @@ from flows.intake.table import read_wanted
 from flows.pipeline.artifacts import RecordedRun
 from flows.pipeline.dvc_stages import declared, stale
 from flows.pipeline.notify import notify
+from flows.pipeline.run_name import run_name
 from flows.pipeline.stage_outputs import EXPORT, outputs_of
 from flows.pipeline.stage_runner import StageFailed
 from flows.pipeline.workspace import ROOT, Busy, only_one
@@ -56,7 +57,7 @@ class RetrainSettings:
     notify: str | None
 
 
-@flow(name="retrain")
+@flow(name="retrain", flow_run_name=run_name("reason"))
 def retrain(reason: str = "by hand", root: Path = ROOT) -> State[str]:
     """One night's work in the working copy; its result is the state's message. `reason` says why it
     runs now, for the record."""

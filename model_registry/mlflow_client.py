@@ -24,8 +24,14 @@ from mlflow.exceptions import MlflowException
 from mlflow.protos import databricks_pb2
 from mlflow.protos.databricks_pb2 import RESOURCE_ALREADY_EXISTS, TEMPORARILY_UNAVAILABLE
 from mlflow.pyfunc import PyFuncModel
+from mlflow.utils.mlflow_tags import MLFLOW_RUN_NOTE
 
 LOCAL = ".mlflow"  # folder of the working directory: database and artifacts without a server
+# MLflow's pages show it under the experiment's name
+ABOUT_EXPERIMENT = (
+    "One run for each result of the pipeline, named by its start; one run for each sweep, with its "
+    "trials below it."
+)
 PASSING = databricks_pb2.ErrorCode.Name(TEMPORARILY_UNAVAILABLE)
 
 # Seconds between attempts: after these 63 s a database that restarts is back.
@@ -52,7 +58,13 @@ def experiment(name: str) -> str:
     known = client.get_experiment_by_name(name)
     if known is None:
         try:
-            return str(client.create_experiment(name, artifact_location=artifact_root()))
+            return str(
+                client.create_experiment(
+                    name,
+                    artifact_location=artifact_root(),
+                    tags={MLFLOW_RUN_NOTE: ABOUT_EXPERIMENT},
+                )
+            )
         except MlflowException as error:
             # Another process may have created it in between.
             if error.error_code != databricks_pb2.ErrorCode.Name(RESOURCE_ALREADY_EXISTS):

@@ -29,6 +29,7 @@ SHOWN = {
     "cs_5": "CS@5",
     "coverage_80": "in the interval",
 }
+SHARES = ("cs_5", "coverage_80")
 LIMITS = """\
 - A prediction is how old or attractive a face looks to the people who gave the labels. It is not a
   person's age or worth, it proves no age, and it must not decide anything about a person on its
@@ -80,18 +81,19 @@ def card_text(
     decision = metrics["decision"]
 
     head = (
-        f"Network `{config.network.name}`, method `{config.method}`, decoded by the "
-        f"{config.decode}; faces of {config.alignment.crop_px} px; "
-        f"{config.weights.num_parameters} parameters. It predicts a value, a distribution and an "
-        "80 % interval."
+        f"Network `{config.network.name}` of {config.weights.num_parameters:,} parameters, method "
+        f"`{config.method}`, decoded by the {config.decode}; faces of "
+        f"{config.alignment.crop_px} px. It predicts a value, a distribution and an 80% interval."
     )
     use = (
         f"Statistics and research on the {config.quantity} that faces show, and the tools around "
         "it."
     )
+    views = "averaged over the face and its mirror image" if decision["flip"] else "one view"
     rule = (
-        f"Prediction rule: {decision['decode']}, mirror image averaged in: {decision['flip']}. "
-        f"Intervals: {decision['interval']:.0%}, {decision['num_resamples']} bootstrap resamples."
+        f"Prediction: {decision['decode']} of the distribution, {views}. MAE and RMSE in "
+        f"{config.unit}. In brackets {decision['interval']:.0%} intervals of "
+        f"{decision['num_resamples']:,} bootstrap resamples."
     )
     lines = [
         f"# {model}, version {version}: {config.quantity} from a face, in {config.unit}",
@@ -106,17 +108,17 @@ def card_text(
         "",
         config.terms,
         "",
-        *_items(config.data),
+        *_data_items(config.data),
         "",
         "## How well",
         "",
         rule,
         "",
-        *_table(["faces of", "number", *SHOWN.values()], _split_rows(splits)),
+        *_table(["faces of", *SHOWN.values()], _split_rows(splits)),
         "",
-        "By group (first list), MAE and coverage:",
+        "By group, of the first list:",
         "",
-        *_table(["group", "faces", SHOWN["mae"], SHOWN["coverage_80"]], _group_rows(groups)),
+        *_table(["group", SHOWN["mae"], SHOWN["coverage_80"]], _group_rows(groups)),
         "",
         "## Limits",
         "",
@@ -125,20 +127,29 @@ def card_text(
         "## Where it comes from",
         "",
         *_items(config.code),
-        f"- weights: sha256 {config.weights.sha256}",
+        f"- weights: sha256 `{config.weights.sha256}`",
         "",
     ]
     return "\n".join(lines)
 
 
 def _items(values: Mapping[str, Any]) -> list[str]:
-    return [f"- {name}: {_as_text(value)}" for name, value in values.items()]
+    return [f"- {name.replace('_', ' ')}: `{value}`" for name, value in values.items()]
+
+
+def _data_items(data: Mapping[str, Mapping[str, Any]]) -> list[str]:
+    """- train: 1,760 faces, sha256 `4bc1...`"""
+    lines = []
+    for name, about in data.items():
+        others = [f"{key} `{value}`" for key, value in about.items() if key != "num_faces"]
+        lines.append(f"- {name}: " + ", ".join([f"{about['num_faces']:,} faces", *others]))
+    return lines
 
 
 def _split_rows(splits: Mapping[str, Any]) -> Iterator[list[str]]:
     for name, figures in splits.items():
-        shown = [_figure(figures.get(metric)) for metric in SHOWN]
-        yield [name, str(figures["num_faces"]), *shown]
+        shown = [_figure(metric, figures.get(metric)) for metric in SHOWN]
+        yield [f"{name} ({figures['num_faces']:,} faces)", *shown]
 
 
 def _group_rows(groups: list[dict[str, str]]) -> Iterator[list[str]]:
@@ -151,21 +162,19 @@ def _group_rows(groups: list[dict[str, str]]) -> Iterator[list[str]]:
             named.setdefault(key, {})[row["metric"]] = figure
 
     for (attribute, group, num_faces), figures in named.items():
-        shown = [_figure(figures.get(name)) for name in ("mae", "coverage_80")]
-        yield [f"{attribute} {group}", num_faces, *shown]
+        shown = [_figure(name, figures.get(name)) for name in ("mae", "coverage_80")]
+        yield [f"{attribute} {group} ({int(num_faces):,} faces)", *shown]
 
 
-def _figure(figure: Mapping[str, float] | None) -> str:
+def _figure(metric: str, figure: Mapping[str, float] | None) -> str:
     if figure is None:
         return "-"
-    return f"{figure['value']:.3f} ({figure['low']:.3f} to {figure['high']:.3f})"
+    form = ".1%" if metric in SHARES else ".3f"
+    value, low, high = (figure[end] for end in ("value", "low", "high"))
+    return f"{value:z{form}} ({low:z{form}} to {high:z{form}})"
 
 
 def _table(head: list[str], rows: Iterator[list[str]]) -> list[str]:
-    return [f"| {' | '.join(cells)} |" for cells in (head, ["---"] * len(head), *rows)]
-
-
-def _as_text(value: Any) -> str:
-    if isinstance(value, Mapping):
-        return ", ".join(f"{key} {inner}" for key, inner in value.items())
-    return str(value)
+    """A table whose cells end with spaces that stay: MLflow's pages draw no gap between columns."""
+    lines = [f"| {'&nbsp;&nbsp; | '.join(head)} |", f"|{'---|' * len(head)}"]
+    return lines + [f"| {'&nbsp;&nbsp; | '.join(cells)} |" for cells in rows]

@@ -20,6 +20,7 @@ import json
 import sys
 import time
 from collections.abc import Mapping
+from textwrap import shorten
 from typing import Any
 
 from mlflow import MlflowClient
@@ -36,6 +37,8 @@ REASONS = "visage.reasons"
 AGAINST = "visage.decided_against"
 
 MAX_TAG = 4900  # characters that MLflow's stores keep of a version's tag
+# Events in a model's description, and characters of each one's reason: MLflow's stores keep 5000
+MAX_EVENTS, MAX_REASON = 15, 200
 PROMOTED, REFUSED = "promoted", "refused"
 
 
@@ -143,6 +146,26 @@ def add_event(client: MlflowClient, model: str, action: str, version: int, reaso
     event = {"time": time.strftime("%Y-%m-%dT%H:%M:%S%z"), "action": action, "version": version}
     text = json.dumps(event | {"reason": reason[: MAX_TAG - 200]}, ensure_ascii=False)
     patiently(lambda: client.set_registered_model_tag(model, f"{EVENT}{time.time_ns()}", text))
+    patiently(lambda: client.update_registered_model(model, describe(history(model))))
+
+
+def describe(events: list[dict[str, Any]]) -> str:
+    """The model's page in MLflow as markdown: what the aliases mean, and the newest events, the
+    newest first."""
+    lines = [
+        f"The version with the alias `{CHAMPION}` is served. The description of each version is "
+        "its model card.",
+        "",
+        "| when | version | decision | why |",
+        "|---|---|---|---|",
+    ]
+
+    for event in events[: -MAX_EVENTS - 1 : -1]:
+        reason = " ".join(event["reason"].split()).replace("|", "\\|")
+        when = event["time"][:16].replace("T", " ")
+        cells = [when, str(event["version"]), event["action"], shorten(reason, MAX_REASON)]
+        lines.append(f"| {' | '.join(cells)} |")
+    return "\n".join(lines)
 
 
 def set_tags(client: MlflowClient, model: str, version: int, tags: Mapping[str, str]) -> None:

@@ -12,6 +12,7 @@ import csv
 import hashlib
 import json
 import math
+import time
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -26,11 +27,24 @@ from mlflow.data.meta_dataset import MetaDataset
 from mlflow.data.sources import LocalArtifactDatasetSource  # type: ignore[attr-defined]
 from mlflow.entities import Dataset, DatasetInput, InputTag, Metric, Param, Run, RunTag
 from mlflow.system_metrics.system_metrics_monitor import SystemMetricsMonitor
+from mlflow.utils.mlflow_tags import (
+    MLFLOW_GIT_COMMIT,
+    MLFLOW_RUN_NAME,
+    MLFLOW_RUN_NOTE,
+    MLFLOW_SOURCE_NAME,
+    MLFLOW_SOURCE_TYPE,
+)
 
 from model_registry.mlflow_client import connect, experiment, patiently
 from visage.parallel import batched
 
 LOCK_TAG, WORKSPACE_TAG, OPEN_TAG = "visage.lock", "visage.workspace", "visage.open"
+
+# What MLflow's pages show as the source of a run
+SOURCE = "flows/reproduce.py"
+
+# Metrics that a run's description shows
+SHOWN = {"mae": "MAE", "cs_5": "CS@5", "coverage_80": "labels inside the 80% interval"}
 
 # Artifacts that promotion and the model card read
 PREDICTIONS = "predictions.parquet"
@@ -123,7 +137,13 @@ def _open_run(client: MlflowClient, number: str, workspace: str) -> str:
     if left:
         client.update_run(left[0].info.run_id, status="RUNNING")
         return str(left[0].info.run_id)
-    tags = {OPEN_TAG: "true", WORKSPACE_TAG: workspace}
+    tags = {
+        OPEN_TAG: "true",
+        WORKSPACE_TAG: workspace,
+        MLFLOW_RUN_NAME: f"pipeline {time.strftime('%Y-%m-%d %H:%M')}",
+        MLFLOW_SOURCE_NAME: SOURCE,
+        MLFLOW_SOURCE_TYPE: "LOCAL",
+    }
     return str(client.create_run(number, tags=tags).info.run_id)
 
 
@@ -152,6 +172,9 @@ def finish(run_id: str, evidence: Evidence, code: Mapping[str, Any]) -> str:
     patiently(lambda: _log_evidence(client, run_id, run.info.start_time, evidence))
 
     tags = [RunTag(f"visage.{name}", str(value)) for name, value in code.items()]
+    tags.append(RunTag(MLFLOW_RUN_NOTE, note(evidence, code)))
+    if "git_commit" in code:
+        tags.append(RunTag(MLFLOW_GIT_COMMIT, str(code["git_commit"])))
     tags.append(RunTag(OPEN_TAG, "false"))
     patiently(lambda: client.log_batch(run_id, tags=tags))
     patiently(lambda: client.set_terminated(run_id, "FINISHED"))
@@ -204,6 +227,46 @@ def _log_evidence(client: MlflowClient, run_id: str, time_ms: int, evidence: Evi
 
     installed = sorted(f"{each.name}=={each.version}" for each in distributions())
     client.log_text(run_id, "\n".join(installed) + "\n", "environment.txt")
+
+
+def note(evidence: Evidence, code: Mapping[str, Any]) -> str:
+    """The run's description as markdown: its main metrics, and where the rest is."""
+    labels = evidence.settings.get("labels", {})
+    what = f"{labels.get('quantity', 'label')} in {labels.get('unit', 'label units')}"
+    lists = json.loads(evidence.metrics.read_text(encoding="utf-8"))
+
+    lines = [
+        f"Every stage of the pipeline; {what}.",
+        "",
+        f"| faces of | {' | '.join(SHOWN.values())} |",
+        f"|---|{'---|' * len(SHOWN)}",
+    ]
+    for name, figures in lists.items():
+        cells = [_cell(metric, figures.get(metric)) for metric in SHOWN]
+        if any(cells):
+            lines.append(f"| {name} | {' | '.join(cells)} |")
+
+    commit = f"commit `{code.get('git_commit', 'unknown')}`"
+    changed = (
+        ", with changes that are not committed" if str(code.get("dirty")).lower() == "true" else ""
+    )
+    lines += [
+        "",
+        "The report is `reports/report.html` under Artifacts, the settings are the parameters.",
+        f"Code: {commit}{changed}.",
+    ]
+    return "\n".join(lines)
+
+
+def _cell(metric: str, figure: Mapping[str, float | None] | None) -> str:
+    """5.77 (5.31 to 6.22); empty where the figure is missing or undefined."""
+    if not isinstance(figure, Mapping) or figure.get("value") is None:
+        return ""
+    form = ".2f" if metric == "mae" else ".1%"
+    value, low, high = (figure[end] for end in ("value", "low", "high"))
+    if low is None or high is None:
+        return f"{value:{form}}"
+    return f"{value:{form}} ({low:{form}} to {high:{form}})"
 
 
 def _params(evidence: Evidence) -> list[Param]:

@@ -4,12 +4,14 @@ MLflow keeps the run."""
 from __future__ import annotations
 
 import base64
+import math
 import re
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from PIL import Image
 from prefect.artifacts import (
     create_image_artifact,
     create_link_artifact,
@@ -19,9 +21,16 @@ from prefect.artifacts import (
 
 from flows.pipeline.stage_outputs import StageOutputs
 from stages.settings import read_json
+from visage.evaluation.bootstrap import Estimate
+from visage.evaluation.html import title_of, with_interval
+
+WHAT_RUN_HOLDS = "The MLflow run with settings, metrics, curves and reports of this result"
 
 # Prefect keeps a picture in its database.
 MAX_PICTURE_BYTES = 1 << 20
+
+# Decimals of figures in label units
+DIGITS = 3
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -33,13 +42,14 @@ class RecordedRun:
     tracking_uri: str
 
 
-def show_results(outputs: StageOutputs) -> None:
+def show_results(outputs: StageOutputs, unit: str) -> None:
     """Shows the metrics, one table for each stage that measures, and every plot."""
     for stage, path in outputs.metrics.items():
         if path.is_file():
-            rows = metric_rows(read_json(path))
             create_table_artifact(
-                key=_key("metrics", stage), table=rows, description=f"{path.name} of {stage}"
+                key=_key("metrics", stage),
+                table=metric_rows(read_json(path), unit),
+                description=f"Metrics of the stage {stage}, in brackets their intervals",
             )
 
     for folder in outputs.plots:
@@ -48,19 +58,29 @@ def show_results(outputs: StageOutputs) -> None:
                 _show_picture(picture)
 
 
-def metric_rows(document: Mapping[str, Any]) -> list[dict[str, Any]]:
-    """One row a metric and list of faces: value and interval, as the stage wrote them."""
-    return [
-        {"faces": name, "metric": metric, **figure}
-        for name, figures in document.items()
-        for metric, figure in figures.items()
-        if isinstance(figure, dict) and set(figure) == {"value", "low", "high"}
-    ]
+def metric_rows(document: Mapping[str, Any], unit: str) -> list[dict[str, str]]:
+    """One row a metric, one column a list of faces: value and interval, as in the report."""
+    rows: dict[str, dict[str, str]] = {}
+
+    for faces, figures in document.items():
+        for metric, figure in figures.items():
+            if isinstance(figure, dict) and set(figure) == {"value", "low", "high"}:
+                # metrics.json has null where a figure is undefined
+                numbers = {
+                    end: math.nan if number is None else number for end, number in figure.items()
+                }
+                text = with_interval(metric, Estimate(**numbers), DIGITS)
+                rows.setdefault(metric, {"metric": title_of(metric, unit)})[faces] = text
+
+    return list(rows.values())
 
 
 def _show_picture(picture: Path) -> None:
+    """Shows a plot under the sentence that is its title."""
+    with Image.open(picture) as image:
+        title = image.info.get("Title", picture.name)
     url = f"data:image/png;base64,{base64.b64encode(picture.read_bytes()).decode()}"
-    create_image_artifact(key=_key("plot", picture.stem), image_url=url, description=picture.name)
+    create_image_artifact(key=_key("plot", picture.stem), image_url=url, description=title)
 
 
 def show_quality(outputs: StageOutputs) -> None:
@@ -73,7 +93,9 @@ def show_quality(outputs: StageOutputs) -> None:
 
         text = quality_text(role, read_json(existing[0]))
         create_markdown_artifact(
-            key=_key("data-quality", role), markdown=text, description=f"Checks of {role}"
+            key=_key("data-quality", role),
+            markdown=text,
+            description=f"What was found in the photos of {role}",
         )
 
 
@@ -84,14 +106,15 @@ def quality_text(role: str, document: Mapping[str, Any]) -> str:
         f"# {role}: {verdict}",
         f"{document['photos']:,} photos, {document['quarantined']:,} of them quarantined.",
         "",
-        "| check | policy | result | found |",
-        "|---|---|---|---|",
+        "| check | required | if not | result | found |",
+        "|---|---|---|---|---|",
     ]
 
     for check in document["checks"]:
         # A check that did not run has no finding.
         found = f"{check['found']:,}" if "found" in check else ""
-        lines.append(f"| {check['check']} | {check['policy']} | {check['result']} | {found} |")
+        cells = [check["check"], check["claim"], check["policy"], check["result"], found]
+        lines.append(f"| {' | '.join(cells)} |")
 
     return "\n".join(lines)
 
@@ -102,12 +125,17 @@ def show_run(run: RecordedRun) -> None:
 
     if uri.startswith(("http://", "https://")):
         link = f"{uri.rstrip('/')}/#/experiments/{run.experiment_id}/runs/{run.run_id}"
-        create_link_artifact(key="mlflow-run", link=link, link_text=f"MLflow run {run.run_id}")
+        create_link_artifact(
+            key="mlflow-run",
+            link=link,
+            link_text=f"MLflow run {run.run_id}",
+            description=WHAT_RUN_HOLDS,
+        )
     else:
         place = uri if uri == run.tracking_uri else "$MLFLOW_TRACKING_URI"
         command = f"mlflow server --host 127.0.0.1 --backend-store-uri {place}"
         text = f"MLflow run `{run.run_id}` in `{uri}`. `{command}` shows it."
-        create_markdown_artifact(key="mlflow-run", markdown=text)
+        create_markdown_artifact(key="mlflow-run", markdown=text, description=WHAT_RUN_HOLDS)
 
 
 def without_secrets(uri: str) -> str:

@@ -24,6 +24,7 @@ from prefect.cache_policies import NO_CACHE
 
 from flows.pipeline.artifacts import RecordedRun, show_run
 from flows.pipeline.dvc_stages import Declared, before
+from flows.pipeline.run_name import run_name
 from flows.pipeline.stage_runner import StageFailed, StageRunner
 from flows.pipeline.workspace import ROOT, Busy, only_one
 from flows.scale_out.driver import SECTIONS, ScaleOutSettings
@@ -32,7 +33,7 @@ from stages.exit_status import ExitStatus
 from stages.settings import load_section, read_json
 
 
-@flow(name="scale-out")
+@flow(name="scale-out", flow_run_name=run_name("stage"))
 def scale_out(stage: str, root: Path = ROOT) -> None:
     """Runs `stage` on Ray, in the working copy. Errors: ValueError, Busy, StageFailed,
     DriverFailed."""

@@ -29,6 +29,7 @@ from prefect.artifacts import (
 )
 
 from flows.pipeline.file_lock import Locked, file_lock
+from flows.pipeline.run_name import run_name
 from flows.score.inventory import Inventory
 from flows.score.page import page, read_scores
 from flows.score.shards import Job, Model, ScoreSettings, fingerprint, is_finished
@@ -45,7 +46,7 @@ LOCK = ".lock"
 Progress = Callable[[int, int], None]
 
 
-@flow(name="score", log_prints=True)
+@flow(name="score", flow_run_name=run_name("photos"), log_prints=True)
 def score(
     photos: str, output: Path, model: Path | None = None, params: Path = PARAMS
 ) -> dict[str, int]:
@@ -65,7 +66,9 @@ def score(
         shards = score_photos(photos, output, chosen, settings, progress)
 
     scores = read_scores(shards)
-    create_markdown_artifact(key="score", markdown=page(photos, output, scores))
+    create_markdown_artifact(
+        key="score", markdown=page(photos, output, scores), description=f"Scores of {photos}"
+    )
     return scores.counts
 
 

@@ -19,6 +19,7 @@ from prefect import flow, get_run_logger
 from prefect.artifacts import create_markdown_artifact
 
 from flows.pipeline.dvc_stages import Declared, before
+from flows.pipeline.run_name import run_name
 from flows.pipeline.stage_runner import StageFailed, StageRunner
 from flows.pipeline.workspace import ROOT, Busy, only_one
 from flows.reproduce import task_of
@@ -30,7 +31,7 @@ RESULTS = "reports/sweep"
 KEPT = "every trial's epochs that ended are kept"
 
 
-@flow(name="sweep")
+@flow(name="sweep", flow_run_name=run_name())
 def sweep(root: Path = ROOT) -> str:
     """Runs the sweep, or the rest of it; returns its results as text, which is also its
     artifact."""

@@ -4,6 +4,7 @@ or killed flow."""
 from __future__ import annotations
 
 import asyncio
+import base64
 import json
 import os
 import signal
@@ -31,6 +32,7 @@ from stages.exit_status import MICRO_BATCHES
 from tests.flows import toy_workspace
 from tests.flows.pipeline.test_stage_runner import SLEEPS, is_alive, wait_for
 from tests.imports import REPOSITORY
+from visage.evaluation.plots import canvas, png
 
 METRICS = {
     "test": {"num_faces": 9, "mae": {"value": 5.0, "low": 4.0, "high": 6.0}},
@@ -39,8 +41,10 @@ METRICS = {
 QUALITY = {
     "success": True, "photos": 1200, "quarantined": 3,
     "checks": [
-        {"check": "tiny", "policy": "quarantine", "result": "quarantined", "found": 3},
-        {"check": "group_balance", "policy": "report", "result": "not run"},
+        {"check": "tiny", "claim": "no photo is tiny", "policy": "quarantine",
+         "result": "quarantined", "found": 3},
+        {"check": "group_balance", "claim": "splits are alike", "policy": "report",
+         "result": "not run"},
     ],
 }  # fmt: skip
 FLOW = """
@@ -73,6 +77,13 @@ def newest(key: str) -> Any:
     found = asyncio.run(Artifact.aget(key))
     assert found is not None, key
     return json.loads(found.data) if found.type == "table" else found.data
+
+
+def described(key: str) -> str | None:
+    """The description of the newest artifact of a key."""
+    found = asyncio.run(Artifact.aget(key))
+    assert found is not None, key
+    return found.description
 
 
 def runs_of(task: str) -> list[Any]:
@@ -176,14 +187,18 @@ def test_results_are_shown(tmp_path: Path) -> None:
     files = {
         "reports/metrics.json": json.dumps(METRICS),
         "reports/validation/target.json": json.dumps(QUALITY),
-        "reports/plots/cs_curve.png": "png",
     }
+    picture = tmp_path / "made/reports/plots/cs_curve.png"
+    picture.parent.mkdir(parents=True)
+    picture.write_bytes(png(canvas("Half of the faces are close", 1, 1)))
     reproduce(with_results(tmp_path, "", files))
 
     assert newest("metrics-evaluate") == [
-        {"faces": "test", "metric": "mae", "value": 5.0, "low": 4.0, "high": 6.0}
+        {"metric": "MAE (label units)", "test": "5.000 (4.000 to 6.000)"}
     ]
-    assert newest("plot-cs-curve") == "data:image/png;base64,cG5n"
+    picture = base64.b64encode((tmp_path / "reports/plots/cs_curve.png").read_bytes()).decode()
+    assert newest("plot-cs-curve") == f"data:image/png;base64,{picture}"
+    assert described("plot-cs-curve") == "Half of the faces are close"
     assert "1,200 photos, 3 of them quarantined" in newest("data-quality-target")
 
 
@@ -198,12 +213,16 @@ def test_what_is_wrong_with_the_data_is_shown_when_they_are_refused(tmp_path: Pa
 
 
 def test_rows_and_pages_of_results() -> None:
-    assert metric_rows(METRICS) == [
-        {"faces": "test", "metric": "mae", "value": 5.0, "low": 4.0, "high": 6.0}
+    undefined = {"value": None, "low": None, "high": None}
+    share = {"value": 0.5, "low": 0.4, "high": 0.6}
+    lists = METRICS | {"unseen": {"mae": undefined, "cs_5": share}}
+    assert metric_rows(lists, "years") == [
+        {"metric": "MAE (years)", "test": "5.000 (4.000 to 6.000)", "unseen": "undefined"},
+        {"metric": "CS@5 (within 5 years)", "unseen": "50.0% (40.0% to 60.0%)"},
     ]
     text = quality_text("target", QUALITY)
-    assert "| tiny | quarantine | quarantined | 3 |" in text
-    assert "| group_balance | report | not run |  |" in text
+    assert "| tiny | no photo is tiny | quarantine | quarantined | 3 |" in text
+    assert "| group_balance | splits are alike | report | not run |  |" in text
 
 
 def test_evidence_is_what_dvc_yaml_says() -> None:

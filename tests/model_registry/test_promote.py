@@ -339,3 +339,30 @@ def test_behind_a_server_with_postgresql_and_s3(
         assert rollback(MODEL) == first
         folder = fetch(f"models:/{MODEL}@champion", tmp_path / "fetched")
         assert (folder / "config.json").read_bytes() == (export / "config.json").read_bytes()
+
+
+def test_the_models_page_tells_the_newest_events_as_a_table() -> None:
+    events = [
+        {
+            "time": f"2026-03-{day:02d}T03:00:00+0000",
+            "action": "refused",
+            "version": day,
+            "reason": "MAE|bias " * 200 if day == 28 else "two\nlines",
+        }
+        for day in range(1, 29)
+    ]
+    lines = registry.describe(events).splitlines()
+    assert lines[4].startswith("| 2026-03-28 03:00 | 28 | refused | MAE\\|bias MAE\\|bias ")
+    assert len(lines[4]) < 260
+    assert lines[5] == "| 2026-03-27 03:00 | 27 | refused | two lines |"
+    assert len(lines) == 4 + registry.MAX_EVENTS
+    assert len(registry.describe(events * 2)) < 5000
+
+
+def test_every_event_renews_the_models_description(
+    versions: Callable[[pd.DataFrame], int],
+) -> None:
+    version = versions(predictions(4.0))
+    registry.promote(MODEL, version, "by hand")
+    about = connect().get_registered_model(MODEL).description
+    assert f"| {version} | promoted | by hand |" in about

@@ -85,6 +85,9 @@ def check(run_id: str, evidence: Evidence, tmp_path: Path) -> None:
     assert [(point.step, point.value) for point in history] == [(1, 9.0), (2, 8.0)]
     assert run.data.tags["visage.lock"] == lock_digest(evidence.lock)
     assert run.data.tags["visage.git_commit"] == "abc"
+    assert run.info.run_name.startswith("pipeline 20")
+    assert run.data.tags["mlflow.source.name"] == "flows/reproduce.py"
+    assert "| test | 5.00 (4.00 to 6.00) |  |  |" in run.data.tags["mlflow.note.content"]
     [data] = run.inputs.dataset_inputs
     assert (data.dataset.name, data.dataset.digest) == (
         "target",

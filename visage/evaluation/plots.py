@@ -47,9 +47,10 @@ FEW_FACES = 30
 
 
 def png(figure: Figure) -> bytes:
-    """The figure as PNG; the same figure gives the same bytes."""
+    """The figure as PNG, its title inside as text; the same figure gives the same bytes."""
     buffer = io.BytesIO()
-    figure.savefig(buffer, format="png", dpi=DOTS_PER_INCH, metadata={"Software": None})
+    about = {"Software": None, "Title": figure.get_suptitle()}
+    figure.savefig(buffer, format="png", dpi=DOTS_PER_INCH, metadata=about)
     return buffer.getvalue()
 
 
