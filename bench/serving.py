@@ -1,55 +1,59 @@
-"""Serving: time to start, latency and throughput by number of clients, the gain of batching, and
-memory over many requests.
+"""Serving, as ratios within one run: clients over cores, HTTP over the bare predictor, the share of
+a request outside detector and network, and memory over many requests.
 
-    python -m bench.serving                       # about 4 minutes
+    python -m bench.serving                       # about 3 minutes
     python -m bench.serving --requests 10000      # also memory over 10,000 requests: minutes more
 
-The released model is packaged into its own store and served by `python -m model_registry.serve`, a
-real process on loopback, on all cores. The clients are threads of this process and use the same
-cores. Photos are synthetic faces of 200 to 600 px; aligned faces are their crops. Other load
-affects wall times, but not processor times (of the server, or of one thread here).
+A released model is served by `python -m visage.server.run`, a real process on loopback, one thread
+an answer. The clients are threads of this process and use the same cores. Photos are drawn faces of
+200 to 640 px, sent to POST /predict as they are. What is compared takes turns, so that other load
+meets both; processor times hardly feel it, wall times do.
 """
 
 from __future__ import annotations
 
 import argparse
-import base64
-import functools
 import http.client
-import io
-import json
 import os
 import socket
 import statistics
 import subprocess
 import sys
-import tempfile
 import threading
 import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
-import mlflow
 import numpy as np
 import psutil
-import torch
-from PIL import Image
 
-from model_registry.mlflow_client import connect
-from model_registry.package import PackageSettings, package
-from stages.settings import load_section
 from visage.detection.image_io import read_photo
+from visage.detection.mtcnn import Detector, DetectorSettings
 from visage.inference.photos import Predictor
 from visage.synthetic import encode_face, sample_person, sample_photo
 
 ROOT = Path(__file__).resolve().parent.parent
 MODEL = ROOT / "model_registry" / "released" / "tiny-utkface-all-ages"
-SIDES = (200, 250, 300, 400, 500, 600, 350, 225)
-CLIENTS = (1, 4, 16)
-TURNS = 9  # the first warms up
-NAME = "bench"
+SIDES = (200, 250, 300, 400, 500, 600, 640, 225)
+TURNS = 7  # the first warms up
+SHARES = (0.1, 0.25, 0.5, 0.75, 1.0)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Load:
+    """Some requests: their seconds, all together, the server's processor seconds for them, and the
+    seconds in which its threads ran or could have run, had a core been free."""
+
+    seconds: list[float]
+    total: float
+    processor: float
+    runnable: float
+
+    @property
+    def rate(self) -> float:
+        return len(self.seconds) / self.total
 
 
 def drawn_photos() -> list[bytes]:
@@ -57,52 +61,23 @@ def drawn_photos() -> list[bytes]:
     return [encode_face(sample_photo(sample_person(rng), rng, clean=True), px) for px in SIDES]
 
 
-def aligned_faces(predictor: Predictor, photos: Sequence[bytes]) -> list[bytes]:
-    """The photos' largest faces as PNG crops."""
-    faces = []
-    for photo, result in zip(photos, predictor.predict_photos(photos), strict=True):
-        if result.faces:
-            stream = io.BytesIO()
-            face = predictor.align(
-                read_photo(photo), np.array(result.faces[0].landmarks, np.float32)
-            )
-            Image.fromarray(face.crop_HWC).save(stream, "PNG")
-            faces.append(stream.getvalue())
-    return faces
-
-
-def request_of(column: str, picture: bytes) -> bytes:
-    return json.dumps(
-        {"dataframe_records": [{column: base64.b64encode(picture).decode()}]}
-    ).encode()
-
-
-def registered(folder: Path) -> None:
-    """The released model as version 1 of NAME in a store in `folder`."""
-    os.environ["MLFLOW_TRACKING_URI"] = f"sqlite:///{folder / 'mlflow.db'}"
-    client = connect()
-    run = client.create_run(
-        client.create_experiment(NAME, artifact_location=(folder / "artifacts").as_uri())
-    )
-    settings = load_section(ROOT / "params.yaml", "package", PackageSettings)
-    package(MODEL, run.info.run_id, PackageSettings(**{**vars(settings), "model": NAME}))
-
-
 @contextmanager
 def served(port: int) -> Iterator[tuple[int, float]]:
-    """A server's process id, and the seconds from its start until GET /ready succeeds."""
-    words = f"-m model_registry.serve --model models:/{NAME}/1 --port {port}".split()
-    command = [sys.executable, *words]
-    begin = time.perf_counter()
+    """A server's process id, and the processor seconds until GET /ready succeeds."""
+    command = [sys.executable, "-m", "visage.server.run", "--model", str(MODEL)]
     process = subprocess.Popen(
-        command, cwd=ROOT, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL
+        [*command, "--port", str(port)],
+        cwd=ROOT,
+        stdout=subprocess.DEVNULL,
+        stderr=subprocess.DEVNULL,
+        env={**os.environ, "OMP_NUM_THREADS": "1"},
     )
     try:
         while not is_ready(port):
             if process.poll() is not None:
                 raise SystemExit("the server ended while it started")
             time.sleep(0.05)
-        yield process.pid, time.perf_counter() - begin
+        yield process.pid, processor_seconds(process.pid)
     finally:
         process.terminate()
         process.wait()
@@ -127,13 +102,23 @@ def free_port() -> int:
     return port
 
 
-def load(
-    port: int, requests: Sequence[bytes], num_clients: int, count: int
-) -> tuple[list[float], float]:
-    """Seconds of each of `count` requests, and of all together.
+def processor_seconds(pid: int) -> float:
+    times = psutil.Process(pid).cpu_times()
+    return float(times.user + times.system)
 
-    Each of the `num_clients` clients has its own connection.
-    """
+
+def runnable_seconds(pid: int) -> float:
+    """Seconds in which the process's threads ran or waited for a core (Linux's schedstat); a thread
+    that waits for another one of the process does neither."""
+    nanoseconds = 0
+    for task in Path(f"/proc/{pid}/task").iterdir():
+        ran, waited, _ = (task / "schedstat").read_text().split()
+        nanoseconds += int(ran) + int(waited)
+    return nanoseconds / 1e9
+
+
+def load(port: int, pid: int, photos: Sequence[bytes], num_clients: int, count: int) -> Load:
+    """`count` requests of `num_clients` clients, each with its own connection."""
     seconds: list[float] = []
     turns = iter(range(count))
     lock = threading.Lock()
@@ -147,12 +132,8 @@ def load(
                 connection.close()
                 return
             begin = time.perf_counter()
-            connection.request(
-                "POST",
-                "/invocations",
-                requests[turn % len(requests)],
-                {"Content-Type": "application/json"},
-            )
+            photo = photos[turn % len(photos)]
+            connection.request("POST", "/predict", photo, {"Content-Type": "image/jpeg"})
             response = connection.getresponse()
             body = response.read()
             if response.status != 200:
@@ -160,139 +141,116 @@ def load(
             seconds.append(time.perf_counter() - begin)
 
     threads = [threading.Thread(target=client) for _ in range(num_clients)]
+    before = processor_seconds(pid)
+    before_runnable = runnable_seconds(pid)
     begin = time.perf_counter()
     for thread in threads:
         thread.start()
     for thread in threads:
         thread.join()
-    return seconds, time.perf_counter() - begin
+    total = time.perf_counter() - begin
+    return Load(
+        seconds=seconds,
+        total=total,
+        processor=processor_seconds(pid) - before,
+        runnable=runnable_seconds(pid) - before_runnable,
+    )
 
 
-def processor_seconds(pid: int) -> float:
-    times = psutil.Process(pid).cpu_times()
-    return float(times.user + times.system)
-
-
-def print_load(port: int, pid: int, kind: str, requests: Sequence[bytes], count: int) -> float:
-    """Prints a table row for each number of clients; gives the server's processor seconds per
-    request with one client."""
-    alone = 0.0
-    for num_clients in CLIENTS:
-        before = processor_seconds(pid)
-        seconds, total = load(port, requests, num_clients, count)
-        busy = (processor_seconds(pid) - before) / count
-        alone = alone or busy
-        p50, p99 = np.percentile(seconds, [50, 99])
-        print(
-            f"{kind:8} {num_clients:7} {1e3 * p50:9.1f} {1e3 * p99:9.1f} {count / total:14.1f} "
-            f"{1e3 * busy:14.1f}",
-            flush=True,
-        )
-    return alone
-
-
-def processor_medians(forms: dict[str, Callable[[], object]]) -> dict[str, float]:
-    """Processor seconds of each, taking turns."""
-    seconds: dict[str, list[float]] = {name: [] for name in forms}
+def print_clients(port: int, pid: int, photos: Sequence[bytes], num_cores: int) -> None:
+    """Prints what several clients get over one client, in turns."""
+    count = 4 * len(photos)
+    alone: list[Load] = []
+    together: list[Load] = []
     for _ in range(TURNS):
-        for name, run in forms.items():
-            begin = time.process_time()
-            run()
-            seconds[name].append(time.process_time() - begin)
-    return {name: statistics.median(values[1:]) for name, values in seconds.items()}
+        alone.append(load(port, pid, photos, 1, count))
+        together.append(load(port, pid, photos, 2 * num_cores, count))
+
+    pairs = list(zip(alone[1:], together[1:], strict=True))
+    rates = [more.rate / one.rate for one, more in pairs]
+    processor = [more.processor / one.processor for one, more in pairs]
+    busy = [more.processor / more.total for _, more in pairs]
+    usable = [more.runnable / more.total for _, more in pairs]
+    print(f"\n{num_cores} cores, {2 * num_cores} clients against 1, median of {len(pairs)} turns")
+    print(f"requests a second           x {statistics.median(rates):.2f} (best {max(rates):.2f})")
+    print(f"processor time a request    x {statistics.median(processor):.2f}")
+    print(f"cores that the server had     {statistics.median(busy):.2f}")
+    print(f"cores that it could have used {statistics.median(usable):.2f}")
 
 
-def each_of(predict: Callable[[Any], object], pictures: Any, slices: Sequence[slice]) -> None:
-    for part in slices:
-        predict(pictures[part])
+def each(predict: Callable[[bytes], object], photos: Sequence[bytes]) -> tuple[float, float]:
+    """Processor and median wall seconds of a photo."""
+    seconds = []
+    begin = time.process_time()
+    for photo in photos:
+        start = time.perf_counter()
+        predict(photo)
+        seconds.append(time.perf_counter() - start)
+    return (time.process_time() - begin) / len(photos), statistics.median(seconds)
 
 
-def print_shares(
-    predictor: Predictor, photos: Sequence[bytes], crops: torch.Tensor, alone: dict[str, float]
-) -> None:
-    """Prints where a request's time goes, and what joining requests of clients would save."""
-    torch.set_num_threads(1)
-    count = len(photos)
-    same = [photos[0]] * count
-    parts: dict[int, list[slice]] = {}
-    for size in (1, 2, count):
-        parts[size] = [slice(start, start + size) for start in range(0, count, size)]
-
-    forms: dict[str, Callable[[], object]] = {}
-    for size, slices in parts.items():
-        forms[f"forward {size}"] = functools.partial(
-            each_of, predictor.predict_crops, crops, slices
-        )
-        forms[f"photo {size}"] = functools.partial(
-            each_of, predictor.predict_photos, photos, slices
-        )
-        forms[f"same {size}"] = functools.partial(each_of, predictor.predict_photos, same, slices)
-    each = {name: seconds / count for name, seconds in processor_medians(forms).items()}
-
-    print(f"\nprocessor ms on one thread   {'alone':>8} {'2 joined':>9} {f'{count} joined':>9}")
-    for kind, words in (
-        ("forward", "face, forward pass only"),
-        ("photo", "photo, eight sizes"),
-        ("same", "photo, one size (200 px)"),
+def print_parts(port: int, pid: int, photos: Sequence[bytes]) -> None:
+    """Prints HTTP against the bare predictor, and what a request does besides finding faces and
+    predicting them."""
+    predictor = Predictor.load(MODEL)
+    detector = Detector(DetectorSettings(**vars(predictor.config.detector)))
+    pixels = {photo: read_photo(photo) for photo in photos}
+    aligned = {}
+    for photo, result in zip(
+        photos, predictor.predict_photos(photos, keep_crops=True), strict=True
     ):
-        row = [each[f"{kind} {size}"] for size in parts]
-        saved = ", ".join(f"{1 - joined / row[0]:.0%}" for joined in row[1:])
-        print(
-            f"{words:28} {1e3 * row[0]:8.1f} {1e3 * row[1]:9.1f} {1e3 * row[2]:9.1f}   saved "
-            f"{saved}"
-        )
+        aligned[photo] = [face.aligned for face in result.faces if face.aligned is not None]
 
-    for kind, seconds in alone.items():
-        print(
-            f"{kind}: {1 - each['forward 1'] / seconds:.0%} of {1e3 * seconds:.1f} ms outside the "
-            f"forward pass"
-        )
+    rows: list[tuple[float, ...]] = []
+    for _ in range(TURNS):
+        over_http = load(port, pid, photos, 1, len(photos))
+        bare, bare_wall = each(lambda photo: predictor.predict_photos([photo]), photos)
+        found, _ = each(lambda photo: detector.detect([pixels[photo]]), photos)
+        network, _ = each(lambda photo: predictor.predict_aligned(aligned[photo]), photos)
+        http_processor = over_http.processor / len(photos)
+        http_wall = statistics.median(over_http.seconds)
+        rows.append((http_processor, http_wall, bare, bare_wall, found, network))
+
+    medians = [statistics.median(column) for column in zip(*rows[1:], strict=True)]
+    http_processor, http_wall, bare, bare_wall, found, network = medians
+    print(f"\nmilliseconds of a photo, median of {TURNS - 1} turns: processor (wall)")
+    print(f"over HTTP, one client       {1e3 * http_processor:6.1f} ({1e3 * http_wall:.1f})")
+    print(f"the bare predictor          {1e3 * bare:6.1f} ({1e3 * bare_wall:.1f})")
+    print(f"  detector                  {1e3 * found:6.1f}")
+    print(f"  network                   {1e3 * network:6.1f}")
+    print(f"HTTP over bare            x {http_processor / bare:6.2f} ({http_wall / bare_wall:.2f})")
+    print(f"outside detector, network   {1 - (found + network) / http_processor:6.0%}")
 
 
-def print_memory(port: int, pid: int, requests: Sequence[bytes], count: int) -> None:
+def print_memory(port: int, pid: int, photos: Sequence[bytes], count: int) -> None:
     """Prints the server's resident memory after the first tenth and later; four clients."""
     process = psutil.Process(pid)
     done = 0
-    print("\nrequests  resident MB")
-    for share in (0.1, 0.25, 0.5, 0.75, 1.0):
+    first = 0.0
+    print("\nrequests  resident MB  over the first tenth's")
+    for share in SHARES:
         part = round(count * share) - done
-        load(port, requests, 4, part)
+        load(port, pid, photos, 4, part)
         done += part
-        print(f"{done:8} {process.memory_info().rss / 1e6:12.1f}", flush=True)
+        megabytes = process.memory_info().rss / 1e6
+        first = first or megabytes
+        print(f"{done:8} {megabytes:12.1f} {megabytes / first:12.3f}", flush=True)
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(prog="python -m bench.serving", description=__doc__)
-    parser.add_argument("--count", type=int, default=320, help="requests at each number of clients")
     parser.add_argument(
-        "--requests", type=int, default=0, help="requests over which memory is measured"
+        "--requests", type=int, default=500, help="requests over which memory is measured"
     )
     arguments = parser.parse_args()
 
-    predictor, photos = Predictor.load(MODEL), drawn_photos()
-    faces = aligned_faces(predictor, photos)
-    with tempfile.TemporaryDirectory() as folder:
-        registered(Path(folder))
-        port = free_port()
-        with served(port) as (pid, seconds):
-            print(
-                f"{len(os.sched_getaffinity(0))} cores; {seconds:.1f} s from the start until ready"
-            )
-            print("what     clients    p50 ms    p99 ms     requests/s   processor ms")
-            requests: dict[str, list[Any]] = {
-                "photo": [request_of("photo", photo) for photo in photos],
-                "face": [request_of("face", face) for face in faces],
-            }
-            alone = {
-                kind: print_load(port, pid, kind, bodies, arguments.count)
-                for kind, bodies in requests.items()
-            }
-            if arguments.requests:
-                print_memory(port, pid, requests["face"], arguments.requests)
-        mlflow.set_tracking_uri("")
-
-    crops = np.stack([read_photo(face) for face in faces])
-    print_shares(predictor, photos, torch.from_numpy(crops).permute(0, 3, 1, 2), alone)
+    photos = drawn_photos()
+    port = free_port()
+    with served(port) as (pid, seconds):
+        print(f"{seconds:.1f} processor seconds from the start until ready")
+        print_clients(port, pid, photos, len(os.sched_getaffinity(0)))
+        print_parts(port, pid, photos)
+        print_memory(port, pid, photos[:1], arguments.requests)
 
 
 if __name__ == "__main__":

@@ -15,6 +15,7 @@ from fastapi import FastAPI
 
 from visage.server.admission import AdmissionSettings
 from visage.server.application import ServerSettings, build_app
+from visage.server.connections import PromptProtocol, allow_many_connections
 from visage.server.limits import LIMITS
 from visage.server.logs import log_config
 from visage.server.models import FolderSource
@@ -54,10 +55,13 @@ def server_settings(num_at_once: int, poll_seconds: float) -> ServerSettings:
 def run(app: FastAPI, host: str, port: int) -> None:
     """Serves until SIGTERM or SIGINT; requests in flight are finished first."""
     quiet_decoders()
+    allow_many_connections()
     uvicorn.run(
         app,
         host=host,
         port=port,
+        http=PromptProtocol,
+        ws="none",
         access_log=False,
         server_header=False,
         log_config=log_config(),
