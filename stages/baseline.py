@@ -45,7 +45,7 @@ from visage.inference.faces import Predictions, joined
 from visage.labels import LabelGrid
 from visage.model_config import NormaliseConfig
 from visage.networks import build
-from visage.strict import check_positive
+from visage.strict import check_positive, from_plain
 from visage.training.provenance import table_digest
 
 MEGABYTE = 1 << 20
@@ -148,8 +148,12 @@ def _cnn_extractor(
 
     network = build(**document["network"], num_outputs=document["num_people"])
     network.load_state_dict(state)
-    statistics = {name: tuple(values) for name, values in document["normalise"].items()}
-    normalise = NormaliseConfig(**statistics)
+    normalise: NormaliseConfig = from_plain(
+        document["normalise"],
+        NormaliseConfig,
+        f"{backbone}: normalise",
+        "run the pretrain stage again",
+    )
 
     return trunk_extractor(network.to(available_device()), normalise), network.num_features + 1
 

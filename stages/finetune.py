@@ -25,6 +25,7 @@ from torch import Tensor, nn
 from stages.code import running_code
 from stages.exit_status import micro_batches
 from stages.imported_weights import (
+    IMAGENET_NORMALISE,
     SCRATCH,
     ImportSettings,
     Start,
@@ -32,10 +33,17 @@ from stages.imported_weights import (
     plain,
 )
 from stages.settings import Report, convert, print_report, stage_main
-from stages.warm_start import backbone_start, model_start, refuse_off_grid
+from stages.warm_start import (
+    backbone_normalise,
+    backbone_start,
+    model_start,
+    refuse_off_grid,
+    started_config,
+)
 from visage.atomic import atomic_folder, atomic_write
 from visage.data.augment import AugmentationSettings, training_view
 from visage.data.face_table import FaceTable, prefetched, shuffled_batches
+from visage.data.normalisation import own_normalise
 from visage.data.preprocess import evaluation_faces
 from visage.device import available_device
 from visage.export.quantisable import check_quantisable
@@ -64,6 +72,8 @@ class FinetuneSettings:
     """`init`: `backbone` (the pretrain stage's trunk), `scratch`, `model` (another fine-tuned
     model, in models/start/; `start_head`: whether its head is kept) or `import` (`imported`: a file
     under torchvision's names). `fixed_sigma` is used where the set gives no sigma.
+    `measure_normalise`: mean and deviation of `normalise` are not those given but, from scratch,
+    the training faces' own, and else those of the start; its `input` holds as it is.
 
     `method`: an entry of visage.methods.METHODS. `loss` holds the settings of all methods by name;
     each takes its own. `auxiliary_weight` is the weight of the loss of each head that only trains,
@@ -79,6 +89,7 @@ class FinetuneSettings:
     unit: str = field(metadata={"section": "labels"})
     network: NetworkSettings
     normalise: NormaliseConfig
+    measure_normalise: bool
     init: Literal["backbone", "scratch", "model", "import"]
     start_head: Literal["keep", "fresh"]
     imported: ImportSettings | None
@@ -121,6 +132,8 @@ def finetune(
     train = open_faces(faces, ["train"], settings.cache_mb)
     validation = open_faces(faces, ["val"], 0)
     _check(settings, train)
+    if settings.measure_normalise:
+        settings = replace(settings, normalise=_measured(settings, train, backbone, start))
 
     earlier = _start(settings, train, backbone, start)
     network = _network(settings, earlier).to(available_device())
@@ -215,6 +228,22 @@ def _check(settings: FinetuneSettings, train: FaceTable) -> None:
         raise ValueError(
             "fewer than 2 training faces; see data/target/rejects.csv and quarantine.csv"
         )
+
+
+def _measured(
+    settings: FinetuneSettings, train: FaceTable, backbone: Path, start: Path
+) -> NormaliseConfig:
+    """The start's mean and deviation, or from scratch the training faces', of the wanted input."""
+    kind = settings.normalise.input
+    match settings.init:
+        case "backbone":
+            return replace(backbone_normalise(backbone), input=kind)
+        case "model":
+            return replace(started_config(start).normalise, input=kind)
+        case "import":
+            return replace(IMAGENET_NORMALISE, input=kind)
+        case "scratch":
+            return own_normalise(train, kind)
 
 
 def _start(settings: FinetuneSettings, train: FaceTable, backbone: Path, start: Path) -> Start:

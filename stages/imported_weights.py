@@ -6,6 +6,7 @@ has the other starts of fine-tuning.
 
 from __future__ import annotations
 
+import json
 import pickle
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass
@@ -155,6 +156,7 @@ def _read_imported(file: Path, sha256: str) -> dict[str, Tensor]:
     return state
 
 
-def plain(normalise: NormaliseConfig) -> dict[str, list[float]]:
+def plain(normalise: NormaliseConfig) -> dict[str, Any]:
     """The normalisation as JSON gives it back: lists in place of tuples."""
-    return {name: list(values) for name, values in asdict(normalise).items()}
+    document: dict[str, Any] = json.loads(json.dumps(asdict(normalise)))
+    return document

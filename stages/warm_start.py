@@ -19,7 +19,9 @@ from stages.imported_weights import Start, plain
 from stages.settings import read_json
 from visage.data.face_table import FaceTable
 from visage.labels import LabelGrid
+from visage.model_config import CONFIG_FILE, ModelConfig, NormaliseConfig, find_config
 from visage.networks import Imported, from_torchvision, trunk_of
+from visage.strict import from_plain
 from visage.weights import load_model, sha256_of
 
 
@@ -79,6 +81,32 @@ def backbone_start(folder: Path, wanted: Mapping[str, Any]) -> Start:
     return Start(state=own.state, ancestor=ancestor, with_heads=False, new_parts=own.new_parts)
 
 
+def backbone_normalise(folder: Path) -> NormaliseConfig:
+    """The normalisation of the backbone's faces."""
+    document = read_json(folder / "backbone.json")
+    normalise: NormaliseConfig = from_plain(
+        document["normalise"],
+        NormaliseConfig,
+        f"{folder}: normalise",
+        "run the pretrain stage again",
+    )
+    return normalise
+
+
+def started_config(folder: Path) -> ModelConfig:
+    """The config of the model to start from; ValueError where there is none."""
+    _refuse_no_model(folder)
+    return ModelConfig.read(find_config(folder) or folder / CONFIG_FILE)
+
+
+def _refuse_no_model(folder: Path) -> None:
+    if not folder.is_dir() or not any(folder.glob("*.safetensors")):
+        raise ValueError(
+            f"{folder}: no model to start from; copy a model's folder here, or set finetune.init: "
+            f"backbone"
+        )
+
+
 def model_start(
     folder: Path, wanted: Mapping[str, Any], grid: LabelGrid, head: Literal["keep", "fresh"]
 ) -> Start:
@@ -87,12 +115,7 @@ def model_start(
     Errors: ValueError for a model of another network, alignment or normalisation, and for a head of
     another grid that is to be kept.
     """
-    if not folder.is_dir() or not any(folder.glob("*.safetensors")):
-        raise ValueError(
-            f"{folder}: no model to start from; copy a model's folder here, or set finetune.init: "
-            f"backbone"
-        )
-
+    _refuse_no_model(folder)
     network, config = load_model(folder)
     has = {
         "network": {"name": config.network.name, "options": config.network.options},

@@ -201,6 +201,7 @@ def finetune_settings(**changes: Any) -> FinetuneSettings:
         "unit": "years",
         "init": "scratch",
         "start_head": "keep",
+        "measure_normalise": False,
         "grid": GRID,
         "method": "dldl_v2",
         "decode": "expectation",

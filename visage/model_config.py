@@ -32,6 +32,7 @@ OLDER_FORMAT = 2  # still read
 WEIGHTS_FILE = "model.safetensors"
 CONFIG_FILE = "config.json"
 OLDER_CONFIG_FILE = "card.json"  # the config's name in format 2
+InputKind = Literal["rgb", "grey", "sobel"]
 MEANING = (
     "quantity",
     "unit",
@@ -84,10 +85,12 @@ class DetectorConfig:
 
 @dataclass(frozen=True, kw_only=True)
 class NormaliseConfig:
-    """Per-channel mean and standard deviation of RGB in [0, 1]."""
+    """What a network sees of a crop: its kind of `input` (visage.data.preprocess), and mean and
+    standard deviation of that input's three channels, of colours in [0, 1]."""
 
     mean: tuple[float, float, float]
     std: tuple[float, float, float]
+    input: InputKind = "rgb"
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -185,6 +188,8 @@ class ModelConfig:
         if isinstance(document, dict) and document.get("format") == OLDER_FORMAT:
             network = current_network(document.get("network"))
             document |= {"format": CONFIG_FORMAT, "network": network}
+        if isinstance(document, dict) and "normalise" in document:
+            document |= {"normalise": current_normalise(document["normalise"])}
         if not isinstance(document, dict) or document.get("format") != CONFIG_FORMAT:
             raise ValueError(
                 f"{source}: not a config of format {CONFIG_FORMAT}; export the model again"
@@ -258,3 +263,11 @@ def current_network(network: Any) -> Any:
     pooling = rest.pop("pooling")
     options = {} if pooling == "flatten" else {"pooling": pooling}
     return rest | {"options": options}
+
+
+def current_normalise(normalise: Any) -> Any:
+    """A normalisation as configs had it when RGB was the only input, {mean, std} -> with its kind
+    of input. Anything else stays as it is."""
+    if not isinstance(normalise, dict) or "input" in normalise:
+        return normalise
+    return normalise | {"input": "rgb"}

@@ -23,6 +23,7 @@ from visage.model_config import (
     ModelConfig,
     WeightsConfig,
     current_network,
+    current_normalise,
     find_config,
 )
 from visage.networks.protocol import Network
@@ -123,6 +124,8 @@ def _refuse_another_meaning(path: Path, config: ModelConfig) -> None:
 
     if "network" in noted:
         noted["network"] = current_network(noted["network"])
+    if "normalise" in noted:
+        noted["normalise"] = current_normalise(noted["normalise"])
     meaning = json.loads(config.meaning())
     for name, value in noted.items():
         if meaning.get(name) != value:

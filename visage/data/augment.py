@@ -17,10 +17,13 @@ import torch
 from torch import Tensor
 from torch.nn import functional
 
-from visage.data.preprocess import GREY, MIRRORED
+from visage.data.preprocess import GREY, MIRRORED, input_of, normalised
 from visage.model_config import NormaliseConfig
 from visage.networks.protocol import FaceBatch
 from visage.strict import check_range
+
+# The normalisation that leaves colours as they are
+UNCHANGED = NormaliseConfig(mean=(0.0, 0.0, 0.0), std=(1.0, 1.0, 1.0))
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -84,7 +87,7 @@ def training_view(
     and the landmarks at their new places, if they were given.
 
     Geometry is one resampling, and grey, jitter and normalisation together are one affine map of
-    the colours of each face.
+    the colours of each face. Another input than RGB is computed after grey and jitter.
     """
     view_BCHW = crops.view_BCHW.to(torch.float32)
     stretch_BHH = None
@@ -100,11 +103,15 @@ def training_view(
         view_BCHW = _resampled(view_BCHW, stretch_BHH)
 
     mean_BC = view_BCHW.mean(dim=(2, 3)).cpu() / 255.0
-    matrix_BCC, offset_BC = _colour_maps(mean_BC, settings, normalise, generator)
+    matrix_BCC, offset_BC = _colour_maps(
+        mean_BC, settings, normalise if normalise.input == "rgb" else UNCHANGED, generator
+    )
     flat_BCN = view_BCHW.flatten(2)
     matrix_BCC = matrix_BCC.to(flat_BCN.device) / 255.0
     offset_BC1 = offset_BC[:, :, None].to(flat_BCN.device)
     view_BCHW = torch.baddbmm(offset_BC1, matrix_BCC, flat_BCN).view_as(view_BCHW)
+    if normalise.input != "rgb":
+        view_BCHW = normalised(input_of(view_BCHW, normalise.input), normalise)
 
     if settings.erase_probability > 0:
         view_BCHW = _erase(view_BCHW, settings, generator)

@@ -1,7 +1,7 @@
 """The mean and deviation of a set's own training faces, as the `normalise` of params.yaml wants
 them.
 
-    python -m visage.data.normalisation data/target/faces
+    python -m visage.data.normalisation data/target/faces [--input grey|sobel]
 
 Aligned faces of split train -> one line of YAML. The released constants are of other faces
 (ChaLearn16 and faces from Google); a network that starts from a backbone needs the backbone's.
@@ -13,11 +13,13 @@ from __future__ import annotations
 import argparse
 import sys
 from pathlib import Path
+from typing import get_args
 
 import torch
 
 from visage.data.face_table import FaceTable, in_order
-from visage.model_config import NormaliseConfig
+from visage.data.preprocess import input_of
+from visage.model_config import InputKind, NormaliseConfig
 
 BATCH_FACES = 256
 # Nothing may be learnt from other faces
@@ -26,13 +28,13 @@ SPLIT = "train"
 DIGITS = 4
 
 
-def own_normalise(table: FaceTable) -> NormaliseConfig:
-    """Mean and standard deviation of each colour over all pixels of all faces, of a range of 0 to
-    1."""
+def own_normalise(table: FaceTable, kind: InputKind) -> NormaliseConfig:
+    """Mean and standard deviation of each channel of the input over all pixels of all faces, of
+    colours of 0 to 1."""
     sum_C, square_C = torch.zeros(2, 3, dtype=torch.float64)
     num_pixels = 0
     for _, crops_BCHW in in_order(table, BATCH_FACES, 1, "normalisation"):
-        face_BCHW = crops_BCHW.double() / 255
+        face_BCHW = input_of(crops_BCHW.double() / 255, kind)
         sum_C += face_BCHW.sum(dim=(0, 2, 3))
         square_C += face_BCHW.square().sum(dim=(0, 2, 3))
         num_pixels += face_BCHW[:, 0].numel()
@@ -41,7 +43,7 @@ def own_normalise(table: FaceTable) -> NormaliseConfig:
     std_C = (square_C / num_pixels - mean_C.square()).sqrt()
     red, green, blue = (round(mean, DIGITS) for mean in mean_C.tolist())
     red_std, green_std, blue_std = (round(std, DIGITS) for std in std_C.tolist())
-    return NormaliseConfig(mean=(red, green, blue), std=(red_std, green_std, blue_std))
+    return NormaliseConfig(mean=(red, green, blue), std=(red_std, green_std, blue_std), input=kind)
 
 
 def main() -> None:
@@ -50,7 +52,10 @@ def main() -> None:
         prog="python -m visage.data.normalisation", description=__doc__.split("\n", 1)[0]
     )
     parser.add_argument("faces", type=Path, help="a folder of aligned faces, data/<role>/faces")
-    folder = parser.parse_args().faces
+    kinds = get_args(InputKind)
+    parser.add_argument("--input", choices=kinds, default="rgb", help="what the network sees")
+    arguments = parser.parse_args()
+    folder = arguments.faces
 
     try:
         table = FaceTable.open(folder, [SPLIT])
@@ -60,8 +65,8 @@ def main() -> None:
         print(f"visage.data.normalisation: {error}", file=sys.stderr)
         raise SystemExit(2) from error
 
-    found = own_normalise(table)
-    print(f"normalise: {{mean: {list(found.mean)}, std: {list(found.std)}}}")
+    found = own_normalise(table, arguments.input)
+    print(f"normalise: {{input: {found.input}, mean: {list(found.mean)}, std: {list(found.std)}}}")
 
 
 if __name__ == "__main__":

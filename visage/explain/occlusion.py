@@ -24,6 +24,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from visage.data.preprocess import PAPER_NORMALISE
 from visage.evaluation.bootstrap import Bootstrap, Estimate
 from visage.evaluation.metrics import FloatArray, IntArray
 from visage.inference.faces import CropPredictor
@@ -55,7 +56,11 @@ def squares(px: int, count: int) -> list[Place]:
 
 
 def mean_colour(normalise: NormaliseConfig) -> Tensor:
-    """The mean that the model normalises by, as the nearest colour of a crop, uint8 (3,)."""
+    """The mean that the model normalises by, as the nearest colour of a crop, uint8 (3,).
+
+    The mean of gradients is no colour: for a model that sees them it is the released mean."""
+    if normalise.input == "sobel":
+        normalise = PAPER_NORMALISE
     return (torch.tensor(normalise.mean) * 255).round().to(torch.uint8)
 
 

@@ -3,8 +3,9 @@
 `thin`, `tiny`, or any other share of VGG-16's channels as `vgg-SHARE`: `vgg-0.125` is half as wide
 as Tiny, `vgg-0.5` Thin itself; their option `pooling` is `hybrid` or `gap`. `vgg16` is VGG-16
 complete, with its own 4096-wide layers. `resnet18`, and any share of its channels as
-`resnet18-SHARE`; `dhaa` and `dhaa-SHARE` likewise. A new network is its own file and its entry in
-`NETWORKS`.
+`resnet18-SHARE`; `dhaa` and `dhaa-SHARE` likewise. `bn_alex`, and any share of it, is the second stream
+of the two-stream system; its options are `wide` and `pooled_px`. A new network is its own file and
+its entry in `NETWORKS`.
 """
 
 from __future__ import annotations
@@ -17,6 +18,7 @@ from typing import Any, get_args
 from torch import Tensor
 
 from visage.networks import dhaa, regions, resnet, vgg16
+from visage.networks.alex import BNAlex
 from visage.networks.dhaa import DHAA
 from visage.networks.head import initialise
 from visage.networks.protocol import FaceBatch, Network, Outputs
@@ -94,6 +96,8 @@ DHAA_OPTIONS: Mapping[str, Legal] = {
     "global_zoom": Between(least=1, most=4, usual=1.2),
     "local_zoom": Between(least=1, most=8, usual=2),
 }
+# AlexNet's own 4096 units and smaller ones; 7x7 maps of crops of 256 px, 6x6 of 227, 2x2 of 96
+ALEX_OPTIONS: Mapping[str, Legal] = {"wide": (4096, 1024, 256), "pooled_px": (7, 6, 2)}
 # One channel is left of the first layer's 64
 LEAST_SHARE = 1 / 64
 
@@ -116,6 +120,7 @@ NETWORKS: dict[str, Family] = {
         new_parts=dhaa.NEW_PARTS,
         trunk="resnet18",
     ),
+    "bn_alex": Family(build=BNAlex, options=ALEX_OPTIONS, least_share=LEAST_SHARE),
 }
 
 

@@ -12,7 +12,8 @@ import yaml
 from tests.small_faces import some_faces, write_faces
 from visage.data import normalisation
 from visage.data.face_table import FaceTable
-from visage.data.normalisation import main
+from visage.data.normalisation import main, own_normalise
+from visage.data.preprocess import evaluation_view
 
 
 def test_own_mean_and_deviation_are_those_of_all_training_pixels(
@@ -29,6 +30,16 @@ def test_own_mean_and_deviation_are_those_of_all_training_pixels(
     found = yaml.safe_load(line)["normalise"]
     np.testing.assert_allclose(found["mean"], pixels_NC.mean(axis=0), atol=6e-5)
     np.testing.assert_allclose(found["std"], pixels_NC.std(axis=0), atol=6e-5)
+
+
+@pytest.mark.parametrize("kind", ["grey", "sobel"])
+def test_another_input_has_a_mean_and_a_deviation_of_its_own(kind: str, tmp_path: Path) -> None:
+    table = FaceTable.open(write_faces(tmp_path, some_faces(7, 2, 4)), ["train"])
+    found = own_normalise(table, kind)  # type: ignore[arg-type]
+    view_BCHW = evaluation_view(table.decode(np.arange(7)), found)
+    assert found.input == kind
+    assert abs(view_BCHW.mean().item()) < 1e-3
+    assert abs(view_BCHW.std(correction=0).item() - 1) < 1e-3
 
 
 def test_a_set_without_training_faces_is_refused(

@@ -152,7 +152,7 @@ def test_start_comes_from_its_generator_alone() -> None:
             "resnet",
             {},
             "'resnet' is unknown; known: thin, tiny, vgg-SHARE, vgg16, resnet18, resnet18-SHARE, "
-            "dhaa, dhaa-SHARE",
+            "dhaa, dhaa-SHARE, bn_alex, bn_alex-SHARE",
         ),
         ("vgg", HYBRID, "'vgg' is unknown"),
         ("vgg-wide", HYBRID, "'vgg-wide' is unknown"),
