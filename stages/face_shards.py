@@ -28,7 +28,17 @@ RowDict = dict[str, Any]
 # Metadata: JSON with fingerprint, rejects and counts.
 SHARD_KEY = b"align"
 # Columns copied from the manifest to the faces.
-COPIED = ("photo_id", "sha256", "label", "sigma", "person", "sex", "ethnicity", "split")
+COPIED = (
+    "photo_id",
+    "sha256",
+    "label",
+    "sigma",
+    "half_width",
+    "person",
+    "sex",
+    "ethnicity",
+    "split",
+)
 
 
 @dataclass(kw_only=True)

@@ -224,6 +224,13 @@ def _check(settings: FinetuneSettings, train: FaceTable) -> None:
         )
 
     refuse_off_grid(train, settings.grid, "finetune")
+    has_intervals = bool((train.half_width_or_0 > 0).any())
+    if has_intervals and METHODS[settings.method].interval_loss is None:
+        able = [name for name, method in METHODS.items() if method.interval_loss is not None]
+        raise ValueError(
+            f"finetune.method: some labels are intervals, which {settings.method} cannot learn "
+            f"from; set it to {' or '.join(able)}"
+        )
     if len(train) < 2:
         raise ValueError(
             "fewer than 2 training faces; see data/target/rejects.csv and quarantine.csv"
@@ -299,6 +306,8 @@ def _task(
     landmarks = torch.from_numpy(train.landmarks).to(device) if needs_landmarks else None
     label = torch.tensor(train.label, dtype=torch.float32, device=device)
     sigma = torch.tensor(train.with_sigma(settings.fixed_sigma), dtype=torch.float32, device=device)
+    half_width = torch.tensor(train.half_width_or_0, dtype=torch.float32, device=device)
+    interval_loss = method.interval_loss if bool((half_width > 0).any()) else None
 
     def batches(generator: torch.Generator) -> Iterable[Batch]:
         order = shuffled_batches(len(train), recipe.batch_size, generator)
@@ -306,9 +315,13 @@ def _task(
             points = None if landmarks is None else landmarks[indices]
             faces = FaceBatch(crops.to(device), points)
             view = training_view(faces, augmentation, settings.normalise, generator)
-            yield Batch(view, (label[indices], sigma[indices]))
+            yield Batch(view, (label[indices], sigma[indices], half_width[indices]))
 
-    def loss(logits_BK: Tensor, label_B: Tensor, sigma_B: Tensor) -> Tensor:
+    def loss(logits_BK: Tensor, label_B: Tensor, sigma_B: Tensor, half_width_B: Tensor) -> Tensor:
+        if interval_loss is not None:
+            return interval_loss(
+                logits_BK, label_B, half_width_B, sigma_B, settings.grid, own_settings
+            )
         return method.loss(logits_BK, label_B, sigma_B, settings.grid, own_settings)
 
     def validate(network: Network) -> dict[str, float]:

@@ -44,6 +44,8 @@ SET_KEYS: dict[str, Any] = {
     "sha256": {},
     "options": {},
     "scale": None,
+    "sigma": None,
+    "joined": {},
     "test_set": None,
     "incoming": None,
 }

@@ -56,6 +56,24 @@ def gaussian(label_B: Tensor, sigma_B: Tensor, grid: LabelGrid) -> Tensor:
     return torch.softmax(-0.5 * distance_BK**2, dim=1)
 
 
+def interval(label_B: Tensor, half_width_B: Tensor, sigma_B: Tensor, grid: LabelGrid) -> Tensor:
+    """Distributions p_BK of labels that are intervals, from `label - half_width` to `label +
+    half_width`: flat inside, with ends blurred by `sigma` (> 0), renormalised to sum 1.
+
+    p_k is in proportion to Phi((l_k - y + h) / sigma) - Phi((l_k - y - h) / sigma), a uniform
+    density folded with a Gaussian. A half width of 0 is the Gaussian itself.
+    """
+    distance_BK = grid.tensor(label_B) - label_B[:, None]
+    half_B1 = half_width_B[:, None]
+    sigma_B1 = sigma_B[:, None]
+    above_BK = torch.special.ndtr((distance_BK + half_B1) / sigma_B1)
+    flat_BK = above_BK - torch.special.ndtr((distance_BK - half_B1) / sigma_B1)
+
+    total_B1 = flat_BK.sum(dim=1, keepdim=True)
+    flat_BK = flat_BK / total_B1.clamp_min(torch.finfo(flat_BK.dtype).tiny)
+    return torch.where(half_B1 > 0, flat_BK, gaussian(label_B, sigma_B, grid))
+
+
 def narrowest(value_B: Tensor, grid: LabelGrid) -> Tensor:
     """The narrowest distributions (B,K) whose expectations are the values, which must be within the
     grid's range."""

@@ -16,7 +16,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional
 
-from visage.labels import LabelGrid, expectation, gaussian, narrowest, ranking_encoding
+from visage.labels import LabelGrid, expectation, gaussian, interval, narrowest, ranking_encoding
 
 KLReduction = Literal["sum", "mean"]
 
@@ -73,7 +73,9 @@ class Method:
     """`head_width(grid)` outputs; `loss(logits, label, sigma, grid, settings)` with an instance of
     the dataclass `settings`; `probabilities(logits, grid)`.
 
-    `shared_head`: all outputs have one weight vector, and a bias each.
+    `shared_head`: all outputs have one weight vector, and a bias each. `interval_loss(logits,
+    label, half width, sigma, grid, settings)`: the loss for labels that are intervals; None where
+    the method wants values.
     """
 
     head_width: Callable[[LabelGrid], int]
@@ -81,6 +83,7 @@ class Method:
     probabilities: Callable[[Tensor, LabelGrid], Tensor]
     settings: type = NoSettings
     shared_head: bool = False
+    interval_loss: Callable[[Tensor, Tensor, Tensor, Tensor, LabelGrid, Any], Tensor] | None = None
 
 
 def kl_divergence(p_BK: Tensor, logits_BK: Tensor, reduction: KLReduction) -> Tensor:
@@ -133,6 +136,37 @@ def dldl_v2_loss(
     if settings.lambda_ == 0:
         return loss
     return loss + settings.lambda_ * expectation_error(logits_BK, label_B, grid)
+
+
+def dldl_interval_loss(
+    logits_BK: Tensor,
+    label_B: Tensor,
+    half_width_B: Tensor,
+    sigma_B: Tensor,
+    grid: LabelGrid,
+    settings: DLDLSettings,
+) -> Tensor:
+    """DLDL with labels that are intervals: KL to `visage.labels.interval`; scalar."""
+    p_BK = interval(label_B, half_width_B, sigma_B.clamp_min(settings.min_sigma), grid)
+    return kl_divergence(p_BK, logits_BK, settings.kl_reduction)
+
+
+def dldl_v2_interval_loss(
+    logits_BK: Tensor,
+    label_B: Tensor,
+    half_width_B: Tensor,
+    sigma_B: Tensor,
+    grid: LabelGrid,
+    settings: DLDLv2Settings,
+) -> Tensor:
+    """DLDL-v2 with labels that are intervals: an expectation inside the interval has no error,
+    elsewhere its distance from the interval; scalar."""
+    loss = dldl_interval_loss(logits_BK, label_B, half_width_B, sigma_B, grid, settings)
+    if settings.lambda_ == 0:
+        return loss
+    value_B = expectation(softmax_probabilities(logits_BK, grid).to(label_B.dtype), grid)
+    beyond_B = ((value_B - label_B).abs() - half_width_B).clamp_min(0)
+    return loss + settings.lambda_ * beyond_B.mean()
 
 
 def nearest(label_B: Tensor, grid: LabelGrid) -> Tensor:
@@ -266,8 +300,15 @@ _RANKING = Method(
 )
 _REGRESSION = Method(head_width=one_output, loss=mr_l1_loss, probabilities=regression_probabilities)
 METHODS: dict[str, Method] = {
-    "dldl_v2": replace(_SOFTMAX, loss=dldl_v2_loss, settings=DLDLv2Settings),
-    "dldl": replace(_SOFTMAX, loss=dldl_loss, settings=DLDLSettings),
+    "dldl_v2": replace(
+        _SOFTMAX,
+        loss=dldl_v2_loss,
+        settings=DLDLv2Settings,
+        interval_loss=dldl_v2_interval_loss,
+    ),
+    "dldl": replace(
+        _SOFTMAX, loss=dldl_loss, settings=DLDLSettings, interval_loss=dldl_interval_loss
+    ),
     "er": replace(_SOFTMAX, loss=expectation_loss),
     "dex": _SOFTMAX,
     "dex_released": replace(_SOFTMAX, loss=dex_released_loss),

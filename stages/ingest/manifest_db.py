@@ -23,7 +23,8 @@ from visage.parallel import batched
 VERSION = 1
 BATCH_ROWS = 2_000
 PHOTOS = """CREATE TABLE photos (photo_id TEXT PRIMARY KEY, label REAL, sigma REAL, person TEXT,
-    sex TEXT, ethnicity TEXT, given TEXT, sha256 TEXT, split TEXT) WITHOUT ROWID;"""
+    sex TEXT, ethnicity TEXT, given TEXT, half_width REAL, sha256 TEXT, split TEXT)
+    WITHOUT ROWID;"""
 OF_THE_RUN = f"""
 DROP TABLE IF EXISTS photos;
 {PHOTOS}
@@ -36,7 +37,7 @@ MEASURED = """CREATE TABLE IF NOT EXISTS measured (photo_id TEXT PRIMARY KEY, nu
 WITH_MEASURES = """SELECT photo_id, num_bytes, mtime_ns FROM photos
     LEFT JOIN measured USING (photo_id) WHERE photo_id > :after ORDER BY photo_id"""
 MANIFEST = """SELECT photos.photo_id, measured.sha256, num_bytes, width, height, unreadable, label,
-    sigma, person, sex, ethnicity, split FROM photos JOIN measured USING (photo_id)
+    sigma, half_width, person, sex, ethnicity, split FROM photos JOIN measured USING (photo_id)
     ORDER BY photo_id"""
 
 
@@ -61,10 +62,11 @@ class ManifestDatabase(SqliteDatabase):
     def add_rows(self, rows: Iterable[ManifestRow]) -> None:
         """Takes an adapter's rows; ValueError for a photo that comes twice or a number that is
         not finite."""
-        columns = "photos (photo_id, label, sigma, person, sex, ethnicity, given)"
+        columns = "photos (photo_id, label, sigma, person, sex, ethnicity, given, half_width)"
         for batch in batched(rows, BATCH_ROWS):
             for row in batch:
-                numbers = [number for number in (row.label, row.sigma) if number is not None]
+                given = (row.label, row.sigma, row.half_width)
+                numbers = [number for number in given if number is not None]
                 if not all(map(math.isfinite, numbers)):
                     raise ValueError(
                         f"{row.photo_id}: label {row.label}, sigma {row.sigma}: must be finite or "
@@ -110,14 +112,15 @@ class ManifestDatabase(SqliteDatabase):
         )
 
     def skip_without_split(self) -> None:
-        """Leaves out the photos that the set's authors put in no split, unless that is all of
-        them."""
-        if self.execute("SELECT 1 FROM photos WHERE given IS NOT NULL LIMIT 1").fetchone():
+        """Leaves out the photos that the set's authors put in no split, unless that is all of them;
+        those of sets that have been assigned stay."""
+        is_given = "given IS NOT NULL AND split IS NULL"
+        if self.execute(f"SELECT 1 FROM photos WHERE {is_given} LIMIT 1").fetchone():
             self.execute(
                 "INSERT INTO skipped SELECT photo_id, 'skipped', 'the set puts it in no split' "
-                "FROM photos WHERE given IS NULL"
+                "FROM photos WHERE given IS NULL AND split IS NULL"
             )
-            self.execute("DELETE FROM photos WHERE given IS NULL")
+            self.execute("DELETE FROM photos WHERE given IS NULL AND split IS NULL")
 
     def leave_out_test(self) -> None:
         """Leaves out the photos that were assigned to test, counted in one line: another set is

@@ -49,7 +49,8 @@ REPOSITORY = Path(__file__).resolve().parents[2]
 
 class ManifestRow(NamedTuple):
     """One photo: `photo_id` is its posix path below the raw folder; None where the set does not
-    say."""
+    say. `half_width`: the label is an interval, from `label - half_width` to `label +
+    half_width`."""
 
     photo_id: str
     label: float | None
@@ -58,6 +59,7 @@ class ManifestRow(NamedTuple):
     sex: str | None
     ethnicity: str | None
     split: str | None  # train | val | test, as the set's authors gave it
+    half_width: float | None = None
 
 
 class ReportSkip(Protocol):

@@ -1,5 +1,5 @@
-"""Labels on one scale become labels on another: y' = t0 + (y - s0) k and sigma' = sigma k, k = (t1
-- t0) / (s1 - s0).
+"""Labels on one scale become labels on another: y' = t0 + (y - s0) k, and sigma and an
+interval's half width times k, k = (t1 - t0) / (s1 - s0).
 
 So sets rated on 1 to 10 and on 1 to 7 can train and test the same model. The map is linear: it
 moves the ends of one scale to those of the other. How raters use a scale is not considered.
@@ -41,4 +41,7 @@ class Scale:
             else:
                 label = min(most, least + (row.label - low) * (most - least) / (high - low))
                 sigma = row.sigma * (most - least) / (high - low) if row.sigma is not None else None
-                yield row._replace(label=label, sigma=sigma)
+                half_width = row.half_width
+                if half_width is not None:
+                    half_width *= (most - least) / (high - low)
+                yield row._replace(label=label, sigma=sigma, half_width=half_width)

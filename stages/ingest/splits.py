@@ -121,8 +121,15 @@ def choose(group: str, given: str | None, settings: SplitSettings, left_out: str
     return "val" if is_val else "train"
 
 
-def assign_splits(connection: sqlite3.Connection, settings: SplitSettings) -> None:
-    """Fills the column `split` of the table `photos` (photo_id, sha256, person, given, split)."""
+def assign_splits(
+    connection: sqlite3.Connection, settings: SplitSettings, folder: str = ""
+) -> None:
+    """Fills the column `split` of the table `photos` (photo_id, sha256, person, given, split) where
+    it is empty: of all photos, or of one set among several, all of whose photos are in `folder`."""
+    connection.execute("DROP VIEW IF EXISTS temp.own_photos")
+    connection.execute(
+        f"CREATE TEMP VIEW own_photos AS SELECT * FROM photos WHERE {_in_folder(folder)}"
+    )
     _check(connection, settings)
     by_person = settings.group_by == "person"
     merged = _merged_persons(connection) if by_person else {}
@@ -135,20 +142,28 @@ def assign_splits(connection: sqlite3.Connection, settings: SplitSettings) -> No
         return choose(group, given, settings, left_out)
 
     connection.create_function("chosen", 3, chosen, deterministic=True)
-    connection.execute("UPDATE photos SET split = chosen(sha256, person, given)")
+    own = _in_folder(folder)
+    connection.execute(f"UPDATE photos SET split = chosen(sha256, person, given) WHERE {own}")
     if settings.group_by == "picture":
-        _help_persons(connection, settings, "split = 'val' AND given IS NOT 'val'")
+        _help_persons(connection, settings, f"split = 'val' AND given IS NOT 'val' AND {own}")
 
-    if not connection.execute("SELECT 1 FROM photos WHERE split = 'train' LIMIT 1").fetchone():
+    is_train = "SELECT 1 FROM own_photos WHERE split = 'train' LIMIT 1"
+    if not connection.execute(is_train).fetchone():
         raise ValueError(
             "no photo is left for train; lower split.val_fraction and split.test_fraction"
         )
 
 
+def _in_folder(folder: str) -> str:
+    """SQL for the photos of a folder; the name is that of a section of the settings."""
+    assert "'" not in folder, folder
+    return f"photo_id >= '{folder}/' AND photo_id < '{folder}0'" if folder else "TRUE"
+
+
 def _check(connection: sqlite3.Connection, settings: SplitSettings) -> None:
     """ValueError where the rows do not have what the settings count on."""
     if settings.assign == "given":
-        found = {given for (given,) in connection.execute("SELECT DISTINCT given FROM photos")}
+        found = {given for (given,) in connection.execute("SELECT DISTINCT given FROM own_photos")}
         if not found <= set(KNOWN):
             raise ValueError(
                 f"split.assign given: the set's splits are {sorted(map(str, found))}; "
@@ -164,7 +179,7 @@ def _check(connection: sqlite3.Connection, settings: SplitSettings) -> None:
 
 def _check_persons(connection: sqlite3.Connection) -> None:
     nobody = connection.execute(
-        "SELECT photo_id FROM photos WHERE person IS NULL LIMIT 1"
+        "SELECT photo_id FROM own_photos WHERE person IS NULL LIMIT 1"
     ).fetchone()
     if nobody:
         raise ValueError(f"split.group_by person: {nobody[0]} has no person; use picture")
@@ -215,8 +230,8 @@ def _close_test(connection: sqlite3.Connection, report_skip: ReportSkip) -> None
 def _merged_persons(connection: sqlite3.Connection) -> dict[str, str]:
     """Persons who share a picture -> the one name (the first in order) that draws for all of
     them."""
-    shared = """SELECT sha256, person FROM photos WHERE sha256 IN
-        (SELECT sha256 FROM photos GROUP BY sha256 HAVING COUNT(DISTINCT person) > 1)
+    shared = """SELECT sha256, person FROM own_photos WHERE sha256 IN
+        (SELECT sha256 FROM own_photos GROUP BY sha256 HAVING COUNT(DISTINCT person) > 1)
         GROUP BY sha256, person"""
     leader: dict[str, str] = {}
 
@@ -237,7 +252,7 @@ def _left_out(
 ) -> str:
     """The group number `fold` of all persons' groups in sorted order; ValueError unless there are
     `num_folds`."""
-    found = connection.execute("SELECT DISTINCT person FROM photos")
+    found = connection.execute("SELECT DISTINCT person FROM own_photos")
     groups = sorted({merged.get(person, person) for (person,) in found})
     if len(groups) != settings.num_folds:
         raise ValueError(

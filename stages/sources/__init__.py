@@ -9,6 +9,7 @@ from __future__ import annotations
 
 from stages.ingest.records import Source
 from stages.sources.aaf import AAF
+from stages.sources.adience import ADIENCE
 from stages.sources.appa_real import APPA_REAL
 from stages.sources.cacd import CACD
 from stages.sources.cfd import CFD
@@ -38,6 +39,7 @@ SOURCES: dict[str, Source] = {
     "cacd": CACD,
     "imdb_wiki": IMDB_WIKI,
     "aaf": AAF,
+    "adience": ADIENCE,
     "scut_fbp": SCUT_FBP,
     "scut_fbp5500": SCUT_FBP5500,
     "cfd": CFD,

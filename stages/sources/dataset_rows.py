@@ -1,8 +1,9 @@
 """One data set as its settings describe it: its files gathered or made below a folder, its rows on
 the wanted scale.
 
-A role has one such set. It has a second one where it is tested on another set than its own
-(`test_set`), and one that grows where the user's own labelled photos come in (`incoming`).
+A role has one such set. It has further ones where it is trained on a union of sets (`joined`), one
+more where it is tested on another set than its own (`test_set`), and one that grows where the
+user's own labelled photos come in (`incoming`).
 """
 
 from __future__ import annotations
@@ -17,6 +18,8 @@ from stages.ingest.fetch import has_files
 from stages.ingest.fill_raw import empty, fill_raw
 from stages.ingest.records import Action, ManifestRow, ReportSkip, from_repository
 from stages.ingest.scale import Scale
+from stages.ingest.sigma import SigmaRule
+from stages.ingest.splits import SplitSettings
 from stages.settings import convert
 from stages.sources import SOURCES
 
@@ -54,6 +57,15 @@ class SetSettings:
                 "leave them empty"
             )
         convert(dict(self.options), source.options, "options")
+
+
+@dataclass(frozen=True, kw_only=True)
+class JoinedSetSettings(SetSettings):
+    """A further set to train on, with a split of its own. `sigma`: the rule for labels without one;
+    null leaves them without."""
+
+    sigma: SigmaRule | None
+    split: SplitSettings
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -101,6 +113,14 @@ def below(folder: str, report_skip: ReportSkip) -> ReportSkip:
         report_skip(name, reason, action=action)
 
     return skip
+
+
+def as_joined_rows(folder: str, rows: Iterator[ManifestRow]) -> Iterator[ManifestRow]:
+    """The rows below their set's folder; a person's name gets the folder's before it, since two
+    sets may number their people alike."""
+    for row in rows:
+        person = None if row.person is None else f"{folder}/{row.person}"
+        yield row._replace(photo_id=f"{folder}/{row.photo_id}", person=person)
 
 
 def as_test_rows(

@@ -46,6 +46,7 @@ def row(name: str, **changes: Any) -> Row:
         "unreadable": None,
         "label": 30.0,
         "sigma": 2.0,
+        "half_width": None,
         "person": None,
         "sex": "female",
         "ethnicity": None,

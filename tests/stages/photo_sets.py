@@ -29,7 +29,7 @@ LIMITS |= {"max_ratio": 100.0}
 
 def settings(*locations: str | Path, **changes: Any) -> DownloadSettings:
     values: dict[str, Any] = {"source": "people", "options": {"person_level": 1}, "sha256": {}}
-    values |= {"scale": None, "test_set": None, "incoming": None}
+    values |= {"scale": None, "sigma": None, "joined": {}, "test_set": None, "incoming": None}
     values |= {"split": SPLIT, "limits": LIMITS, "locations": list(map(str, locations))}
     found: DownloadSettings = convert({**values, **changes}, DownloadSettings, "download.identity")
     return found

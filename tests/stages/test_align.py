@@ -154,7 +154,8 @@ def test_every_photo_is_a_face_or_a_reject_and_keeps_its_columns(bench: Bench) -
         rows[index]["photo_id"] for index in (0, 5, 6, 7, 8)
     ]
     for face, row in zip(faces, (rows[index] for index in (0, 5, 6, 7, 8)), strict=True):
-        copied = ("photo_id", "sha256", "label", "sigma", "person", "sex", "ethnicity", "split")
+        copied = ["photo_id", "sha256", "label", "sigma", "half_width"]
+        copied += ["person", "sex", "ethnicity", "split"]
         assert [face[name] for name in copied] == [row[name] for name in copied]
     assert list(rejects) == [rows[index]["photo_id"] for index in (1, 2, 3, 4)]
     for reason, part in zip(

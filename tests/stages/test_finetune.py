@@ -30,6 +30,7 @@ from tests.small_faces import (
     write_faces,
 )
 from visage.data.face_table import FaceTable
+from visage.data.normalisation import own_normalise
 from visage.data.preprocess import evaluation_faces
 from visage.inference.photos import Predictor
 from visage.labels import LabelGrid
@@ -395,6 +396,48 @@ def test_sigma_of_the_faces_goes_before_the_fixed_one(tmp_path: Path) -> None:
         for sigma in (3.0, 30.0)
     )
     assert own["train_loss"].tolist() == fixed["train_loss"].tolist()
+
+
+def test_intervals_train_as_distributions_and_only_where_a_method_can(tmp_path: Path) -> None:
+    """A wide interval says less than a value: its loss at the start differs, and DEX refuses."""
+    rows = some_faces()
+    wide = [row | {"half_width": 20.0} for row in rows]
+    losses = []
+    for name, some in (("values", rows), ("intervals", wide)):
+        faces = write_faces(tmp_path / name, some)
+        losses.append(run(tmp_path / name, faces, finetune_settings(epochs=1))["train_loss"][0])
+    assert losses[1] < losses[0] - 0.1
+
+    with pytest.raises(
+        ValueError, match="intervals, which dex cannot learn from; set it to dldl_v2 or dldl"
+    ):
+        run(tmp_path, write_faces(tmp_path / "dex", wide), finetune_settings(method="dex"))
+
+
+@pytest.mark.parametrize("kind", ["rgb", "grey", "sobel"])
+def test_measured_normalisation_is_the_faces_own_and_then_the_start_s(
+    tmp_path: Path, faces: Path, kind: Any
+) -> None:
+    given = dataclasses.replace(OTHER_NORMALISE, input=kind)
+    settings = finetune_settings(epochs=1, normalise=given, measure_normalise=True)
+    run(tmp_path / "first", faces, settings)
+    first = load_model(tmp_path / "first" / "model")[1].normalise
+    assert first == own_normalise(FaceTable.open(faces, ["train"]), kind)
+    assert first != given
+
+    others = write_faces(tmp_path / "others", some_faces(seed=1))
+    started = dataclasses.replace(settings, init="model")
+    run(tmp_path / "second", others, started, start=tmp_path / "first" / "model")
+    assert load_model(tmp_path / "second" / "model")[1].normalise == first
+
+    other_kind = dataclasses.replace(given, input="sobel" if kind == "rgb" else "rgb")
+    with pytest.raises(ValueError, match="the model's normalise is"):
+        run(
+            tmp_path / "third",
+            others,
+            dataclasses.replace(started, normalise=other_kind),
+            start=tmp_path / "first" / "model",
+        )
 
 
 # -------------------------------------------------------------------------------

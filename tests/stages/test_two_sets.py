@@ -200,3 +200,88 @@ def test_a_wrong_test_set_is_reported(house: House, tmp_path: Path) -> None:
     chosen = settings(**own(test_set=other | {"splits": []}))
     with pytest.raises(ValueError, match="max_files"):
         house.run(replace(chosen, limits=replace(chosen.limits, max_files=0)))
+
+
+CONSTANT = {"polynomial": [0.5], "minimum": 0.5, "maximum": 0.5}
+
+
+def union(tmp_path: Path, copied: bytes) -> dict[str, Any]:
+    """The drawn set, joined by two tables: ages of the web by person, and a scale of 1 to 10 with
+    given splits."""
+    web = {f"{number}.jpg": (f"{number},,p{number % 4},", photo(number)) for number in range(12)}
+    rated = {
+        "a.jpg": ("1,2.25,p0,train", photo(101)),
+        "b.jpg": ("10,,p1,val", photo(102)),
+        "c.jpg": ("5.5,0.9,p2,test", copied),
+        "d.jpg": ("5.5,0.9,p2,", photo(104)),
+    }
+    by_person = {**SPLIT, "group_by": "person", "val_fraction": 0.3, "test_fraction": 0.0}
+    given = {**SPLIT, "assign": "given", "val_fraction": 0.0}
+    scale = {"source": [1, 10], "target": [1, 5]}
+    return {
+        "web": table(tmp_path / "web", web) | {"sigma": CONSTANT, "split": by_person},
+        "rated": table(tmp_path / "rated", rated) | {"scale": scale, "sigma": None, "split": given},
+    }
+
+
+def test_a_role_trains_on_a_union_of_sets(house: House, tmp_path: Path) -> None:
+    """Each set keeps its own scale, sigma rule and split, and the first set's photos the splits
+    that they have alone."""
+    alone = House(tmp_path / "alone")
+    before = alone.run(settings(**own())).set_index("photo_id")
+    copied = (alone.raw / next(iter(before.index))).read_bytes()
+
+    rows = house.run(settings(**own(joined=union(tmp_path, copied)))).set_index("photo_id")
+    folders = [name.split("/")[0] for name in rows.index]
+    assert {name: folders.count(name) for name in set(folders)} == {
+        "train_set": len(before),
+        "web": 12,
+        "rated": 3,
+    }
+
+    drawn = rows[[name == "train_set" for name in folders]]
+    drawn.index = drawn.index.str.removeprefix("train_set/")
+    pd.testing.assert_series_equal(drawn.split, before.split)
+
+    web = rows[[name == "web" for name in folders]]
+    assert (web.sigma == 0.5).all()
+    assert set(web.split) <= {"train", "val"}
+    assert set(web.person) == {f"web/p{number}" for number in range(4)}
+    assert (web.groupby("person").split.nunique() == 1).all()
+
+    rated = rows.loc[[f"rated/photos/{name}.jpg" for name in "abc"]]
+    assert list(rated.label) == pytest.approx([1, 5, 3])
+    assert list(rated.split) == ["train", "val", "test"]
+    assert rated.sigma.isna().tolist() == [False, True, False]
+    reasons = {row["photo_id"]: row["reason"] for row in house.skipped_rows()}
+    assert "no split" in reasons["rated/photos/d.jpg"]
+
+    again = house.run(settings(**own()))
+    assert set(again.photo_id) == set(before.index), "nothing stale of the union"
+
+
+def test_the_first_set_has_a_sigma_rule_too(house: House, tmp_path: Path) -> None:
+    lines = {"1.jpg": ("30,,,", photo(1)), "2.jpg": ("40,7,,", photo(2))}
+    rows = house.run(settings(**table(tmp_path, lines) | {"sigma": CONSTANT}))
+    assert list(rows.sigma) == [0.5, 7.0]
+
+
+def test_a_union_is_tested_on_another_set(house: House, tmp_path: Path) -> None:
+    """Where there is a test set, the joined sets' own test photos are left out too."""
+    joined = union(tmp_path, photo(7))
+    other = table(tmp_path / "other", {"9.jpg": ("3,,p9,test", photo(9))}) | {"splits": []}
+    rows = house.run(settings(**own(joined=joined, test_set=other)))
+    assert list(rows[rows.split == "test"].photo_id) == ["test_set/photos/9.jpg"]
+    assert "rated/photos/c.jpg" not in set(rows.photo_id)
+
+
+def test_a_joined_set_needs_a_name_for_a_folder_and_photos(house: House, tmp_path: Path) -> None:
+    joined = union(tmp_path, photo(7))
+    for name in ("train_set", "../web", "Web"):
+        with pytest.raises(ValueError, match="becomes a folder"):
+            settings(**own(joined={name: joined["web"]}))
+
+    empty = joined["web"] | {"options": joined["web"]["options"]}
+    (tmp_path / "web" / "labels.csv").write_text(HEAD + "\n")
+    with pytest.raises(ValueError, match=r"check joined\.web's locations"):
+        house.run(settings(**own(joined={"web": empty})))

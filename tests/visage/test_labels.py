@@ -19,6 +19,7 @@ from visage.labels import (
     central_interval,
     deviation,
     gaussian,
+    interval,
     normal_cdf,
     quantile,
     ranking_encoding,
@@ -280,3 +281,28 @@ def test_rank_is_the_label_after_those_more_likely_exceeded_than_not(
             break
 
     assert DECODERS["rank"](p_BK, grid).item() == expected
+
+
+@pytest.mark.parametrize(("label", "half_width", "sigma"), [(28.5, 4.0, 0.5), (80.0, 20.5, 2.0)])
+def test_an_interval_is_a_uniform_density_folded_with_a_gaussian(
+    label: float, half_width: float, sigma: float
+) -> None:
+    """Against the mean of many Gaussians whose centres are spread evenly over the interval."""
+    centres = np.linspace(label - half_width, label + half_width, 20_001)
+    density_K = np.array(
+        [np.exp(-0.5 * ((each - centres) / sigma) ** 2).mean() for each in AGES.labels()]
+    )
+    tensors = [torch.tensor([value], dtype=torch.float64) for value in (label, half_width, sigma)]
+    p_BK = interval(*tensors, AGES)
+    np.testing.assert_allclose(p_BK[0].numpy(), density_K / density_K.sum(), atol=1e-5)
+
+
+def test_an_interval_of_no_width_is_the_gaussian_and_a_wide_one_is_flat() -> None:
+    label_B = torch.tensor([30.0, 30.0, 50.0])
+    half_width_B = torch.tensor([0.0, 1e-3, 10.5])
+    sigma_B = torch.tensor([2.0, 2.0, 1e-3])
+    p_BK = interval(label_B, half_width_B, sigma_B, AGES)
+    torch.testing.assert_close(p_BK[0], gaussian(label_B[:1], sigma_B[:1], AGES)[0])
+    torch.testing.assert_close(p_BK[1], p_BK[0], atol=1e-3, rtol=0)
+    torch.testing.assert_close(p_BK[2, 40:61], torch.full((21,), 1 / 21))
+    torch.testing.assert_close(p_BK.sum(dim=1), torch.ones(3))

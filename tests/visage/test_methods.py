@@ -316,3 +316,37 @@ def test_probabilities_are_distributions_as_wide_as_the_grid(name: str) -> None:
         assert p_BK.shape == (3, grid.num_labels)
         torch.testing.assert_close(p_BK.sum(dim=1), torch.ones(3))
         assert (p_BK >= 0).all()
+
+
+@pytest.mark.parametrize("name", ["dldl", "dldl_v2"])
+def test_the_interval_loss_of_values_is_the_loss(name: str) -> None:
+    method = METHODS[name]
+    grid = LabelGrid(minimum=0.0, step=1.0, maximum=100.0)
+    generator = torch.Generator().manual_seed(0)
+    logits_BK = torch.randn(5, grid.num_labels, generator=generator)
+    label_B = torch.tensor([0.0, 20.0, 33.3, 50.0, 100.0])
+    sigma_B = torch.full((5,), 2.0)
+    values = {"kl_reduction": "sum", "min_sigma": 0.5, "lambda_": 1.0}
+    own = {field.name: values[field.name] for field in dataclasses.fields(method.settings)}
+    settings = method.settings(**own)
+
+    assert method.interval_loss is not None
+    loss = method.interval_loss(logits_BK, label_B, torch.zeros(5), sigma_B, grid, settings)
+    torch.testing.assert_close(loss, method.loss(logits_BK, label_B, sigma_B, grid, settings))
+
+
+def test_an_expectation_inside_the_interval_costs_nothing() -> None:
+    grid = LabelGrid(minimum=0.0, step=1.0, maximum=100.0)
+    label_B = torch.tensor([30.0, 30.0, 30.0])
+    half_width_B = torch.tensor([5.0, 5.0, 5.0])
+    sigma_B = torch.full((3,), 2.0)
+    logits_BK = gaussian(torch.tensor([26.0, 34.0, 42.0]), sigma_B, grid).clamp_min(1e-30).log()
+    losses = []
+    for lambda_ in (0.0, 1.0):
+        settings = METHODS["dldl_v2"].settings(kl_reduction="sum", min_sigma=0.5, lambda_=lambda_)
+        interval_loss = METHODS["dldl_v2"].interval_loss
+        assert interval_loss is not None
+        losses.append(
+            interval_loss(logits_BK, label_B, half_width_B, sigma_B, grid, settings).item()
+        )
+    assert losses[1] - losses[0] == pytest.approx((0 + 0 + 7) / 3, abs=1e-3)

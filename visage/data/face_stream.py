@@ -25,7 +25,14 @@ import pyarrow.parquet as pq
 import torch
 from torch import Tensor
 
-from visage.data.face_table import LANDMARKS, FaceRow, ahead, face_shards, landmarks_in_crops
+from visage.data.face_table import (
+    LANDMARKS,
+    FaceRow,
+    ahead,
+    face_rows,
+    face_shards,
+    landmarks_in_crops,
+)
 from visage.data.jpeg import decode_jpeg
 from visage.networks.protocol import FaceBatch
 
@@ -57,14 +64,16 @@ class FaceSplit:
 
     def rows(self) -> Iterator[FaceRow]:
         """What distinguishes one face from another, face by face, as `FaceTable.rows` gives it."""
-        columns = ["sha256", "person", "jpeg", "label", "sigma"]
+        columns = ["sha256", "person", "jpeg", "label", "sigma", "half_width"]
 
         for shard in self.shards:
             for rows in _batches(shard, self.split, columns, READ_ROWS):
                 values = [rows[name].to_pylist() for name in columns]
                 for sha256, person, jpeg, *numbers in zip(*values, strict=True):
-                    label, sigma = (np.nan if number is None else number for number in numbers)
-                    yield str(sha256), person, jpeg, label, sigma
+                    label, sigma, half_width = (
+                        np.nan if number is None else number for number in numbers
+                    )
+                    yield str(sha256), person, jpeg, label, sigma, half_width
 
     def landmarks_sha256(self) -> str:
         """Digest of all landmarks, as `FaceTable.landmarks_sha256` gives it."""
@@ -231,7 +240,7 @@ def _batches(
     """A shard's rows of a split, `num_rows` at a time, read through a small buffer: memory never
     holds the complete shard."""
     with pq.ParquetFile(shard, buffer_size=READ_BYTES, pre_buffer=False) as file:
-        for rows in file.iter_batches(num_rows, columns=[*columns, "split"], use_threads=False):
+        for rows in face_rows(file, num_rows, [*columns, "split"], use_threads=False):
             yield rows.filter(pc.equal(rows["split"], split))
 
 

@@ -32,12 +32,23 @@ from visage.data.schemas import FACE_SCHEMA, METADATA_KEY
 from visage.detection import align
 from visage.parallel import map_ordered
 
-COLUMNS = ("photo_id", "sha256", "found", "label", "sigma", "person", "sex", "ethnicity", "split")
+COLUMNS = (
+    "photo_id",
+    "sha256",
+    "found",
+    "label",
+    "sigma",
+    "half_width",
+    "person",
+    "sex",
+    "ethnicity",
+    "split",
+)
 LANDMARKS = "landmarks"
 FACE_COLUMNS = pa.schema([FACE_SCHEMA.field(name) for name in (*COLUMNS, LANDMARKS)])
 
-# Sha256 of the photo, person, encoded crop, label, sigma
-FaceRow = tuple[str, str | None, bytes, float, float]
+# Sha256 of the photo, person, encoded crop, label, sigma, half width of a label that is an interval
+FaceRow = tuple[str, str | None, bytes, float, float, float]
 Item = TypeVar("Item")
 Made = TypeVar("Made")
 
@@ -91,6 +102,7 @@ class FaceTable:
         self.found = columns["found"]
         self.label = columns["label"].astype(np.float64)
         self.sigma = columns["sigma"].astype(np.float64)
+        self.half_width = columns["half_width"].astype(np.float64)
         self.person = columns["person"]
         self.sex = columns["sex"]
         self.ethnicity = columns["ethnicity"]
@@ -151,6 +163,7 @@ class FaceTable:
                 self.encoded(index),
                 float(self.label[index]),
                 float(self.sigma[index]),
+                float(self.half_width[index]),
             )
 
     def _crop(self, index: int) -> np.ndarray:
@@ -185,6 +198,11 @@ class FaceTable:
         """Each face's sigma in label units, `fixed_sigma` where the set gives none, shape (N,)."""
         return np.where(np.isnan(self.sigma), fixed_sigma, self.sigma)
 
+    @property
+    def half_width_or_0(self) -> np.ndarray:
+        """Half the width of each face's label in label units, 0 where it is no interval, (N,)."""
+        return np.nan_to_num(self.half_width, nan=0.0)
+
 
 def face_shards(folder: Path) -> tuple[list[Path], dict[str, Any]]:
     """A folder's shards in order, and how their faces were cut; ValueError where there is none, or
@@ -218,8 +236,22 @@ def landmarks_in_crops(photo_landmarks_N52: np.ndarray, alignment: Mapping[str, 
 def _rows(path: Path, splits: Sequence[str]) -> Iterator[pa.RecordBatch]:
     """A shard's rows of some splits, a thousand at a time."""
     wanted = pa.array(splits, pa.string())
-    for rows in pq.ParquetFile(path).iter_batches(1024, columns=["jpeg", *FACE_COLUMNS.names]):
+    file = pq.ParquetFile(path)
+    for rows in face_rows(file, 1024, ["jpeg", *FACE_COLUMNS.names]):
         yield rows.filter(pc.is_in(rows["split"], wanted)) if splits else rows
+
+
+def face_rows(
+    file: pq.ParquetFile, num_rows: int, columns: Sequence[str], use_threads: bool = True
+) -> Iterator[pa.RecordBatch]:
+    """A shard's rows, `num_rows` at a time; shards from before labels could be intervals have an
+    empty column `half_width`."""
+    is_older = "half_width" in columns and "half_width" not in file.schema_arrow.names
+    present = [name for name in columns if not (is_older and name == "half_width")]
+    for rows in file.iter_batches(num_rows, columns=present, use_threads=use_threads):
+        if is_older:
+            rows = rows.append_column("half_width", pa.nulls(len(rows), pa.float64()))
+        yield rows
 
 
 def _preprocessing(path: Path) -> dict[str, Any]:

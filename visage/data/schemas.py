@@ -18,6 +18,7 @@ MANIFEST_SCHEMA = pa.schema(
         ("unreadable", TEXT),
         ("label", REAL),
         ("sigma", REAL),
+        ("half_width", REAL),  # of a label that is an interval
         *WHO,
     ]
 )
@@ -33,6 +34,7 @@ FACE_SCHEMA = pa.schema(
         ("found", TEXT),
         ("label", REAL),
         ("sigma", REAL),
+        ("half_width", REAL),
         *WHO,
     ]
 )

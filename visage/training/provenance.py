@@ -32,7 +32,7 @@ class Faces(Protocol):
 
 def table_digest(table: Faces) -> dict[str, Any]:
     """Number of faces and sha256 over every face's photo, crop, label, sigma and person, in the
-    table's order.
+    table's order; and over its label's half width where that is an interval.
 
     The crops count byte for byte: a changed detector or template gives other crops of the same
     photos. Labels and then sigmas come after all crops; until then they are on disk, so that memory
@@ -41,9 +41,11 @@ def table_digest(table: Faces) -> dict[str, Any]:
     digest = hashlib.sha256()
     num_faces = 0
     with tempfile.TemporaryFile() as labels, tempfile.TemporaryFile() as sigmas:
-        for sha256, person, jpeg, label, sigma in table.rows():
+        for sha256, person, jpeg, label, sigma, half_width in table.rows():
             digest.update(f"{sha256} {person}\n".encode())
             digest.update(jpeg)
+            if not np.isnan(half_width):
+                digest.update(np.float64(half_width).tobytes())
             labels.write(np.float64(label).tobytes())
             sigmas.write(np.float64(sigma).tobytes())
             num_faces += 1

@@ -460,3 +460,65 @@ class TestImdbWiki:
         assert {"faceless.jpg", "blurred.jpg", "two.jpg", "too_old.jpg"} < names
         tight, _ = self.read(tmp_path, max_second_face_score=-np.inf)
         assert [row.label for row in tight] == [30.0]
+
+
+class TestAdience:
+    HEAD = "user_id\toriginal_image\tface_id\tage\tgender\tx\ty\tdx\tdy"
+    FOLDS = (
+        ("7@N1\ta.jpg\t1\t(25, 32)\tf\t0\t0\t9\t9", "7@N1\tb.jpg\t1\t35\tm\t0\t0\t9\t9"),
+        (
+            "8@N2\tc.jpg\t2\t(0, 2)\tu\t0\t0\t9\t9",
+            "8@N2\td.jpg\t2\tNone\tm\t0\t0\t9\t9",
+            "8@N2\tabsent.jpg\t2\t(4, 6)\tm\t0\t0\t9\t9",
+            "8@N2\te.jpg\t3\t(48 to 53)\tm\t0\t0\t9\t9",
+            "8@N2\tf.jpg\t3\t(8, 12)\tm\t0\t0\t9\t9",
+            "8@N2\tf.jpg\t3\t(8, 13)\tm\t0\t0\t9\t9",
+        ),
+    )
+
+    def read(self, tmp_path: Path, **changes: Any) -> tuple[list[ManifestRow], Listed]:
+        lists = []
+        for number, lines in enumerate(self.FOLDS):
+            lists.append(write(tmp_path / f"fold_{number}_data.txt", self.HEAD, *lines))
+        raw = tmp_path / "raw"
+        names = {"7@N1": ("1.a", "1.b"), "8@N2": ("2.c", "2.d", "3.e", "3.f")}
+        for user, own in names.items():
+            touch(raw, *(f"aligned/{user}/landmark_aligned_face.{name}.jpg" for name in own))
+        options = {"lists": lists, "pictures": "aligned", "test_fold": 1}
+        return read("adience", raw, options | changes)
+
+    def test_groups_become_intervals_and_folds_become_splits(self, tmp_path: Path) -> None:
+        rows, listed = self.read(tmp_path)
+        place = "aligned/7@N1/landmark_aligned_face.1"
+        assert rows == [
+            ManifestRow(f"{place}.a.jpg", 28.5, None, "7@N1/1", "female", None, "train", 4.0),
+            ManifestRow(f"{place}.b.jpg", 35.0, None, "7@N1/1", "male", None, "train", None),
+            ManifestRow(
+                "aligned/8@N2/landmark_aligned_face.2.c.jpg",
+                1.0,
+                None,
+                "8@N2/2",
+                None,
+                None,
+                "test",
+                1.5,
+            ),
+        ]
+        assert reasons(listed) == {
+            "fold_1_data.txt:3": "has no age",
+            "fold_1_data.txt:4": "no such photo: aligned/8@N2/landmark_aligned_face.2.absent.jpg",
+            "fold_1_data.txt:5": "age '(48 to 53)' is neither a year nor a group such as (25, 32)",
+            "aligned/8@N2/landmark_aligned_face.3.f.jpg": "two lines say different things of it; "
+            "neither is certain",
+        }
+
+    def test_without_a_test_fold_no_split_is_given(self, tmp_path: Path) -> None:
+        rows, _ = self.read(tmp_path, test_fold=None)
+        assert {row.split for row in rows} == {None}
+
+    def test_a_file_of_another_form_and_a_fold_that_is_not_there(self, tmp_path: Path) -> None:
+        other = write(tmp_path / "other.txt", "user_id,age", "7@N1,35")
+        with pytest.raises(ValueError, match="no column 'age'; give Adience's fold_N_data"):
+            self.read(tmp_path, lists=[other], test_fold=None)
+        with pytest.raises(ValueError, match="test_fold 2: give 0 to 1"):
+            self.read(tmp_path, test_fold=2)

@@ -80,8 +80,15 @@ def test_people_and_digest_are_those_of_the_table(faces: Path, split: str) -> No
     assert table_digest(part) == table_digest(table)
     assert part.alignment == table.alignment == ALIGNMENT
     assert list(part.rows()) == [
-        (sha256, person, jpeg, label, pytest.approx(sigma, nan_ok=True))
-        for sha256, person, jpeg, label, sigma in table.rows()
+        (
+            sha256,
+            person,
+            jpeg,
+            label,
+            pytest.approx(sigma, nan_ok=True),
+            pytest.approx(half_width, nan_ok=True),
+        )
+        for sha256, person, jpeg, label, sigma, half_width in table.rows()
     ]
 
 
