@@ -124,6 +124,11 @@ protocol: $(STAMP)  ## all folds of a preset and their total: DATA=fg_net; SEEDS
 	@test -n "$(DATA)" || { echo 'usage: make protocol DATA=preset [SEEDS="0 1 2"] [WORKERS=2]' >&2; exit 1; }
 	@$(BIN)/python -m flows.benchmark.flow "$(DATA)" --seeds $(or $(SEEDS),0) --workers $(or $(WORKERS),2)
 
+.PHONY: chain
+chain: $(STAMP)  ## fine-tune link by link, or resume: CHAIN=chains/drawn_two_stream.yaml, WORKERS=2 steps at a time
+	@test -n "$(CHAIN)" || { echo 'usage: make chain CHAIN=chains/NAME.yaml [WORKERS=2]' >&2; exit 1; }
+	@$(BIN)/python -m flows.chain.flow "$(CHAIN)" --workers $(or $(WORKERS),2)
+
 .PHONY: results
 results: $(STAMP)  ## write docs/results.md from the tracked result files in docs/results/
 	$(BIN)/python docs/make_results.py render

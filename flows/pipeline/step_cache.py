@@ -21,7 +21,7 @@ from concurrent.futures import FIRST_COMPLETED, Future, ThreadPoolExecutor, wait
 from dataclasses import dataclass
 from functools import cache
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 from tqdm import tqdm
 
@@ -41,13 +41,22 @@ RESOLVED = "params.resolved.yaml"
 KEY_LENGTH = 16
 
 
+class Brought(NamedTuple):
+    """An output of another plan's step: the path under which that step wrote it."""
+
+    step: Step
+    path: str
+
+
 @dataclass(frozen=True, kw_only=True)
 class Step:
-    """A stage with settings: `inputs` maps each path that it reads to the step that writes it."""
+    """A stage with settings: `inputs` maps each path that it reads to the step that writes it,
+    `written_as` those paths that the step wrote under another name to that name."""
 
     stage: Declared
     params: dict[str, Any]
     inputs: dict[str, Step]
+    written_as: dict[str, str]
     key: str
     folder: Path
 
@@ -72,11 +81,22 @@ class Step:
         return self.folder / path
 
 
+NOTHING: Mapping[str, Brought] = {}
+
+
 def plan(
-    stages: Sequence[Declared], params: Mapping[str, Any], goal: str, runs: Path
+    stages: Sequence[Declared],
+    params: Mapping[str, Any],
+    goal: str,
+    runs: Path,
+    brought: Mapping[str, Brought] = NOTHING,
 ) -> dict[str, Step]:
     """The steps that lead to the stage `goal` under these settings (all of params.yaml with its
     presets laid over it), by stage name.
+
+    `brought`: what no stage writes, such as `models/start`, or something in a folder that a stage
+    reads, such as `models/members/one`, and the step of another plan that gives it. That step is
+    not among those returned.
 
     The stage that resolves the settings for DVC is not a step: each step finds its own settings in
     its folder.
@@ -89,12 +109,15 @@ def plan(
             continue
 
         inputs = {path: writer[path] for path in stage.inputs if path in writer}
+        own_brought = {path: one for path, one in brought.items() if _reads(stage, path)}
+        inputs |= {path: one.step for path, one in own_brought.items()}
         own = _sections(params, stage)
         key = _key(stage, own, inputs)
         step = Step(
             stage=stage,
             params=own,
             inputs=inputs,
+            written_as={path: one.path for path, one in own_brought.items()},
             key=key,
             folder=runs / f"{stage.name}-{key}",
         )
@@ -107,8 +130,14 @@ def plan(
     wanted = {goal}
     for name in reversed(list(steps)):
         if name in wanted:
-            wanted |= {step.stage.name for step in steps[name].inputs.values()}
+            read = steps[name].inputs.items()
+            wanted |= {step.stage.name for path, step in read if path not in brought}
     return {name: step for name, step in steps.items() if name in wanted}
+
+
+def _reads(stage: Declared, path: str) -> bool:
+    """Whether a stage reads a path, or something of the folder that it is in."""
+    return path in stage.inputs or str(Path(path).parent) in stage.inputs
 
 
 def _sections(params: Mapping[str, Any], stage: Declared) -> dict[str, Any]:
@@ -132,7 +161,8 @@ def _key(stage: Declared, params: Mapping[str, Any], inputs: Mapping[str, Step])
     code = _code(stage.command[2], REPOSITORY, names) if runs_module else None
 
     upstream = {path: step.key for path, step in inputs.items()}
-    sources = [path for path in stage.inputs if path not in inputs]
+    filled = {str(Path(path).parent) for path in inputs}
+    sources = [path for path in stage.inputs if path not in inputs and path not in filled]
     upstream |= _source_digests(sources, params)
 
     text = json.dumps([stage.command, params, code, upstream], sort_keys=True)
@@ -245,7 +275,8 @@ def _execute(step: Step, num_threads: int, lock: int) -> str | None:
     the command writes into it.
     """
     for path, before in step.inputs.items():
-        _link(before.folder / path, step.folder / path)
+        written = step.written_as.get(path, path)
+        _link(before.folder / written, step.folder / path)
     with atomic_write(step.folder / PARAMS) as part:
         part.write_text(json.dumps(step.params, indent=1), encoding="utf-8")
 

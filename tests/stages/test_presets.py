@@ -75,6 +75,7 @@ FOLDS = {
     "morph_s1_s2_s3": 2,
     "fg_net": 82,
     "aaf": 5,
+    "adience": 5,
     "scut_fbp5500_folds": 5,
 }
 # What heads of presets and docs/real-data.md say may be combined
@@ -140,6 +141,7 @@ def test_every_stage_and_flow_takes_it_and_the_parts_fit(document: dict[str, Any
         found["download.target"].split.assign == "given"
         and "lists" in options
         and isinstance(options["lists"], list)
+        and all(isinstance(each, dict) for each in options["lists"])
     ):
         assert {"train", "test"} <= {each["split"] for each in options["lists"]}
 
@@ -222,6 +224,7 @@ AGE_SETS = [
     "cacd",
     "imdb_wiki",
     "aaf",
+    "adience",
 ]
 
 

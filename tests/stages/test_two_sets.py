@@ -261,7 +261,7 @@ def test_a_role_trains_on_a_union_of_sets(house: House, tmp_path: Path) -> None:
 
 
 def test_the_first_set_has_a_sigma_rule_too(house: House, tmp_path: Path) -> None:
-    lines = {"1.jpg": ("30,,,", photo(1)), "2.jpg": ("40,7,,", photo(2))}
+    lines = {"1.jpg": ("30,,a,", photo(1)), "2.jpg": ("40,7,b,", photo(2))}
     rows = house.run(settings(**table(tmp_path, lines) | {"sigma": CONSTANT}))
     assert list(rows.sigma) == [0.5, 7.0]
 
