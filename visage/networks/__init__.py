@@ -3,9 +3,9 @@
 `thin`, `tiny`, or any other share of VGG-16's channels as `vgg-SHARE`: `vgg-0.125` is half as wide
 as Tiny, `vgg-0.5` Thin itself; their option `pooling` is `hybrid` or `gap`. `vgg16` is VGG-16
 complete, with its own 4096-wide layers. `resnet18`, and any share of its channels as
-`resnet18-SHARE`; `dhaa` and `dhaa-SHARE` likewise. `bn_alex`, and any share of it, is the second stream
-of the two-stream system; its options are `wide` and `pooled_px`. A new network is its own file and
-its entry in `NETWORKS`.
+`resnet18-SHARE`; `dhaa` and `dhaa-SHARE` likewise. `bn_alex`, and any share of it, is the second
+stream of the two-stream system; its options are `wide` and `pooled_px`. A new network is its own
+file and its entry in `NETWORKS`.
 """
 
 from __future__ import annotations
