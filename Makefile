@@ -129,6 +129,12 @@ chain: $(STAMP)  ## fine-tune link by link, or resume: CHAIN=chains/drawn_two_st
 	@test -n "$(CHAIN)" || { echo 'usage: make chain CHAIN=chains/NAME.yaml [WORKERS=2]' >&2; exit 1; }
 	@$(BIN)/python -m flows.chain.flow "$(CHAIN)" --workers $(or $(WORKERS),2)
 
+.PHONY: fuse
+fuse: $(STAMP)  ## one model of several, released ones too: MODELS="a b" [OUTPUT=folder RULE=mean FACES=data/target/faces SECOND=b]
+	@test -n "$(MODELS)" || { echo 'usage: make fuse MODELS="folder-or-name folder-or-name" [OUTPUT=folder] [RULE=mean|weights|gate|kernel] [FACES=folder] [SECOND="name"]' >&2; exit 1; }
+	@$(BIN)/python -m flows.fuse $(MODELS) --output "$(or $(OUTPUT),runs/fused)" $(if $(RULE),--rule "$(RULE)") \
+	  $(if $(FACES),--faces "$(FACES)") $(if $(SECOND),--second-stream $(SECOND))
+
 .PHONY: results
 results: $(STAMP)  ## write docs/results.md from the tracked result files in docs/results/
 	$(BIN)/python docs/make_results.py render
@@ -170,6 +176,6 @@ lock: $(BIN)/uv  ## write requirements.lock from pyproject.toml; UPGRADE=1 takes
 .PHONY: clean
 clean:  ## remove caches and the pipeline's outputs; keep .venv, models/start, DVC's cache and runs/
 	rm -rf .mypy_cache .ruff_cache .pytest_cache .hypothesis build *.egg-info data params.resolved.yaml code
-	find models -mindepth 1 -maxdepth 1 ! -name start -exec rm -rf {} +  # models/start holds the user's model
+	find models -mindepth 1 -maxdepth 1 ! -name start ! -name members -exec rm -rf {} +  # these two hold the user's models
 	find reports -mindepth 1 ! -name metrics.json -delete 2>/dev/null || true
 	find . -name __pycache__ -not -path './.venv/*' -prune -exec rm -rf {} +

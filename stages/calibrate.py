@@ -1,6 +1,6 @@
 """Temperature scaling and a conformal offset for the fine-tuned model, fitted on validation faces.
 
-models/model/ + data/target/faces/ -> models/calibrated/{model.safetensors, config.json}
+models/fused/ + data/target/faces/ -> models/calibrated/{model.safetensors, config.json}
 
 The weights are copied as they are. The config gains a temperature and the offset of the 80 %
 interval (visage.evaluation.calibrate), or `calibration: null` where there are too few faces for

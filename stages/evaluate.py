@@ -32,6 +32,14 @@ from stages.settings import Report, print_report, stage_main
 from visage.atomic import atomic_folder, atomic_write
 from visage.data.face_table import FaceTable
 from visage.device import available_device
+from visage.evaluation.bootstrap import Bootstrap
+from visage.evaluation.evaluate import Answers
+from visage.evaluation.fused_members import (
+    MemberRow,
+    member_rows,
+    members_document,
+    members_table,
+)
 from visage.evaluation.html import Picture, page
 from visage.evaluation.page import headline, pictures, sections
 from visage.evaluation.tables import group_rows, metrics_document, plot_tables
@@ -39,6 +47,7 @@ from visage.inference.faces import CropPredictor, Predictions
 from visage.inference.predict_table import answer, check_preprocessing
 from visage.labels import DECODERS
 from visage.model_config import CONFIG_FILE, ModelConfig
+from visage.networks.fused import FusedNetwork
 from visage.weights import load_model, sha256_of
 
 
@@ -122,7 +131,14 @@ def evaluate(
         identity_of(model, config),
         measured.data,
     )
-    write_json(metrics, metrics_document(evaluations, losses, decision))
+    document = metrics_document(evaluations, losses, decision)
+    if isinstance(network, FusedNetwork):
+        first = evaluations[0].answers
+        rows = _member_rows(settings, network, config, first, faces)
+        document[first.name]["members"] = members_document(rows)
+        table = members_table(document[first.name]["members"], config.unit)
+        print(table.text(), end="\n\n")
+    write_json(metrics, document)
     write_table(groups, group_rows(evaluations))
     write_predictions(predictions, settings.splits, evaluations)
     write_plots(plots, drawn, plot_tables(evaluations[0], config, settings.seed))
@@ -145,6 +161,32 @@ def evaluate(
     }
     for name, path in written.items():
         print(f"{name:<12}{path}")
+
+
+def _member_rows(
+    settings: EvaluateSettings,
+    network: FusedNetwork,
+    config: ModelConfig,
+    answers: Answers,
+    faces: Path,
+) -> list[MemberRow]:
+    """The fused model beside each member, on the first list of faces."""
+    table = FaceTable.open(faces, [settings.splits[0]])
+
+    def values_of(member: FusedNetwork, own: ModelConfig) -> dict[str, float]:
+        predictions = answer(
+            CropPredictor(member.to(available_device()), own),
+            table,
+            flip=settings.flip,
+            batch_size=smaller(settings.batch_size),
+            task="evaluate a member",
+        )
+        return dict(zip(table.photo_id, predictions.value.tolist(), strict=True))
+
+    bootstrap = Bootstrap(
+        num_resamples=settings.num_resamples, interval=settings.interval, seed=settings.seed
+    )
+    return member_rows(network, config, answers, values_of, bootstrap)
 
 
 def identity_of(model: Path, config: ModelConfig) -> dict[str, str]:

@@ -17,6 +17,7 @@ from PIL import Image
 
 from stages.baseline import BaselineSettings
 from stages.finetune import FinetuneSettings
+from stages.fuse import FuseSettings, KernelSettings
 from stages.pretrain import PretrainSettings
 from stages.settings import shared_fields
 from visage.baselines.bif import BIFSettings
@@ -212,6 +213,29 @@ def finetune_settings(**changes: Any) -> FinetuneSettings:
         "cache_mb": 1,
     }
     return FinetuneSettings(**(_training(**values) | changes))
+
+
+def fuse_settings(**changes: Any) -> FuseSettings:
+    """The mean of all members; `changes` replaces fields."""
+    values: dict[str, Any] = {
+        "rule": "mean",
+        "objective": "mae",
+        "second_stream": (),
+        "threshold": 11.0,
+        "zooms": (1.0,),
+        "kernel": KernelSettings(neighbours=(2, 4), widths=(0.5, 1.0), max_remembered=16),
+        "augmentation": "none",
+        "augmentations": {"none": NOTHING},
+        "min_faces": 10,
+        "num_folds": 2,
+        "num_resamples": 200,
+        "interval": 0.95,
+        "batch_size": 8,
+        "seed": 0,
+        "epsilon_sigma": None,
+        "flip": True,
+    }
+    return FuseSettings(**(values | changes))
 
 
 def classic_settings(**changes: Any) -> BaselineSettings:

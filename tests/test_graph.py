@@ -20,6 +20,7 @@ ORDER = [
     "pretrain",
     "baseline",
     "finetune",
+    "fuse",
     "calibrate",
     "evaluate",
     "explain",
@@ -28,7 +29,7 @@ ORDER = [
 FLOWS = ["retrain", "package", "promote", "score", "drift", "scale_out", "sweep"]
 ROLES = ["identity", "target"]
 # Into these, photos and a model to start from come from outside of the graph.
-BROUGHT = {"incoming/identity", "incoming/target", "models/start"}
+BROUGHT = {"incoming/identity", "incoming/target", "models/start", "models/members"}
 
 
 def graph(role: str) -> dict[str, dict[str, Any]]:
@@ -60,7 +61,11 @@ def test_stages_stand_in_running_order() -> None:
     made = set(outputs(CODE))
     for name, stage in STAGES.items():
         reads = set(stage["deps"])
-        brought = {"download": {"incoming/target"}, "finetune": {"models/start"}}
+        brought = {
+            "download": {"incoming/target"},
+            "finetune": {"models/start"},
+            "fuse": {"models/members"},
+        }
         assert (reads - made) & BROUGHT == brought.get(name, set())
         assert reads <= made | BROUGHT, f"{name} needs {sorted(reads - made)} before it is made"
         made |= set(outputs(stage)) | set(outputs(graph("identity")[name]))

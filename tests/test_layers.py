@@ -51,12 +51,13 @@ STAGES = (
     "pretrain",
     "baseline",
     "finetune",
+    "fuse",
     "calibrate",
     "evaluate",
     "explain",
     "export",
 )
-BARE_GPU_STAGES = ("pretrain", "baseline", "finetune", "calibrate", "evaluate")
+BARE_GPU_STAGES = ("pretrain", "baseline", "finetune", "fuse", "calibrate", "evaluate")
 BARE_GPU_LIBRARIES = {
     "torch",
     "torchvision",

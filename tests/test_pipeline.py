@@ -65,8 +65,9 @@ def workspace(folder: Path, change: Change) -> Path:
         elif source.exists():
             shutil.copy(source, folder / name)
     # Of models/ the empty folder alone: what this working copy trained stays here.
-    (folder / "models/start").mkdir(parents=True)
-    shutil.copy(REPOSITORY / "models/start/.gitkeep", folder / "models/start")
+    for name in ("start", "members"):
+        (folder / "models" / name).mkdir(parents=True)
+        shutil.copy(REPOSITORY / "models" / name / ".gitkeep", folder / "models" / name)
 
     set_params(folder, change)
     run(folder, "git", "init", "-q")

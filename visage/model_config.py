@@ -24,6 +24,7 @@ from visage.labels import DECODERS, LabelGrid
 from visage.methods import METHODS
 from visage.networks import build
 from visage.networks import check as check_network
+from visage.networks.inputs import InputKind
 from visage.networks.protocol import Network
 from visage.strict import from_plain
 
@@ -32,7 +33,6 @@ OLDER_FORMAT = 2  # still read
 WEIGHTS_FILE = "model.safetensors"
 CONFIG_FILE = "config.json"
 OLDER_CONFIG_FILE = "card.json"  # the config's name in format 2
-InputKind = Literal["rgb", "grey", "sobel"]
 MEANING = (
     "quantity",
     "unit",
@@ -85,7 +85,7 @@ class DetectorConfig:
 
 @dataclass(frozen=True, kw_only=True)
 class NormaliseConfig:
-    """What a network sees of a crop: its kind of `input` (visage.data.preprocess), and mean and
+    """What a network sees of a crop: its kind of `input` (visage.networks.inputs), and mean and
     standard deviation of that input's three channels, of colours in [0, 1]."""
 
     mean: tuple[float, float, float]

@@ -26,6 +26,7 @@ from stages.presets import read_yaml
 from stages.settings import convert
 
 START = "models/start"
+MEMBERS = "models/members"
 MODEL = "models/model"
 BACKBONE = "models/backbone"
 TRAINING = "finetune"
@@ -105,6 +106,41 @@ def planned(
         name: _planned_member(name, links, chain.settings, stages, runs)
         for name, links in chain.members.items()
     }
+
+
+def planned_fused(
+    chain: ChainSettings,
+    members: Mapping[str, Sequence[PlannedLink]],
+    stages: Sequence[Declared],
+    runs: Path,
+) -> PlannedLink | None:
+    """The model that is fused of every member's last link; None where the chain fuses nothing.
+
+    The last member is the stage's own model, called `model`; its set is the one that chooses and
+    tests.
+    """
+    if chain.fuse is None:
+        return None
+    if len(members) < 2:
+        raise ValueError("fuse: one member alone is not fused; give two, or leave out fuse")
+
+    *others, (_, own) = members.items()
+    last = own[-1]
+    brought = {
+        f"{MEMBERS}/{name}": Brought(links[-1].steps[TRAINING], MODEL) for name, links in others
+    }
+    if len(own) > 1:
+        brought[START] = Brought(own[-2].steps[TRAINING], MODEL)
+
+    params = with_settings(last.params, chain.fuse, "fuse")
+    needed = stages if params[TRAINING]["init"] == "backbone" else _without_backbone(stages)
+    return PlannedLink(
+        member="fused",
+        number=1,
+        link=LinkSettings(data=last.link.data, settings=chain.fuse),
+        params=params,
+        steps=plan(needed, params, MEASURING, runs, brought),
+    )
 
 
 def _without_backbone(stages: Sequence[Declared]) -> list[Declared]:

@@ -16,25 +16,41 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from flows.chain.chain import MEASURING, MODEL, TRAINING, PlannedLink, planned, read_chain
+from flows.chain.chain import (
+    MEASURING,
+    MODEL,
+    TRAINING,
+    PlannedLink,
+    planned,
+    planned_fused,
+    read_chain,
+)
 from flows.pipeline.dvc_stages import declared
 from flows.pipeline.step_cache import REPOSITORY, run
 from stages.settings import read_json
 from visage.atomic import atomic_write
 from visage.evaluation.bootstrap import Estimate
+from visage.evaluation.fused_members import members_table
 from visage.evaluation.html import Table, title_of, with_interval
 from visage.model_config import CONFIG_FILE, ModelConfig
 
 RESULTS = REPOSITORY / "reports" / "chain"
 METRICS = "reports/metrics.json"
+FUSING = "fuse"
+FUSED = "models/fused"
 SHOWN = ("mae", "rmse", "epsilon_error")
 
 
 def chain(file: Path, runs: Path, num_workers: int, num_threads: int) -> dict[str, str]:
     """Runs all links and writes the figures of the finished ones; returns the failed steps with
     their reasons."""
-    members = planned(read_chain(file), declared(REPOSITORY), runs)
+    settings = read_chain(file)
+    stages = declared(REPOSITORY)
+    members = planned(settings, stages, runs)
     links = [link for own in members.values() for link in own]
+    fused = planned_fused(settings, members, stages, runs)
+    if fused is not None:
+        links.append(fused)
     steps = {step.key: step for link in links for step in link.steps.values()}
     failed = run(steps.values(), num_workers, num_threads)
 
@@ -61,9 +77,13 @@ def link_document(link: PlannedLink) -> dict[str, Any]:
 
     metrics = read_json(step.output(METRICS))
     name = next(name for name in metrics if name != "decision")
+    document["figures"] = metrics[name]
+    if "members" in metrics[name]:
+        fused = ModelConfig.read(link.steps[FUSING].output(FUSED) / CONFIG_FILE)
+        return document | {"fused": fused.training["fused"]}
+
     trained = ModelConfig.read(link.steps[TRAINING].output(MODEL) / CONFIG_FILE)
     return document | {
-        "figures": metrics[name],
         "validation": trained.metrics["val"],
         "seconds": trained.training["seconds"],
         "start": trained.training["start"],
@@ -85,13 +105,23 @@ def _line(link: Mapping[str, Any]) -> list[str]:
     if figures is None:
         return [*named, "", *["not run"] * len(SHOWN), "", ""]
 
-    start = "scratch" if link["start"] is None else link["start"]["name"]
+    is_fused = "fused" in link
+    if is_fused:
+        start = "all members"
+    else:
+        start = "scratch" if link["start"] is None else link["start"]["name"]
     shown = []
     for name in SHOWN:
         figure = figures.get(name)
         text = "undefined" if figure is None else with_interval(name, Estimate(**figure), 3)
         shown.append(text)
-    return [*named, start, *shown, f"{figures['num_faces']:,}", str(link["seconds"])]
+    return [
+        *named,
+        start,
+        *shown,
+        f"{figures['num_faces']:,}",
+        "" if is_fused else str(link["seconds"]),
+    ]
 
 
 def write(name: str, document: Mapping[str, Any], results: Path) -> None:
@@ -99,10 +129,16 @@ def write(name: str, document: Mapping[str, Any], results: Path) -> None:
     text = json.dumps(document, indent=1, ensure_ascii=False, allow_nan=False) + "\n"
     with atomic_write(results / f"{name}.json") as part:
         part.write_text(text, encoding="utf-8")
+    parts = [links_table(document["links"]).markdown()]
+    for link in document["links"]:
+        if "fused" in link:
+            table = members_table(link["figures"]["members"], link["unit"])
+            parts.append(f"{link['fused']['reason']}.\n\n{table.markdown()}")
+    tables = "\n\n".join(parts)
     page = (
         f"# Chain {name}\n\nWritten by `python -m flows.chain.flow`; edit nothing here. A link "
         f"starts from the model of the one before; its figures are of its own set's test faces.\n\n"
-        f"{links_table(document['links']).markdown()}\n"
+        f"{tables}\n"
     )
     with atomic_write(results / f"{name}.md") as part:
         part.write_text(page, encoding="utf-8")

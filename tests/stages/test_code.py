@@ -83,7 +83,14 @@ def settled(tmp_path_factory: pytest.TempPathFactory) -> Path:
     for name in ("dvc.yaml", "params.yaml"):
         shutil.copy(REPOSITORY / name, root)
     shutil.copytree(REPOSITORY / "presets", root / "presets")
-    for folder in (".dvc/tmp", "bin", "incoming/identity", "incoming/target", "models/start"):
+    for folder in (
+        ".dvc/tmp",
+        "bin",
+        "incoming/identity",
+        "incoming/target",
+        "models/start",
+        "models/members",
+    ):
         (root / folder).mkdir(parents=True)
     (root / ".dvc/config").write_text("[core]\n    no_scm = True\n    analytics = false\n")
     (root / "bin/stub.py").write_text(STUB)

@@ -31,6 +31,7 @@ from stages.evaluate import EvaluateSettings
 from stages.explain import ExplainSettings
 from stages.export import ExportSettings
 from stages.finetune import FinetuneSettings
+from stages.fuse import FuseSettings
 from stages.presets import (
     known_presets,
     layers,
@@ -54,6 +55,7 @@ ONCE: dict[str, type] = {
     "pretrain": PretrainSettings,
     "baseline": BaselineSettings,
     "finetune": FinetuneSettings,
+    "fuse": FuseSettings,
     "calibrate": CalibrateSettings,
     "evaluate": EvaluateSettings,
     "explain": ExplainSettings,

@@ -23,7 +23,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional
 
-from visage.data.preprocess import GREY
+from visage.networks.inputs import GREY
 from visage.strict import check_range
 
 # gamma, of the filters' Gaussian.

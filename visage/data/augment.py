@@ -17,8 +17,9 @@ import torch
 from torch import Tensor
 from torch.nn import functional
 
-from visage.data.preprocess import GREY, MIRRORED, input_of, normalised
+from visage.data.preprocess import MIRRORED
 from visage.model_config import NormaliseConfig
+from visage.networks.inputs import GREY, input_of, normalised
 from visage.networks.protocol import FaceBatch
 from visage.strict import check_range
 
@@ -111,7 +112,8 @@ def training_view(
     offset_BC1 = offset_BC[:, :, None].to(flat_BCN.device)
     view_BCHW = torch.baddbmm(offset_BC1, matrix_BCC, flat_BCN).view_as(view_BCHW)
     if normalise.input != "rgb":
-        view_BCHW = normalised(input_of(view_BCHW, normalise.input), normalise)
+        view_BCHW = input_of(view_BCHW, normalise.input)
+        view_BCHW = normalised(view_BCHW, normalise.mean, normalise.std)
 
     if settings.erase_probability > 0:
         view_BCHW = _erase(view_BCHW, settings, generator)

@@ -18,6 +18,7 @@ last maps, K labels of the grid.
 from __future__ import annotations
 
 import copy
+from dataclasses import asdict, replace
 
 import torch
 from torch import Tensor
@@ -27,7 +28,8 @@ from visage.data.preprocess import mirrored
 from visage.inference.engine import Inference
 from visage.labels import expectation
 from visage.methods import METHODS
-from visage.model_config import ModelConfig
+from visage.model_config import ModelConfig, NetworkConfig
+from visage.networks.fused import FusedNetwork
 from visage.networks.protocol import FaceBatch, Network
 
 
@@ -92,6 +94,49 @@ def _prepared(
 
 @torch.no_grad()
 def coarse_map(inference: Inference, faces: FaceBatch) -> Tensor:
+    """The score map of faces as uint8 crops, float32 (B,h,w); of a fused network the weighted sum
+    of its members' maps."""
+    network = inference.network
+    if isinstance(network, FusedNetwork):
+        return _members_map(network, inference.config, faces)
+    return _own_map(inference, faces)
+
+
+@torch.no_grad()
+def _members_map(network: FusedNetwork, config: ModelConfig, faces: FaceBatch) -> Tensor:
+    """The members' maps of the first view, each by its own head, as large as the largest; weighed
+    as the rule weighs the members (a vote's and a gate's by the weights of the options)."""
+    options = network.options
+    maps = []
+    for number, member in enumerate(options.members):
+        own = replace(
+            config,
+            network=NetworkConfig(**asdict(member.network)),
+            grid=member.grid,
+            method=member.method,
+            alignment=replace(config.alignment, crop_px=member.crop_px),
+        )
+        inference = SeenInference(network.member(number), own, torch.float64)
+        view_BCHW = faces.view_BCHW.float() / 255
+        seen = network.seen_by(number, 0, FaceBatch(view_BCHW, faces.landmarks_B52))
+        maps.append(_own_map(inference, seen))
+
+    side = max(coarse_Bhw.shape[1] for coarse_Bhw in maps)
+    scaled = [scaled_up(coarse_Bhw, side) for coarse_Bhw in maps]
+    total = sum(options.weights)
+    weighed = [part * weight / total for part, weight in zip(scaled, options.weights, strict=True)]
+    return torch.stack(weighed).sum(dim=0)
+
+
+class SeenInference(Inference):
+    """A member's graph from what it sees on: its input is normalised already."""
+
+    def maps(self, crops_BCHW: Tensor, landmarks_B52: Tensor | None) -> Tensor:
+        return self.network.forward_features(FaceBatch(crops_BCHW, landmarks_B52))
+
+
+@torch.no_grad()
+def _own_map(inference: Inference, faces: FaceBatch) -> Tensor:
     """S = sum_k p_k A^k with A^k = sum_j w_kj F^j + b_k (Eq. 23-24), float32 (B,h,w), of faces as
     uint8 crops.
 

@@ -13,7 +13,6 @@ from typing import Protocol
 
 import torch
 from torch import Tensor, nn
-from torch.nn import functional
 
 from visage.data.preprocess import evaluation_view
 from visage.labels import DECODERS
@@ -78,11 +77,7 @@ class Inference(nn.Module):
 
     def probabilities(self, features_BC: Tensor) -> Tensor:
         """Pooled features (B,C) -> (B,K), in the head's own type."""
-        head = self.network.head
-        weight_MC = head.weight.to(self.head_dtype)
-        bias_M = head.bias.to(self.head_dtype)
-
-        logits_BM = functional.linear(features_BC.to(self.head_dtype), weight_MC, bias_M)
+        logits_BM = self.network.logits(features_BC, self.head_dtype)
         return METHODS[self.config.method].probabilities(logits_BM, self.config.grid)
 
 

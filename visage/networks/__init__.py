@@ -5,7 +5,7 @@ as Tiny, `vgg-0.5` Thin itself; their option `pooling` is `hybrid` or `gap`. `vg
 complete, with its own 4096-wide layers. `resnet18`, and any share of its channels as
 `resnet18-SHARE`; `dhaa` and `dhaa-SHARE` likewise. `bn_alex`, and any share of it, is the second
 stream of the two-stream system; its options are `wide` and `pooled_px`. A new network is its own
-file and its entry in `NETWORKS`.
+file and its entry in `NETWORKS`. `fused` is made of trained ones (visage/networks/fused.py).
 """
 
 from __future__ import annotations
@@ -17,9 +17,11 @@ from typing import Any, get_args
 
 from torch import Tensor
 
+from visage.methods import METHODS
 from visage.networks import dhaa, regions, resnet, vgg16
 from visage.networks.alex import BNAlex
 from visage.networks.dhaa import DHAA
+from visage.networks.fused import FusedNetwork, FusedOptions, fused_options
 from visage.networks.head import initialise
 from visage.networks.protocol import FaceBatch, Network, Outputs
 from visage.networks.resnet import ResNet18
@@ -98,6 +100,8 @@ DHAA_OPTIONS: Mapping[str, Legal] = {
 }
 # AlexNet's own 4096 units and smaller ones; 7x7 maps of crops of 256 px, 6x6 of 227, 2x2 of 96
 ALEX_OPTIONS: Mapping[str, Legal] = {"wide": (4096, 1024, 256), "pooled_px": (7, 6, 2)}
+# Of trained models, not trained itself: no family of NETWORKS
+FUSED = "fused"
 # One channel is left of the first layer's 64
 LEAST_SHARE = 1 / 64
 
@@ -132,6 +136,10 @@ class NetworkSettings:
     options: dict[str, Any]
 
     def __post_init__(self) -> None:
+        if self.name == FUSED:
+            raise ValueError(
+                f"network {FUSED!r} is made of trained models by the stage fuse, not trained"
+            )
         check(self.name, self.options)
 
 
@@ -158,6 +166,11 @@ def known_networks() -> list[str]:
 
 def check(name: str, options: Options) -> None:
     """ValueError for a network that does not exist, or options that it does not have."""
+    if name == FUSED:
+        for member in fused_options(options).members:
+            check(member.network.name, member.network.options)
+        return
+
     family, _ = _family_and_share(name)
     for option in options:
         if option not in family.options:
@@ -179,9 +192,22 @@ def build(name: str, options: Options, num_outputs: int, shared_head: bool = Fal
     Errors: ValueError as `check`.
     """
     check(name, options)
+    if name == FUSED:
+        return _build_fused(fused_options(options))
+
     family, share = _family_and_share(name)
     width = {} if share is None else {"share": share}
     return family.build(num_outputs=num_outputs, shared_head=shared_head, **width, **options)
+
+
+def _build_fused(options: FusedOptions) -> Network:
+    """The members' networks in one."""
+    members = []
+    for member in options.members:
+        own = member.network
+        shared_head = METHODS[member.method].shared_head
+        members.append(build(own.name, own.options, own.num_outputs, shared_head))
+    return FusedNetwork(options, members)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -247,6 +273,7 @@ def _unknown(name: str) -> ValueError:
 
 
 __all__ = [
+    "FUSED",
     "NETWORKS",
     "Between",
     "FaceBatch",

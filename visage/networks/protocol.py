@@ -11,6 +11,7 @@ from abc import ABC, abstractmethod
 from collections.abc import Sequence
 from typing import ClassVar, NamedTuple
 
+import torch
 from torch import Tensor, nn
 
 from visage.networks.head import Head
@@ -54,6 +55,12 @@ class Network(nn.Module, ABC):
     @abstractmethod
     def forward_head(self, maps_BChw: Tensor, landmarks_B52: Tensor | None, /) -> Tensor:
         """The maps -> what the head sees, (B,num_features)."""
+
+    def logits(self, features_BC: Tensor, dtype: torch.dtype) -> Tensor:
+        """What the head gives for the features, (B,K), computed in `dtype`."""
+        weight_KC = self.head.weight.to(dtype)
+        bias_K = self.head.bias.to(dtype)
+        return nn.functional.linear(features_BC.to(dtype), weight_KC, bias_K)
 
     def quantised_modules(self) -> Sequence[str]:
         """Names of the convolutions that an int8 export computes in 8 bits: all but the first."""

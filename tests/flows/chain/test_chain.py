@@ -13,7 +13,7 @@ import yaml
 import flows.chain.chain
 from flows.benchmark.grid import settings_of
 from flows.chain import flow
-from flows.chain.chain import planned, read_chain
+from flows.chain.chain import planned, planned_fused, read_chain
 from flows.pipeline.dvc_stages import Declared, declared
 from tests.imports import REPOSITORY
 
@@ -73,6 +73,29 @@ def test_links_start_from_the_one_before_and_a_common_first_link_is_one_step(
     assert [link.params["finetune"]["epochs"] for link in two] == [2, 2, 3]
 
 
+def test_the_fused_model_is_of_every_member_s_last_link(
+    tmp_path: Path, stages: list[Declared]
+) -> None:
+    members = {
+        name: [FIRST, {"data": "drawn_apparent", "settings": {"finetune.method": method}}]
+        for name, method in (("one", "dldl"), ("two", "dex"))
+    }
+    file = write(tmp_path / "c.yaml", members=members, fuse={"fuse.rule": "weights"})
+    chain = read_chain(file)
+    links = planned(chain, stages, tmp_path)
+    fused = planned_fused(chain, links, stages, tmp_path)
+    assert fused is not None
+    step = fused.steps["fuse"]
+    assert step.params["fuse"]["rule"] == "weights"
+    assert step.inputs["models/model"] == links["two"][1].steps["finetune"]
+    assert step.inputs["models/members/one"] == links["one"][1].steps["finetune"]
+    assert step.written_as == {"models/members/one": "models/model"}
+
+    chain = read_chain(write(tmp_path / "c.yaml", members={"one": members["one"]}, fuse={}))
+    with pytest.raises(ValueError, match="one member alone is not fused"):
+        planned_fused(chain, planned(chain, stages, tmp_path), stages, tmp_path)
+
+
 def test_another_first_link_makes_another_second_one(
     tmp_path: Path, stages: list[Declared]
 ) -> None:
@@ -129,6 +152,7 @@ def test_a_chain_of_drawn_faces_runs_and_resumes(
             "tiny": [FIRST, {"data": "drawn_apparent"}],
             "softmax": [FIRST, {"data": "drawn_apparent", "settings": {"finetune.method": "dex"}}],
         },
+        fuse={"fuse.rule": "mean"},
     )
     assert flow.chain(file, tmp_path / "runs", 2, 1) == {}
     links = json.loads((tmp_path / "results" / "small.json").read_text())["links"]
@@ -137,7 +161,9 @@ def test_a_chain_of_drawn_faces_runs_and_resumes(
         ("tiny", 2),
         ("softmax", 1),
         ("softmax", 2),
+        ("fused", 1),
     ]
+    assert [row["weight"] for row in links[4]["figures"]["members"]] == [0.5, 0.5]
     assert all(link["figures"]["mae"]["value"] > 0 for link in links)
     assert links[0]["start"] is None
     assert links[0]["step"] == links[2]["step"]

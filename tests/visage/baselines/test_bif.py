@@ -13,7 +13,7 @@ import torch
 
 from visage.baselines.bif import ASPECT, BANDS, BIFSettings, bif, dimension
 from visage.baselines.features import described
-from visage.data.preprocess import GREY
+from visage.networks.inputs import GREY
 
 PAPER = BIFSettings(side_px=60, num_bands=6, num_orientations=8)
 SMALL = BIFSettings(side_px=18, num_bands=2, num_orientations=4)

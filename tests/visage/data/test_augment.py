@@ -17,7 +17,6 @@ from torch.nn import functional
 from tests.small_faces import EXTENDED, NOTHING, PAPER
 from visage.data.augment import AugmentationSettings, bicubic_matrix, training_view
 from visage.data.preprocess import (
-    GREY,
     PAPER_NORMALISE,
     evaluation_faces,
     evaluation_view,
@@ -25,6 +24,7 @@ from visage.data.preprocess import (
 )
 from visage.model_config import NormaliseConfig
 from visage.networks import FaceBatch
+from visage.networks.inputs import GREY
 from visage.synthetic import draw_face, sample_person, sample_photo
 
 PLAIN = NormaliseConfig(mean=(0.0, 0.0, 0.0), std=(1.0, 1.0, 1.0))  # views in [0, 1]
