@@ -30,13 +30,13 @@ from visage.data.augment import UNCHANGED, AugmentationSettings, training_view
 from visage.data.face_table import FaceTable, evenly_spread
 from visage.device import available_device
 from visage.evaluation.bootstrap import Bootstrap, cluster_codes, who_is_shown
-from visage.evaluation.fused_members import member_model
 from visage.evaluation.fusion_weights import Known, Learned, Objective, learned
 from visage.inference.faces import CropPredictor
+from visage.inference.fused_member import member_model
 from visage.inference.predict_table import answer, check_preprocessing, faces_of
 from visage.labels import LabelGrid
 from visage.model_config import CONFIG_FORMAT, ModelConfig, NetworkConfig, find_config
-from visage.networks import FUSED, FaceBatch, Network
+from visage.networks import FUSED, Network
 from visage.networks.fused import (
     FIRST,
     SECOND,
@@ -494,8 +494,10 @@ def _outputs(
             faces = training_view(crops, augmentation, UNCHANGED, generator)
         else:
             faces = crops._replace(view_BCHW=crops.view_BCHW.float() / 255)
-        faces = FaceBatch(*(None if one is None else one.to(device) for one in faces))
-        features_BC = network.forward_head(faces.view_BCHW, faces.landmarks_B52)
+        landmarks_B52 = faces.landmarks_B52
+        if landmarks_B52 is not None:
+            landmarks_B52 = landmarks_B52.to(device)
+        features_BC = network.forward_head(faces.view_BCHW.to(device), landmarks_B52)
         distributions = network.distributions(features_BC, torch.float64)
         parts.append(torch.cat(distributions, dim=1).cpu())
     return torch.cat(parts)

@@ -232,6 +232,7 @@ BROKEN = {
     "stages/pretrain.py": "def run():\n    from visage.detection import mtcnn\n",
     "stages/baseline.py": "",
     "stages/finetune.py": "import mlflow\nepochs = settings.get('epochs', 60)\n",
+    "stages/fuse.py": "",
     "stages/calibrate.py": "",
     "stages/evaluate.py": (
         "from visage.inference import photos\n@dataclass(frozen=True, kw_only=True)\nclass "

@@ -124,6 +124,7 @@ def test_drawn_faces_end_to_end(tmp_path: Path) -> None:
         "pretrain",
         "baseline",
         "finetune",
+        "fuse",
         "calibrate",
         "evaluate",
         "explain",
@@ -158,6 +159,7 @@ def test_drawn_faces_end_to_end(tmp_path: Path) -> None:
     assert stages_that_ran(run(folder, "dvc", "repro")) == set()
     set_params(folder, lambda params: params["inference"].update(flip=False))
     assert stages_that_ran(run(folder, "dvc", "repro")) == {
+        "fuse",
         "calibrate",
         "evaluate",
         "explain",
@@ -187,7 +189,7 @@ def test_drawn_faces_end_to_end(tmp_path: Path) -> None:
 
     commit(folder)
     ran = stages_that_ran(run(folder, "dvc", "exp", "run", "-S", "finetune.loss.lambda_=0.5"))
-    assert ran == {"finetune", "calibrate", "evaluate", "explain", "export"}
+    assert ran == {"finetune", "fuse", "calibrate", "evaluate", "explain", "export"}
     assert (
         yaml.safe_load((folder / "params.yaml").read_text(encoding="utf-8"))["finetune"]["loss"][
             "lambda_"

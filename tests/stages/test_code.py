@@ -47,7 +47,7 @@ for out in stage["outs"] + stage.get("metrics", []):
         file.parent.mkdir(parents=True, exist_ok=True)
         file.write_text(content.hexdigest())
 """
-AFTER_FINETUNE = {"finetune", "calibrate", "evaluate", "explain", "export"}
+AFTER_FINETUNE = {"finetune", "fuse", "calibrate", "evaluate", "explain", "export"}
 
 
 def copy_of_the_source(root: Path) -> Path:
@@ -97,7 +97,7 @@ def settled(tmp_path_factory: pytest.TempPathFactory) -> Path:
     python = root / "bin/python"
     python.write_text(f'#!/bin/sh\nexec {sys.executable} "$(dirname "$0")/stub.py" "$@"\n')
     python.chmod(0o755)
-    assert len(ran(root)) == 13
+    assert len(ran(root)) == 14
     assert ran(root) == set()
     return root
 

@@ -5,7 +5,6 @@ Legend: N faces.
 
 from __future__ import annotations
 
-import dataclasses
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from typing import Any
@@ -15,9 +14,9 @@ import numpy as np
 from visage.evaluation.bootstrap import Bootstrap, Difference, paired_bootstrap
 from visage.evaluation.evaluate import Answers
 from visage.evaluation.html import Table, title_of
-from visage.model_config import ModelConfig, NetworkConfig
-from visage.networks import FUSED
-from visage.networks.fused import FusedNetwork, plain_options
+from visage.inference.fused_member import member_model
+from visage.model_config import ModelConfig
+from visage.networks.fused import FusedNetwork
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -30,19 +29,6 @@ class MemberRow:
     mae: float
     difference: Difference
     is_best: bool
-
-
-def member_model(
-    network: FusedNetwork, config: ModelConfig, number: int
-) -> tuple[FusedNetwork, ModelConfig]:
-    """One member of a fused model as a model of its own that takes the fused model's crops and
-    views, on its grid, not calibrated."""
-    alone = network.options.alone(number)
-    member = FusedNetwork(alone, [network.member(number)]).eval()
-    shape = NetworkConfig(
-        name=FUSED, options=plain_options(alone), num_outputs=alone.grid.num_labels
-    )
-    return member, dataclasses.replace(config, network=shape, calibration=None)
 
 
 def member_rows(

@@ -23,7 +23,9 @@ def input_of(view_BCHW: Tensor, kind: InputKind) -> Tensor:
     if kind == "rgb":
         return view_BCHW
 
-    red_B1HW, green_B1HW, blue_B1HW = view_BCHW.split(1, dim=1)
+    red_B1HW = view_BCHW[:, :1]
+    green_B1HW = view_BCHW[:, 1:2]
+    blue_B1HW = view_BCHW[:, 2:]
     one_B1HW = GREY[0] * red_B1HW + GREY[1] * green_B1HW + GREY[2] * blue_B1HW
     if kind == "sobel":
         one_B1HW = _gradient_length(one_B1HW)
@@ -39,7 +41,8 @@ def _gradient_length(grey_B1HW: Tensor) -> Tensor:
 
     x_B1HW = (down[..., 2:] - down[..., :-2]) / 4
     y_B1HW = (across[:, :, 2:] - across[:, :, :-2]) / 4
-    return (x_B1HW.square() + y_B1HW.square()).sqrt()
+    length_B1HW: Tensor = (x_B1HW.square() + y_B1HW.square()).sqrt()
+    return length_B1HW
 
 
 def normalised(view_BCHW: Tensor, mean: Sequence[float], std: Sequence[float]) -> Tensor:
