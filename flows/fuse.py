@@ -4,9 +4,9 @@
 
 folders, or names of released models -> FOLDER/{model.safetensors, config.json, model.onnx}: a model
 like any other, for `visage predict --model`, serving and scoring. The settings are section `fuse`
-of params.yaml. Rule `mean` needs no faces; the others choose on the validation faces of --faces,
-which must have been aligned as the models want. The first model gives the name and the lineage.
-Half a minute for two small models.
+of params.yaml. `weights` and `kernel` choose on the validation faces of --faces, which must have
+been aligned as the models want; `gate` without faces has equal weights in each stream. The first
+model gives the name. Half a minute for two small models.
 """
 
 from __future__ import annotations
@@ -47,9 +47,6 @@ def fuse_models(
         if folder.name in folders:
             raise ValueError(f"{model}: the second model called {folder.name}; rename one's folder")
         folders[folder.name] = folder
-    if len(folders) > 1:
-        first = next(iter(folders))
-        folders = {"model" if name == first else name: path for name, path in folders.items()}
 
     network, config = fused_model(settings, folders, faces, print_report)
     with atomic_folder(output) as part:

@@ -151,8 +151,8 @@ def fused_model(
 ) -> tuple[FusedNetwork, ModelConfig]:
     """The models of some folders as one, and its config; the first gives its name and lineage.
 
-    `faces`: those that choose; None where the rule needs none. Raises ValueError for models that do
-    not go together.
+    `faces`: those that choose; with None `mean` and `gate` have equal weights. Raises ValueError
+    for models that do not go together.
     """
     members = []
     for name, folder in folders.items():
@@ -167,12 +167,14 @@ def fused_model(
     network = built(options, members)
     data: dict[str, Any] = {}
 
-    if settings.rule != "mean":
-        if faces is None:
-            raise ValueError(
-                f"fuse.rule {settings.rule}: weights are chosen on validation faces; give a folder "
-                f"of faces, or the rule mean"
-            )
+    if faces is None and settings.rule in ("weights", "kernel"):
+        raise ValueError(
+            f"fuse.rule {settings.rule}: weights are chosen on validation faces; give a folder of "
+            f"faces, or the rule mean or gate"
+        )
+    if faces is None:
+        choice["reason"] = "no faces to choose on: equal weights"
+    elif settings.rule != "mean":
         table = FaceTable.open(faces, [CHOOSING])
         check_preprocessing(config, table, faces)
         options, choice = _chosen(settings, members, options, config, table)

@@ -1,0 +1,53 @@
+"""`python -m flows.fuse`: two models become one folder that predicts; wrong ones are refused."""
+
+from __future__ import annotations
+
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from flows.fuse import main
+from tests.small_model import small_model, some_crops
+from visage.inference.faces import CropPredictor
+from visage.inference.onnx_engine import ONNX_FILE, load_onnx
+
+
+def run(monkeypatch: pytest.MonkeyPatch, *words: str | Path) -> int:
+    monkeypatch.setattr(sys, "argv", ["fuse", *map(str, words)])
+    try:
+        main()
+    except SystemExit as ended:
+        return int(ended.code or 0)
+    return 0
+
+
+@pytest.mark.parametrize("rule", ["mean", "gate"])
+def test_two_models_become_one_that_both_runtimes_answer_with(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, rule: str
+) -> None:
+    models = [small_model(tmp_path / name, name=name) for name in ("one", "two")]
+    output = tmp_path / "fused"
+    second = ["--second-stream", "two"]
+    assert run(monkeypatch, *models, "--output", output, "--rule", rule, *second) == 0
+
+    crops_BCHW = some_crops(5)
+    expected = CropPredictor.load(models[0]).predict_crops(crops_BCHW).value
+    found = CropPredictor.load(output).predict_crops(crops_BCHW).value
+    in_onnx = CropPredictor(*load_onnx(output / ONNX_FILE)).predict_crops(crops_BCHW).value
+    np.testing.assert_allclose(found, expected, atol=0.05)  # both are one model, in float16 here
+    np.testing.assert_allclose(in_onnx, found, atol=1e-3)
+
+
+def test_models_that_are_not_there_are_refused_with_those_released(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    one = small_model(tmp_path / "one", name="one")
+    assert run(monkeypatch, one, "nowhere", "--output", tmp_path / "fused") == 2
+    assert "no released model; those are tiny-utkface-all-ages" in capsys.readouterr().err
+    assert run(monkeypatch, one, one, "--output", tmp_path / "fused") == 2
+    assert "the second model called one" in capsys.readouterr().err
+    assert run(monkeypatch, one, "--output", tmp_path / "fused") == 2
+    assert "one model alone is not fused" in capsys.readouterr().err
+    assert not (tmp_path / "fused").exists()
