@@ -231,12 +231,11 @@ def _log_evidence(client: MlflowClient, run_id: str, time_ms: int, evidence: Evi
 
 def note(evidence: Evidence, code: Mapping[str, Any]) -> str:
     """The run's description as markdown: its main metrics, and where the rest is."""
-    labels = evidence.settings.get("labels", {})
-    what = f"{labels.get('quantity', 'label')} in {labels.get('unit', 'label units')}"
+    labels = evidence.settings["labels"]
     lists = json.loads(evidence.metrics.read_text(encoding="utf-8"))
 
     lines = [
-        f"Every stage of the pipeline; {what}.",
+        f"Every stage of the pipeline; {labels['quantity']} in {labels['unit']}.",
         "",
         f"| faces of | {' | '.join(SHOWN.values())} |",
         f"|---|{'---|' * len(SHOWN)}",

@@ -114,6 +114,7 @@ def copy(
         "package": real["package"] | {"model": MODEL},
         **plain_settings(promote=RULES),
     }
+    params["labels"] = real["labels"] | params.get("labels", {})
     (local / "params.yaml").write_text(yaml.safe_dump(params), encoding="utf-8")
 
     (local / ".dvc" / "tmp").mkdir(parents=True)

@@ -52,7 +52,10 @@ def evidence(tmp_path: Path) -> Evidence:
         (tmp_path / "work" / name).write_text(text, encoding="utf-8")
     work = tmp_path / "work"
     return Evidence(
-        settings={"finetune": {"epochs": 2, "loss": {"lambda_": 1.0}}},
+        settings={
+            "labels": {"quantity": "age", "unit": "years"},
+            "finetune": {"epochs": 2, "loss": {"lambda_": 1.0}},
+        },
         params=work / "params.yaml",
         lock=work / "dvc.lock",
         metrics=reports / "metrics.json",
@@ -73,7 +76,12 @@ def check(run_id: str, evidence: Evidence, tmp_path: Path) -> None:
     client = connect()
     run = client.get_run(run_id)
     assert run.info.status == "FINISHED"
-    assert run.data.params == {"finetune.epochs": "2", "finetune.loss.lambda_": "1.0"}
+    assert run.data.params == {
+        "labels.quantity": "age",
+        "labels.unit": "years",
+        "finetune.epochs": "2",
+        "finetune.loss.lambda_": "1.0",
+    }
     assert {
         name: run.data.metrics[name] for name in ("test.mae", "test.mae.low", "test.mae.high")
     } == {
@@ -157,7 +165,8 @@ def test_another_result_takes_a_new_run_where_one_was_half_written(
     """Its settings stand in the run already, those that no stage reads too, and MLflow refuses to
     change them."""
     broken = replace(evidence, predictions=evidence.predictions.with_name("gone.parquet"))
-    broken = replace(broken, settings={"finetune": {"epochs": 7, "loss": {"lambda_": 9.0}}})
+    others = {"finetune": {"epochs": 7, "loss": {"lambda_": 9.0}}}
+    broken = replace(broken, settings=dict(broken.settings) | others)
     with pytest.raises(OSError, match="gone"):
         record(broken)
     [left] = connect().search_runs([experiment("visage")])
