@@ -53,7 +53,7 @@ class ServedModel(PythonModel):
             if not len(model_input.columns):
                 # MLflow leaves out what the signature does not name.
                 raise Refusal("columns", seen="no column of this model's")
-            rows = model_input.to_dict("records")
+            rows: list[Any] = model_input.to_dict("records")
             documents = self.answers.answer(self.answers.items_of_rows(rows), **(params or {}))
         except Refusal as refused:
             raise MlflowException(str(refused), error_code=INVALID_PARAMETER_VALUE) from None
