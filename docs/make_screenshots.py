@@ -89,8 +89,19 @@ def save(page: Page, file: Path, *, full_page: bool = False, most_px: int | None
     atomic_write_bytes(file, stream.getvalue())
 
 
+def report(browser: Browser) -> None:
+    """The first screen of the last evaluation's page; `make demo` makes one of drawn faces."""
+    html = PICTURES.parents[1] / "reports" / "report.html"
+    if not html.is_file():
+        raise ValueError(f"{html}: no such file; make demo writes it")
+
+    with window(browser, size=(1280, 1000)) as page:
+        page.goto(html.as_uri())
+        save(page, PICTURES / "report.webp")
+
+
 # Name -> a function that draws docs/pictures/NAME*.webp
-SCREENSHOTS: dict[str, Callable[[Browser], None]] = {}
+SCREENSHOTS: dict[str, Callable[[Browser], None]] = {"report": report}
 
 
 def main() -> None:

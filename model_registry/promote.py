@@ -164,7 +164,8 @@ def describe(events: list[dict[str, Any]]) -> str:
         reason = " ".join(event["reason"].split()).replace("|", "\\|")
         when = event["time"][:16].replace("T", " ")
         cells = [when, str(event["version"]), event["action"], shorten(reason, MAX_REASON)]
-        lines.append(f"| {' | '.join(cells)} |")
+        # Spaces that stay: MLflow's pages draw no gap between columns.
+        lines.append(f"| {'&nbsp;&nbsp; | '.join(cells)} |")
     return "\n".join(lines)
 
 
