@@ -123,3 +123,12 @@ def test_no_model_ends_it_with_one_line(model: str) -> None:
     assert done.returncode == 2
     assert done.stderr.count("\n") == 1
     assert model in done.stderr
+
+
+def test_the_program_starts_without_what_only_the_pipeline_needs() -> None:
+    absent = ("mlflow", "pandas", "pyarrow", "matplotlib", "prefect")
+    code = f"import sys, visage.server.run; print(sorted(set({absent}) & set(sys.modules)))"
+    done = subprocess.run(
+        [sys.executable, "-c", code], cwd=REPOSITORY, capture_output=True, text=True, check=True
+    )
+    assert done.stdout.strip() == "[]"
