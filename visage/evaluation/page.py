@@ -311,7 +311,7 @@ def sections(
     def side_by_side(*names: str) -> Gallery:
         return Gallery(pictures=[drawn[name] for name in names])
 
-    worst = [drawn["best_cases"], drawn["worst_cases"], case_table(first, config)]
+    worst: list[Part] = [drawn["best_cases"], drawn["worst_cases"], case_table(first, config)]
 
     return [
         Section(
