@@ -57,7 +57,7 @@ export function curve(face, document, width) {
       "aria-label":
         `Distribution of ${quantity}: the estimate is ${said.value} ${unit}, ` +
         `the most probable label ${fixed(at(probabilities.indexOf(most)), digitsOf(labels.step))}, ` +
-        `80 % lie between ${said.interval.replace("to", "and")} ${unit}.`,
+        `the 80 % interval ${said.interval} ${unit}.`,
     },
     ...axis(labels, x, floor, width),
   );

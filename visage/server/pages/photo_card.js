@@ -141,6 +141,7 @@ export class PhotoCard {
     }
 
     this.state.className = "hidden";
+    this.state.textContent = "";
     this.rows = document.faces.map((face, index) => this.addFace(face, index));
     this.addTools();
     this.announce(this.summary());
@@ -161,7 +162,7 @@ export class PhotoCard {
     const { faces, labels, unit } = this.document;
     const found = faces.map((face, index) => {
       const said = words(face, labels, unit);
-      return `face ${index + 1}: ${said.value} ${unit}, between ${said.interval}`;
+      return `face ${index + 1}: ${said.value} ${unit}, 80 % interval ${said.interval}`;
     });
     const number = faces.length === 1 ? "1 face" : `${faces.length} faces`;
     return `${this.name}: ${number}. ${found.join("; ")}.`;
@@ -184,7 +185,7 @@ export class PhotoCard {
         className: "face",
         attributes: { "aria-expanded": "false", "aria-controls": panel.id },
       },
-      several ? html("span", { className: "badge" }, `${index + 1}`) : null,
+      several ? badge(index + 1) : null,
       html("span", { className: "hidden" }, several ? `Face ${index + 1}: ` : "The face: "),
       html(
         "span",
@@ -195,7 +196,7 @@ export class PhotoCard {
       html(
         "span",
         { className: "range" },
-        html("span", { className: "hidden" }, ", 80 % interval "),
+        html("span", { className: "hidden" }, "80 % interval "),
         said.interval,
         intervalBar(face, labels),
       ),
@@ -306,4 +307,9 @@ export class PhotoCard {
     this.gone.signal.addEventListener("abort", () => URL.revokeObjectURL(link.href));
     this.tools.append(link);
   }
+}
+
+/** The number of a face, for the eye: its button's name says it too. */
+function badge(number) {
+  return html("span", { className: "badge", attributes: { "aria-hidden": "true" } }, `${number}`);
 }
