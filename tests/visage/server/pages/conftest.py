@@ -7,7 +7,6 @@ import threading
 import time
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Any
 
 import pytest
 import uvicorn
@@ -21,7 +20,7 @@ from visage.server.models import FolderSource
 from visage.server.run import server_settings
 
 
-@pytest.fixture(scope="package")
+@pytest.fixture(scope="module")
 def address(folder: Path) -> Iterator[str]:
     """Where the application listens, with a slash at the end."""
     source = FolderSource(folder=folder, name="small", limits=LIMITS)
@@ -41,9 +40,10 @@ def address(folder: Path) -> Iterator[str]:
     thread.join()
 
 
-@pytest.fixture(scope="package")
+@pytest.fixture(scope="module")
 def browser() -> Iterator[Browser]:
-    """Chromium with a camera that shows a test picture and asks nobody."""
+    """Chromium with a camera that shows a test picture and asks nobody. It ends with each module:
+    while it runs, no other test could run an event loop in this thread."""
     if find_chromium() is None:
         pytest.skip("no chromium on the path (apt-get install chromium)")
     with chromium(FAKE_CAMERA) as started:
