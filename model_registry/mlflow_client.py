@@ -125,6 +125,7 @@ def load_package(uri: str) -> PyFuncModel:
     """
     path = list(sys.path)
     try:
-        return mlflow.pyfunc.load_model(uri)
+        package: PyFuncModel = mlflow.pyfunc.load_model(uri)
     finally:
         sys.path[:] = path
+    return package
