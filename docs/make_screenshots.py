@@ -2,8 +2,8 @@
 
     python docs/make_screenshots.py [NAME ...]
 
-needs Debian's package `chromium` (or Google Chrome) and playwright (extra `dev`), which drives it;
-playwright's own browsers are not used. Only drawn faces may be seen in a picture.
+It needs Debian's package `chromium` (or Google Chrome) and playwright (extra `dev`), which drives
+it; playwright's own browsers are not used. Only drawn faces may be seen in a picture.
 """
 
 from __future__ import annotations
@@ -12,17 +12,31 @@ import argparse
 import io
 import shutil
 import sys
+import tempfile
+import threading
+import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Literal
 
+import numpy as np
+import uvicorn
 from PIL import Image
-from playwright.sync_api import Browser, Page, sync_playwright
+from playwright.sync_api import Browser, FilePayload, Page, sync_playwright
 
 from visage.atomic import atomic_write_bytes
+from visage.evaluation.drift import REFERENCE_FILE
+from visage.server.application import build_app
+from visage.server.limits import LIMITS
+from visage.server.models import FolderSource
+from visage.server.run import server_settings
+from visage.synthetic import draw_face, sample_person, sample_photo
 
-PICTURES = Path(__file__).resolve().parent / "pictures"
+ROOT = Path(__file__).resolve().parents[1]
+PICTURES = ROOT / "docs" / "pictures"
+# The photo behind the button of the page of photos
+SAMPLE = ROOT / "visage" / "server" / "pages" / "drawn-faces.jpg"
 PROGRAMS = ("chromium", "chromium-browser", "google-chrome")
 # CSS pixels of a laptop's window and of a phone's
 DESKTOP = (1280, 800)
@@ -91,7 +105,7 @@ def save(page: Page, file: Path, *, full_page: bool = False, most_px: int | None
 
 def report(browser: Browser) -> None:
     """The first screen of the last evaluation's page; `make demo` makes one of drawn faces."""
-    html = PICTURES.parents[1] / "reports" / "report.html"
+    html = ROOT / "reports" / "report.html"
     if not html.is_file():
         raise ValueError(f"{html}: no such file; make demo writes it")
 
@@ -100,8 +114,105 @@ def report(browser: Browser) -> None:
         save(page, PICTURES / "report.webp")
 
 
+@contextmanager
+def serving(folder: Path) -> Iterator[str]:
+    """The address (with a slash at the end) of a server that answers with the model in a folder,
+    in a thread of this process."""
+    source = FolderSource(folder=folder, name=folder.name, limits=LIMITS)
+    app = build_app(source, server_settings(num_at_once=2, poll_seconds=0.0), "0")
+    server = uvicorn.Server(
+        uvicorn.Config(app, port=0, log_config=None, ws="none", timeout_graceful_shutdown=2)
+    )
+    thread = threading.Thread(target=server.run, daemon=True)
+    thread.start()
+    while not server.started:
+        assert thread.is_alive(), "the server has ended"
+        time.sleep(0.02)
+
+    host, port = server.servers[0].sockets[0].getsockname()[:2]
+    try:
+        yield f"http://{host}:{port}/"
+    finally:
+        server.should_exit = True
+        thread.join()
+
+
+def drawn_faces(people: Sequence[tuple[int, float]], px: int) -> bytes:
+    """A JPEG of drawn faces side by side, each of a person's seed and an age in years."""
+    picture = Image.new("RGB", (len(people) * px, px))
+    for place, (seed, age_years) in enumerate(people):
+        rng = np.random.default_rng(seed)
+        face = sample_photo(sample_person(rng), rng, age_years=age_years, clean=True)
+        picture.paste(Image.fromarray(draw_face(face, px)), (place * px, 0))
+
+    stream = io.BytesIO()
+    picture.save(stream, "JPEG", quality=90)
+    return stream.getvalue()
+
+
+def _file(name: str, content: bytes) -> FilePayload:
+    return {"name": name, "mimeType": "image/jpeg", "buffer": content}
+
+
+def photos(browser: Browser) -> None:
+    """The page of photos: one photo with its face open, several on a phone in the dark. Writes the
+    page's sample as well."""
+    sample = drawn_faces(((8, 30.0), (19, 66.0)), 480)
+    atomic_write_bytes(SAMPLE, sample)
+    one = _file("drawn.jpg", drawn_faces(((11, 40.0),), 600))
+    two = _file("drawn-faces.jpg", sample)
+
+    with serving(_released()) as address:
+        with window(browser, size=(1280, 1000)) as page:
+            page.goto(address)
+            page.set_input_files("#files", [one])
+            page.locator(".score-pair").wait_for()
+            save(page, PICTURES / "photos.webp", full_page=True, most_px=1190)
+        with window(browser, size=PHONE, scheme="dark", scale=1.5) as page:
+            page.goto(address)
+            page.set_input_files("#files", [two])
+            page.locator(".score-pair").wait_for()
+            save(page, PICTURES / "photos-phone.webp", full_page=True, most_px=2250)
+
+
+def monitor(browser: Browser) -> None:
+    """The monitor of a server whose training and served faces are both drawn."""
+    with tempfile.TemporaryDirectory() as name:
+        folder = Path(name) / "tiny-utkface-all-ages"
+        shutil.copytree(_released(), folder)
+
+        with serving(folder) as address, window(browser) as page:
+            _send(page, address, range(60))
+            reference = page.request.get(f"{address}statistics").text()
+            (folder / REFERENCE_FILE).write_text(reference, encoding="utf-8")
+
+        with serving(folder) as address, window(browser) as page:
+            _send(page, address, range(100, 140))
+            page.request.post(f"{address}predict", multipart={"photo": _file("x.jpg", b"text")})
+            page.goto(f"{address}monitor")
+            page.locator(".measure").first.wait_for()
+            save(page, PICTURES / "monitor.webp", full_page=True)
+
+
+def _send(page: Page, address: str, seeds: Sequence[int]) -> None:
+    """A photo of a drawn face for each seed."""
+    for seed in seeds:
+        photo = drawn_faces(((seed, 5.0 + seed * 7 % 75),), 240)
+        page.request.post(f"{address}predict", multipart={"photo": _file("drawn.jpg", photo)})
+
+
+def _released() -> Path:
+    """The released model that the pictures show."""
+    [config] = ROOT.glob("*/released/tiny-utkface-all-ages/config.json")
+    return config.parent
+
+
 # Name -> a function that draws docs/pictures/NAME*.webp
-SCREENSHOTS: dict[str, Callable[[Browser], None]] = {"report": report}
+SCREENSHOTS: dict[str, Callable[[Browser], None]] = {
+    "report": report,
+    "photos": photos,
+    "monitor": monitor,
+}
 
 
 def main() -> None:

@@ -3,41 +3,21 @@ asks for and what it reports."""
 
 from __future__ import annotations
 
-import threading
-import time
 from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
-import uvicorn
 from playwright.sync_api import Browser, Page
 
-from docs.make_screenshots import chromium, find_chromium, window
+from docs.make_screenshots import chromium, find_chromium, serving, window
 from tests.visage.server.pages.tab import FAKE_CAMERA, watched
-from visage.server.application import build_app
-from visage.server.limits import LIMITS
-from visage.server.models import FolderSource
-from visage.server.run import server_settings
 
 
 @pytest.fixture(scope="module")
 def address(folder: Path) -> Iterator[str]:
     """Where the application listens, with a slash at the end."""
-    source = FolderSource(folder=folder, name="small", limits=LIMITS)
-    app = build_app(source, server_settings(num_at_once=2, poll_seconds=0.0), "0")
-    server = uvicorn.Server(
-        uvicorn.Config(app, port=0, log_config=None, ws="none", timeout_graceful_shutdown=2)
-    )
-    thread = threading.Thread(target=server.run, daemon=True)
-    thread.start()
-    while not server.started:
-        assert thread.is_alive(), "the server has ended"
-        time.sleep(0.02)
-
-    host, port = server.servers[0].sockets[0].getsockname()[:2]
-    yield f"http://{host}:{port}/"
-    server.should_exit = True
-    thread.join()
+    with serving(folder) as where:
+        yield where
 
 
 @pytest.fixture(scope="module")

@@ -135,3 +135,36 @@ def test_no_fault_against_the_rules_of_accessibility(
             page.locator(".tile").first.wait_for()
             assert page.evaluate("document.documentElement.scrollWidth") == PHONE[0]
         assert accessibility_faults(page) == []
+
+
+def test_champion_and_challengers_stand_beside_each_other(page: Page, address: str) -> None:
+    """The document as `RegisteredSource.registry` of model_registry/serve.py makes it."""
+    version = {"created_ms": 1_790_000_000_000, "decision": None, "reasons": None}
+    refused = {"decision": "refused", "decided_against": "1", "reasons": "MAE is higher by 0.8"}
+    versions = [
+        version
+        | refused
+        | {
+            "version": 2,
+            "metrics": {"test.mae": 5.5, "test.mae.low": 5.2, "test.coverage_80": 0.8},
+        },
+        version | {"version": 1, "decided_against": None, "metrics": {"test.mae": 4.7}},
+    ]
+    event = {"time": "2026-11-28T05:00:00+0000", "action": "refused", "version": 2, "reason": "MAE"}
+    registry = {
+        "name": "drawn",
+        "champion": 1,
+        "challenger": 2,
+        "versions": versions,
+        "history": [event],
+    }
+    changed(page, registry=registry)
+    page.goto(f"{address}monitor")
+
+    rows = page.locator("#registry table").first.locator("tbody tr")
+    expect(rows.nth(0)).to_contain_text(re.compile("2.*challenger.*5.50 years.*80.0 %.*refused"))
+    expect(rows.nth(0)).to_contain_text("MAE is higher by 0.8.")
+    expect(rows.nth(1)).to_contain_text(re.compile("1.*champion.*4.70 years.*not compared yet"))
+    page.locator("#registry summary").click()
+    expect(page.locator("#registry details")).to_contain_text("28 Nov 2026")
+    assert accessibility_faults(page) == []
