@@ -1,10 +1,10 @@
-"""Photos scored per second, and memory, against a plain loop over `predict_photos`.
+"""Photos scored per second, and memory, against a plain loop over `Model.predict`.
 
     python -m bench.score                           # 2,000 synthetic photos, 2 processes
     python -m bench.score --count 500 --workers 1
 
-Photos have 128 px, the model is tiny-utkface-coral. The plain loop calls `Predictor.predict_photos`
-for one path after the other, in one process of one thread, with the model already loaded. Ours is
+Photos have 128 px, the model is tiny-utkface-coral. The plain loop calls `Model.predict` for
+one path after the other, in one process of one thread, with the model already loaded. Ours is
 `flows.score.flow.score_photos`, from listing the folder to the last shard, with the start of its
 processes. Memory is the resident memory of the largest process, after the first shards and at the
 end.
@@ -22,13 +22,13 @@ import psutil
 import torch
 
 from flows.score.flow import score_photos
-from flows.score.shards import Model, ScoreSettings
+from flows.score.shards import ModelFolder, ScoreSettings
 from stages.ingest.records import REPOSITORY
 from stages.settings import load_section
-from visage.inference.photos import Predictor
+from visage.inference.loading import load
 from visage.synthetic import DrawnSet, draw_set
 
-MODEL = REPOSITORY / "model_registry" / "released" / "tiny-utkface-coral"
+MODEL = REPOSITORY / "visage" / "released" / "tiny-utkface-coral"
 SHARD_PHOTOS = 100
 
 
@@ -49,12 +49,12 @@ def draw(folder: Path, count: int) -> list[Path]:
 
 def plain(paths: list[Path]) -> float:
     """Seconds of the baseline: one photo after the other."""
-    predictor = Predictor.load(MODEL)
-    predictor.predict_photos(paths[:2])  # warm-up
+    predictor = load(MODEL)
+    predictor.predict(paths[0])  # warm-up
 
     begin = time.perf_counter()
     for path in paths:
-        predictor.predict_photos([path])
+        predictor.predict(path)
     return time.perf_counter() - begin
 
 
@@ -71,7 +71,7 @@ def ours(photos: Path, output: Path, num_workers: int) -> tuple[float, list[floa
         resident.append(max(process.memory_info().rss for process in workers) / 1e6)
 
     begin = time.perf_counter()
-    score_photos(str(photos), output, Model(folder=MODEL, version=None), settings, look)
+    score_photos(str(photos), output, ModelFolder(folder=MODEL, version=None), settings, look)
     return time.perf_counter() - begin, resident
 
 

@@ -31,11 +31,12 @@ import psutil
 
 from visage.detection.image_io import read_photo
 from visage.detection.mtcnn import Detector, DetectorSettings
-from visage.inference.photos import Predictor
+from visage.inference.photos import Model
 from visage.synthetic import encode_face, sample_person, sample_photo
+from visage.weights import load_model
 
 ROOT = Path(__file__).resolve().parent.parent
-MODEL = ROOT / "model_registry" / "released" / "tiny-utkface-all-ages"
+MODEL = ROOT / "visage" / "released" / "tiny-utkface-all-ages"
 SIDES = (200, 250, 300, 400, 500, 600, 640, 225)
 TURNS = 7  # the first warms up
 SHARES = (0.1, 0.25, 0.5, 0.75, 1.0)
@@ -192,19 +193,18 @@ def each(predict: Callable[[bytes], object], photos: Sequence[bytes]) -> tuple[f
 def print_parts(port: int, pid: int, photos: Sequence[bytes]) -> None:
     """Prints HTTP against the bare predictor, and what a request does besides finding faces and
     predicting them."""
-    predictor = Predictor.load(MODEL)
+    predictor = Model(*load_model(MODEL))
     detector = Detector(DetectorSettings(**vars(predictor.config.detector)))
     pixels = {photo: read_photo(photo) for photo in photos}
     aligned = {}
-    for photo, result in zip(
-        photos, predictor.predict_photos(photos, keep_crops=True), strict=True
-    ):
+    for photo in photos:
+        result = predictor.predict(photo, keep_crops=True)
         aligned[photo] = [face.aligned for face in result.faces if face.aligned is not None]
 
     rows: list[tuple[float, ...]] = []
     for _ in range(TURNS):
         over_http = load(port, pid, photos, 1, len(photos))
-        bare, bare_wall = each(lambda photo: predictor.predict_photos([photo]), photos)
+        bare, bare_wall = each(predictor.predict, photos)
         found, _ = each(lambda photo: detector.detect([pixels[photo]]), photos)
         network, _ = each(lambda photo: predictor.predict_aligned(aligned[photo]), photos)
         http_processor = over_http.processor / len(photos)

@@ -34,7 +34,6 @@ from visage.data.face_table import FaceTable, evenly_spread, in_order
 from visage.detection.align import template
 from visage.export.int8 import write_int8
 from visage.export.onnx_file import write_onnx
-from visage.inference.engine import Inference
 from visage.inference.onnx_engine import CROPS, INT8_FILE, LANDMARKS, ONNX_FILE, VALUE
 from visage.inference.predict_table import (
     DECODING_THREADS,
@@ -42,12 +41,13 @@ from visage.inference.predict_table import (
     faces_of,
     landmarks_of,
 )
+from visage.inference.torch_engine import Inference
 from visage.model_config import CONFIG_FILE, ModelConfig
 from visage.networks import FaceBatch, Network, any_options, build, initialise
 from visage.networks.operations import count_macs
 from visage.weights import load_model
 
-RELEASED = Path(__file__).resolve().parent.parent / "model_registry" / "released"
+RELEASED = Path(__file__).resolve().parent.parent / "visage" / "released"
 BATCH, SINGLES = 32, 4  # faces of a batch, as in Table 2; single faces in a row
 RANGE_FACES = 256  # training faces that measure int8's ranges, as in params.yaml
 

@@ -30,7 +30,7 @@ from visage.model_config import ModelConfig, find_config
 from visage.networks import FaceBatch, Network
 from visage.networks.fused import Rule
 
-RELEASED = REPOSITORY / "model_registry" / "released"
+RELEASED = REPOSITORY / "visage" / "released"
 # Label units: as export.parity_tolerance, and what float32 sums of several members add
 TOLERANCE = 1e-3
 PARITY_CROPS = 8

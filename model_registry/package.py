@@ -117,7 +117,7 @@ def is_as_packaged(version: int, settings: PackageSettings) -> bool:
 
 
 def fetch(uri: str, into: Path) -> Path:
-    """`models:/NAME@champion` or `models:/NAME/3` -> the folder inside `into` that Predictor.load
+    """`models:/NAME@champion` or `models:/NAME/3` -> the folder inside `into` that Model.load
     takes."""
     connect()
     into.mkdir(parents=True, exist_ok=True)

@@ -56,6 +56,7 @@ from visage.inference.faces import CropPredictor
 from visage.model_config import INTERVAL_MASS, AlignmentConfig
 from visage.networks.protocol import FaceBatch
 from visage.strict import check_positive
+from visage.weights import load_model
 
 TEST = "test"
 
@@ -372,7 +373,7 @@ def _latency(challenger: Path, champion: Path, settings: PromoteSettings) -> Che
 def milliseconds_a_face(folders: list[Path]) -> list[float]:
     """The median time of each model for one aligned face. The models take turns, so that another
     load on the machine hits them alike."""
-    predictors = [CropPredictor.load(folder) for folder in folders]
+    predictors = [CropPredictor(*load_model(folder)) for folder in folders]
     faces = [_random_face(predictor.config.alignment) for predictor in predictors]
 
     seconds: list[list[float]] = [[] for _ in folders]

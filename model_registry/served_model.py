@@ -17,7 +17,7 @@ from mlflow.models import set_model
 from mlflow.protos.databricks_pb2 import INVALID_PARAMETER_VALUE
 from mlflow.pyfunc.model import PythonModel
 
-from visage.inference.photos import Predictor
+from visage.inference.photos import Model
 from visage.server.answers import Answers
 from visage.server.limits import Limits
 from visage.server.refusals import Refusal
@@ -36,7 +36,7 @@ class ServedModel(PythonModel):
         """Reads weights, config and limits; ValueError where weights and config do not match."""
         folder = Path(context.artifacts["model"])
         limits = Limits(**json.loads(Path(context.artifacts["limits"]).read_text(encoding="utf-8")))
-        predictor = Predictor(*load_model(folder), max_photo_pixels=limits.max_photo_pixels)
+        predictor = Model(*load_model(folder), max_photo_pixels=limits.max_photo_pixels)
 
         self.answers = Answers(predictor, limits, *torch_score_maps(folder, predictor))
         self.version = registered_version(folder.parents[1])

@@ -23,14 +23,12 @@ import socket
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import ProcessPoolExecutor
-from contextlib import contextmanager
 from dataclasses import dataclass
 from multiprocessing import get_context
 from pathlib import Path
 from typing import Any, Literal
 
 import pyarrow.parquet as pq
-import torch
 from tqdm import tqdm
 
 from stages.code import running_code
@@ -53,6 +51,7 @@ from visage.detection import align as alignment
 from visage.detection.align import PhotoArray
 from visage.detection.image_io import PhotoError, read_photo
 from visage.detection.mtcnn import Detector, DetectorSettings, Faces
+from visage.device import threads
 from visage.parallel import batched, die_with_parent, map_ordered
 from visage.strict import check_range
 
@@ -203,19 +202,7 @@ def run_local(
     yield from map_ordered(work, chunks, pool, 4 * num_workers)
 
 
-@contextmanager
-def one_thread() -> Iterator[None]:
-    """torch on one thread: a convolution's last bits, and with them a crop's, depend on the number
-    of threads."""
-    threads = torch.get_num_threads()
-    torch.set_num_threads(1)
-    try:
-        yield
-    finally:
-        torch.set_num_threads(threads)
-
-
-@one_thread()
+@threads(1)
 def align_photos(settings: AlignSettings, raw: Path, rows: list[RowDict]) -> AlignedPhotos:
     """Manifest rows -> faces and rejects, the same bytes in any runner. One bad photo never
     affects the others.

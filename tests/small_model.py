@@ -21,7 +21,7 @@ from visage.model_config import (
     WeightsConfig,
 )
 from visage.networks import FaceBatch, Network, initialise
-from visage.weights import save_model
+from visage.weights import build_network, save_model
 
 CROP_PX = 32
 
@@ -82,7 +82,7 @@ def some_landmarks(count: int, seed: int = 0) -> Tensor:
 def small_network(config: ModelConfig, seed: int = 0) -> Network:
     """The config's network with random weights, BatchNorm statistics of random crops, and outputs
     that differ."""
-    network = config.build_network()
+    network = build_network(config, "small")
     initialise(network, torch.Generator().manual_seed(seed))
     faces = FaceBatch(some_crops(64, seed=1).float() / 128 - 1, some_landmarks(64, seed=1))
     for module in network.modules():

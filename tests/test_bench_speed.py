@@ -13,7 +13,7 @@ from bench import speed
 from tests.small_faces import some_faces, write_faces
 from tests.small_model import small_model
 from visage.data.face_table import FaceTable
-from visage.inference.photos import Predictor
+from visage.inference.loading import load
 
 FORMS = [
     "torch",
@@ -61,7 +61,9 @@ def test_errors_are_those_of_the_predictor(
     table = {row[0]: row for row in rows(capsys.readouterr().out)}
     assert list(table)[2:] == FORMS
     test = FaceTable.open(faces, ["test"])
-    value_N = Predictor.load(model).predict_crops(test.decode(np.arange(9)), flip=False).value
+    value_N = (
+        load(model, runtime="torch").predict_crops(test.decode(np.arange(9)), flip=False).value
+    )
     expected = np.abs(value_N - test.label).mean()
     for form in ("torch", "torch, channels_last", "ONNX float32"):
         assert float(table[form][1]) == pytest.approx(expected, abs=2e-3)

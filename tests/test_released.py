@@ -12,12 +12,12 @@ import pytest
 from tests.conftest import REPOSITORY
 from visage.cli import default_model_folder
 from visage.inference.onnx_engine import ONNX_FILE, load_onnx
-from visage.inference.photos import Predictor
+from visage.inference.photos import Model
 from visage.model_config import CONFIG_FILE, CONFIG_FORMAT
 from visage.synthetic import encode_face, sample_person, sample_photo
 from visage.weights import load_model
 
-RELEASED = REPOSITORY / "model_registry" / "released"
+RELEASED = REPOSITORY / "visage" / "released"
 MODELS = sorted(path.parent for path in RELEASED.glob("*/config.json"))
 MAX_BYTES = 8_000_000
 
@@ -25,7 +25,7 @@ MAX_BYTES = 8_000_000
 def test_one_of_them_predicts_by_default() -> None:
     default = RELEASED / (RELEASED / "default.txt").read_text(encoding="utf-8").strip()
     assert default in MODELS
-    assert default_model_folder(RELEASED.parent.parent) in (
+    assert default_model_folder(REPOSITORY) in (
         default,
         REPOSITORY / "models" / "export",
     )
@@ -37,8 +37,8 @@ def test_it_predicts_a_photo_with_either_engine(folder: Path) -> None:
     photos = [encode_face(sample_photo(sample_person(rng), rng, clean=True), 200) for _ in range(2)]
     values = []
     for model in (load_model(folder), load_onnx(folder / ONNX_FILE)):
-        predictor = Predictor(*model, observe=lambda _values, _features: None)
-        faces = [face for result in predictor.predict_photos(photos) for face in result.faces]
+        predictor = Model(*model, observe=lambda _values, _features: None)
+        faces = [face for result in predictor.predict_many(photos) for face in result.faces]
         assert len(faces) == len(photos)
         values.append([face.value for face in faces])
     np.testing.assert_allclose(*values, rtol=0, atol=1e-3)

@@ -10,27 +10,15 @@ import json
 import sys
 from pathlib import Path
 
-from visage.inference.photos import Predictor, as_document
+from visage.inference.loading import load, model_folder
 from visage.model_config import find_config
 
 
 def default_model_folder(root: Path) -> Path:
-    """The model that is used when none is named: models/export, else the released model that
-    default.txt names."""
+    """The model that is used when none is named: models/export of a clone, else the default
+    released model."""
     exported = root / "models" / "export"
-    released = root / "model_registry" / "released"
-
-    if find_config(exported) is not None:
-        return exported
-
-    named = released / "default.txt"
-    if not named.is_file():
-        raise ValueError(
-            f"no model in {exported} and no {named}: train one (make repro) or name one with "
-            f"--model FOLDER"
-        )
-
-    return released / named.read_text(encoding="utf-8").strip()
+    return exported if find_config(exported) is not None else model_folder(None)
 
 
 def add_model_options(parser: argparse.ArgumentParser) -> None:
@@ -61,15 +49,12 @@ def main() -> None:
 
     try:
         folder = arguments.model or default_model_folder(Path(__file__).resolve().parents[1])
-        predictor = Predictor.load(folder)
-        [result] = predictor.predict_photos([arguments.photo], arguments.flip)
-        if not result.readable:
-            raise ValueError(f"{arguments.photo}: {result.reason}")
+        result = load(folder, flip=arguments.flip).predict(arguments.photo)
     except ValueError as error:
         print(f"visage: {error}", file=sys.stderr)
         raise SystemExit(2) from error
 
-    print(json.dumps(as_document(result, predictor.config), indent=1, ensure_ascii=False))
+    print(json.dumps(result.to_dict(), indent=1, ensure_ascii=False))
 
 
 if __name__ == "__main__":

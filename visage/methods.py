@@ -16,7 +16,8 @@ import torch
 from torch import Tensor
 from torch.nn import functional
 
-from visage.labels import LabelGrid, expectation, gaussian, interval, narrowest, ranking_encoding
+from visage.encodings import gaussian, interval, narrowest, ranking_encoding
+from visage.labels import LabelGrid, expectation
 
 KLReduction = Literal["sum", "mean"]
 
@@ -146,7 +147,7 @@ def dldl_interval_loss(
     grid: LabelGrid,
     settings: DLDLSettings,
 ) -> Tensor:
-    """DLDL with labels that are intervals: KL to `visage.labels.interval`; scalar."""
+    """DLDL with labels that are intervals: KL to `visage.encodings.interval`; scalar."""
     p_BK = interval(label_B, half_width_B, sigma_B.clamp_min(settings.min_sigma), grid)
     return kl_divergence(p_BK, logits_BK, settings.kl_reduction)
 
@@ -206,7 +207,7 @@ def mean_variance_loss(
     with mean m and variance v of p-hat in label units, mean over the batch; scalar."""
     p_BK = softmax_probabilities(logits_BK, grid).to(label_B.dtype)
     mean_B = expectation(p_BK, grid)
-    variance_B = (p_BK * (grid.tensor(p_BK) - mean_B[:, None]) ** 2).sum(dim=1)
+    variance_B = (p_BK * (grid.labels_as(p_BK) - mean_B[:, None]) ** 2).sum(dim=1)
 
     penalty_B = settings.mean_weight * (mean_B - label_B) ** 2 / 2
     penalty_B = penalty_B + settings.variance_weight * variance_B

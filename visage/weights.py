@@ -17,6 +17,7 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import load_file, save_file
 
 from visage.atomic import atomic_write
+from visage.methods import METHODS
 from visage.model_config import (
     CONFIG_FILE,
     WEIGHTS_FILE,
@@ -26,6 +27,7 @@ from visage.model_config import (
     current_normalise,
     find_config,
 )
+from visage.networks import build
 from visage.networks.protocol import Network
 
 # Of the note inside the weights file
@@ -80,6 +82,31 @@ def save_model(
     return written
 
 
+def build_network(config: ModelConfig, source: str) -> Network:
+    """A config's network, without its weights; ValueError for an unknown network or method, or a
+    network and a grid that do not belong together. `source` names the config in errors."""
+    if config.method not in METHODS:
+        raise ValueError(
+            f"{source}: method {config.method!r} is unknown; known: {', '.join(METHODS)}"
+        )
+
+    method = METHODS[config.method]
+    wanted = method.head_width(config.grid)
+    shape = config.network
+    if shape.num_outputs != wanted:
+        grid = config.grid
+        raise ValueError(
+            f"{source}: the network has {shape.num_outputs} outputs, the label grid "
+            f"{grid.minimum}:{grid.step}:{grid.maximum} needs {wanted}; config and model do not "
+            f"belong together"
+        )
+
+    try:
+        return build(shape.name, shape.options, shape.num_outputs, method.shared_head)
+    except ValueError as error:
+        raise ValueError(f"{source}: {error}") from error
+
+
 def load_model(folder: Path) -> tuple[Network, ModelConfig]:
     """The network (float32, evaluation mode) and its config; refuses what does not belong together
     with a ValueError."""
@@ -99,7 +126,7 @@ def load_model(folder: Path) -> tuple[Network, ModelConfig]:
         )
     _refuse_another_meaning(path, config)
 
-    network = config.build_network()
+    network = build_network(config, str(source))
     try:
         state = load_file(path)
         for name, value in state.items():

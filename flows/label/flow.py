@@ -38,7 +38,9 @@ from visage.atomic import atomic_write
 from visage.cli import default_model_folder
 from visage.dedup.near_duplicates import kept_of_groups, near_groups
 from visage.inference.fusion import combined
-from visage.inference.photos import PhotoResult, Predictor
+from visage.inference.loading import load
+from visage.inference.photos import Model
+from visage.inference.results import PhotoPrediction
 from visage.model_config import CONFIG_FILE
 from visage.parallel import batched
 from visage.weights import sha256_of
@@ -52,7 +54,7 @@ def label(photos: Path, models: Sequence[Path], output: Path, num_shown: int) ->
     Errors: ValueError, which names the remedy.
     """
     _check_photos(photos)
-    loaded = [Predictor.load(model) for model in models]
+    loaded = [load(model) for model in models]
     digests = [sha256_of(model / CONFIG_FILE) for model in models]
     predictors = dict(zip(digests, loaded, strict=True))
     labels = _common_labels(loaded)
@@ -98,7 +100,7 @@ def _check_photos(photos: Path) -> None:
         raise ValueError(f"{photos}: holds no photo")
 
 
-def _common_labels(predictors: Sequence[Predictor]) -> dict[str, Any]:
+def _common_labels(predictors: Sequence[Model]) -> dict[str, Any]:
     """The quantity and unit that all models share, and the range of their labels; ValueError if the
     models do not fit together."""
     configs = [predictor.config for predictor in predictors]
@@ -153,7 +155,7 @@ def _group(database: LabelDatabase) -> int:
     return int(is_kept_N.sum())
 
 
-def _predict(photos: Path, model: str, predictor: Predictor, database: LabelDatabase) -> None:
+def _predict(photos: Path, model: str, predictor: Model, database: LabelDatabase) -> None:
     """Adds one model's predictions for the kept photos that it has not seen.
 
     `model` is the digest of the model's config: the config holds everything that a prediction
@@ -166,7 +168,7 @@ def _predict(photos: Path, model: str, predictor: Predictor, database: LabelData
     ) as bar:
         for batch in batched(database.unseen(model), CHUNK_PHOTOS):
             photo_ids = [photo_id for (photo_id,) in batch]
-            results = predictor.predict_photos(photos / photo_id for photo_id in photo_ids)
+            results = predictor.predict_many(photos / photo_id for photo_id in photo_ids)
 
             pairs = zip(photo_ids, results, strict=True)
             database.add(
@@ -175,7 +177,7 @@ def _predict(photos: Path, model: str, predictor: Predictor, database: LabelData
             bar.update(len(batch))
 
 
-def _predicted(photo_id: str, model: str, result: PhotoResult) -> Predicted:
+def _predicted(photo_id: str, model: str, result: PhotoPrediction) -> Predicted:
     face = next((face for face in result.faces if face.chosen), None)
     if face is None:
         return Predicted(photo_id, model, None, None, None, result.reason)

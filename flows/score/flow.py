@@ -32,7 +32,7 @@ from flows.pipeline.file_lock import Locked, file_lock
 from flows.pipeline.run_name import run_name
 from flows.score.inventory import Inventory
 from flows.score.page import page, read_scores
-from flows.score.shards import Job, Model, ScoreSettings, fingerprint, is_finished
+from flows.score.shards import Job, ModelFolder, ScoreSettings, fingerprint, is_finished
 from flows.score.workers import make_shards
 from stages.face_shards import shard_paths
 from stages.ingest.records import REPOSITORY
@@ -73,17 +73,17 @@ def score(
 
 
 @contextmanager
-def chosen_model(folder: Path | None, params: Path) -> Iterator[Model]:
+def chosen_model(folder: Path | None, params: Path) -> Iterator[ModelFolder]:
     """The model in a folder, or the registry's champion in a temporary folder."""
     if folder is not None:
-        yield Model(folder=folder, version=None)
+        yield ModelFolder(folder=folder, version=None)
         return
 
     with tempfile.TemporaryDirectory() as into:
         yield champion(Path(into), params)
 
 
-def champion(into: Path, params: Path) -> Model:
+def champion(into: Path, params: Path) -> ModelFolder:
     """Fetches the registry's champion to `into`; ValueError with the remedy if there is none."""
     # Imported here, because MLflow takes seconds to import and a model in a folder needs none.
     from model_registry.package import PackageSettings, fetch
@@ -97,11 +97,11 @@ def champion(into: Path, params: Path) -> Model:
             "--model (make score: MODEL=folder)"
         )
 
-    return Model(folder=fetch(f"models:/{name}/{version}", into), version=str(version))
+    return ModelFolder(folder=fetch(f"models:/{name}/{version}", into), version=str(version))
 
 
 def score_photos(
-    photos: str, output: Path, model: Model, settings: ScoreSettings, progress: Progress
+    photos: str, output: Path, model: ModelFolder, settings: ScoreSettings, progress: Progress
 ) -> list[Path]:
     """Fills `output`; returns its shards. ValueError names what the user can correct."""
     about = model.about()

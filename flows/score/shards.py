@@ -25,13 +25,13 @@ import pyarrow.parquet as pq
 
 from flows.score.inventory import ListedPhoto
 from flows.score.reading import Reader, Unanswered, Unreachable
-from stages.align import one_thread
 from visage.atomic import atomic_write
 from visage.data.schemas import METADATA_KEY
-from visage.inference.photos import FacePrediction, PhotoResult, Predictor
+from visage.inference.loading import load
+from visage.inference.results import FacePrediction, PhotoPrediction
 from visage.model_config import CONFIG_FILE, ModelConfig
 from visage.strict import check_positive, check_range
-from visage.weights import load_model, sha256_of
+from visage.weights import sha256_of
 
 SCORE_KEY = b"score"
 # If processes fail over more photos of one shard, the cause must be something else.
@@ -87,7 +87,7 @@ class ScoreSettings:
 
 
 @dataclass(frozen=True, kw_only=True)
-class Model:
+class ModelFolder:
     """A model's folder, and its version where it comes from the registry."""
 
     folder: Path
@@ -182,14 +182,14 @@ def read_own(path: Path) -> Any:
 class Scorer:
     """A model that writes shards."""
 
-    def __init__(self, photos: str, model: Model, settings: ScoreSettings) -> None:
+    def __init__(self, photos: str, model: ModelFolder, settings: ScoreSettings) -> None:
         self.settings = settings
         self.about = model.about()
-        network, config = load_model(model.folder)
-        self.predictor = Predictor(network, config, max_photo_pixels=settings.max_photo_pixels)
+        self.predictor = load(
+            model.folder, flip=settings.flip, max_photo_pixels=settings.max_photo_pixels
+        )
         self.reader = Reader(photos, settings.max_photo_bytes)
 
-    @one_thread()
     def write(self, job: Job, begin: Callable[[int], None]) -> None:
         """Makes a shard; `begin` gets each photo's number before the photo is scored."""
         rows: list[dict[str, Any]] = []
@@ -212,7 +212,7 @@ class Scorer:
 
     def _results(
         self, job: Job, begin: Callable[[int], None]
-    ) -> Iterator[tuple[ListedPhoto, PhotoResult, str | None]]:
+    ) -> Iterator[tuple[ListedPhoto, PhotoPrediction, str | None]]:
         """Each photo with its result, and the reason if it has no face."""
         reasons: dict[int, str] = {}
         begun = job.photos[0].place
@@ -233,13 +233,12 @@ class Scorer:
                     reasons[begun] = content
                 yield b"" if isinstance(content, str) else content
 
-        flip = self.settings.flip
-        stream = self.predictor.stream_photos
-        results: Iterator[PhotoResult]
+        stream = self.predictor.predict_many
+        results: Iterator[PhotoPrediction]
         if job.one_by_one:
-            results = chain.from_iterable(stream([content], flip) for content in contents())
+            results = chain.from_iterable(stream([content]) for content in contents())
         else:
-            results = stream(contents(), flip)
+            results = stream(contents())
 
         try:
             for photo, result in zip(job.photos, results, strict=True):
@@ -268,6 +267,6 @@ def _row_of(photo: ListedPhoto, number: int, face: FacePrediction) -> dict[str, 
         "chosen": face.chosen,
         "box": list(face.box),
         "landmarks": landmarks,
-        "distribution": face.probabilities,
+        "distribution": face.distribution,
         "reason": None,
     }

@@ -16,7 +16,7 @@ from contextlib import suppress
 from multiprocessing import get_context
 from multiprocessing.connection import Connection, wait
 
-from flows.score.shards import Job, Model, PhotoFailed, Scorer, ScoreSettings
+from flows.score.shards import Job, ModelFolder, PhotoFailed, Scorer, ScoreSettings
 from visage.parallel import die_with_parent
 
 # Silent processes are checked this often.
@@ -24,7 +24,7 @@ LOOK_S = 0.5
 
 
 def make_shards(
-    photos: str, model: Model, settings: ScoreSettings, jobs: Iterable[Job]
+    photos: str, model: ModelFolder, settings: ScoreSettings, jobs: Iterable[Job]
 ) -> Iterator[Job]:
     """Makes shards; yields each job when its file is written."""
     if settings.num_workers:
@@ -54,7 +54,7 @@ class Worker:
     place: int | None
     heard_s: float
 
-    def __init__(self, photos: str, model: Model, settings: ScoreSettings) -> None:
+    def __init__(self, photos: str, model: ModelFolder, settings: ScoreSettings) -> None:
         context = get_context("forkserver")
         # So that torch is imported once, not once in each process.
         context.set_forkserver_preload(["visage.detection.mtcnn"])
@@ -113,7 +113,7 @@ def _cause(exitcode: int | None) -> str:
 
 
 def _in_processes(
-    photos: str, model: Model, settings: ScoreSettings, jobs: Iterator[Job]
+    photos: str, model: ModelFolder, settings: ScoreSettings, jobs: Iterator[Job]
 ) -> Iterator[Job]:
     busy: list[Worker] = []
     idle: list[Worker] = []
@@ -151,7 +151,7 @@ def _in_processes(
             worker.stop()
 
 
-def _work(connection: Connection, photos: str, model: Model, settings: ScoreSettings) -> None:
+def _work(connection: Connection, photos: str, model: ModelFolder, settings: ScoreSettings) -> None:
     """A process: makes shards as they come, until the run ends."""
     # Ctrl-C is handled by the run's own process.
     signal.signal(signal.SIGINT, signal.SIG_IGN)

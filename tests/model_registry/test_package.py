@@ -29,7 +29,7 @@ from tests.conftest import REPOSITORY
 from tests.imports import closure, module_file
 from tests.model_registry.served import SETTINGS, Store, package_folder, synthetic_photos
 from tests.small_model import small_model
-from visage.inference.photos import Predictor
+from visage.inference.loading import load
 from visage.model_config import CalibrationConfig, ModelConfig
 from visage.weights import load_model
 
@@ -69,7 +69,7 @@ def test_it_predicts_elsewhere_without_dvc_prefect_ray_and_this_repository(
     found = json.loads(done.stdout.splitlines()[-1])
     assert [Path(path) for path in found["visage"]] == [folder / "code" / "visage"]
     assert found["model"]["version"] == str(store.version)
-    [result] = Predictor.load(store.export).predict_photos(synthetic_photos(1, 200))
+    [result] = load(store.export, runtime="torch").predict_many(synthetic_photos(1, 200))
     assert found["value"] == pytest.approx(result.faces[0].value, abs=1e-6)
 
 
@@ -180,9 +180,9 @@ def test_fetch_gives_the_folder_that_was_packaged(connected: Store, tmp_path: Pa
     assert not reference.exists()
     assert fetch(f"models:/{SETTINGS.model}/{connected.version}", tmp_path / "one").is_dir()
     photos = synthetic_photos(1)
-    expected = Predictor.load(connected.export).predict_photos(photos)[0].faces[0]
-    found = Predictor.load(folder).predict_photos(photos)[0].faces[0]
-    assert np.array_equal(found.probabilities, expected.probabilities)
+    expected = load(connected.export, runtime="torch").predict(photos[0])[0]
+    found = load(folder, runtime="torch").predict(photos[0])[0]
+    assert np.array_equal(found.distribution, expected.distribution)
 
 
 def test_the_training_faces_summary_travels_where_there_is_one(

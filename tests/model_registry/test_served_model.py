@@ -12,7 +12,7 @@ from mlflow.exceptions import MlflowException
 from model_registry.mlflow_client import load_package
 from model_registry.served_model import registered_version
 from tests.model_registry.served import Store, base64_of, package_folder, synthetic_photos
-from visage.inference.photos import Predictor, as_document
+from visage.inference.loading import load
 
 PHOTO = base64_of(synthetic_photos(1)[0])
 
@@ -30,13 +30,14 @@ def plain(document: Any) -> Any:
 
 
 def test_a_photo_gets_the_predictors_document(model: Any, store: Store) -> None:
-    predictor = Predictor.load(store.export)
+    predictor = load(store.export, runtime="torch")
     photos = synthetic_photos(3)
     table = pd.DataFrame({"photo": [base64_of(photo) for photo in photos]})
     for flip in (True, False):
         documents = model.predict(table, params={"flip": flip, "all_faces": True})
-        for document, result in zip(documents, predictor.predict_photos(photos, flip), strict=True):
-            expected = as_document(result, predictor.config)
+        results = predictor.predict_many(photos, flip=flip)
+        for document, result in zip(documents, results, strict=True):
+            expected = result.to_dict()
             expected["model"]["version"] = str(store.version)
             assert plain(document) == plain(expected)
             assert document["faces"]

@@ -16,7 +16,7 @@ from tests.small_faces import ALIGNMENT, some_faces, write_faces
 from tests.small_model import small_model
 from visage.data.face_table import FaceTable
 from visage.evaluation.calibrate import fit_calibration
-from visage.inference.photos import Predictor
+from visage.inference.loading import load
 from visage.model_config import CONFIG_FILE, WEIGHTS_FILE, ModelConfig
 
 SETTINGS = CalibrateSettings(flip=True, batch_size=16, min_faces=20)
@@ -53,7 +53,7 @@ def run(tmp_path: Path) -> Run:
 def test_the_card_gains_what_the_validation_faces_say_and_nothing_else_changes(run: Run) -> None:
     config, before = run.calibrate(), ModelConfig.read(run.model / CONFIG_FILE)
     table = FaceTable.open(run.faces, ["val"])
-    raw = Predictor.load(run.model).predict_crops(table.decode(np.arange(len(table))))
+    raw = load(run.model, runtime="torch").predict_crops(table.decode(np.arange(len(table))))
     assert config.calibration == fit_calibration(
         raw.probabilities, table.label, config.grid, flip=True
     )
@@ -70,7 +70,7 @@ def test_values_stay_bit_for_bit_and_the_intervals_hold_their_share(run: Run) ->
         table = FaceTable.open(run.faces, [split])
         crops = table.decode(np.arange(len(table)))
         before, after = (
-            Predictor.load(model).predict_crops(crops, flip=flip)
+            load(model, runtime="torch").predict_crops(crops, flip=flip)
             for model in (run.model, run.calibrated)
         )
         np.testing.assert_array_equal(after.value, before.value)
@@ -104,7 +104,7 @@ def test_too_few_faces_calibrate_nothing_and_say_so(
 ) -> None:
     assert run.calibrate(**changes) == ModelConfig.read(run.model / CONFIG_FILE)
     assert "not calibrated: " in capsys.readouterr().out
-    Predictor.load(run.calibrated)
+    load(run.calibrated, runtime="torch")
 
 
 def test_faces_without_a_label_are_left_out_and_counted(

@@ -25,7 +25,7 @@ from tests.small_model import small_config, small_model, some_crops
 from visage.data.face_table import FaceTable
 from visage.data.schemas import FACE_SCHEMA, METADATA_KEY
 from visage.evaluation.evaluate import unseen
-from visage.inference.photos import Predictor
+from visage.inference.loading import load
 from visage.model_config import CalibrationConfig, ModelConfig
 
 SETTINGS = EvaluateSettings(
@@ -175,7 +175,7 @@ def metrics(reports: Path) -> dict[str, Any]:
 
 def test_predictions_are_the_predictors_for_every_test_face(run: Run, reports: Path) -> None:
     table = FaceTable.open(run.folder / "faces", ["test"])
-    expected = Predictor.load(run.folder / "model").predict_crops(
+    expected = load(run.folder / "model", runtime="torch").predict_crops(
         table.decode(np.arange(len(table))), flip=True
     )
     found = predictions(reports)

@@ -22,7 +22,8 @@ from tests.small_model import small_model
 from visage.data.face_table import FaceTable
 from visage.explain.score_map import score_map
 from visage.explain.study import drawn_rows
-from visage.inference.photos import Predictor
+from visage.inference.loading import load
+from visage.inference.photos import Model
 from visage.weights import load_model
 
 SETTINGS = ExplainSettings(
@@ -64,8 +65,8 @@ class Run:
         return FaceTable.open(self.folder / "faces", ["test"])
 
     @property
-    def predictor(self) -> Predictor:
-        return Predictor.load(self.folder / "model")
+    def predictor(self) -> Model:
+        return load(self.folder / "model", runtime="torch")
 
     def explain(self, out: str, report: Any = lambda *_: None, **changes: Any) -> dict[str, Any]:
         names = {"model": "model", "faces": "faces", "predictions": "predictions.parquet"}

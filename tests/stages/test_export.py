@@ -115,7 +115,10 @@ def test_a_model_becomes_an_exported_folder(
     crops = FaceTable.open(faces, ["test"]).decode(np.arange(14))
     values = [
         p.predict_crops(crops).value
-        for p in (CropPredictor.load(target), CropPredictor(*load_onnx(target / "model.onnx")))
+        for p in (
+            CropPredictor(*load_model(target)),
+            CropPredictor(*load_onnx(target / "model.onnx")),
+        )
     ]
     np.testing.assert_allclose(*values, rtol=0, atol=1e-3)
     assert (target / "model.safetensors").stat().st_size < 0.53 * (

@@ -32,7 +32,7 @@ from tests.small_faces import (
 from visage.data.face_table import FaceTable
 from visage.data.normalisation import own_normalise
 from visage.data.preprocess import evaluation_faces
-from visage.inference.photos import Predictor
+from visage.inference.loading import load
 from visage.labels import LabelGrid
 from visage.methods import METHODS
 from visage.model_config import NormaliseConfig
@@ -132,7 +132,7 @@ def test_validation_figure_is_the_saved_models_error(tmp_path: Path, faces: Path
 def test_every_method_trains_and_predicts(tmp_path: Path, faces: Path, method: str) -> None:
     history = run(tmp_path, faces, finetune_settings(method=method, epochs=8, augmentation="none"))
     assert history["train_loss"].iloc[4:].min() < history["train_loss"].iloc[0]
-    predictor, table = Predictor.load(tmp_path / "model"), FaceTable.open(faces, ["val"])
+    predictor, table = load(tmp_path / "model", runtime="torch"), FaceTable.open(faces, ["val"])
     assert predictor.config.method == method
     value_N = predictor.predict_crops(table.decode(np.arange(6)), flip=False).value
     assert history["val_mae"].iloc[-1] == pytest.approx(
@@ -153,7 +153,7 @@ def test_every_network_trains_and_comes_back(
 ) -> None:
     network = NetworkSettings(name=name, options=options)
     history = run(tmp_path, faces, finetune_settings(network=network, epochs=1))
-    predictor, table = Predictor.load(tmp_path / "model"), FaceTable.open(faces, ["val"])
+    predictor, table = load(tmp_path / "model", runtime="torch"), FaceTable.open(faces, ["val"])
     assert (predictor.config.network.name, predictor.config.network.options) == (name, options)
     value_N = predictor.predict_crops(table.decode(np.arange(6)), flip=False).value
     assert history["val_mae"].iloc[-1] == pytest.approx(

@@ -13,18 +13,8 @@ from hypothesis import strategies as st
 from hypothesis.extra.numpy import arrays
 from torch import Tensor
 
-from visage.labels import (
-    DECODERS,
-    LabelGrid,
-    central_interval,
-    deviation,
-    gaussian,
-    interval,
-    normal_cdf,
-    quantile,
-    ranking_encoding,
-    survival,
-)
+from visage.encodings import gaussian, interval, normal_cdf, ranking_encoding
+from visage.labels import DECODERS, LabelGrid, central_interval, deviation, quantile, survival
 
 AGES = LabelGrid(minimum=0.0, step=1.0, maximum=100.0)
 GRIDS = [

@@ -13,7 +13,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 from torch import Tensor
 
-from visage.labels import DECODERS, LabelGrid, gaussian
+from visage.encodings import gaussian
+from visage.labels import DECODERS, LabelGrid
 from visage.methods import (
     METHODS,
     DLDLSettings,

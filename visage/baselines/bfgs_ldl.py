@@ -10,7 +10,8 @@ from scipy.optimize import minimize
 from torch import Tensor
 
 from visage.baselines.linear import Examples, FitSettings, LinearModel
-from visage.labels import LabelGrid, gaussian
+from visage.encodings import gaussian
+from visage.labels import LabelGrid
 from visage.methods import kl_divergence
 
 # Pairs of steps and gradient changes that stand for the Hessian: scipy's default.

@@ -15,8 +15,9 @@ from visage.baselines.bfgs_ldl import fit_bfgs_ldl
 from visage.baselines.linear import Examples, FitSettings, LinearModel
 from visage.baselines.ohrank import fit_ohrank
 from visage.baselines.svr import fit_svr
+from visage.encodings import narrowest
 from visage.inference.faces import Predictions, predictions_of
-from visage.labels import DECODERS, LabelGrid, narrowest
+from visage.labels import DECODERS, LabelGrid
 from visage.methods import ranking_probabilities, softmax_probabilities
 
 
@@ -62,7 +63,7 @@ def predict(
 ) -> Predictions:
     """Features as the model was fitted on -> value, deviation, interval and distribution of each
     face."""
-    p_BK = estimator.probabilities(model(features_BD).double(), grid)
+    p_BK = estimator.probabilities(model(features_BD).double(), grid).numpy()
     return predictions_of(p_BK, DECODERS[estimator.decode](p_BK, grid), grid, None)
 
 

@@ -15,7 +15,8 @@ import torch
 from torch import Tensor
 
 from visage.baselines.linear import Examples, FitSettings, LinearModel
-from visage.labels import LabelGrid, ranking_encoding
+from visage.encodings import ranking_encoding
+from visage.labels import LabelGrid
 
 # Of a Newton system, at which its solution is good enough: liblinear's.
 RESIDUAL = 0.1
@@ -80,7 +81,7 @@ def questions_of(label_N: Tensor, grid: LabelGrid, strength: float) -> Questions
     for both would give the labels at l_k no weight, and the values would be too high.
     """
     answer_NR = 2 * ranking_encoding(label_N, grid) - 1
-    labels_K = grid.tensor(label_N)
+    labels_K = grid.labels_as(label_N)
     distance_NR = torch.where(
         answer_NR > 0, label_N[:, None] - labels_K[:-1], labels_K[1:] - label_N[:, None]
     )

@@ -17,7 +17,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional
 
-from visage.data.preprocess import MIRRORED
+from visage.data.mirror import MIRRORED
 from visage.model_config import NormaliseConfig
 from visage.networks.inputs import GREY, input_of, normalised
 from visage.networks.protocol import FaceBatch

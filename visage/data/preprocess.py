@@ -13,8 +13,6 @@ from visage.model_config import NormaliseConfig
 from visage.networks.inputs import input_of, normalised
 from visage.networks.protocol import FaceBatch
 
-# Landmarks by number in the mirror image: left and right change places
-MIRRORED = (1, 0, 2, 4, 3)
 # The released code's
 PAPER_NORMALISE = NormaliseConfig(mean=(0.5958, 0.4637, 0.4065), std=(0.2693, 0.2409, 0.2352))
 
@@ -29,14 +27,3 @@ def evaluation_view(crops_BCHW: Tensor, normalise: NormaliseConfig) -> Tensor:
 def evaluation_faces(crops: FaceBatch, normalise: NormaliseConfig) -> FaceBatch:
     """uint8 crops and their landmarks -> the network's input; no landmark moves."""
     return crops._replace(view_BCHW=evaluation_view(crops.view_BCHW, normalise))
-
-
-def mirrored(faces: FaceBatch) -> FaceBatch:
-    """Crops or views, and their landmarks -> those of the mirror images. The left landmark is again
-    the left one in the picture."""
-    view_BCHW, landmarks_B52 = faces
-    if landmarks_B52 is not None:
-        turned_B52 = landmarks_B52[:, MIRRORED]
-        width_px = view_BCHW.shape[-1]
-        landmarks_B52 = torch.stack([width_px - turned_B52[..., 0], turned_B52[..., 1]], dim=-1)
-    return FaceBatch(view_BCHW.flip(-1), landmarks_B52)

@@ -18,8 +18,9 @@ from matplotlib.figure import Figure
 from matplotlib.patches import FancyBboxPatch, Rectangle
 
 from visage.atomic import atomic_write_bytes
+from visage.encodings import gaussian
 from visage.evaluation.plots import BLUE, GREY, VERMILION, canvas, png
-from visage.labels import LabelGrid, expectation, gaussian
+from visage.labels import LabelGrid, expectation
 from visage.networks import any_options, build
 from visage.networks.vgg import ThinVGG
 from visage.synthetic import draw_face, sample_person, sample_photo

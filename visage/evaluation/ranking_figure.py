@@ -14,8 +14,9 @@ import torch
 from matplotlib.figure import Figure
 
 from visage.atomic import atomic_write_bytes
+from visage.encodings import gaussian, normal_cdf, ranking_encoding
 from visage.evaluation.plots import BLUE, GREEN, ORANGE, VERMILION, canvas, dress, png
-from visage.labels import LabelGrid, gaussian, normal_cdf, ranking_encoding
+from visage.labels import LabelGrid
 
 AGE_GRID = LabelGrid(minimum=0.0, step=1.0, maximum=100.0)
 

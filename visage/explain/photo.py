@@ -15,13 +15,15 @@ from pathlib import Path
 
 import numpy as np
 import numpy.typing as npt
+import torch
 
 from visage.atomic import atomic_write_bytes
 from visage.cli import add_model_options, default_model_folder
 from visage.evaluation.plots import png
 from visage.explain.plots import Pixels, face_sheet
 from visage.explain.score_map import score_map
-from visage.inference.photos import FacePrediction, Predictor
+from visage.inference.photos import Model
+from visage.inference.results import FacePrediction
 from visage.networks.protocol import Network
 from visage.weights import load_model
 
@@ -38,21 +40,18 @@ class ExplainedFace:
     score_HW: npt.NDArray[np.float32]
 
 
-def explain_photo(
-    network: Network, predictor: Predictor, photo: Path, flip: bool
-) -> list[ExplainedFace]:
-    """The faces of a photo, largest first; `network` is the predictor's own.
+def explain_photo(network: Network, model: Model, photo: Path, flip: bool) -> list[ExplainedFace]:
+    """The faces of a photo, largest first; `network` is the model's own.
 
-    Raises ValueError for a photo that cannot be read.
+    Raises PhotoError for a photo that cannot be read.
     """
-    [result] = predictor.predict_photos([photo], flip, keep_crops=True)
-    if not result.readable:
-        raise ValueError(f"{photo}: {result.reason}")
+    result = model.predict(photo, flip=flip, keep_crops=True)
     if not result.faces:
         return []
 
     aligned = [face.aligned for face in result.faces if face.aligned is not None]
-    scores = score_map(network, predictor.config, *predictor.stacked(aligned), flip=flip).numpy()
+    crops_BCHW, landmarks_B52 = map(torch.from_numpy, model.stacked(aligned))
+    scores = score_map(network, model.config, crops_BCHW, landmarks_B52, flip=flip).numpy()
 
     return [
         ExplainedFace(prediction=face, crop_HW3=crop.crop_HWC, score_HW=score)
@@ -86,7 +85,7 @@ def main() -> None:
         check_out(arguments.photo, arguments.out)
         folder = arguments.model or default_model_folder(Path(__file__).resolve().parents[2])
         network, config = load_model(folder)
-        faces = explain_photo(network, Predictor(network, config), arguments.photo, arguments.flip)
+        faces = explain_photo(network, Model(network, config), arguments.photo, arguments.flip)
         if not faces:
             raise ValueError(f"{arguments.photo}: no face found, nothing to explain")
     except ValueError as error:
@@ -105,7 +104,7 @@ def main() -> None:
         np.stack([face.crop_HW3 for face in faces]),
         np.stack([face.score_HW for face in faces]),
         config.grid.labels(),
-        np.stack([face.prediction.probabilities for face in faces]),
+        np.stack([face.prediction.distribution for face in faces]),
         None,
         np.array([face.prediction.value for face in faces]),
         config.unit,

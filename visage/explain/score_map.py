@@ -24,8 +24,8 @@ import torch
 from torch import Tensor
 from torch.nn import functional
 
-from visage.data.preprocess import mirrored
-from visage.inference.engine import Inference
+from visage.data.mirror import mirrored
+from visage.inference.torch_engine import Inference
 from visage.labels import expectation
 from visage.methods import METHODS
 from visage.model_config import ModelConfig, NetworkConfig
@@ -60,7 +60,8 @@ def coarse_score_map(
     inference, faces = _prepared(network, config, crops_BCHW, landmarks_B52)
     coarse_Bhw = coarse_map(inference, faces)
     if flip:
-        coarse_Bhw = (coarse_Bhw + coarse_map(inference, mirrored(faces)).flip(2)) / 2
+        mirror = FaceBatch(*mirrored(*faces))
+        coarse_Bhw = (coarse_Bhw + coarse_map(inference, mirror).flip(2)) / 2
     return coarse_Bhw.cpu()
 
 

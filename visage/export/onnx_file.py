@@ -29,7 +29,6 @@ import numpy as np
 import torch
 
 from visage.atomic import atomic_write_bytes
-from visage.inference.engine import Inference
 from visage.inference.faces import CropPredictor
 from visage.inference.onnx_engine import (
     CONFIG_KEY,
@@ -42,6 +41,7 @@ from visage.inference.onnx_engine import (
     load_onnx,
     seal,
 )
+from visage.inference.torch_engine import Inference
 from visage.model_config import ModelConfig
 from visage.networks.protocol import FaceBatch, Network
 from visage.weights import load_model, save_model
@@ -174,7 +174,7 @@ def measure_parity(folder: Path, original: CropPredictor, batches: Iterable[Face
     """Compares an exported folder's two files, and both with the model they were made from, on
     batches of faces (uint8 crops)."""
     engine, config = load_onnx(folder / ONNX_FILE)
-    in_torch = CropPredictor.load(folder)
+    in_torch = CropPredictor(*load_model(folder))
     in_onnx = CropPredictor(engine, config)
     num_faces = 0
     difference = [0.0]

@@ -10,23 +10,22 @@ labels of the grid.
 
 from __future__ import annotations
 
-import torch
-from torch import Tensor
-
-from visage.labels import LabelGrid, central_interval
+from visage.labels import Array, LabelGrid, central_interval, library_of
 from visage.model_config import INTERVAL_MASS, CalibrationConfig
 
 
-def tempered(p_BK: Tensor, temperature: float) -> Tensor:
+def tempered(p_BK: Array, temperature: float) -> Array:
     """p^(1/T), renormalised (Guo et al. 2017, whose logits are ln p here): wider above T = 1,
     narrower below."""
-    power_BK = (p_BK / p_BK.amax(dim=1, keepdim=True)) ** (1 / temperature)
-    return power_BK / power_BK.sum(dim=1, keepdim=True)
+    xp = library_of(p_BK)
+    power_BK = (p_BK / xp.amax(p_BK, axis=1, keepdims=True)) ** (1 / temperature)
+    tempered_BK: Array = power_BK / xp.sum(power_BK, axis=1, keepdims=True)
+    return tempered_BK
 
 
 def calibrated(
-    p_BK: Tensor, value_B: Tensor, grid: LabelGrid, calibration: CalibrationConfig | None
-) -> tuple[Tensor, Tensor, Tensor]:
+    p_BK: Array, value_B: Array, grid: LabelGrid, calibration: CalibrationConfig | None
+) -> tuple[Array, Array, Array]:
     """Distributions (B,K) and their decoded values -> tempered distributions (B,K), ends of the
     interval (B,) each.
 
@@ -34,12 +33,13 @@ def calibrated(
     offset, held to the grid and stretched to its value, so that low <= value <= high whatever the
     offset is.
     """
+    xp = library_of(p_BK)
     offset = 0.0
     if calibration is not None:
         p_BK = tempered(p_BK, calibration.temperature)
         offset = calibration.offset
 
     low_B, high_B = central_interval(p_BK, grid, INTERVAL_MASS)
-    low_B = torch.minimum((low_B - offset).clamp_min(grid.minimum), value_B)
-    high_B = torch.maximum((high_B + offset).clamp_max(grid.maximum), value_B)
+    low_B = xp.minimum(xp.clip(low_B - offset, min=grid.minimum), value_B)
+    high_B = xp.maximum(xp.clip(high_B + offset, max=grid.maximum), value_B)
     return p_BK, low_B, high_B

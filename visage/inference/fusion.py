@@ -18,24 +18,19 @@ from collections.abc import Sequence
 from typing import NamedTuple
 
 import numpy as np
-import numpy.typing as npt
-import torch
-from torch import Tensor
 
-from visage.inference.engine import Engine
-
-Floats = npt.NDArray[np.float64]
+from visage.inference.engine import Crops, Engine, Floats32, Floats64
 
 
 class Combined(NamedTuple):
     """Of N faces, in label units."""
 
-    label_N: Floats
-    spread_N: Floats
-    sigma_N: Floats
+    label_N: Floats64
+    spread_N: Floats64
+    sigma_N: Floats64
 
 
-def combined(values_MN: Floats, stds_MN: Floats) -> Combined:
+def combined(values_MN: Floats64, stds_MN: Floats64) -> Combined:
     """Values and standard deviations of M models -> the label of each face, its spread and its
     sigma."""
     spread_N = values_MN.std(axis=0)
@@ -68,15 +63,15 @@ class FusedEngine:
         return all(engine.gives_features for engine, _ in self._members)
 
     def answer(
-        self, crops_BCHW: Tensor, landmarks_B52: Tensor | None
-    ) -> tuple[Tensor, Tensor | None]:
+        self, crops_BCHW: Crops, landmarks_B52: Floats32 | None
+    ) -> tuple[Floats64, Floats32 | None]:
         outputs = [engine.answer(crops_BCHW, landmarks_B52) for engine, _ in self._members]
 
-        p_BK = torch.zeros_like(outputs[0][0])
+        p_BK = np.zeros_like(outputs[0][0])
         for (_, weight), (member_BK, _) in zip(self._members, outputs, strict=True):
             p_BK += weight * member_BK
 
         if not self.gives_features:
             return p_BK, None
         features = [features_BC for _, features_BC in outputs if features_BC is not None]
-        return p_BK, torch.cat(features, dim=1)
+        return p_BK, np.concatenate(features, axis=1)

@@ -12,9 +12,8 @@ from typing import Any
 
 import numpy as np
 import numpy.typing as npt
-import torch
-from torch import Tensor
 
+from visage.inference.engine import Crops, Floats32, Floats64
 from visage.model_config import ModelConfig, find_config
 
 ONNX_FILE = "model.onnx"
@@ -65,12 +64,19 @@ class OnnxEngine:
     """An ONNX file's contents as an `Engine`, run by ONNX Runtime on the CPU.
 
     `config` is the file's own, ValueError where it has none; `source` names the file in errors.
+    `num_threads`: those of one call; None leaves the number to ONNX Runtime.
     """
 
-    def __init__(self, data: bytes, source: str) -> None:
+    def __init__(self, data: bytes, source: str, *, num_threads: int | None = 1) -> None:
         import onnxruntime
 
-        self._session: Any = onnxruntime.InferenceSession(data, providers=["CPUExecutionProvider"])
+        options = onnxruntime.SessionOptions()
+        if num_threads is not None:
+            options.intra_op_num_threads = num_threads
+            options.inter_op_num_threads = 1
+        self._session: Any = onnxruntime.InferenceSession(
+            data, options, providers=["CPUExecutionProvider"]
+        )
         self._input_names = [each.name for each in self._session.get_inputs()]
         self._output_names = [each.name for each in self._session.get_outputs()]
         self.config = self._read_config(source)
@@ -84,24 +90,23 @@ class OnnxEngine:
         return FEATURES in self._output_names
 
     def outputs(
-        self, crops_BCHW: Tensor, landmarks_B52: Tensor | None
-    ) -> dict[str, npt.NDArray[np.float32]]:
+        self, crops_BCHW: npt.ArrayLike, landmarks_B52: npt.ArrayLike | None
+    ) -> dict[str, Floats32]:
         """uint8 crops, and landmarks where the graph takes them -> the graph's outputs by name, as
         any reader of the file gets them."""
-        inputs: dict[str, npt.NDArray[Any]] = {CROPS: crops_BCHW.contiguous().numpy()}
+        inputs: dict[str, npt.NDArray[Any]] = {CROPS: np.ascontiguousarray(crops_BCHW)}
         if self.needs_landmarks:
             assert landmarks_B52 is not None
-            inputs[LANDMARKS] = landmarks_B52.contiguous().numpy()
+            inputs[LANDMARKS] = np.ascontiguousarray(landmarks_B52)
 
         outputs = self._session.run(self._output_names, inputs)
         return dict(zip(self._output_names, outputs, strict=True))
 
     def answer(
-        self, crops_BCHW: Tensor, landmarks_B52: Tensor | None
-    ) -> tuple[Tensor, Tensor | None]:
+        self, crops_BCHW: Crops, landmarks_B52: Floats32 | None
+    ) -> tuple[Floats64, Floats32 | None]:
         outputs = self.outputs(crops_BCHW, landmarks_B52)
-        features_BC = torch.from_numpy(outputs[FEATURES]) if self.gives_features else None
-        return torch.from_numpy(outputs[PROBABILITIES]).double(), features_BC
+        return outputs[PROBABILITIES].astype(np.float64), outputs.get(FEATURES)
 
     def _read_config(self, source: str) -> ModelConfig:
         """The config in the file's metadata; ValueError where there is none, or the graph is of
@@ -125,13 +130,13 @@ class OnnxEngine:
         return config
 
 
-def load_onnx(path: Path) -> tuple[OnnxEngine, ModelConfig]:
+def load_onnx(path: Path, *, num_threads: int | None = 1) -> tuple[OnnxEngine, ModelConfig]:
     """The engine that an ONNX file holds, and its config: what a predictor is made of.
 
     Raises ValueError for a file that is truncated or edited, without a config, of another label
     grid or crop size than its config's, or in a folder with another model's config.json.
     """
-    engine = OnnxEngine(checked_bytes(path), str(path))
+    engine = OnnxEngine(checked_bytes(path), str(path), num_threads=num_threads)
     config_file = find_config(path.parent)
     if config_file is not None and ModelConfig.read(config_file) != engine.config:
         raise ValueError(

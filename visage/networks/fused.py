@@ -3,7 +3,7 @@ distribution of theirs.
 
 Each member gives a distribution over its own label grid. It is laid on the fused grid so that its
 expectation stays: a label between two of the fused grid's gives each its share, as
-`visage.labels.narrowest` does. With several views (zooms about the middle) a member's distribution
+`visage.encodings.narrowest` does. With several views (zooms about the middle) a member's distribution
 is the mean over them. The rules, for members m with distributions p_m and expectations v_m:
 
 - `mean`: the mean of all p_m.
@@ -30,9 +30,11 @@ from typing import Any, Literal, cast
 import torch
 from torch import Tensor, nn
 
-from visage.labels import LabelGrid, expectation, narrowest
+from visage.encodings import narrowest
+from visage.labels import LabelGrid, expectation
 from visage.methods import METHODS
-from visage.networks.inputs import InputKind, input_of, normalised
+from visage.model_config import InputKind
+from visage.networks.inputs import input_of, normalised
 from visage.networks.protocol import FaceBatch, Network, Outputs
 from visage.strict import from_plain
 

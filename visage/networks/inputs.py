@@ -8,12 +8,12 @@ and the rim repeats the outermost pixels. Legend: B batch, C colour channels, H 
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Literal
 
 from torch import Tensor
 from torch.nn import functional
 
-InputKind = Literal["rgb", "grey", "sobel"]
+from visage.model_config import InputKind
+
 # ITU-R BT.601, the weights of Torch7's and Pillow's grey
 GREY = (0.299, 0.587, 0.114)
 

@@ -16,7 +16,8 @@ import numpy.typing as npt
 
 from visage.detection.image_io import PhotoError, read_photo
 from visage.inference.faces import Predictions
-from visage.inference.photos import AlignedFace, PhotoResult, Predictor, as_document
+from visage.inference.photos import Model
+from visage.inference.results import AlignedFace, document
 from visage.server.limits import Limits
 from visage.server.pictures import check_kind, from_base64, num_pixels
 from visage.server.refusals import Refusal, seen
@@ -42,7 +43,7 @@ class Answers:
 
     def __init__(
         self,
-        predictor: Predictor,
+        predictor: Model,
         limits: Limits,
         score_maps: ScoreMaps | None = None,
         why_not: str = "",
@@ -116,18 +117,18 @@ class Answers:
         self, photos: dict[int, bytes], all_faces: bool, explain: bool, flip: bool
     ) -> dict[int, Document]:
         """Photos by place -> documents by place, with the chosen face or all of them."""
-        results = self.predictor.stream_photos(photos.values(), flip, keep_crops=explain)
+        results = self.predictor.predict_many(photos.values(), flip=flip, keep_crops=explain)
 
         documents = {}
         for number, result in zip(photos, results, strict=True):
             if not result.readable:
                 raise Refusal("unreadable", item=number, column=PHOTO, reason=result.reason)
             faces = tuple(face for face in result.faces if all_faces or face.chosen)
-            document = as_document(dataclasses.replace(result, faces=faces), self.predictor.config)
+            answered = dataclasses.replace(result, faces=faces).to_dict()
             if explain:
                 aligned = [face.aligned for face in faces if face.aligned is not None]
-                self._add_score_maps(document["faces"], aligned, flip)
-            documents[number] = document
+                self._add_score_maps(answered["faces"], aligned, flip)
+            documents[number] = answered
 
         return documents
 
@@ -136,17 +137,16 @@ class Answers:
     ) -> dict[int, Document]:
         """Aligned faces by place -> documents by place, each of one face without a box, landmarks
         and the detector's probability."""
-        predictions = self.predictor.predict_aligned(list(aligned.values()), flip)
+        predictions = self.predictor.predict_aligned(list(aligned.values()), flip=flip)
         faces = [_face(predictions, place) for place in range(len(aligned))]
         if explain:
             self._add_score_maps(faces, list(aligned.values()), flip)
 
         config = self.predictor.config
         px = config.alignment.crop_px
-        empty = PhotoResult(width=px, height=px, faces=(), reason=None, readable=True)
         documents = {}
         for number, face in zip(aligned, faces, strict=True):
-            documents[number] = as_document(empty, config) | {"faces": [face]}
+            documents[number] = document(config, px, px, [face], None)
         return documents
 
     def _face(self, number: int, item: Item) -> AlignedFace:

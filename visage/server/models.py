@@ -20,7 +20,7 @@ from typing import Any, Protocol
 import numpy as np
 
 from visage.evaluation.drift import REFERENCE_FILE, Summary
-from visage.inference.photos import Predictor
+from visage.inference.loading import config_of, load
 from visage.model_config import ModelConfig, find_config
 from visage.server.answers import Answers, Item
 from visage.server.card import card_of
@@ -71,13 +71,9 @@ def loaded(
     folder: Path, *, name: str, version: str | None, limits: Limits, card: str | None = None
 ) -> Loaded:
     """The model in a folder behind limits; `card` replaces the one made from its config."""
-    from visage.weights import load_model
-
-    network, config = load_model(folder)
+    config = config_of(folder)
     summary = Summary.of(config, window_faces=WINDOW_FACES, block_faces=BLOCK_FACES)
-    predictor = Predictor(
-        network, config, observe=summary.add, max_photo_pixels=limits.max_photo_pixels
-    )
+    predictor = load(folder, observe=summary.add, max_photo_pixels=limits.max_photo_pixels)
     answers = Answers(predictor, limits, *torch_score_maps(folder, predictor))
     return Loaded(
         name=name,

@@ -20,7 +20,8 @@ from PIL import Image
 
 from visage.detection import align
 from visage.inference.faces import BATCH_ROWS
-from visage.inference.photos import AlignedFace, Predictor
+from visage.inference.photos import Model
+from visage.inference.results import AlignedFace
 from visage.model_config import AlignmentConfig
 from visage.server.pictures import to_base64
 
@@ -37,7 +38,7 @@ class ScoreMaps(Protocol):
     def __call__(self, faces: Sequence[AlignedFace], flip: bool) -> list[Floats]: ...
 
 
-def torch_score_maps(folder: Path, predictor: Predictor) -> tuple[ScoreMaps | None, str]:
+def torch_score_maps(folder: Path, predictor: Model) -> tuple[ScoreMaps | None, str]:
     """How score maps are drawn: by PyTorch, from the folder's safetensors, both loaded when the
     first is asked for. None, and why, where one of the two is missing."""
     if find_spec("torch") is None:

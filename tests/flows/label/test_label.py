@@ -22,7 +22,8 @@ from stages.settings import read_json
 from tests.small_model import small_config, small_network
 from tests.stages.sources.test_sources import read
 from visage.inference.fusion import combined
-from visage.inference.photos import Predictor
+from visage.inference.loading import load
+from visage.inference.photos import Model
 from visage.model_config import CalibrationConfig
 from visage.synthetic import DrawnSet, draw_set
 from visage.weights import load_model, save_model
@@ -87,8 +88,8 @@ def test_photos_become_a_sheet_to_correct(photos: Path, models: list[Path], tmp_
     for row in rows:
         faces = []
         for folder in models:
-            [result] = Predictor.load(folder).predict_photos([photos / row["photo"]])
-            faces.append(next(face for face in result.faces if face.chosen))
+            result = load(folder, runtime="torch").predict(photos / row["photo"])
+            faces.append(next(face for face in result if face.chosen))
         values = np.array([[face.value] for face in faces])
         stds = np.array([[face.std] for face in faces])
 
@@ -119,14 +120,14 @@ def test_a_second_run_predicts_only_what_is_new(
     flow.label(photos, models[:1], tmp_path / "out", num_shown=0)
     review = (tmp_path / "out" / "review.csv").read_bytes()
     asked: list[str] = []
-    predict_photos = Predictor.predict_photos
+    predict_many = Model.predict_many
 
-    def noting(self: Predictor, sources: Any, flip: bool = True) -> Any:
+    def noting(self: Model, sources: Any) -> Any:
         listed = list(sources)
         asked.extend(f"{self.config.name} {path.name}" for path in listed)
-        return predict_photos(self, listed, flip)
+        return predict_many(self, listed)
 
-    monkeypatch.setattr(Predictor, "predict_photos", noting)
+    monkeypatch.setattr(Model, "predict_many", noting)
     hashed: list[str] = []
     monkeypatch.setattr(hashes, "perceptual_hash", lambda _: hashed.append("x") or 0)
     flow.label(photos, models[:1], tmp_path / "out", num_shown=0)

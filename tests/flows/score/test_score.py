@@ -32,18 +32,19 @@ from flows.score import flow, inventory, reading, workers
 from flows.score.inventory import MISSING, Inventory, ListedPhoto
 from flows.score.page import page, read_scores
 from flows.score.reading import Reader, Unanswered, Unreachable
-from flows.score.shards import METADATA_KEY, SCHEMA, Model, ScoreSettings
+from flows.score.shards import METADATA_KEY, SCHEMA, ModelFolder, ScoreSettings
 from model_registry.mlflow_client import connect, experiment
 from model_registry.package import package
 from model_registry.promote import promote
-from stages.align import one_thread
 from stages.settings import load_section
 from tests.flows import fatal_photos
 from tests.imports import REPOSITORY
 from tests.model_registry.served import SETTINGS as SMALL
 from tests.small_faces import write_params
 from tests.small_model import small_model
-from visage.inference.photos import NO_FACE, FacePrediction, PhotoResult, Predictor
+from visage.inference.loading import load
+from visage.inference.photos import NO_FACE, Model
+from visage.inference.results import FacePrediction, PhotoPrediction
 from visage.synthetic import DrawnSet, draw_set
 
 NUM_FACES = 5
@@ -65,8 +66,8 @@ def silent(*_: int) -> None:
 
 
 @pytest.fixture(scope="module")
-def model(tmp_path_factory: pytest.TempPathFactory) -> Model:
-    return Model(folder=small_model(tmp_path_factory.mktemp("model")), version="7")
+def model(tmp_path_factory: pytest.TempPathFactory) -> ModelFolder:
+    return ModelFolder(folder=small_model(tmp_path_factory.mktemp("model")), version="7")
 
 
 @pytest.fixture(scope="module")
@@ -120,7 +121,9 @@ NAMES = [
 ]
 
 
-def scored(photos: Path | str, output: Path, model: Model, **changes: Any) -> list[dict[str, Any]]:
+def scored(
+    photos: Path | str, output: Path, model: ModelFolder, **changes: Any
+) -> list[dict[str, Any]]:
     shards = flow.score_photos(
         str(photos), output, model, dataclasses.replace(SETTINGS, **changes), silent
     )
@@ -132,20 +135,19 @@ def times(output: Path) -> dict[str, int]:
     return {path.name: path.stat().st_mtime_ns for path in output.glob("part-*")}
 
 
-def test_rows_are_what_the_predictor_says(photos: Path, model: Model, tmp_path: Path) -> None:
+def test_rows_are_what_the_predictor_says(photos: Path, model: ModelFolder, tmp_path: Path) -> None:
     rows = scored(photos, tmp_path / "out", model)
-    predictor = Predictor.load(model.folder)
+    predictor = load(model.folder, runtime="torch")
     size = SETTINGS.shard_photos
 
     # In the same batches as the shards: a box's last bit depends on the other photos of its batch.
-    results: list[PhotoResult] = []
-    with one_thread():
-        for start in range(0, len(NAMES), size):
-            part = NAMES[start : start + size]
-            results += predictor.predict_photos(photos / name for name in part)
+    results: list[PhotoPrediction] = []
+    for start in range(0, len(NAMES), size):
+        part = NAMES[start : start + size]
+        results += predictor.predict_many(photos / name for name in part)
     assert [len(result.faces) for result in results] == [1, 1, 1, 0, 1, 1, 0, 2]
 
-    expected: list[tuple[str, PhotoResult, FacePrediction | None]] = []
+    expected: list[tuple[str, PhotoPrediction, FacePrediction | None]] = []
     for name, result in zip(NAMES, results, strict=True):
         expected += [(name, result, face) for face in (result.faces or [None])]
     for row, (name, result, face) in zip(rows, expected, strict=True):
@@ -162,35 +164,37 @@ def test_rows_are_what_the_predictor_says(photos: Path, model: Model, tmp_path: 
         assert np.reshape(row["landmarks"], (5, 2)).tolist() == [
             list(point) for point in face.landmarks
         ]
-        assert np.array_equal(np.float32(row["distribution"]), face.probabilities)
+        assert np.array_equal(np.float32(row["distribution"]), face.distribution)
     assert {row["photo"]: row["reason"] for row in rows}["noise.png"] == NO_FACE
 
 
 def test_the_output_is_one_data_set_that_names_its_model(
-    photos: Path, model: Model, tmp_path: Path
+    photos: Path, model: ModelFolder, tmp_path: Path
 ) -> None:
     rows = scored(photos, tmp_path / "out", model)
     assert pd.read_parquet(tmp_path / "out")["photo"].tolist() == [row["photo"] for row in rows]
     for shard in (tmp_path / "out").glob("part-*"):
         about = json.loads(pq.read_schema(shard).metadata[METADATA_KEY])
-        config = Predictor.load(model.folder).config
+        config = load(model.folder, runtime="torch").config
         assert about["model"] == {"name": "small", "version": "7", "sha256": config.weights.sha256}
 
 
-def test_only_the_chosen_face(photos: Path, model: Model, tmp_path: Path) -> None:
+def test_only_the_chosen_face(photos: Path, model: ModelFolder, tmp_path: Path) -> None:
     rows = scored(photos, tmp_path / "out", model, all_faces=False)
     assert [row["photo"] for row in rows] == NAMES
     assert [row["chosen"] for row in rows if row["reason"] is None] == [True] * 6
 
 
-def test_processes_write_the_same_bytes(photos: Path, model: Model, tmp_path: Path) -> None:
+def test_processes_write_the_same_bytes(photos: Path, model: ModelFolder, tmp_path: Path) -> None:
     scored(photos, tmp_path / "here", model)
     scored(photos, tmp_path / "there", model, num_workers=2)
     for shard in (tmp_path / "here").glob("part-*"):
         assert shard.read_bytes() == (tmp_path / "there" / shard.name).read_bytes()
 
 
-def test_photos_over_the_limits_are_rejects(photos: Path, model: Model, tmp_path: Path) -> None:
+def test_photos_over_the_limits_are_rejects(
+    photos: Path, model: ModelFolder, tmp_path: Path
+) -> None:
     with Image.open(photos / "two.png") as image:
         num_pixels = image.width * image.height
 
@@ -206,7 +210,7 @@ def test_photos_over_the_limits_are_rejects(photos: Path, model: Model, tmp_path
 
 
 @pytest.mark.parametrize("kind", ["csv", "parquet"])
-def test_a_table_names_photos(photos: Path, model: Model, tmp_path: Path, kind: str) -> None:
+def test_a_table_names_photos(photos: Path, model: ModelFolder, tmp_path: Path, kind: str) -> None:
     cells = [
         "more/3.jpg",
         str(photos / "0.jpg"),
@@ -265,7 +269,7 @@ def bucket(monkeypatch: pytest.MonkeyPatch) -> Iterator[Any]:
 
 
 def test_a_bucket_gives_what_the_folder_gives(
-    photos: Path, model: Model, tmp_path: Path, bucket: Any
+    photos: Path, model: ModelFolder, tmp_path: Path, bucket: Any
 ) -> None:
     for path in photos.rglob("*"):
         if path.is_file():
@@ -313,7 +317,7 @@ def test_a_bucket_is_listed_page_by_page(
 
 @pytest.mark.usefixtures("bucket")
 def test_a_bucket_out_of_reach_is_said(
-    model: Model, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    model: ModelFolder, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     fsspec.get_filesystem_class("s3").clear_instance_cache()
     monkeypatch.setenv("AWS_ENDPOINT_URL", "http://127.0.0.1:9")
@@ -369,7 +373,7 @@ def test_a_store_that_is_gone_ends_the_run(moody: Any) -> None:
 
 
 def test_a_lost_photo_is_fetched_by_the_next_run(
-    photos: Path, model: Model, tmp_path: Path, monkeypatch: Any
+    photos: Path, model: ModelFolder, tmp_path: Path, monkeypatch: Any
 ) -> None:
     read = Reader.read
     monkeypatch.setattr(
@@ -388,12 +392,12 @@ def test_a_lost_photo_is_fetched_by_the_next_run(
 
 
 def test_what_is_finished_stays_until_its_inputs_change(
-    photos: Path, model: Model, tmp_path: Path
+    photos: Path, model: ModelFolder, tmp_path: Path
 ) -> None:
     output = tmp_path / "out"
     scored(photos, output, model)
 
-    def redone(model: Model = model, **changes: Any) -> set[int]:
+    def redone(model: ModelFolder = model, **changes: Any) -> set[int]:
         before = times(output)
         scored(photos, output, model, **changes)
         return {
@@ -415,9 +419,9 @@ def test_what_is_finished_stays_until_its_inputs_change(
     (photos / "zebra.jpg").write_bytes(b"new")
     assert redone() == {2}
     assert redone(flip=False) == {0, 1, 2}
-    assert redone(Model(folder=model.folder, version="8"), flip=False) == {0, 1, 2}
+    assert redone(ModelFolder(folder=model.folder, version="8"), flip=False) == {0, 1, 2}
     assert redone(
-        Model(folder=small_model(tmp_path / "m", name="other"), version="8"), flip=False
+        ModelFolder(folder=small_model(tmp_path / "m", name="other"), version="8"), flip=False
     ) == {0, 1, 2}
 
 
@@ -425,20 +429,20 @@ SUBPROCESS = """
 import sys
 from pathlib import Path
 from flows.score.flow import score_photos
-from flows.score.shards import Model
+from flows.score.shards import ModelFolder
 from tests.flows.score.test_score import SETTINGS
 from dataclasses import replace
 
 if __name__ == "__main__":
     settings = replace(SETTINGS, shard_photos=2, num_workers=int(sys.argv[4]))
-    model = Model(folder=Path(sys.argv[3]), version="7")
+    model = ModelFolder(folder=Path(sys.argv[3]), version="7")
     score_photos(sys.argv[1], Path(sys.argv[2]), model, settings, lambda *_: None)
 """
 
 
 @pytest.mark.parametrize("num_workers", [0, pytest.param(1, marks=pytest.mark.slow)])
 def test_a_killed_run_leaves_complete_files_and_resumes(
-    photos: Path, model: Model, tmp_path: Path, num_workers: int
+    photos: Path, model: ModelFolder, tmp_path: Path, num_workers: int
 ) -> None:
     for number in range(60):
         (photos / f"again{number}.jpg").write_bytes((photos / "0.jpg").read_bytes())
@@ -476,7 +480,7 @@ def test_a_killed_run_leaves_complete_files_and_resumes(
 
 
 def test_a_photo_that_ends_or_hangs_a_process_is_a_reject(
-    photos: Path, model: Model, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    photos: Path, model: ModelFolder, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     (photos / "a.jpg").write_bytes(fatal_photos.KILLS)
     (photos / "b.jpg").write_bytes(fatal_photos.HANGS)
@@ -502,18 +506,18 @@ def test_a_photo_that_ends_or_hangs_a_process_is_a_reject(
 
 
 def test_a_machine_that_fails_over_everything_is_said(
-    photos: Path, model: Model, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    photos: Path, model: ModelFolder, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     def fail(*_: object) -> Any:
         raise MemoryError
 
-    monkeypatch.setattr(Predictor, "_predict_group", fail)
+    monkeypatch.setattr(Model, "_predict_group", fail)
     with pytest.raises(ValueError, match=r"part-00000.parquet: .* failed \(0.jpg; .*MemoryError"):
         scored(photos, tmp_path / "out", model, shard_photos=8)
 
 
 def test_an_output_folder_is_of_one_run_and_one_set_of_photos(
-    photos: Path, model: Model, tmp_path: Path
+    photos: Path, model: ModelFolder, tmp_path: Path
 ) -> None:
     (tmp_path / "theirs").mkdir()
     (tmp_path / "theirs" / "part-00000.parquet").write_bytes(b"dear to somebody")
@@ -544,7 +548,7 @@ def test_an_output_folder_is_of_one_run_and_one_set_of_photos(
     ],
 )
 def test_what_is_no_place_with_photos_is_said(
-    photos: Path, model: Model, tmp_path: Path, place: str, said: str
+    photos: Path, model: ModelFolder, tmp_path: Path, place: str, said: str
 ) -> None:
     (photos / "more" / ".hidden" / "none").mkdir()
     with pytest.raises(ValueError, match=said):
@@ -552,7 +556,7 @@ def test_what_is_no_place_with_photos_is_said(
 
 
 def test_the_page_counts_what_stands_in_the_shards(
-    photos: Path, model: Model, tmp_path: Path
+    photos: Path, model: ModelFolder, tmp_path: Path
 ) -> None:
     rows = scored(photos, tmp_path / "out", model)
     scores = read_scores(sorted((tmp_path / "out").glob("part-*")))
@@ -573,7 +577,7 @@ def params(tmp_path: Path) -> Path:
 
 
 @pytest.mark.usefixtures("local_registry")
-def test_the_champion_is_used_or_the_remedy_is_named(params: Path, model: Model) -> None:
+def test_the_champion_is_used_or_the_remedy_is_named(params: Path, model: ModelFolder) -> None:
     with (
         pytest.raises(ValueError, match=r"'small' has no champion.*--model"),
         flow.chosen_model(None, params),
@@ -597,7 +601,7 @@ def test_the_committed_settings_are_read() -> None:
 
 @pytest.mark.slow
 def test_the_command_leaves_an_artifact(
-    photos: Path, model: Model, tmp_path: Path, params: Path
+    photos: Path, model: ModelFolder, tmp_path: Path, params: Path
 ) -> None:
     """With Prefect's own server, which keeps artifacts in a database."""
     output = tmp_path / "out"

@@ -19,7 +19,8 @@ from visage.baselines.estimators import ESTIMATORS, Trial, best, predict, trial
 from visage.baselines.features import described
 from visage.baselines.linear import Examples, FitSettings, LinearModel
 from visage.baselines.ohrank import fit_ohrank
-from visage.labels import LabelGrid, expectation, gaussian, narrowest
+from visage.encodings import gaussian, narrowest
+from visage.labels import LabelGrid, expectation
 from visage.methods import kl_divergence
 from visage.synthetic import draw_face, sample_person, sample_photo
 

@@ -16,11 +16,11 @@ from torch.nn import functional
 
 from tests.small_faces import EXTENDED, NOTHING, PAPER
 from visage.data.augment import AugmentationSettings, bicubic_matrix, training_view
+from visage.data.mirror import mirrored
 from visage.data.preprocess import (
     PAPER_NORMALISE,
     evaluation_faces,
     evaluation_view,
-    mirrored,
 )
 from visage.model_config import NormaliseConfig
 from visage.networks import FaceBatch
@@ -399,20 +399,21 @@ def test_landmarks_change_nothing_of_the_view() -> None:
 
 def test_a_mirror_image_of_a_mirror_image_is_the_face() -> None:
     faces, _ = dotted(3)
-    once, twice = mirrored(faces), mirrored(mirrored(faces))
+    once = FaceBatch(*mirrored(*faces))
+    twice = FaceBatch(*mirrored(*once))
     assert torch.equal(twice.view_BCHW, faces.view_BCHW)
     torch.testing.assert_close(twice.landmarks_B52, faces.landmarks_B52)
     assert torch.equal(once.view_BCHW, faces.view_BCHW.flip(3))
     assert once.landmarks_B52 is not None
     assert once.landmarks_B52[0, 0].tolist() == [64 - 41.0, 25.0]
-    assert mirrored(FaceBatch(faces.view_BCHW, None)).landmarks_B52 is None
+    assert mirrored(faces.view_BCHW)[1] is None
 
 
 def test_mirrored_landmarks_are_those_of_a_flipped_training_view() -> None:
     faces, _ = dotted(3)
     generator = torch.Generator().manual_seed(0)
     flipped = training_view(faces, only(flip_probability=1.0), PLAIN, generator)
-    torch.testing.assert_close(flipped.landmarks_B52, mirrored(faces).landmarks_B52)
+    torch.testing.assert_close(flipped.landmarks_B52, mirrored(*faces)[1])
 
 
 def test_evaluation_moves_no_landmark() -> None:

@@ -14,7 +14,8 @@ import torch
 from tests.small_faces import EXTENDED, NOTHING
 from tests.small_model import small_config, small_network, some_crops
 from visage.data.augment import training_view
-from visage.data.preprocess import PAPER_NORMALISE, evaluation_view, mirrored
+from visage.data.mirror import mirrored
+from visage.data.preprocess import PAPER_NORMALISE, evaluation_view
 from visage.export.onnx_file import export_model, measure_parity
 from visage.inference.faces import CropPredictor
 from visage.model_config import ModelConfig, NetworkConfig, NormaliseConfig
@@ -76,7 +77,7 @@ def test_an_edge_from_black_to_white_has_length_one() -> None:
 @pytest.mark.parametrize("kind", list(OWN))
 def test_the_mirror_image_s_input_is_the_input_s_mirror_image(kind: str) -> None:
     crops = FaceBatch(some_crops(3), None)
-    turned_BCHW = evaluation_view(mirrored(crops).view_BCHW, OWN[kind])
+    turned_BCHW = evaluation_view(mirrored(crops.view_BCHW)[0], OWN[kind])
     torch.testing.assert_close(turned_BCHW, evaluation_view(crops.view_BCHW, OWN[kind]).flip(-1))
 
 

@@ -6,7 +6,6 @@ from __future__ import annotations
 import numpy as np
 import pytest
 import torch
-from torch import Tensor
 
 from tests.one_place import COLUMN, PLACES, ROW, OnePlace, one_place_config
 from tests.small_model import CROP_PX, small_config, small_network, some_crops
@@ -83,11 +82,10 @@ def test_the_mirror_image_is_covered_at_the_mirrored_place() -> None:
     class Recorder:
         needs_landmarks = gives_features = False
 
-        def answer(self, crops_BCHW: Tensor, _landmarks_B52: Tensor | None) -> tuple[Tensor, None]:
-            seen.append(crops_BCHW)
+        def answer(self, crops_BCHW: np.ndarray, _landmarks_B52: object) -> tuple[np.ndarray, None]:
+            seen.append(torch.from_numpy(crops_BCHW))
             even = 1 / config.grid.num_labels
-            shape = (len(crops_BCHW), config.grid.num_labels)
-            return torch.full(shape, even, dtype=torch.float64), None
+            return np.full((len(crops_BCHW), config.grid.num_labels), even), None
 
     place = squares(CROP_PX, 4)[4]  # at the left rim
     faces = FaceBatch(some_crops(2), None)

@@ -17,7 +17,7 @@ from visage.explain import photo as command
 from visage.explain.photo import explain_photo
 from visage.explain.score_map import score_map
 from visage.inference import photos
-from visage.inference.photos import Predictor
+from visage.inference.photos import FaceAligner, Model
 
 UPRIGHT = np.float32([[70, 90], [130, 90], [100, 125], [78, 160], [122, 160]])
 
@@ -45,11 +45,9 @@ def photo(tmp_path: Path) -> Path:
     return tmp_path / "photo.png"
 
 
-def answering(*offsets: int) -> tuple[torch.nn.Module, Predictor]:
+def answering(*offsets: int) -> tuple[torch.nn.Module, Model]:
     network, config = small_network(small_config()), small_config()
-    predictor = Predictor(network, config)
-    predictor._detector = DetectorOf(*offsets)
-    return network, predictor
+    return network, Model(network, config, detector=DetectorOf(*offsets))
 
 
 def test_crops_give_the_predicted_numbers_and_the_maps(photo: Path) -> None:
@@ -69,13 +67,13 @@ def test_crops_give_the_predicted_numbers_and_the_maps(photo: Path) -> None:
 def test_a_photo_is_decoded_and_cropped_once(photo: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     network, predictor = answering(0, 20)
     calls: list[str] = []
-    read, crop = photos.read_photo, Predictor.align
+    read, crop = photos.read_photo, FaceAligner.cut
     monkeypatch.setattr(photos, "read_photo", lambda *a: [calls.append("read"), read(*a)][1])
-    monkeypatch.setattr(Predictor, "align", lambda *a: [calls.append("crop"), crop(*a)][1])
+    monkeypatch.setattr(FaceAligner, "cut", lambda *a: [calls.append("crop"), crop(*a)][1])
 
     assert len(explain_photo(network, predictor, photo, True)) == 2
     assert calls == ["read", "crop", "crop"]
-    assert predictor.predict_photos([photo])[0].faces[0].aligned is None
+    assert predictor.predict(photo)[0].aligned is None
 
 
 def test_a_photo_without_a_face_explains_nothing_and_an_unreadable_one_is_refused(
@@ -93,20 +91,18 @@ def test_the_command_writes_a_picture_or_says_why_not(
 ) -> None:
     out, model = photo.with_name("out.png"), small_model(photo.with_name("model"))
     monkeypatch.setattr(sys, "argv", ["explain_photo", str(photo), str(out), "--model", str(model)])
-    monkeypatch.setattr(
-        Predictor, "_find_faces", lambda _, photos: DetectorOf(0, 30).detect(photos)
-    )
+    monkeypatch.setattr(FaceAligner, "find", lambda _, photos: DetectorOf(0, 30).detect(photos))
     command.main()
     with Image.open(out) as image:
         assert image.format == "PNG"
     assert "shown" not in capsys.readouterr().err
     monkeypatch.setattr(
-        Predictor, "_find_faces", lambda _, photos: DetectorOf(*range(10)).detect(photos)
+        FaceAligner, "find", lambda _, photos: DetectorOf(*range(10)).detect(photos)
     )
     command.main()
     assert "10 faces, the largest 8 are shown" in capsys.readouterr().err
     out.unlink()
-    monkeypatch.setattr(Predictor, "_find_faces", lambda _, photos: DetectorOf().detect(photos))
+    monkeypatch.setattr(FaceAligner, "find", lambda _, photos: DetectorOf().detect(photos))
     with pytest.raises(SystemExit):
         command.main()
     assert "no face found" in capsys.readouterr().err

@@ -13,6 +13,7 @@ import torch
 from matplotlib.figure import Figure
 from PIL import Image
 
+from visage.encodings import normal_cdf, ranking_encoding
 from visage.evaluation.bootstrap import Estimate
 from visage.evaluation.html import Picture, Words, page
 from visage.evaluation.plots import VERMILION, png
@@ -28,7 +29,7 @@ from visage.explain.page import (
     stripe_table,
 )
 from visage.explain.plots import GroupView
-from visage.labels import LabelGrid, normal_cdf, ranking_encoding
+from visage.labels import LabelGrid
 
 PX, SIDE = 20, 3
 NAN = float("nan")

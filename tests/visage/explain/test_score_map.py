@@ -20,8 +20,8 @@ from visage.explain.score_map import (
     scaled_up,
     score_map,
 )
-from visage.inference.engine import Inference
 from visage.inference.faces import CropPredictor
+from visage.inference.torch_engine import Inference
 from visage.labels import expectation
 from visage.methods import METHODS
 from visage.model_config import ModelConfig, NetworkConfig

@@ -14,7 +14,7 @@ from visage.evaluation.bootstrap import Bootstrap
 from visage.explain import study
 from visage.explain.score_map import score_map
 from visage.explain.study import Subject, group_views, grouped
-from visage.inference.photos import Predictor
+from visage.inference.photos import Model
 
 
 @pytest.mark.parametrize("batch", [3, 64])
@@ -27,7 +27,7 @@ def test_groups_hold_the_averages_of_their_faces(
     network = small_network(config)
     subject = Subject(
         network=network,
-        predictor=Predictor(network, config),
+        predictor=Model(network, config),
         table=table,
         raw=tmp_path,
         flip=True,

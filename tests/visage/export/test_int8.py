@@ -37,7 +37,7 @@ from visage.synthetic import encode_face, sample_person, sample_photo
 from visage.weights import load_model
 
 CARD = small_config()
-RELEASED = REPOSITORY / "model_registry" / "released"
+RELEASED = REPOSITORY / "visage" / "released"
 RANGES = [FaceBatch(some_crops(32, seed), None) for seed in (7, 8)]
 
 
@@ -111,7 +111,7 @@ def test_differences_are_measured(made: Path) -> None:
     crops = [some_crops(9, seed) for seed in (0, 1)]
     batches = [FaceBatch(each, None) for each in crops]
     found = measure_int8(made / INT8_FILE, made / ONNX_FILE, batches)
-    predictors = CropPredictor.load(made), CropPredictor(*load_onnx(made / INT8_FILE))
+    predictors = CropPredictor(*load_model(made)), CropPredictor(*load_onnx(made / INT8_FILE))
     fine, rough = (one.predict_crops(torch.cat(crops), flip=False).value for one in predictors)
     assert found.num_faces == 18
     assert found.max_abs_difference == pytest.approx(np.abs(rough - fine).max(), abs=1e-3)

@@ -60,7 +60,7 @@ def copied(both: dict[str, Path], tmp_path: Path) -> Path:
 
 
 def test_both_engines_answer_alike_at_any_batch_size(exported: Path) -> None:
-    in_torch, in_onnx = CropPredictor.load(exported), predictor_of(exported)
+    in_torch, in_onnx = CropPredictor(*load_model(exported)), predictor_of(exported)
     assert in_onnx.config == in_torch.config
     crops = some_crops(40)
     for count in (1, 2, 3, 40):
@@ -85,9 +85,10 @@ def test_a_calibrated_model_answers_alike_on_either_engine_and_its_graph_stays_r
         folder, tmp_path, dataclasses.replace(load_model(folder)[1], calibration=known)
     )
     in_torch, in_onnx = (
-        one.predict_crops(crops) for one in (CropPredictor.load(tmp_path), predictor_of(tmp_path))
+        one.predict_crops(crops)
+        for one in (CropPredictor(*load_model(tmp_path)), predictor_of(tmp_path))
     )
-    plain = CropPredictor.load(folder).predict_crops(crops)
+    plain = CropPredictor(*load_model(folder)).predict_crops(crops)
     for name in ("value", "std", "low", "high"):
         np.testing.assert_allclose(
             getattr(in_onnx, name), getattr(in_torch, name), rtol=0, atol=10 * TOLERANCE
@@ -122,7 +123,7 @@ def test_a_reader_of_the_file_alone_gets_the_same_numbers(exported: Path) -> Non
         "features",
     ]
     probabilities, value, features = session.run(None, {"crops": crops.numpy()})
-    expected = CropPredictor.load(exported).predict_crops(crops, flip=False)
+    expected = CropPredictor(*load_model(exported)).predict_crops(crops, flip=False)
     np.testing.assert_allclose(probabilities, expected.probabilities, rtol=0, atol=1e-5)
     np.testing.assert_allclose(value, expected.value, rtol=0, atol=TOLERANCE)
     np.testing.assert_allclose(
@@ -183,7 +184,9 @@ def test_every_decoding_rule_is_in_the_graph(tmp_path: Path) -> None:
         export_model(small_network(config), config, tmp_path / decode, "float32")
         engine, _ = load_onnx(tmp_path / decode / ONNX_FILE)
         value = engine.outputs(crops, None)["value"]
-        expected = CropPredictor.load(tmp_path / decode).predict_crops(crops, flip=False).value
+        expected = (
+            CropPredictor(*load_model(tmp_path / decode)).predict_crops(crops, flip=False).value
+        )
         np.testing.assert_allclose(value, expected, rtol=0, atol=TOLERANCE)
 
 
@@ -197,7 +200,7 @@ def test_every_method_is_in_the_graph(tmp_path: Path, method: str) -> None:
     export_model(small_network(config), config, tmp_path, "float32")
     crops = some_crops(12)
     p_BK, value_B, _ = load_onnx(tmp_path / ONNX_FILE)[0].outputs(crops, None).values()
-    expected = CropPredictor.load(tmp_path).predict_crops(crops, flip=False)
+    expected = CropPredictor(*load_model(tmp_path)).predict_crops(crops, flip=False)
     # Metric regression splits its value between two labels, so that an error of the value, which
     # float32 makes on the whole range of labels, becomes one of the probabilities.
     tolerance = 2e-4 if method.startswith("mr_") else 2e-5
@@ -308,7 +311,7 @@ def test_a_release_says_its_terms_and_answers_alike(exported: Path, tmp_path: Pa
     crops = some_crops(5)
     values = [
         one.predict_crops(crops).value
-        for one in (CropPredictor.load(exported), CropPredictor.load(released))
+        for one in (CropPredictor(*load_model(exported)), CropPredictor(*load_model(released)))
     ]
     np.testing.assert_array_equal(*values)
     engines = [predictor_of(folder).predict_crops(crops).value for folder in (exported, released)]

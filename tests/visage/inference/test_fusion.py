@@ -7,9 +7,9 @@ import pytest
 
 from tests.small_model import small_config, small_network, some_crops
 from visage.explain.score_map import pooled_features
-from visage.inference.engine import TorchEngine
 from visage.inference.faces import CropPredictor
 from visage.inference.fusion import FusedEngine, combined
+from visage.inference.torch_engine import TorchEngine
 
 
 def test_sigma_is_that_of_the_mixture() -> None:

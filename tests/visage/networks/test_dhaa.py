@@ -13,7 +13,7 @@ from torch import Tensor, nn
 
 from tests.imports import REPOSITORY
 from tests.small_model import small_config, small_network, some_crops, some_landmarks
-from visage.data.preprocess import mirrored
+from visage.data.mirror import mirrored
 from visage.detection.align import (
     crop,
     landmarks_in_crop,
@@ -245,7 +245,7 @@ def test_a_mirrored_photo_s_own_face_is_the_mirrored_face(
         )
 
     face = aligned(photo_HWC, landmarks_52)
-    own, turned = aligned(photo_HWC[:, ::-1], mirror_52), mirrored(face)
+    own, turned = aligned(photo_HWC[:, ::-1], mirror_52), FaceBatch(*mirrored(*face))
     assert own.landmarks_B52 is not None
     torch.testing.assert_close(own.landmarks_B52, turned.landmarks_B52, atol=0.05, rtol=0)
     assert (own.view_BCHW.int() - turned.view_BCHW.int()).abs().max() <= 3

@@ -79,7 +79,7 @@ def with_rule(some: list[Member], **changes: Any) -> FusedNetwork:
 def fused_values(network: FusedNetwork, crops_BCHW: torch.Tensor) -> torch.Tensor:
     with torch.inference_mode():
         p_BK = network(FaceBatch(crops_BCHW / 255, None)).logits_BK.softmax(dim=1)
-    return p_BK.double() @ network.options.grid.tensor(p_BK.double())
+    return p_BK.double() @ network.options.grid.labels_as(p_BK.double())
 
 
 def test_learned_weights_weigh_the_values() -> None:

@@ -20,7 +20,8 @@ from PIL import Image
 from tests.small_model import CROP_PX, some_crops
 from tests.visage.server.requests import LIMITS, base64_of, drawn_photos, encoded
 from visage.explain.score_map import scaled_up, score_map
-from visage.inference.photos import NO_FACE, Predictor
+from visage.inference.loading import load
+from visage.inference.photos import NO_FACE, Model
 from visage.server import pictures
 from visage.server.answers import Answers
 from visage.server.pictures import MAX_SCANS
@@ -33,13 +34,13 @@ Opened = list[tuple[str, str]]
 
 
 @pytest.fixture(scope="module")
-def predictor(folder: Path) -> Predictor:
-    return Predictor.load(folder)
+def predictor(folder: Path) -> Model:
+    return load(folder, runtime="torch")
 
 
 @pytest.fixture(scope="module")
-def answers(folder: Path, predictor: Predictor) -> Answers:
-    limited = Predictor(*load_model(folder), max_photo_pixels=LIMITS.max_photo_pixels)
+def answers(folder: Path, predictor: Model) -> Answers:
+    limited = Model(*load_model(folder), max_photo_pixels=LIMITS.max_photo_pixels)
     return Answers(limited, LIMITS, *torch_score_maps(folder, predictor))
 
 
@@ -72,11 +73,11 @@ def test_of_several_faces_the_chosen_one_is_returned_unless_all_are_asked_for(
 
 
 @pytest.mark.parametrize("kind", ["JPEG", "PNG", "WEBP"])
-def test_the_three_formats_are_read(answers: Answers, predictor: Predictor, kind: str) -> None:
+def test_the_three_formats_are_read(answers: Answers, predictor: Model, kind: str) -> None:
     pixels = np.asarray(Image.open(io.BytesIO(drawn_photos(1)[0])).convert("RGB"))
     photo = encoded(pixels, kind, **({"lossless": True} if kind == "WEBP" else {}))
     [document] = predict(answers, [{"photo": base64_of(photo)}])
-    assert document["faces"][0]["value"] == predictor.predict_photos([photo])[0].faces[0].value
+    assert document["faces"][0]["value"] == predictor.predict(photo)[0].value
 
 
 def test_a_photo_without_a_face_is_an_empty_list_with_a_reason(answers: Answers) -> None:
@@ -89,9 +90,7 @@ def test_a_photo_without_a_face_is_an_empty_list_with_a_reason(answers: Answers)
     assert document["photo"] == {"width": 120, "height": 90}
 
 
-def test_aligned_faces_get_the_numbers_of_their_crops(
-    answers: Answers, predictor: Predictor
-) -> None:
+def test_aligned_faces_get_the_numbers_of_their_crops(answers: Answers, predictor: Model) -> None:
     faces = crops()
     documents = predict(
         answers, [{"face": base64_of(encoded(face, "PNG"))} for face in faces], flip=False
@@ -125,18 +124,18 @@ def test_a_face_may_bring_its_landmarks(answers: Answers) -> None:
 
 
 def test_a_face_without_the_landmarks_that_the_network_needs_is_refused(
-    answers: Answers, predictor: Predictor, monkeypatch: pytest.MonkeyPatch
+    answers: Answers, predictor: Model, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    asked: list[torch.Tensor] = []
+    asked: list[np.ndarray] = []
 
     class NeedsThem:
         needs_landmarks, gives_features = True, False
 
-        def answer(self, crops_BCHW: torch.Tensor, landmarks_B52: torch.Tensor) -> Any:
+        def answer(self, crops_BCHW: np.ndarray, landmarks_B52: np.ndarray) -> Any:
             asked.append(landmarks_B52)
-            return torch.full((len(crops_BCHW), 11), 1 / 11, dtype=torch.float64), None
+            return np.full((len(crops_BCHW), 11), 1 / 11), None
 
-    monkeypatch.setattr(answers, "predictor", Predictor(NeedsThem(), predictor.config))
+    monkeypatch.setattr(answers, "predictor", Model(NeedsThem(), predictor.config))
     face = {"face": base64_of(encoded(crops()[0], "PNG"))}
     with pytest.raises(Refusal, match=r"item 0: this model needs the landmarks of a face: give"):
         predict(answers, [face])
@@ -162,7 +161,7 @@ def test_rows_of_both_kinds_are_returned_in_their_order(answers: Answers) -> Non
 
 @pytest.mark.parametrize("flip", [True, False])
 def test_score_maps_are_those_of_explain(
-    answers: Answers, folder: Path, predictor: Predictor, flip: bool
+    answers: Answers, folder: Path, predictor: Model, flip: bool
 ) -> None:
     network, config = load_model(folder)
     faces = torch.from_numpy(crops()).permute(0, 3, 1, 2)
@@ -180,10 +179,10 @@ def test_score_maps_are_those_of_explain(
     [document] = predict(
         answers, [{"photo": base64_of(two_faces())}], explain=True, all_faces=True, flip=flip
     )
-    pixels = np.asarray(Image.open(io.BytesIO(two_faces())))
-    for face in document["faces"]:
-        aligned = predictor.align(pixels, np.array(face["landmarks"], np.float32))
-        expected = score_map(network, config, *predictor.stacked([aligned]), flip=flip)
+    result = predictor.predict(two_faces(), keep_crops=True)
+    for face, predicted in zip(document["faces"], result, strict=True):
+        stacked = map(torch.from_numpy, predictor.stacked([predicted.aligned]))
+        expected = score_map(network, config, *stacked, flip=flip)
         found = scaled_up(torch.tensor(face["score_map"])[None], CROP_PX)
         torch.testing.assert_close(found, expected, rtol=1e-4, atol=1e-4)
 

@@ -18,7 +18,7 @@ from tests.visage.server.requests import (
     drawn_photos,
     encoded,
 )
-from visage.inference.photos import Predictor, as_document
+from visage.inference.loading import load
 from visage.server.pictures import accepted_kinds
 
 PHOTOS = drawn_photos(3)
@@ -36,11 +36,11 @@ def plain(document: Any) -> Any:
 
 
 def test_each_photo_gets_the_library_s_document(app: Any, folder: Path) -> None:
-    predictor = Predictor.load(folder)
+    predictor = load(folder)
 
     def expected(photos: list[bytes]) -> dict[str, Any]:
-        results = predictor.predict_photos(photos)
-        return {"predictions": [plain(as_document(each, predictor.config)) for each in results]}
+        results = predictor.predict_many(photos)
+        return {"predictions": [plain(each.to_dict()) for each in results]}
 
     together = form(app, *(("photo", photo) for photo in PHOTOS)).json()
     assert together == expected(PHOTOS)
