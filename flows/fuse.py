@@ -26,11 +26,11 @@ from stages.settings import load_section, print_report
 from visage.atomic import atomic_folder
 from visage.export.onnx_file import export_model, measure_parity
 from visage.inference.faces import CropPredictor
-from visage.model_config import ModelConfig, find_config
+from visage.inference.loading import model_folder
+from visage.model_config import ModelConfig
 from visage.networks import FaceBatch, Network
 from visage.networks.fused import Rule
 
-RELEASED = REPOSITORY / "visage" / "released"
 # Label units: as export.parity_tolerance, and what float32 sums of several members add
 TOLERANCE = 1e-3
 PARITY_CROPS = 8
@@ -53,18 +53,6 @@ def fuse_models(
         written = export_model(network, config, part, "float16")
         _check_parity(network, config, part)
     return written
-
-
-def model_folder(model: str) -> Path:
-    """The folder of a model, or of the released model of this name."""
-    for folder in (Path(model), RELEASED / model):
-        if folder.is_dir() and find_config(folder) is not None:
-            return folder
-    released = sorted(path.name for path in RELEASED.iterdir() if path.is_dir())
-    raise ValueError(
-        f"{model}: no model's folder (model.safetensors, config.json), and no released model; "
-        f"those are {', '.join(released)}"
-    )
 
 
 def _check_parity(network: Network, config: ModelConfig, folder: Path) -> None:

@@ -60,6 +60,8 @@ class LabelGrid:
         )
         return labels_K
 
+
+def survival(p_BK: Array) -> Array:
     """P(y > l_k) = 1 - T p (paper, Eq. 5-6), (B,K-1).
 
     T_ij = 1 for i >= j makes T p the c.d.f.; as the paper prints T (i <= j), T p would be the

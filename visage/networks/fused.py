@@ -3,8 +3,9 @@ distribution of theirs.
 
 Each member gives a distribution over its own label grid. It is laid on the fused grid so that its
 expectation stays: a label between two of the fused grid's gives each its share, as
-`visage.encodings.narrowest` does. With several views (zooms about the middle) a member's distribution
-is the mean over them. The rules, for members m with distributions p_m and expectations v_m:
+`visage.encodings.narrowest` does. With several views (zooms about the middle) a member's
+distribution is the mean over them. The rules, for members m with distributions p_m and
+expectations v_m:
 
 - `mean`: the mean of all p_m.
 - `weights`: sum_m w_m p_m, with w_m >= 0 and sum 1.
