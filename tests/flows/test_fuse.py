@@ -12,6 +12,7 @@ from flows.fuse import main
 from tests.small_model import small_model, some_crops
 from visage.inference.faces import CropPredictor
 from visage.inference.onnx_engine import ONNX_FILE, load_onnx
+from visage.weights import load_model
 
 
 def run(monkeypatch: pytest.MonkeyPatch, *words: str | Path) -> int:
@@ -33,8 +34,8 @@ def test_two_models_become_one_that_both_runtimes_answer_with(
     assert run(monkeypatch, *models, "--output", output, "--rule", rule, *second) == 0
 
     crops_BCHW = some_crops(5)
-    expected = CropPredictor.load(models[0]).predict_crops(crops_BCHW).value
-    found = CropPredictor.load(output).predict_crops(crops_BCHW).value
+    expected = CropPredictor(*load_model(models[0])).predict_crops(crops_BCHW).value
+    found = CropPredictor(*load_model(output)).predict_crops(crops_BCHW).value
     in_onnx = CropPredictor(*load_onnx(output / ONNX_FILE)).predict_crops(crops_BCHW).value
     np.testing.assert_allclose(found, expected, atol=0.05)  # both are one model, in float16 here
     np.testing.assert_allclose(in_onnx, found, atol=1e-3)
@@ -45,7 +46,7 @@ def test_models_that_are_not_there_are_refused_with_those_released(
 ) -> None:
     one = small_model(tmp_path / "one", name="one")
     assert run(monkeypatch, one, "nowhere", "--output", tmp_path / "fused") == 2
-    assert "no released model; those are tiny-utkface-all-ages" in capsys.readouterr().err
+    assert "no released model; the released ones: tiny-utkface-all-ages" in capsys.readouterr().err
     assert run(monkeypatch, one, one, "--output", tmp_path / "fused") == 2
     assert "the second model called one" in capsys.readouterr().err
     assert run(monkeypatch, one, "--output", tmp_path / "fused") == 2
