@@ -185,12 +185,21 @@ def docs_page(openapi: dict[str, Any]) -> Response:
 <meta charset="utf-8">
 <meta name="viewport" content="width=device-width, initial-scale=1">
 <title>{escape(openapi["info"]["title"])}: addresses</title>
-<link rel="stylesheet" href="/pages/docs.css">
+<link rel="icon" href="pages/icon.svg" type="image/svg+xml">
+<link rel="stylesheet" href="pages/style.css">
 </head>
 <body>
+<header class="bar">
+<a class="wordmark" href="./"><img src="pages/icon.svg" alt="" width="28" height="28">visage</a>
+<nav aria-label="Pages">
+<a href="./">Photos</a>
+<a href="monitor">Monitor</a>
+<a href="docs" aria-current="page">API</a>
+</nav>
+</header>
 <main>
 <h1>{escape(openapi["info"]["title"])} {escape(openapi["info"]["version"])}</h1>
-<p>{escape(DESCRIPTION)} For programs: <a href="/openapi.json">/openapi.json</a>.</p>
+<p>{escape(DESCRIPTION)} For programs: <a href="openapi.json">/openapi.json</a>.</p>
 {"".join(parts)}
 </main>
 </body>
@@ -201,7 +210,7 @@ def docs_page(openapi: dict[str, Any]) -> Response:
 
 def _operation(method: str, path: str, entry: dict[str, Any]) -> str:
     """One address."""
-    lines = [f"<section>\n<h2><code>{method} {escape(path)}</code></h2>"]
+    lines = [f'<section class="pane address">\n<h2><code>{method} {escape(path)}</code></h2>']
     lines.append(f"<p>{escape(entry.get('summary', ''))}.</p>")
     if "description" in entry:
         lines.append(f"<p>{escape(entry['description'])}</p>")
@@ -212,10 +221,12 @@ def _operation(method: str, path: str, entry: dict[str, Any]) -> str:
             default = json.dumps(each["schema"].get("default"))
             rows.append((each["name"], default, each.get("description", "")))
         lines.append(_table(("switch", "default", "what it does"), rows))
-    for kind, content in entry.get("requestBody", {}).get("content", {}).items():
-        lines.append(f"<p>Body: <code>{escape(kind)}</code></p>")
-        if "example" in content:
-            lines.append(f"<pre>{escape(json.dumps(content['example']))}</pre>")
+    bodies = entry.get("requestBody", {}).get("content", {})
+    if bodies:
+        kinds = ", ".join(f"<code>{escape(kind)}</code>" for kind in bodies)
+        lines.append(f"<p>Body: {kinds}</p>")
+    examples = [content["example"] for content in bodies.values() if "example" in content]
+    lines += [f"<pre>{escape(json.dumps(example))}</pre>" for example in examples]
 
     answers = []
     for status, response in entry.get("responses", {}).items():
