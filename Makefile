@@ -170,7 +170,7 @@ audit: $(STAMP)  ## look up known vulnerabilities of the packages in requirement
 
 .PHONY: lock
 lock: $(BIN)/uv  ## write requirements.lock from pyproject.toml; UPGRADE=1 takes newer versions
-	$(BIN)/uv pip compile pyproject.toml --extra dev --universal --python-version 3.11 --generate-hashes \
+	$(BIN)/uv pip compile pyproject.toml --extra train --extra dev --universal --python-version 3.11 --generate-hashes \
 	  --no-emit-index-url --no-annotate --no-header $(if $(UPGRADE),--upgrade) --quiet -o requirements.lock
 
 .PHONY: clean

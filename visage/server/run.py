@@ -13,6 +13,7 @@ from pathlib import Path
 import uvicorn
 from fastapi import FastAPI
 
+import visage
 from visage.server.admission import AdmissionSettings
 from visage.server.application import ServerSettings, build_app
 from visage.server.connections import PromptProtocol, allow_many_connections
@@ -73,7 +74,7 @@ def serve(folder: Path, host: str, port: int, poll_seconds: float) -> None:
     """Serves the model in a folder. ValueError where there is none, or a damaged one."""
     source = FolderSource(folder=folder, name=folder.name, limits=LIMITS)
     settings = server_settings(len(os.sched_getaffinity(0)), poll_seconds)
-    run(build_app(source, settings, "0.1.0"), host, port)
+    run(build_app(source, settings, visage.__version__), host, port)
 
 
 def add_server_options(parser: argparse.ArgumentParser, poll_seconds: float) -> None:
