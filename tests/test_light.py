@@ -95,6 +95,8 @@ def test_a_photo_is_answered_without_torch_tables_and_plots(photo: Path) -> None
 def test_without_torch_its_runtime_says_what_to_install(photo: Path) -> None:
     code = ANSWER.replace("visage.load()", "visage.load(runtime='torch')", 1)
     code = code.replace("[face] =", "try:\n    [face] =", 1).replace(
-        "\nquick =", "\nexcept ValueError as error:\n    print(error)\n    raise SystemExit\nquick =", 1
+        "\nquick =",
+        "\nexcept ValueError as error:\n    print(error)\n    raise SystemExit\nquick =",
+        1,
     )
     assert "pip install 'visage[torch]'" in python(code, str(photo), json.dumps(HEAVY))
