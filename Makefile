@@ -9,17 +9,15 @@ UV_VERSION := 0.13.9
 BIN := .venv/bin
 STAMP := .venv/.installed
 
-# No library sends telemetry, and all state stays in this folder. It is set here and nowhere else.
-export DO_NOT_TRACK := true
-export DVC_NO_ANALYTICS := 1
-export GX_ANALYTICS_ENABLED := false
-export MLFLOW_DISABLE_TELEMETRY := true
-export MLFLOW_SERVER_ENABLE_JOB_EXECUTION := false
-export PREFECT_HOME := $(CURDIR)/.prefect
-export PREFECT_SERVER_ANALYTICS_ENABLED := false
-export PREFECT_SERVER_EPHEMERAL_STARTUP_TIMEOUT_SECONDS := 120
-export RAY_ENABLE_UV_RUN_RUNTIME_ENV := 0
-export RAY_USAGE_STATS_ENABLED := 0
+# What the libraries find in their environment.
+include environment.mk
+
+# What a person types reaches the commands through the environment, as it was typed: neither make nor the shell looks
+# inside a name, whatever letters it has. A recipe uses "$$PHOTO", never $(PHOTO).
+TYPED := CHAIN DATA FACES JSON MODEL MODELS OUTPUT PHOTO PHOTOS PORT REVIEW RULE SECOND SEEDS SIZE STAGE UNREVIEWED VERSION WORKERS
+$(foreach name,$(TYPED),$(if $(filter undefined,$(origin $(name))),,\
+  $(eval override $(name) := $$(value $(name)))$(eval export $(name))))
+
 # `dvc` and the stages that it starts use the interpreter of .venv.
 export PATH := $(CURDIR)/$(BIN):$(PATH)
 unexport PYTHONPATH PYTHONHOME VIRTUAL_ENV
@@ -46,94 +44,108 @@ $(STAMP): requirements.lock pyproject.toml | $(BIN)/uv
 .PHONY: setup
 setup: $(STAMP)  ## install requirements.lock into .venv (every command does this first)
 
+# The command of this clone.
+VISAGE := $(BIN)/python -m visage.cli
+
+# $(call each,NAME,--option) puts the words of the variable NAME into the array `words`, each as --option=word; as it is without
+# an option.
+each = IFS=$$' \t\n' read -r -d '' -a words <<< "$${$(1)-}" || true; words=("$${words[@]/\#/$(addsuffix =,$(2))}")
+# $(call needs,NAME,usage) ends the recipe where NAME was not given.
+needs = test -n "$${$(1)-}" || { echo 'usage: make $(2)' >&2; exit 2; }
+
 .PHONY: demo
 demo: $(STAMP)  ## run the whole pipeline on the synthetic faces: metrics, report, plots, model
-	@$(MAKE) --no-print-directory repro DATA=synthetic
+	@$(VISAGE) run --data synthetic
 	@$(BIN)/python docs/show_metrics.py
 
 .PHONY: repro
 repro: $(STAMP)  ## run the stale stages; DATA=utkface_coral uses presets/utkface_coral.yaml, DATA=synthetic goes back
-	@$(if $(DATA),$(use_data))
-	@$(BIN)/dvc repro
-
-# Names the presets in use in the one line of params.yaml that says so: DATA="ms_celeb chalearn15", the first wins.
-use_data = $(BIN)/python -m stages.presets use $(DATA)
+	@$(call each,DATA,--data); $(VISAGE) run "$${words[@]}"
 
 .PHONY: sweep
 sweep: $(STAMP)  ## search finetune's settings with Ray Tune (section sweep of params.yaml), or resume; DATA= as for repro
-	@$(if $(DATA),$(use_data))
-	@$(BIN)/python -m flows.sweep.flow
+	@$(call each,DATA,--data); $(VISAGE) sweep "$${words[@]}"
 
 .PHONY: scale-out
 scale-out: $(STAMP)  ## STAGE=align@identity, align@target or pretrain on Ray: this machine's, or that of RAY_ADDRESS
-	@test -n "$(STAGE)" || { echo 'usage: make scale-out STAGE=align@identity [RAY_ADDRESS=host:port]' >&2; exit 1; }
-	@$(BIN)/python -m flows.scale_out.flow "$(STAGE)"
+	@$(call needs,STAGE,scale-out STAGE=align@identity [RAY_ADDRESS=host:port])
+	@$(VISAGE) scale-out -- "$$STAGE"
 
 .PHONY: cluster-demo
 cluster-demo: $(STAMP)  ## two Ray nodes on this machine: alignment, pre-training and a sweep of synthetic faces on them
-	@$(BIN)/python -m flows.scale_out.cluster_demo
+	@$(VISAGE) cluster-demo
 
 .PHONY: predict
-predict: $(STAMP)  ## print one JSON document for PHOTO=x.jpg; MODEL=folder uses another model
-	@test -n "$(PHOTO)" || { echo 'usage: make predict PHOTO=x.jpg [MODEL=folder]' >&2; exit 1; }
-	@$(BIN)/python -m visage.cli "$(PHOTO)" $(if $(MODEL),--model "$(MODEL)")
+predict: $(STAMP)  ## a table of the faces of PHOTO=x.jpg, JSON=1 a document; MODEL=name or folder uses another model
+	@$(call needs,PHOTO,predict PHOTO=x.jpg [MODEL=name or folder] [JSON=1])
+	@$(own_model); $(VISAGE) predict $${JSON:+--json} $${MODEL:+"--model=$$MODEL"} -- "$$PHOTO"
+
+# The pipeline's own model answers where it has made one; else the default released model does.
+own_model = test -n "$${MODEL-}" || ! test -e models/export/config.json || MODEL=models/export
+
+.PHONY: explain
+explain: $(STAMP)  ## draw what the model looks at in PHOTO=x.jpg into OUTPUT=x.png; MODEL as for predict
+	@$(call needs,PHOTO,explain PHOTO=x.jpg OUTPUT=x.png [MODEL=name or folder])
+	@$(call needs,OUTPUT,explain PHOTO=x.jpg OUTPUT=x.png [MODEL=name or folder])
+	@$(own_model); $(VISAGE) explain $${MODEL:+"--model=$$MODEL"} -- "$$PHOTO" "$$OUTPUT"
 
 .PHONY: retrain
 retrain: $(STAMP)  ## new labelled data (retrain.watch) -> challenger -> champion, if it passes the promotion gate
-	@$(BIN)/python -m flows.retrain
+	@$(VISAGE) retrain
+
+.PHONY: drift
+drift: $(STAMP)  ## compare the faces that are served with those of the training; retrain on drift
+	@$(VISAGE) drift
 
 .PHONY: deploy
 deploy: $(STAMP)  ## run the schedules of prefect.yaml until Ctrl-C: server, work pool, worker; PREFECT_API_URL uses your server
-	@$(BIN)/python -m flows.deploy
+	@$(VISAGE) deploy
 
 .PHONY: serve
 serve: $(STAMP)  ## serve the champion over HTTP on 127.0.0.1, PORT=5001; MODEL=released/NAME, a folder or models:/NAME/VERSION
-	@case "$$MODEL" in \
-	  ''|models:/*) exec $(BIN)/python -m model_registry.serve --model "$${MODEL:-$(champion)}" --port "$${PORT:-5001}" ;; \
-	  *) exec $(BIN)/python -m visage.server.run --model "$$MODEL" --port "$${PORT:-5001}" ;; \
-	esac
-
-champion = models:/$$($(BIN)/python -m stages.presets value package.model)@champion
+	@MODEL="$${MODEL\#released/}"; $(VISAGE) serve "--model=$${MODEL:-champion}" "--port=$${PORT:-5001}"
 
 .PHONY: score
 score: $(STAMP)  ## score a folder, bucket or table PHOTOS=... with the champion into OUTPUT=folder, or resume
-	@test -n "$(PHOTOS)" -a -n "$(OUTPUT)" || { echo 'usage: make score PHOTOS=folder|s3://...|table.csv OUTPUT=folder [MODEL=folder]' >&2; exit 1; }
-	@$(BIN)/python -m flows.score.flow "$(PHOTOS)" --output "$(OUTPUT)" $(if $(MODEL),--model "$(MODEL)")
+	@$(call needs,PHOTOS,score PHOTOS=folder|s3://...|table.csv OUTPUT=folder [MODEL=folder])
+	@$(call needs,OUTPUT,score PHOTOS=folder|s3://...|table.csv OUTPUT=folder [MODEL=folder])
+	@$(VISAGE) score "--output=$$OUTPUT" $${MODEL:+"--model=$$MODEL"} -- "$$PHOTOS"
 
 .PHONY: history promote rollback
 history: $(STAMP)  ## list which version was champion, when and why
-	@$(BIN)/python -m model_registry.promote history "$$($(BIN)/python -m stages.presets value package.model)"
+	@$(VISAGE) history
 promote: $(STAMP)  ## make VERSION=n the champion by hand
-	@test -n "$(VERSION)" || { echo 'usage: make promote VERSION=n' >&2; exit 1; }
-	@$(BIN)/python -m model_registry.promote promote "$$($(BIN)/python -m stages.presets value package.model)" "$(VERSION)"
+	@$(call needs,VERSION,promote VERSION=n)
+	@$(VISAGE) promote -- "$$VERSION"
 rollback: $(STAMP)  ## make the previous champion the champion again
-	@$(BIN)/python -m model_registry.promote rollback "$$($(BIN)/python -m stages.presets value package.model)"
+	@$(VISAGE) rollback
 
 .PHONY: label
 label: $(STAMP)  ## unlabelled photos, PHOTOS=folder -> a sheet to correct; then REVIEW=review.csv UNREVIEWED=leave -> labels.csv
-	@test -n "$(PHOTOS)" || { echo 'usage: make label PHOTOS=folder [MODELS="folder folder"] [OUTPUT=folder] [REVIEW=file UNREVIEWED=take|leave]' >&2; exit 1; }
-	@$(BIN)/python -m flows.label.flow "$(PHOTOS)" $(foreach model,$(MODELS),--model "$(model)") \
-	  $(if $(OUTPUT),--output "$(OUTPUT)") $(if $(REVIEW),--finish "$(REVIEW)") $(if $(UNREVIEWED),--unreviewed "$(UNREVIEWED)")
+	@$(call needs,PHOTOS,label PHOTOS=folder [MODELS="folder folder"] [OUTPUT=folder] [REVIEW=file UNREVIEWED=take|leave])
+	@$(call each,MODELS,--model); $(VISAGE) label "$${words[@]}" $${OUTPUT:+"--output=$$OUTPUT"} \
+	  $${REVIEW:+"--finish=$$REVIEW"} $${UNREVIEWED:+"--unreviewed=$$UNREVIEWED"} -- "$$PHOTOS"
 
 .PHONY: benchmark
 benchmark: $(STAMP)  ## the paper's tables, or resume; SIZE=full needs a GPU, WORKERS=2 steps at a time
-	@$(BIN)/python -m flows.benchmark.flow benchmarks/$(or $(SIZE),quick).yaml --workers $(or $(WORKERS),2)
+	@$(VISAGE) benchmark "--size=$${SIZE:-quick}" "--workers=$${WORKERS:-2}"
 
 .PHONY: protocol
 protocol: $(STAMP)  ## all folds of a preset and their total: DATA=fg_net; SEEDS="0 1 2"
-	@test -n "$(DATA)" || { echo 'usage: make protocol DATA=preset [SEEDS="0 1 2"] [WORKERS=2]' >&2; exit 1; }
-	@$(BIN)/python -m flows.benchmark.flow "$(DATA)" --seeds $(or $(SEEDS),0) --workers $(or $(WORKERS),2)
+	@$(call needs,DATA,protocol DATA=preset [SEEDS="0 1 2"] [WORKERS=2])
+	@$(call each,SEEDS,--seed); $(VISAGE) protocol "$${words[@]}" "--workers=$${WORKERS:-2}" -- "$$DATA"
 
 .PHONY: chain
 chain: $(STAMP)  ## fine-tune link by link, or resume: CHAIN=chains/drawn_two_stream.yaml, WORKERS=2 steps at a time
-	@test -n "$(CHAIN)" || { echo 'usage: make chain CHAIN=chains/NAME.yaml [WORKERS=2]' >&2; exit 1; }
-	@$(BIN)/python -m flows.chain.flow "$(CHAIN)" --workers $(or $(WORKERS),2)
+	@$(call needs,CHAIN,chain CHAIN=chains/NAME.yaml [WORKERS=2])
+	@$(VISAGE) chain "--workers=$${WORKERS:-2}" -- "$$CHAIN"
 
 .PHONY: fuse
 fuse: $(STAMP)  ## one model of several, released ones too: MODELS="a b" [OUTPUT=folder RULE=mean FACES=data/target/faces SECOND=b]
-	@test -n "$(MODELS)" || { echo 'usage: make fuse MODELS="folder-or-name folder-or-name" [OUTPUT=folder] [RULE=mean|weights|gate|kernel] [FACES=folder] [SECOND="name"]' >&2; exit 1; }
-	@$(BIN)/python -m flows.fuse $(MODELS) --output "$(or $(OUTPUT),runs/fused)" $(if $(RULE),--rule "$(RULE)") \
-	  $(if $(FACES),--faces "$(FACES)") $(if $(SECOND),--second-stream $(SECOND))
+	@$(call needs,MODELS,fuse MODELS="folder-or-name folder-or-name" [OUTPUT=folder] [RULE=mean|weights|gate|kernel] [FACES=folder] [SECOND="name"])
+	@$(call each,MODELS); models=("$${words[@]}"); $(call each,SECOND,--second-stream); \
+	  $(VISAGE) fuse "--output=$${OUTPUT:-runs/fused}" $${RULE:+"--rule=$$RULE"} $${FACES:+"--faces=$$FACES"} \
+	  "$${words[@]}" -- "$${models[@]}"
 
 .PHONY: results
 results: $(STAMP)  ## write docs/results.md from the tracked result files in docs/results/
@@ -156,7 +168,7 @@ test-faults: $(STAMP)  ## kill a driver, a node and the head node of Ray during 
 	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -m faults
 
 # One process per core; tests/conftest.py says which tests must share a process.
-side_by_side = -n $(or $(WORKERS),auto) --dist loadfile
+side_by_side = -n "$${WORKERS:-auto}" --dist loadfile
 
 .PHONY: check
 check: $(STAMP)  ## run ruff and mypy

@@ -4,7 +4,7 @@ a request outside detector and network, and memory over many requests.
     python -m bench.serving                       # about 3 minutes
     python -m bench.serving --requests 10000      # also memory over 10,000 requests: minutes more
 
-A released model is served by `python -m visage.server.run`, a real process on loopback, one thread
+A released model is served by `visage serve`, a real process on loopback, one thread
 an answer. The clients are threads of this process and use the same cores. Photos are drawn faces of
 200 to 640 px, sent to POST /predict as they are. What is compared takes turns, so that other load
 meets both; processor times hardly feel it, wall times do.
@@ -65,7 +65,7 @@ def drawn_photos() -> list[bytes]:
 @contextmanager
 def served(port: int) -> Iterator[tuple[int, float]]:
     """A server's process id, and the processor seconds until GET /ready succeeds."""
-    command = [sys.executable, "-m", "visage.server.run", "--model", str(MODEL)]
+    command = [sys.executable, "-m", "visage.cli", "serve", "--model", str(MODEL)]
     process = subprocess.Popen(
         [*command, "--port", str(port)],
         cwd=ROOT,

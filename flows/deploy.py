@@ -1,6 +1,6 @@
 """Registers the deployments of prefect.yaml and works on them until it is stopped.
 
-    python -m flows.deploy [--register-only]          (or: make deploy)
+    visage deploy [--register-only]          (or: make deploy)
 
 With PREFECT_API_URL set, it uses that server. Otherwise it starts a Prefect server on the loopback
 interface, whose pages show what ran. Then it creates the work pool `visage` and the deployments,
@@ -11,7 +11,6 @@ worker that runs elsewhere.
 
 from __future__ import annotations
 
-import argparse
 import os
 import signal
 import subprocess
@@ -26,7 +25,6 @@ from types import FrameType
 from flows.pipeline.workspace import ROOT
 
 POOL = "visage"
-SERVER_PORT = 4200
 START_SECONDS = 120.0
 STOP_SECONDS = 30.0
 # A deployment may run once at a time, and Prefect holds that one place by a lease. By default the
@@ -36,38 +34,29 @@ LEASE_STORAGE = "prefect.server.concurrency.lease_storage.filesystem"
 LEASES = {"PREFECT_SERVER_CONCURRENCY_LEASE_STORAGE": LEASE_STORAGE}
 
 
-def main() -> None:
-    """The command line; a step that fails ends it with exit status 2 and one line."""
-    parser = argparse.ArgumentParser(
-        prog="python -m flows.deploy", description=__doc__.split("\n", 1)[0]
-    )
-    parser.add_argument(
-        "--register-only", action="store_true", help="no worker; needs PREFECT_API_URL"
-    )
-    parser.add_argument(
-        "--port", type=int, default=SERVER_PORT, help="of the server that is started here"
-    )
-    arguments = parser.parse_args()
+def run_schedules(port: int, register_only: bool) -> None:
+    """Registers the deployments and runs their schedules until Ctrl-C or SIGTERM. `port` is that of
+    the server that is started where PREFECT_API_URL names none.
+
+    Errors: ValueError; CalledProcessError of the step that failed.
+    """
     signal.signal(signal.SIGTERM, _interrupt)
 
     try:
         if "PREFECT_API_URL" in os.environ:
-            deploy(os.environ["PREFECT_API_URL"], work=not arguments.register_only)
-        elif arguments.register_only:
+            deploy(os.environ["PREFECT_API_URL"], work=not register_only)
+        elif register_only:
             raise ValueError(
                 "--register-only: set PREFECT_API_URL to the server that gets the deployments"
             )
         else:
-            with _server(arguments.port) as address:
+            with _server(port) as address:
                 deploy(address, work=True)
     except KeyboardInterrupt:
         print(
-            "flows.deploy: stopped; the schedules run again with the next make deploy",
+            "visage deploy: stopped; the schedules run again with the next visage deploy",
             file=sys.stderr,
         )
-    except (ValueError, subprocess.CalledProcessError) as error:
-        print(f"flows.deploy: {error}", file=sys.stderr)
-        raise SystemExit(2) from error
 
 
 def deploy(address: str, *, work: bool) -> None:
@@ -125,7 +114,7 @@ def _server(port: int) -> Iterator[str]:
                 )
             time.sleep(0.5)
 
-        print(f"flows.deploy: Prefect's pages are at http://127.0.0.1:{port}", file=sys.stderr)
+        print(f"visage deploy: Prefect's pages are at http://127.0.0.1:{port}", file=sys.stderr)
         yield address
 
 
@@ -161,7 +150,3 @@ def _prefect() -> list[str]:
 
 def _interrupt(_number: int, _frame: FrameType | None) -> None:
     raise KeyboardInterrupt
-
-
-if __name__ == "__main__":
-    main()

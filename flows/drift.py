@@ -1,7 +1,7 @@
 """Checks whether the faces that are served still look like the training faces, and starts a
 retraining if not.
 
-    python -m flows.drift          (prefect.yaml runs it every hour)
+    visage drift          (prefect.yaml runs it every hour)
 
 It compares the server's /statistics (sums over its newest faces) with the champion's
 reference.json, by visage.evaluation.drift. Beyond a threshold it runs the deployment in the
@@ -12,10 +12,8 @@ labels can show that, and without new labelled photos the retraining finds nothi
 
 from __future__ import annotations
 
-import argparse
 import http.client
 import json
-import sys
 import tempfile
 import urllib.error
 import urllib.request
@@ -213,24 +211,3 @@ def started(deployment: str, cause: str, reason: str) -> bool:
 
     # For an idempotency key that was used before, Prefect returns the earlier run.
     return bool(run.name == own_name)
-
-
-def main() -> None:
-    """The command line; prints the result. What the user can correct ends it with one line and
-    exit status 2."""
-    parser = argparse.ArgumentParser(
-        prog="python -m flows.drift", description=__doc__.split("\n", 1)[0]
-    )
-    parser.parse_args()
-
-    try:
-        state: Any = drift(return_state=True)
-        state.result()
-    except ValueError as error:
-        print(f"flows.drift: {error}", file=sys.stderr)
-        raise SystemExit(2) from error
-    print(state.message)
-
-
-if __name__ == "__main__":
-    main()

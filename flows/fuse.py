@@ -1,6 +1,6 @@
 """Any two or more models of one quantity become one model folder, the released ones too.
 
-    python -m flows.fuse MODEL MODEL ... --output FOLDER [--rule gate ...]     (make fuse)
+    visage fuse MODEL MODEL ... --output FOLDER [--rule gate ...]     (make fuse)
 
 folders, or names of released models -> FOLDER/{model.safetensors, config.json, model.onnx}: a model
 like any other, for `visage predict --model`, serving and scoring. The settings are section `fuse`
@@ -11,25 +11,19 @@ model gives the name. Half a minute for two small models.
 
 from __future__ import annotations
 
-import argparse
-import dataclasses
-import sys
 from collections.abc import Sequence
 from pathlib import Path
-from typing import get_args
 
 import torch
 
-from flows.pipeline.step_cache import REPOSITORY
 from stages.fuse import FuseSettings, fused_model
-from stages.settings import load_section, print_report
+from stages.settings import print_report
 from visage.atomic import atomic_folder
 from visage.export.onnx_file import export_model, measure_parity
 from visage.inference.faces import CropPredictor
 from visage.inference.loading import model_folder
 from visage.model_config import ModelConfig
 from visage.networks import FaceBatch, Network
-from visage.networks.fused import Rule
 
 # Label units: as export.parity_tolerance, and what float32 sums of several members add
 TOLERANCE = 1e-3
@@ -72,36 +66,3 @@ def _check_parity(network: Network, config: ModelConfig, folder: Path) -> None:
             f"{config.name}: ONNX differs from torch by {parity.max_abs_difference:.2g} "
             f"{config.unit}, more than {TOLERANCE}; leave out a member and find which one differs"
         )
-
-
-def main() -> None:
-    """The command line; models that do not go together end it with one line and exit status 2."""
-    parser = argparse.ArgumentParser(
-        prog="python -m flows.fuse", description=__doc__.split("\n", 1)[0]
-    )
-    parser.add_argument("models", nargs="+", help="folders, or names of released models")
-    parser.add_argument("--output", type=Path, required=True, help="folder of the fused model")
-    parser.add_argument("--rule", choices=get_args(Rule), help="in place of fuse.rule")
-    parser.add_argument("--faces", type=Path, help="aligned faces; their split val chooses")
-    parser.add_argument(
-        "--second-stream", nargs="+", default=[], help="of the gate: folders' names"
-    )
-    arguments = parser.parse_args()
-
-    try:
-        settings = load_section(REPOSITORY / "params.yaml", "fuse", FuseSettings)
-        if arguments.rule is not None:
-            settings = dataclasses.replace(settings, rule=arguments.rule)
-        if arguments.second_stream:
-            second = tuple(arguments.second_stream)
-            settings = dataclasses.replace(settings, second_stream=second)
-        config = fuse_models(settings, arguments.models, arguments.faces, arguments.output)
-    except ValueError as error:
-        print(f"flows.fuse: {error}", file=sys.stderr)
-        raise SystemExit(2) from error
-
-    print(f"{config.name}: {arguments.output}")
-
-
-if __name__ == "__main__":
-    main()

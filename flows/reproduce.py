@@ -1,7 +1,7 @@
 """Brings the working copy up to date as a Prefect flow: each stage of dvc.yaml is a task, in DVC's
 order.
 
-    python -m flows.reproduce [--experiment NAME]
+    visage reproduce [--experiment NAME]
 
 A fresh stage does not run again. What a stage prints is in its task's log while it runs. After a
 broken connection, a failing device or another DVC at work, a stage is tried again after a pause. A
@@ -13,12 +13,8 @@ are in Prefect's pages, which link to the flow's one run in MLflow.
 
 from __future__ import annotations
 
-import argparse
-import importlib
 import socket
 import subprocess
-import sys
-import threading
 from collections.abc import Callable, Iterator
 from contextlib import closing, contextmanager
 from pathlib import Path
@@ -32,7 +28,7 @@ from flows.pipeline.dvc_stages import Declared
 from flows.pipeline.run_name import run_name
 from flows.pipeline.stage_outputs import EVALUATION, outputs_of
 from flows.pipeline.stage_runner import StageFailed, StageRunner
-from flows.pipeline.workspace import ROOT, Busy, only_one
+from flows.pipeline.workspace import ROOT, only_one
 from stages.code import STAGE as CODE_STAGE
 from stages.exit_status import ExitStatus
 from stages.presets import read_params
@@ -174,28 +170,3 @@ def _git(root: Path, *words: str) -> str:
         ["git", "-C", str(root), *words], capture_output=True, text=True, check=False, timeout=60
     )
     return done.stdout.strip()
-
-
-def main(root: Path = ROOT, words: list[str] | None = None) -> None:
-    """The command line; ends with the status of the stage that failed."""
-    # MLflow is loaded in the background while the flow starts.
-    threading.Thread(target=importlib.import_module, args=["model_registry.record"]).start()
-
-    parser = argparse.ArgumentParser(
-        prog="python -m flows.reproduce", description=__doc__.split("\n", 1)[0]
-    )
-    parser.add_argument(
-        "--experiment", default=EXPERIMENT, help="MLflow's experiment that gets the run"
-    )
-    arguments = parser.parse_args(words)
-
-    try:
-        reproduce(root, arguments.experiment)
-    except (StageFailed, Busy) as error:
-        print(f"flows.reproduce: {error}", file=sys.stderr)
-        status = error.ending if isinstance(error, StageFailed) else ExitStatus.IO_ERROR
-        raise SystemExit(int(status)) from error
-
-
-if __name__ == "__main__":
-    main()

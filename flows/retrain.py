@@ -1,6 +1,6 @@
 """The scheduled job: new labelled data becomes a challenger, and the champion if it is no worse.
 
-    python -m flows.retrain [--reason TEXT]   (or: make retrain; prefect.yaml runs it every night)
+    visage retrain [--reason TEXT]   (or: make retrain; prefect.yaml runs it every night)
 
 look (flows/intake/bring.py) -> reproduce and record (flows/reproduce.py) -> package -> compare ->
 promote or refuse (model_registry/). Each step skips what is done already: after a kill at any point
@@ -11,8 +11,6 @@ if it passes the `promote` rules of params.yaml, on the faces that are test face
 
 from __future__ import annotations
 
-import argparse
-import sys
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -32,7 +30,6 @@ from flows.pipeline.dvc_stages import declared, stale
 from flows.pipeline.notify import notify
 from flows.pipeline.run_name import run_name
 from flows.pipeline.stage_outputs import EXPORT, outputs_of
-from flows.pipeline.stage_runner import StageFailed
 from flows.pipeline.workspace import ROOT, Busy, only_one
 from flows.reproduce import RETRY_PAUSES_S, reproduce_and_record
 from model_registry.promote import decided, version_of
@@ -200,27 +197,3 @@ def _sentence(model: str, version: int, decision: Decision) -> str:
     else:
         verdict = f"was refused, version {decision.champion} stays champion"
     return f"version {version} of {model} {verdict}: " + ";\n".join(decision.reasons)
-
-
-def main(root: Path = ROOT, words: list[str] | None = None) -> None:
-    """The command line; prints the result. What the user can correct ends it with one line and
-    exit status 2."""
-    parser = argparse.ArgumentParser(
-        prog="python -m flows.retrain", description=__doc__.split("\n", 1)[0]
-    )
-    parser.add_argument("--reason", default="by hand", help="why now, for the record")
-    arguments = parser.parse_args(words)
-
-    try:
-        state: Any = retrain(arguments.reason, root, return_state=True)
-        if state.is_cancelled():
-            raise Busy(state.message)
-        state.result()
-    except (ValueError, StageFailed, Busy) as error:
-        print(f"flows.retrain: {error}", file=sys.stderr)
-        raise SystemExit(2) from error
-    print(state.message)
-
-
-if __name__ == "__main__":
-    main()

@@ -37,6 +37,9 @@ PASSING = databricks_pb2.ErrorCode.Name(TEMPORARILY_UNAVAILABLE)
 # Seconds between attempts: after these 63 s a database that restarts is back.
 PAUSES = (1.0, 2.0, 4.0, 8.0, 16.0, 32.0)
 
+# What MLflow raises, for callers outside this package, which alone imports it.
+ERRORS = (MlflowException,)
+
 Result = TypeVar("Result")
 _log = logging.getLogger(__name__)
 

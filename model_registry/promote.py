@@ -1,8 +1,6 @@
 """The champion of a registered model: its alias is moved forward, moved back, and its history kept.
 
-    python -m model_registry.promote history|rollback MODEL
-    python -m model_registry.promote promote MODEL VERSION [--reason TEXT]
-    (or: make history, make promote, make rollback)
+    visage history | visage promote VERSION | visage rollback      (flows/commands/registry.py)
 
 The alias `champion` decides. Moving it is one atomic step, whatever fails before or after. Why a
 version was promoted or refused (model_registry/promotion_gate.py decides) is written into the
@@ -15,9 +13,7 @@ next call then records what it found.
 
 from __future__ import annotations
 
-import argparse
 import json
-import sys
 import time
 from collections.abc import Mapping
 from textwrap import shorten
@@ -188,37 +184,3 @@ def _exists(client: MlflowClient, model: str, version: int) -> bool:
             return False
         raise
     return True
-
-
-def main() -> None:
-    """The command line. An error of the user ends it with one line and exit status 2."""
-    parser = argparse.ArgumentParser(
-        prog="python -m model_registry.promote", description=__doc__.split("\n", 1)[0]
-    )
-    parser.add_argument("action", choices=["history", "promote", "rollback"])
-    parser.add_argument("model", help="the registered model's name")
-    parser.add_argument("version", nargs="?", type=int)
-    parser.add_argument("--reason", default="by hand")
-    arguments = parser.parse_args()
-    try:
-        if arguments.action == "promote":
-            if arguments.version is None:
-                raise ValueError(
-                    "promote: which version? python -m model_registry.promote promote MODEL VERSION"
-                )
-            promote(arguments.model, arguments.version, arguments.reason)
-        elif arguments.action == "rollback":
-            rollback(arguments.model, arguments.reason)
-        for event in history(arguments.model):
-            print(
-                f"{event['time']}  version {event['version']:<4} {event['action']}: "
-                f"{event['reason']}"
-            )
-        print(f"champion: version {champion(arguments.model)}")
-    except (ValueError, MlflowException) as error:
-        print(f"model_registry.promote: {error}", file=sys.stderr)
-        raise SystemExit(2) from error
-
-
-if __name__ == "__main__":
-    main()

@@ -1,7 +1,7 @@
 """The registered champion predicts photos over HTTP: visage.server's application, MLflow's model.
 
-    python -m model_registry.serve --model models:/NAME@champion [--host 127.0.0.1] [--port 5001]
-        [--poll 30]
+    visage serve --model champion [--host 127.0.0.1] [--port 5001] [--poll 30]
+    visage serve --model models:/NAME/VERSION
     (or: make serve)
 
 An alias is looked up every `--poll` seconds and at POST /reload: a promoted champion takes over
@@ -12,11 +12,9 @@ runs the code inside the package.
 
 from __future__ import annotations
 
-import argparse
 import json
 import logging
 import os
-import sys
 import tempfile
 from collections import deque
 from pathlib import Path
@@ -25,7 +23,6 @@ from typing import Any
 import mlflow
 from mlflow import MlflowClient
 from mlflow.entities.model_registry import ModelVersion
-from mlflow.exceptions import MlflowException
 
 from model_registry.mlflow_client import connect
 from model_registry.promote import (
@@ -40,7 +37,7 @@ from model_registry.promote import (
 from visage.server.application import build_app
 from visage.server.limits import Limits
 from visage.server.models import Loaded, loaded
-from visage.server.run import add_server_options, run, server_settings
+from visage.server.run import run, server_settings
 
 POLL_SECONDS = 30.0
 # Of the page that watches the champion
@@ -141,22 +138,3 @@ def serve(uri: str, host: str, port: int, poll_seconds: float) -> None:
     # MLflow's warnings repeat what a request holds.
     logging.getLogger("mlflow").setLevel(logging.ERROR)
     run(build_app(RegisteredSource(uri), settings, mlflow.__version__), host, port)
-
-
-def main() -> None:
-    """The command line. A missing or damaged model ends it with one line and exit status 2."""
-    parser = argparse.ArgumentParser(
-        prog="python -m model_registry.serve", description=__doc__.split("\n", 1)[0]
-    )
-    parser.add_argument("--model", required=True, help="models:/NAME@ALIAS or models:/NAME/VERSION")
-    add_server_options(parser, POLL_SECONDS)
-    arguments = parser.parse_args()
-    try:
-        serve(arguments.model, arguments.host, arguments.port, arguments.poll)
-    except (ValueError, MlflowException) as error:
-        print(f"model_registry.serve: {arguments.model}: {error}", file=sys.stderr)
-        raise SystemExit(2) from error
-
-
-if __name__ == "__main__":
-    main()

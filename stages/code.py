@@ -24,7 +24,6 @@ takes a second or two. A file whose content stays the same is not written again.
 
 from __future__ import annotations
 
-import argparse
 import ast
 import dataclasses
 import functools
@@ -38,6 +37,7 @@ from pathlib import Path
 from typing import Any
 
 from stages.presets import read_params, read_yaml
+from stages.settings import given_paths
 from visage.atomic import atomic_write
 
 REPOSITORY = Path(__file__).resolve().parents[1]
@@ -642,11 +642,7 @@ def _keys(params: Iterable[Any]) -> Iterator[str]:
 
 def main() -> None:
     """The command line of dvc.yaml."""
-    parser = argparse.ArgumentParser(prog="python -m stages.code")
-    for name in ("graph", "params", "code"):
-        parser.add_argument(f"--{name}", type=Path, required=True)
-    arguments = parser.parse_args()
-    code(arguments.graph, arguments.params, arguments.code)
+    code(**given_paths("stages.code", ["graph", "params", "code"]))
 
 
 if __name__ == "__main__":

@@ -127,6 +127,17 @@ def read_json(path: Path) -> Any:
     return json.loads(path.read_text(encoding="utf-8"))
 
 
+def given_paths(
+    module: str, names: Sequence[str], words: Sequence[str] | None = None
+) -> dict[str, Path]:
+    """The command line `--name PATH ...` of a module that another program starts, as absolute
+    paths. Every name is required; a wrong command line ends the process with status 2."""
+    parser = argparse.ArgumentParser(prog=f"python -m {module}", allow_abbrev=False)
+    for name in names:
+        parser.add_argument("--" + name.replace("_", "-"), dest=name, type=Path, required=True)
+    return {name: path.absolute() for name, path in vars(parser.parse_args(words)).items()}
+
+
 def stage_main(
     section: str,
     cls: type[Settings],
@@ -140,18 +151,16 @@ def stage_main(
     Every name of `paths` becomes a required `--name PATH`; the absolute path is passed to the stage
     as a keyword argument.
     """
-    parser = argparse.ArgumentParser(prog=f"python -m stages.{section}")
+    parser = argparse.ArgumentParser(prog=f"python -m stages.{section}", allow_abbrev=False)
     parser.add_argument("--params", type=Path, default=Path("params.yaml"))
     if has_role:
         parser.add_argument("--role", required=True, choices=["identity", "target"])
-    for name in paths:
-        parser.add_argument("--" + name.replace("_", "-"), dest=name, type=Path, required=True)
-    arguments = parser.parse_args()
+    arguments, rest = parser.parse_known_args()
+    given = given_paths(f"stages.{section}", paths, rest)
     role = arguments.role if has_role else None
 
     try:
         settings = load_section(arguments.params, section, cls, role)
-        given = {name: getattr(arguments, name).absolute() for name in paths}
         stage(settings, **given, report=print_report)
     except Exception as error:
         status = exit_status_of(error)

@@ -1,18 +1,17 @@
-"""`python -m flows.benchmark.flow` on a small drawn set: it stops, goes on, becomes tables; and a
+"""`visage benchmark` on a small drawn set: it stops, goes on, becomes tables; and a
 protocol of two folds."""
 
 from __future__ import annotations
 
 import json
-import sys
 from pathlib import Path
 from typing import Any
 
 import pytest
 
-import flows.benchmark
-from flows.benchmark.flow import main
+import flows.benchmark.flow
 from flows.benchmark.grid import settings_of
+from tests.command import visage
 
 pytestmark = pytest.mark.slow
 
@@ -35,9 +34,7 @@ def small_set(folds: dict[str, Any]) -> dict[str, Any]:
 
 
 @pytest.fixture
-def command(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
-) -> Any:
+def command(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Any:
     """Runs the command line in its own folder; gives its exit status, its results and its page."""
     monkeypatch.setattr(flows.benchmark.flow, "RESULTS", tmp_path / "results")
 
@@ -45,19 +42,15 @@ def command(
         what: str, settings: dict[str, Any], *arguments: str
     ) -> tuple[int, dict[str, Any], str]:
         monkeypatch.setattr("flows.benchmark.grid.settings_of", lambda *_: settings)
-        monkeypatch.setattr(
-            sys, "argv", ["benchmark", what, "--runs", str(tmp_path / "runs"), *arguments]
-        )
-        with pytest.raises(SystemExit) as ended:
-            main()
-        capsys.readouterr()
+        words = ["benchmark", "--file", what] if what.endswith(".yaml") else ["protocol", what]
+        done = visage(*words, "--runs", tmp_path / "runs", *arguments)
         stem = tmp_path / "results" / Path(what).stem
         found = {
             path.stem: json.loads(path.read_text(encoding="utf-8"))["sets"]["synthetic"]
             for path in stem.iterdir()
         }
         return (
-            int(ended.value.code or 0),
+            done.exit_code,
             found,
             stem.with_suffix(".md").read_text(encoding="utf-8"),
         )

@@ -84,7 +84,7 @@ def bring_photos(inbox: Path) -> int:
 
 @contextmanager
 def deployed(copy: Path) -> Iterator[str]:
-    """The server and worker of flows.deploy; the address of the server's API."""
+    """The server and worker of visage deploy; the address of the server's API."""
     port = free_port()
     environment = os.environ | {
         "PREFECT_HOME": str(copy / ".prefect"),
@@ -93,7 +93,7 @@ def deployed(copy: Path) -> Iterator[str]:
     }
     environment["PATH"] = f"{Path(sys.executable).parent}:{os.environ['PATH']}"
     with (copy / "deploy.log").open("wb") as log:
-        command = [sys.executable, "-m", "flows.deploy", "--port", str(port)]
+        command = [sys.executable, "-m", "visage.cli", "deploy", "--port", str(port)]
         process = subprocess.Popen(
             command, cwd=copy, env=environment, stdout=log, stderr=subprocess.STDOUT
         )

@@ -149,6 +149,8 @@ def test_drawn_faces_end_to_end(tmp_path: Path) -> None:
         sys.executable,
         "-m",
         "visage.cli",
+        "predict",
+        "--json",
         str(photo),
         "--model",
         "models/export",

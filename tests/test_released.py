@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 
 from tests.conftest import REPOSITORY
-from visage.cli import default_model_folder
+from visage.inference.loading import model_folder
 from visage.inference.onnx_engine import ONNX_FILE, load_onnx
 from visage.inference.photos import Model
 from visage.model_config import CONFIG_FILE, CONFIG_FORMAT
@@ -25,10 +25,7 @@ MAX_BYTES = 8_000_000
 def test_one_of_them_predicts_by_default() -> None:
     default = RELEASED / (RELEASED / "default.txt").read_text(encoding="utf-8").strip()
     assert default in MODELS
-    assert default_model_folder(REPOSITORY) in (
-        default,
-        REPOSITORY / "models" / "export",
-    )
+    assert model_folder(None) == default
 
 
 @pytest.mark.parametrize("folder", MODELS, ids=lambda folder: folder.name)

@@ -3,6 +3,7 @@ back."""
 
 from __future__ import annotations
 
+import json
 import os
 import re
 import shutil
@@ -13,31 +14,51 @@ from pathlib import Path
 import pytest
 
 from stages.presets import known_presets, read_params
+from tests.command import visage
 from tests.imports import REPOSITORY
 
 PRESETS = known_presets(REPOSITORY / "presets")
 
 
+@pytest.fixture(scope="module")
+def clone(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The packages, without the released weights."""
+    folder = tmp_path_factory.mktemp("clone")
+    ignored = shutil.ignore_patterns("__pycache__", "*.safetensors", "*.onnx")
+    for package in ("visage", "stages", "flows", "model_registry"):
+        shutil.copytree(REPOSITORY / package, folder / package, ignore=ignored)
+    return folder
+
+
 @pytest.fixture
-def workplace(tmp_path: Path) -> Path:
-    """Makefile, params.yaml and presets, set up already, with a dvc that only says it was asked."""
-    for name in ("Makefile", "requirements.lock", "pyproject.toml"):
+def workplace(tmp_path: Path, clone: Path) -> Path:
+    """A clone, set up already, with a dvc that only says what it was asked."""
+    shutil.copytree(clone, tmp_path, dirs_exist_ok=True)
+    for name in (
+        "Makefile",
+        "environment.mk",
+        "requirements.lock",
+        "pyproject.toml",
+        "params.yaml",
+        "dvc.yaml",
+    ):
         shutil.copy(REPOSITORY / name, tmp_path)
-    shutil.copy(REPOSITORY / "params.yaml", tmp_path / "params.yaml")
     (tmp_path / "presets").mkdir()
     for preset in PRESETS:
         shutil.copy(REPOSITORY / "presets" / f"{preset}.yaml", tmp_path / "presets")
-    programs = tmp_path / ".venv" / "bin"
-    programs.mkdir(parents=True)
-    for name, line in {
-        "python": f'PYTHONPATH={REPOSITORY} exec {sys.executable} "$@"',
-        "dvc": 'echo dvc "$@"',
-        "uv": "exit 1",
-    }.items():
-        (programs / name).write_text(f"#!/bin/sh\n{line}\n", encoding="utf-8")
-        (programs / name).chmod(0o755)
+
+    (tmp_path / "dvc.py").write_text("import sys\nprint('dvc', *sys.argv[1:])\n")
+    put_program(tmp_path, "python", f'PYTHONPATH={tmp_path} exec {sys.executable} "$@"')
+    put_program(tmp_path, "uv", "exit 1")
     (tmp_path / ".venv" / ".installed").touch()
     return tmp_path
+
+
+def put_program(folder: Path, name: str, line: str) -> None:
+    programs = folder / ".venv" / "bin"
+    programs.mkdir(parents=True, exist_ok=True)
+    (programs / name).write_text(f"#!/bin/bash\n{line}\n", encoding="utf-8")
+    (programs / name).chmod(0o755)
 
 
 def make(folder: Path, *words: str) -> subprocess.CompletedProcess[str]:
@@ -46,6 +67,10 @@ def make(folder: Path, *words: str) -> subprocess.CompletedProcess[str]:
     return subprocess.run(
         ["make", *words], cwd=folder, env=environment, capture_output=True, text=True, check=False
     )
+
+
+def files_of(folder: Path) -> set[Path]:
+    return {path for path in folder.rglob("*") if "__pycache__" not in path.parts}
 
 
 def test_help_lists_every_verb_that_the_documents_name(workplace: Path) -> None:
@@ -64,7 +89,7 @@ def test_a_preset_is_named_in_one_line_of_the_settings_and_taken_off_again(
     params = workplace / "params.yaml"
     params.write_text(params.read_text(encoding="utf-8") + "\n# my own remark\n", encoding="utf-8")
     before = params.read_bytes()
-    files = set(workplace.rglob("*"))
+    files = files_of(workplace)
     first = make(workplace, "repro", "DATA=ms_celeb chalearn15")
     assert first.returncode == 0, first.stderr
     assert first.stdout.strip().endswith("dvc repro")
@@ -79,7 +104,7 @@ def test_a_preset_is_named_in_one_line_of_the_settings_and_taken_off_again(
     assert old.startswith(b"presets: []  # ")
     assert new == old.replace(b"[]", b"[ms_celeb, chalearn15]")
     assert read_params(params)["download"]["identity"]["source"] == "ms_celeb"
-    assert set(workplace.rglob("*")) == files, "no settings are kept elsewhere"
+    assert files_of(workplace) == files, "no settings are kept elsewhere"
 
     assert make(workplace, "repro").returncode == 0
     assert params.read_bytes() == once
@@ -102,6 +127,83 @@ def test_predict_without_a_photo_says_how(workplace: Path) -> None:
     answer = make(workplace, "predict")
     assert answer.returncode != 0
     assert "PHOTO=" in answer.stderr
+
+
+UGLY = [
+    "two words.jpg",
+    'it\'s "quoted".jpg',
+    "$HOME $(touch pwned) `touch pwned`.jpg",
+    "$$(shell touch pwned) $(PATH).jpg",
+    "-rf",
+    "--model=x",
+    "new\nline.jpg",
+    "star *[a]?.jpg",
+    "#;&|<>!~\\.jpg",
+    "a=b:c,d%e.jpg",
+    "é ü 漢.jpg",
+]
+
+
+@pytest.mark.parametrize("name", UGLY)
+def test_a_name_reaches_its_command_letter_by_letter(name: str, workplace: Path) -> None:
+    """Neither make nor the shell looks inside."""
+    put_program(workplace, "python", 'printf "%s\\0" "$@" > words')
+
+    def words(*given: str) -> list[str]:
+        done = make(workplace, *given)
+        assert done.returncode == 0, done.stderr
+        text = (workplace / "words").read_text(encoding="utf-8")
+        return text.removesuffix("\0").split("\0")[2:]
+
+    assert words("predict", f"PHOTO={name}") == ["predict", "--", name]
+    assert words("predict", f"PHOTO={name}", f"MODEL={name}", "JSON=1") == [
+        "predict",
+        "--json",
+        f"--model={name}",
+        "--",
+        name,
+    ]
+    assert words("score", f"PHOTOS={name}", f"OUTPUT={name}") == [
+        "score",
+        f"--output={name}",
+        "--",
+        name,
+    ]
+    assert words("scale-out", f"STAGE={name}")[-1] == name
+    data = [f"--data={word}" for word in name.split()]
+    assert words("repro", f"DATA={name}") == ["run", *data]
+    assert not (workplace / "pwned").exists()
+
+
+def test_the_libraries_environment_is_that_of_the_makefile(workplace: Path) -> None:
+    """Typed with make or without, the commands run with the same variables."""
+    show = "import json, os; print(json.dumps(dict(os.environ)))"
+    put_program(workplace, "python", f"exec {sys.executable} -c '{show}'")
+    of_make = json.loads(make(workplace, "history").stdout)
+    program = f"from visage.cli.group import pipeline; pipeline(); {show}"
+    bare = {name: os.environ[name] for name in ("PATH", "HOME") if name in os.environ}
+    done = subprocess.run(
+        [sys.executable, "-c", program],
+        cwd=workplace,
+        env=bare | {"PYTHONPATH": str(workplace)},
+        capture_output=True,
+        text=True,
+        check=True,
+    )
+    names = re.findall(r"^export (\w+)", (workplace / "environment.mk").read_text(), re.MULTILINE)
+    assert "PREFECT_HOME" in names
+    own = json.loads(done.stdout)
+    assert {name: own[name] for name in names} == {name: of_make[name] for name in names}
+
+
+def test_the_commands_that_the_documents_name_exist() -> None:
+    listed = set(re.findall(r"^  ([a-z-]+)  ", visage("--help").stdout, re.MULTILINE))
+    for document in [*REPOSITORY.glob("*.md"), *REPOSITORY.glob("docs/*.md")]:
+        text = document.read_text(encoding="utf-8")
+        blocks = "\n".join(re.findall(r"^```\w*\n(.*?)^```", text, re.MULTILINE | re.DOTALL))
+        typed = re.findall(r"^(?:\$ |\S*bin/)?visage ([a-z][a-z-]*)", blocks, re.MULTILINE)
+        named = {*typed, *re.findall(r"`visage ([a-z][a-z-]*)", text)}
+        assert named <= listed, document
 
 
 def test_an_old_python_is_refused_with_the_remedy(workplace: Path) -> None:

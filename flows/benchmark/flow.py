@@ -1,8 +1,8 @@
 """The paper's tables, or a protocol of several folds, from one command, cell by cell, on the user's
 own data.
 
-    python -m flows.benchmark.flow benchmarks/quick.yaml   (or: make benchmark SIZE=quick)
-    python -m flows.benchmark.flow utkface_all_ages        (or: make protocol DATA=utkface_all_ages)
+    visage benchmark --size quick          (or: make benchmark SIZE=quick)
+    visage protocol utkface_all_ages       (or: make protocol DATA=utkface_all_ages)
 
 The second command runs all folds of a preset. Finished cells stay finished (`runs/`), so that the
 command can be stopped and started at any time. Failed cells are tried again and named at the end.
@@ -12,10 +12,8 @@ docs/benchmark/, and `--only-write` makes them from the finished cells without r
 
 from __future__ import annotations
 
-import argparse
 import json
 import shutil
-import sys
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
@@ -78,10 +76,7 @@ def protocol_of(
 
 def page(name: str, found: Mapping[str, Any], tables: Mapping[str, TableSettings]) -> str:
     """The results as markdown, table by table with the machine and the code that made it."""
-    parts = [
-        f"# Benchmark {name}\n\nWritten by `python -m flows.benchmark.flow`; edit nothing here. "
-        f"{ABOUT}"
-    ]
+    parts = [f"# Benchmark {name}\n\nWritten by `visage benchmark`; edit nothing here. {ABOUT}"]
 
     for key, one in found.items():
         commits = ", ".join(commit[:12] for commit in one["git_commits"])
@@ -250,62 +245,43 @@ def write(
         shutil.copyfile(RESULTS / f"{name}.md", KEPT / f"{name}.md")
 
 
-def main() -> None:
-    """The command line; a wrong file ends it with one line and exit status 2, failed cells with
-    exit status 1."""
-    parser = argparse.ArgumentParser(
-        prog="python -m flows.benchmark.flow", description=__doc__.split("\n", 1)[0]
-    )
-    parser.add_argument("what", help="a benchmark's file, or the name of a preset")
-    parser.add_argument(
-        "--runs", type=Path, default=REPOSITORY / "runs", help="folder of the steps"
-    )
-    parser.add_argument("--workers", type=int, default=1, help="steps at a time")
-    parser.add_argument("--threads", type=int, default=1, help="threads of each")
-    parser.add_argument("--seeds", type=int, nargs="+", default=[0], help="of a preset's protocol")
-    parser.add_argument("--tables", nargs="+", help="only these tables of the file")
-    parser.add_argument(
-        "--only-write", action="store_true", help="run nothing, write what is there"
-    )
-    parser.add_argument(
-        "--record", action="store_true", help="keep the results under docs/benchmark/"
-    )
-    arguments = parser.parse_args()
+def benchmark(
+    what: str,
+    *,
+    seeds: Sequence[int],
+    only_tables: Sequence[str],
+    runs: Path,
+    num_workers: int,
+    num_threads: int,
+    record: bool,
+) -> dict[str, str]:
+    """Runs the cells of a benchmark's file, or of a preset's protocol, and writes the tables;
+    returns the failed steps with their reasons.
 
-    try:
-        failed = benchmark(arguments)
-    except ValueError as error:
-        print(f"flows.benchmark.flow: {error}", file=sys.stderr)
-        raise SystemExit(2) from error
-
-    for step, reason in failed.items():
-        print(f"failed: {step}: {reason}", file=sys.stderr)
-    raise SystemExit(1 if failed else 0)
-
-
-def benchmark(arguments: argparse.Namespace) -> dict[str, str]:
-    """Runs the cells and writes the tables; returns the failed steps with their reasons."""
-    file = Path(arguments.what)
+    `seeds` are those of a protocol. Without `only_tables` all tables of the file are made. No
+    worker (`num_workers` 0) means that nothing runs and what is there is written.
+    """
+    file = Path(what)
     if file.suffix == ".yaml":
         settings = read_benchmark(file)
         tables = read_tables(TABLES)
     else:
-        settings, tables = protocol_of(arguments.what, arguments.seeds)
+        settings, tables = protocol_of(what, seeds)
 
-    if odd := sorted(set(arguments.tables or []) - set(settings.tables)):
-        raise ValueError(f"--tables {odd[0]}: {arguments.what} has {', '.join(settings.tables)}")
-    if arguments.tables:
-        chosen = {name: settings.tables[name] for name in arguments.tables}
+    if odd := sorted(set(only_tables) - set(settings.tables)):
+        raise ValueError(f"--table {odd[0]}: {what} has {', '.join(settings.tables)}")
+    if only_tables:
+        chosen = {name: settings.tables[name] for name in only_tables}
         settings = replace(settings, tables=chosen)
 
-    cells = cells_of(settings, tables, declared(REPOSITORY), arguments.runs.absolute())
+    cells = cells_of(settings, tables, declared(REPOSITORY), runs)
     refuse_unreadable(cells, tables)
     steps = {step.key: step for cell in cells for step in cell.steps}
     failed: dict[str, str] = {}
-    if not arguments.only_write:
-        failed = run(steps.values(), arguments.workers, arguments.threads)
+    if num_workers:
+        failed = run(steps.values(), num_workers, num_threads)
 
-    write(file.stem, _found(cells, tables), tables, arguments.record)
+    write(file.stem, _found(cells, tables), tables, record)
     print((RESULTS / f"{file.stem}.md").read_text(encoding="utf-8"))
     return failed
 
@@ -337,7 +313,3 @@ def _budget(params: Mapping[str, Any]) -> dict[str, Any]:
     kept["grid"] = params["labels"]["grid"]
     recipe = finetune["recipes"][finetune["recipe"]]
     return {"crop_px": params["align"]["target"]["crop_px"], **kept, "recipe": recipe}
-
-
-if __name__ == "__main__":
-    main()

@@ -1,6 +1,6 @@
 """Runs a chain of fine-tuning, and records the figures of each link.
 
-    python -m flows.chain.flow chains/NAME.yaml [--workers 2]        (make chain CHAIN=...)
+    visage chain chains/NAME.yaml [--workers 2]        (make chain CHAIN=...)
 
 chains/NAME.yaml -> runs/<stage>-<key>/ (a step each, kept), reports/chain/NAME.{json,md}. Each
 distinct step runs once; what is done is not run again, and a killed training goes on from its last
@@ -9,9 +9,7 @@ epoch. Each link is evaluated on the test faces of its own set.
 
 from __future__ import annotations
 
-import argparse
 import json
-import sys
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -136,41 +134,9 @@ def write(name: str, document: Mapping[str, Any], results: Path) -> None:
             parts.append(f"{link['fused']['reason']}.\n\n{table.markdown()}")
     tables = "\n\n".join(parts)
     page = (
-        f"# Chain {name}\n\nWritten by `python -m flows.chain.flow`; edit nothing here. A link "
+        f"# Chain {name}\n\nWritten by `visage chain`; edit nothing here. A link "
         f"starts from the model of the one before; its figures are of its own set's test faces.\n\n"
         f"{tables}\n"
     )
     with atomic_write(results / f"{name}.md") as part:
         part.write_text(page, encoding="utf-8")
-
-
-def main() -> None:
-    """The command line; a wrong file ends it with one line and exit status 2, failed steps with
-    exit status 1."""
-    parser = argparse.ArgumentParser(
-        prog="python -m flows.chain.flow", description=__doc__.split("\n", 1)[0]
-    )
-    parser.add_argument("file", type=Path, help="a chain's file, chains/NAME.yaml")
-    parser.add_argument(
-        "--runs", type=Path, default=REPOSITORY / "runs", help="folder of the steps"
-    )
-    parser.add_argument("--workers", type=int, default=1, help="steps at a time")
-    parser.add_argument("--threads", type=int, default=1, help="threads of each")
-    arguments = parser.parse_args()
-
-    try:
-        failed = chain(
-            arguments.file, arguments.runs.absolute(), arguments.workers, arguments.threads
-        )
-    except ValueError as error:
-        print(f"flows.chain.flow: {error}", file=sys.stderr)
-        raise SystemExit(2) from error
-
-    print((RESULTS / f"{arguments.file.stem}.md").read_text(encoding="utf-8"))
-    for step, reason in failed.items():
-        print(f"failed: {step}: {reason}", file=sys.stderr)
-    raise SystemExit(1 if failed else 0)
-
-
-if __name__ == "__main__":
-    main()

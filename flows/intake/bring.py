@@ -14,7 +14,6 @@ A look at a folder of 10,000 photos without anything new takes under a second. T
 
 from __future__ import annotations
 
-import argparse
 import csv
 import hashlib
 import subprocess
@@ -264,23 +263,3 @@ def _dvc_add(folder: Path) -> None:
             f"dvc add {folder / LABELLED}: {message}\n"
             "The photos are there; look again when that is settled"
         )
-
-
-def main() -> None:
-    """The command line; wrong input ends it with one line and exit status 2."""
-    parser = argparse.ArgumentParser(
-        prog="python -m flows.intake.bring", description=__doc__.split("\n", 1)[0]
-    )
-    parser.add_argument("watch", help="a folder, or a URL such as s3://bucket/folder")
-    parser.add_argument("--role", choices=["identity", "target"], default="target")
-    arguments = parser.parse_args()
-
-    try:
-        print(look(arguments.watch, Path("incoming") / arguments.role))
-    except ValueError as error:
-        print(f"flows.intake.bring: {error}", file=sys.stderr)
-        raise SystemExit(2) from error
-
-
-if __name__ == "__main__":
-    main()

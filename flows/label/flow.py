@@ -1,9 +1,8 @@
 """A folder of unlabelled photos becomes a labelled table (DHAA's recipe for photos from the web,
 section 3).
 
-    python -m flows.label.flow PHOTOS [--model FOLDER]... [--output FOLDER]
-        (or: make label PHOTOS=folder)
-    python -m flows.label.flow PHOTOS --finish review.csv --unreviewed take|leave
+    visage label PHOTOS [--model FOLDER]... [--output FOLDER]      (or: make label PHOTOS=folder)
+    visage label PHOTOS --finish review.csv --unreviewed take|leave
 
 The first command finds near duplicates (visage/dedup/near_duplicates.py) and keeps the largest of
 each group. It predicts, with every model, the label of the face that alignment would take. It
@@ -17,12 +16,10 @@ to 300 ms for each model, nearly all of it for finding faces.
 
 from __future__ import annotations
 
-import argparse
 import json
-import sys
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
 from tqdm import tqdm
@@ -31,21 +28,22 @@ from flows.label.database import CHANGED, UNSEEN, LabelDatabase, Predicted
 from flows.label.hashes import hash_all
 from flows.label.review import carry_edits, finish, write_pages, write_review, write_rows
 from stages.ingest.archives import odd_name, printable
-from stages.ingest.records import REPOSITORY, photos_under
+from stages.ingest.records import REPOSITORY
 from stages.settings import read_json
 from stages.sqlite_database import PAGE_ROWS
 from visage.atomic import atomic_write
-from visage.cli import default_model_folder
 from visage.dedup.near_duplicates import kept_of_groups, near_groups
 from visage.inference.fusion import combined
-from visage.inference.loading import load
+from visage.inference.loading import load, model_folder
 from visage.inference.photos import Model
 from visage.inference.results import PhotoPrediction
-from visage.model_config import CONFIG_FILE
+from visage.model_config import CONFIG_FILE, find_config
 from visage.parallel import batched
+from visage.photo_files import photos_under
 from visage.weights import sha256_of
 
 CHUNK_PHOTOS = 64
+LABELS = "labels.csv"
 
 
 def label(photos: Path, models: Sequence[Path], output: Path, num_shown: int) -> dict[str, int]:
@@ -90,6 +88,37 @@ def label(photos: Path, models: Sequence[Path], output: Path, num_shown: int) ->
         "left out": num_left_out,
         "corrections not carried": num_lost,
     }
+
+
+def default_model() -> Path:
+    """The model that labels when none is named: the pipeline's, else the default released one."""
+    exported = REPOSITORY / "models" / "export"
+    return exported if find_config(exported) is not None else model_folder(None)
+
+
+def finish_labels(
+    review: Path, output: Path, unreviewed: Literal["take", "leave"]
+) -> dict[str, int]:
+    """Makes labels.csv in `output` of a corrected review.csv; returns how many rows were used and
+    left.
+
+    `unreviewed`: `take` or `leave` rows without a correction. Errors: ValueError, which names the
+    remedy.
+    """
+    if not (output / "label.json").is_file():
+        raise ValueError(
+            f"{output}: no photos were labelled there; run visage label without --finish first"
+        )
+
+    labels = read_json(output / "label.json")
+    done = finish(
+        review,
+        output / LABELS,
+        output / "labels_skipped.csv",
+        (labels["minimum"], labels["maximum"]),
+        unreviewed,
+    )
+    return done._asdict()
 
 
 def _check_photos(photos: Path) -> None:
@@ -195,72 +224,3 @@ def _combine(database: LabelDatabase, models: str) -> None:
 
         columns = [column.tolist() for column in combined(values_MN, stds_MN)]
         database.add("coarse", zip(photo_ids, *columns, boxes, strict=True))
-
-
-def main() -> None:
-    """The command line; an error that the user can correct ends it with one line and exit status
-    2."""
-    parser = argparse.ArgumentParser(
-        prog="python -m flows.label.flow", description=__doc__.split("\n", 1)[0]
-    )
-    parser.add_argument("photos", type=Path, help="folder with photos, at any depth")
-    parser.add_argument(
-        "--model",
-        type=Path,
-        action="append",
-        help="a model's folder, once for each of the ensemble",
-    )
-    parser.add_argument(
-        "--output", type=Path, help="default: data/label/ and the name of the folder with photos"
-    )
-    parser.add_argument(
-        "--show", type=int, default=1000, help="how many faces the pages show, the worst first"
-    )
-    parser.add_argument(
-        "--finish", type=Path, metavar="REVIEW", help="make labels.csv of a corrected review.csv"
-    )
-    parser.add_argument(
-        "--unreviewed", choices=["take", "leave"], help="rows without a correction, with --finish"
-    )
-    arguments = parser.parse_args()
-    output = arguments.output or REPOSITORY / "data" / "label" / arguments.photos.resolve().name
-
-    try:
-        if arguments.finish is None:
-            models = arguments.model or [default_model_folder(REPOSITORY)]
-            counts = label(arguments.photos, models, output, arguments.show)
-            print(f"{_counts_text(counts)}  -> {output}")
-            return
-
-        if arguments.unreviewed is None:
-            raise ValueError(
-                "--finish wants --unreviewed take or leave: what becomes of rows without a "
-                "correction"
-            )
-        if not (output / "label.json").is_file():
-            raise ValueError(
-                f"{output}: no photos were labelled there; run flows.label.flow without --finish "
-                f"first"
-            )
-
-        labels = read_json(output / "label.json")
-        table = output / "labels.csv"
-        done = finish(
-            arguments.finish,
-            table,
-            output / "labels_skipped.csv",
-            (labels["minimum"], labels["maximum"]),
-            arguments.unreviewed,
-        )
-        print(f"{_counts_text(done._asdict())}  -> {table}")
-    except ValueError as error:
-        print(f"flows.label.flow: {error}", file=sys.stderr)
-        raise SystemExit(2) from error
-
-
-def _counts_text(counts: Mapping[str, int]) -> str:
-    return "  ".join(f"{name} {count}" for name, count in counts.items())
-
-
-if __name__ == "__main__":
-    main()

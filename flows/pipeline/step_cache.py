@@ -29,8 +29,8 @@ from flows.pipeline.dvc_stages import Declared
 from flows.pipeline.file_lock import file_lock
 from stages.code import STAGE as CODE_STAGE
 from stages.code import code_digest, names_in
-from stages.ingest.records import files_under
 from visage.atomic import atomic_write
+from visage.photo_files import files_under
 from visage.training.provenance import git_commit, machine_of
 
 REPOSITORY = Path(__file__).resolve().parents[2]

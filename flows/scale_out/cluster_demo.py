@@ -1,6 +1,6 @@
 """Alignment, pre-training and a sweep on a cluster of two nodes on this machine (synthetic faces).
 
-    python -m flows.scale_out.cluster_demo          (or: make cluster-demo)
+    visage cluster-demo          (or: make cluster-demo)
 
 Works in a clone of the last commit, runs/cluster-demo, with the small settings of
 presets/cluster_demo.yaml. Each node is what `ray start` makes of a machine, with one CPU.
@@ -25,10 +25,10 @@ from flows.scale_out.ray_cluster import ADDRESS, lock
 
 FOLDER = ROOT / "runs" / "cluster-demo"
 JOBS = (
-    ("flows.scale_out.flow", "align@identity"),
-    ("flows.scale_out.flow", "align@target"),
-    ("flows.scale_out.flow", "pretrain"),
-    ("flows.sweep.flow",),
+    ("scale-out", "align@identity"),
+    ("scale-out", "align@target"),
+    ("scale-out", "pretrain"),
+    ("sweep",),
 )
 STARTED = "Ray runtime started."
 START_SECONDS = 120.0
@@ -90,8 +90,8 @@ def clone(folder: Path) -> None:
     subprocess.run(preset, cwd=folder, check=True)
 
 
-def main() -> None:
-    """The jobs one after the other; ends with the status of the one that failed."""
+def run_demo() -> int:
+    """The jobs one after the other; returns the status of the one that failed, else 0."""
     # sys.exit leaves the blocks below, so that the nodes end with this process.
     signal.signal(signal.SIGTERM, lambda *_: sys.exit(128 + signal.SIGTERM))
     clone(FOLDER)
@@ -99,14 +99,11 @@ def main() -> None:
     with two_nodes(FOLDER) as address:
         print(f"two nodes at {address}", flush=True)
         for job in JOBS:
-            print(f"== python -m {' '.join(job)}", flush=True)
-            command = [sys.executable, "-m", *job]
+            print(f"== visage {' '.join(job)}", flush=True)
+            command = [sys.executable, "-m", "visage.cli", *job]
             done = subprocess.run(command, cwd=FOLDER, env=os.environ | {ADDRESS: address})
             if done.returncode != 0:
-                raise SystemExit(done.returncode)
+                return done.returncode
 
     print(f"done; all results are in {FOLDER.relative_to(ROOT)}")
-
-
-if __name__ == "__main__":
-    main()
+    return 0

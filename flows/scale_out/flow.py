@@ -1,7 +1,7 @@
 """One stage of dvc.yaml on Ray, where one machine is too slow for it: the alignment or the
 pre-training.
 
-    python -m flows.scale_out.flow align@identity          (or: make scale-out STAGE=align@identity)
+    visage scale-out align@identity          (or: make scale-out STAGE=align@identity)
 
 The stages before it are brought up to date by DVC. The stage itself is called with a runner that
 distributes its work over the Ray of RAY_ADDRESS (by default a Ray of this machine). DVC commits the
@@ -12,7 +12,6 @@ computed again.
 
 from __future__ import annotations
 
-import argparse
 import subprocess
 import sys
 import tempfile
@@ -26,9 +25,9 @@ from flows.pipeline.artifacts import RecordedRun, show_run
 from flows.pipeline.dvc_stages import Declared, before
 from flows.pipeline.run_name import run_name
 from flows.pipeline.stage_runner import StageFailed, StageRunner
-from flows.pipeline.workspace import ROOT, Busy, only_one
+from flows.pipeline.workspace import ROOT, only_one
 from flows.scale_out.driver import SECTIONS, ScaleOutSettings
-from flows.scale_out.driver_process import DriverFailed, drive
+from flows.scale_out.driver_process import drive
 from stages.exit_status import ExitStatus
 from stages.settings import load_section, read_json
 
@@ -100,22 +99,3 @@ def recorded(experiment: str, stage: str, work: Path) -> RecordedRun:
         experiment_id=run.experiment_id,
         tracking_uri=client.tracking_uri,
     )
-
-
-def main() -> None:
-    """The command line. What the user can correct ends it with one line and exit status 2."""
-    parser = argparse.ArgumentParser(
-        prog="python -m flows.scale_out.flow", description=__doc__.split("\n", 1)[0]
-    )
-    parser.add_argument("stage", help="align@identity, align@target or pretrain")
-    arguments = parser.parse_args()
-
-    try:
-        scale_out(arguments.stage)
-    except (ValueError, Busy, StageFailed, DriverFailed) as error:
-        print(f"flows.scale_out.flow: {error}", file=sys.stderr)
-        raise SystemExit(2) from error
-
-
-if __name__ == "__main__":
-    main()

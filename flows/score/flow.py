@@ -1,8 +1,7 @@
 """Scores a folder, bucket or table of photos with the champion: parquet with one row for each face,
 and one for each photo without a face.
 
-    python -m flows.score.flow PHOTOS --output FOLDER [--model FOLDER]
-        (or: make score PHOTOS=... OUTPUT=...)
+    visage score PHOTOS --output FOLDER [--model FOLDER]   (or: make score PHOTOS=... OUTPUT=...)
 
 PHOTOS is a folder, an fsspec URL (s3://bucket/folder) or a table of paths (inventory.py);
 FOLDER gets part-00000.parquet ... (shards.py). The command can be stopped at any time; the same
@@ -13,8 +12,6 @@ Memory does not grow with the number of photos.
 
 from __future__ import annotations
 
-import argparse
-import sys
 import tempfile
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager
@@ -144,35 +141,3 @@ def _locked(output: Path) -> Iterator[None]:
         except Locked as error:
             raise ValueError(f"{output}: {error}; wait for it, or stop it") from error
         yield
-
-
-def main() -> None:
-    """The command line; an error that the user can correct ends it with one line and exit status
-    2."""
-    parser = argparse.ArgumentParser(
-        prog="python -m flows.score.flow", description=__doc__.split("\n", 1)[0]
-    )
-    parser.add_argument(
-        "photos", help="folder, URL of a bucket's folder, or table (.csv, .parquet)"
-    )
-    parser.add_argument("--output", type=Path, required=True, help="folder for the parquet files")
-    parser.add_argument(
-        "--model", type=Path, help="a model's folder; default: the registry's champion"
-    )
-    parser.add_argument("--params", type=Path, default=PARAMS)
-    arguments = parser.parse_args()
-
-    try:
-        counts = score(
-            arguments.photos, arguments.output.absolute(), arguments.model, arguments.params
-        )
-    except ValueError as error:
-        print(f"flows.score.flow: {error}", file=sys.stderr)
-        raise SystemExit(2) from error
-
-    text = "  ".join(f"{name} {count}" for name, count in counts.items())
-    print(f"{text}  -> {arguments.output}")
-
-
-if __name__ == "__main__":
-    main()

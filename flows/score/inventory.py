@@ -25,9 +25,9 @@ from fsspec.implementations.local import LocalFileSystem
 
 from stages.ingest.archives import odd_name, printable
 from stages.ingest.fetch import IDENTITY_KEYS
-from stages.ingest.records import PHOTO_SUFFIXES, photos_under
 from stages.sqlite_database import REBUILT, SqliteDatabase
 from visage.parallel import map_ordered
+from visage.photo_files import PHOTO_SUFFIXES, photos_under
 
 TABLE_SUFFIXES = (".csv", ".parquet")
 # The files of a table whose size and time are requested at a time.

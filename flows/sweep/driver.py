@@ -10,7 +10,6 @@ other settings, data or code starts a new sweep.
 
 from __future__ import annotations
 
-import argparse
 import dataclasses
 import hashlib
 import json
@@ -65,7 +64,7 @@ from model_registry.sweep_runs import end_sweep, open_sweep
 from stages.code import REPOSITORY, code_digest, names_in
 from stages.exit_status import ExitStatus, exit_status_of
 from stages.presets import read_params
-from stages.settings import load_section
+from stages.settings import given_paths, load_section
 from visage.atomic import atomic_write
 from visage.data.face_table import FaceTable
 from visage.model_config import CONFIG_FILE, WEIGHTS_FILE
@@ -266,23 +265,17 @@ def _tuner(plan: Plan, folder: Path, trainable: Any, parent: str) -> tune.Tuner:
 
 def main() -> None:
     """The command line; what the user can correct ends it with one line and exit status 2."""
-    parser = argparse.ArgumentParser(
-        prog="python -m flows.sweep.driver", description=__doc__.split("\n", 1)[0]
-    )
-    for name in ("params", "faces", "backbone", "start", "results"):
-        parser.add_argument(f"--{name}", type=Path, required=True)
+    given = given_paths("flows.sweep.driver", [field.name for field in dataclasses.fields(Inputs)])
     for logger in NOISY_LOGGERS:
         logging.getLogger(logger).setLevel(logging.ERROR)
 
-    folders = {name: path.absolute() for name, path in vars(parser.parse_args()).items()}
-    inputs = Inputs(**folders)
     try:
-        sweep(inputs)
+        sweep(Inputs(**given))
     except Exception as error:
         message = _for_the_user(error)
         if message is None:
             raise
-        print(f"flows.sweep.flow: {message}", file=sys.stderr)
+        print(f"visage sweep: {message}", file=sys.stderr)
         raise SystemExit(2) from error
 
 

@@ -1,7 +1,7 @@
 """A search over finetune's settings by Ray Tune, as the `sweep` section of params.yaml says:
 tables, figures, the best.
 
-    python -m flows.sweep.flow          (or: make sweep)
+    visage sweep          (or: make sweep)
 
 First, the inputs of finetune are brought up to date (DVC has their stages). Then the driver runs
 the trials in a process of its own (flows/sweep/driver.py), here or on the cluster of RAY_ADDRESS.
@@ -11,7 +11,6 @@ reports/sweep/ and in one MLflow run with a child run for each trial.
 
 from __future__ import annotations
 
-import sys
 from contextlib import closing
 from pathlib import Path
 
@@ -20,10 +19,10 @@ from prefect.artifacts import create_markdown_artifact
 
 from flows.pipeline.dvc_stages import Declared, before
 from flows.pipeline.run_name import run_name
-from flows.pipeline.stage_runner import StageFailed, StageRunner
-from flows.pipeline.workspace import ROOT, Busy, only_one
+from flows.pipeline.stage_runner import StageRunner
+from flows.pipeline.workspace import ROOT, only_one
 from flows.reproduce import task_of
-from flows.scale_out.driver_process import DriverFailed, drive
+from flows.scale_out.driver_process import drive
 
 GOAL = "finetune"
 INPUTS = ("faces", "backbone", "start")  # arguments that finetune and the driver share
@@ -58,16 +57,3 @@ def _inputs(stages: list[Declared]) -> dict[str, str]:
     """The folders of the faces and of the models to start from, as finetune's command has them."""
     [command] = [stage.command for stage in stages if stage.name == GOAL]
     return {name: command[command.index(f"--{name}") + 1] for name in INPUTS}
-
-
-def main() -> None:
-    """The command line; what the user can correct ends it with one line and exit status 2."""
-    try:
-        sweep()
-    except (StageFailed, DriverFailed, Busy) as error:
-        print(f"flows.sweep.flow: {error}", file=sys.stderr)
-        raise SystemExit(2) from error
-
-
-if __name__ == "__main__":
-    main()

@@ -21,7 +21,8 @@ import fsspec
 from tqdm import tqdm
 
 from stages.ingest.archives import Budget, odd_name, safe_name
-from stages.ingest.records import REPOSITORY, files_under
+from stages.ingest.records import REPOSITORY
+from visage.photo_files import files_under
 
 CHUNK_BYTES = 1 << 20
 # Each goes on where the last one broke off

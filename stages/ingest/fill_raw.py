@@ -27,9 +27,10 @@ from tqdm import tqdm
 from stages.ingest.archives import CONTROL, Budget, Placer, odd_name, printable, unpack
 from stages.ingest.containers import unpack_container
 from stages.ingest.fetch import Located, locate
-from stages.ingest.records import Reader, ReportSkip, files_under
+from stages.ingest.records import Reader, ReportSkip
 from stages.ingest.split_archives import grouped_parts, is_archive
 from visage.atomic import atomic_write
+from visage.photo_files import files_under
 
 CHUNK_BYTES = 1 << 20
 PLAN = "plan.json"

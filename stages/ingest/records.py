@@ -20,30 +20,14 @@ Names that begin with a dot are not photos; `.visage` in `raw_dir` belongs to do
 
 from __future__ import annotations
 
-import os
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Literal, NamedTuple, Protocol
 
+from visage.photo_files import files_under
+
 Action = Literal["skipped", "repaired"]
-PHOTO_SUFFIXES = frozenset(
-    {
-        ".jpg",
-        ".jpeg",
-        ".jpe",
-        ".png",
-        ".webp",
-        ".gif",
-        ".bmp",
-        ".tif",
-        ".tiff",
-        ".pgm",
-        ".ppm",
-        ".jp2",
-        ".avif",
-    }
-)
 REPOSITORY = Path(__file__).resolve().parents[2]
 
 
@@ -106,12 +90,6 @@ def from_repository(path: Path) -> Path:
     return REPOSITORY / path
 
 
-def photos_under(folder: Path) -> Iterator[str]:
-    """The photos below a folder as posix paths relative to it, in the order of those strings; one
-    folder in memory."""
-    return (name for name in files_under(folder) if Path(name).suffix.lower() in PHOTO_SUFFIXES)
-
-
 def only_file(raw_dir: Path, ending: str) -> Path:
     """The one file below the raw folder whose last path parts are `ending`; ValueError for none or
     several."""
@@ -123,16 +101,3 @@ def only_file(raw_dir: Path, ending: str) -> Path:
         )
 
     return raw_dir / found[0]
-
-
-def files_under(folder: Path, prefix: str = "") -> Iterator[str]:
-    """Every plain file below a folder but dot-names, sorted by the complete path."""
-    with os.scandir(folder) as entries:
-        visible = [entry for entry in entries if not entry.name.startswith(".")]
-        # The slash is part of a folder's key, as it is part of the path
-        found = sorted(entry.name + "/" if entry.is_dir() else entry.name for entry in visible)
-    for name in found:
-        if name.endswith("/"):
-            yield from files_under(folder / name, prefix + name)
-        elif (folder / name).is_file():
-            yield prefix + name

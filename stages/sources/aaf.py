@@ -14,7 +14,8 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
 
-from stages.ingest.records import ManifestRow, ReportSkip, Source, photos_under
+from stages.ingest.records import ManifestRow, ReportSkip, Source
+from visage.photo_files import photos_under
 
 NAME = re.compile(r"(?P<number>\d{5})A(?P<age>\d{2})\.jpe?g", re.IGNORECASE)
 NUM_FEMALE = 7381

@@ -22,7 +22,8 @@ from pathlib import Path, PurePosixPath
 from typing import Literal, NamedTuple
 
 from stages.ingest.matlab import read_struct, text
-from stages.ingest.records import ManifestRow, ReportSkip, Source, photos_under
+from stages.ingest.records import ManifestRow, ReportSkip, Source
+from visage.photo_files import photos_under
 
 AGE = re.compile(r"(\d{1,3})_.+_\d+\.jpe?g", re.IGNORECASE)
 SPLITS = ("val", "test")

@@ -17,8 +17,9 @@ from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
 from typing import NamedTuple
 
-from stages.ingest.records import ManifestRow, ReportSkip, Source, only_file, photos_under
+from stages.ingest.records import ManifestRow, ReportSkip, Source, only_file
 from stages.ingest.spreadsheet import Line, cell_number, named_rows
+from visage.photo_files import photos_under
 
 NAME = re.compile(
     r"CFD-(?P<target>(?P<race>[A-Z])(?P<sex>[FM])-\d+)-\d+-(?P<expression>[A-Z]+)\.jpe?g",

@@ -11,7 +11,8 @@ import re
 from collections.abc import Iterator
 from pathlib import Path, PurePosixPath
 
-from stages.ingest.records import ManifestRow, NoOptions, ReportSkip, Source, photos_under
+from stages.ingest.records import ManifestRow, NoOptions, ReportSkip, Source
+from visage.photo_files import photos_under
 
 NAME = re.compile(r"(?P<person>\d{3})A(?P<age>\d{2})[a-z]?\.jpe?g", re.IGNORECASE)
 

@@ -14,7 +14,8 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
-from stages.ingest.records import ManifestRow, NoOptions, ReportSkip, Source, photos_under
+from stages.ingest.records import ManifestRow, NoOptions, ReportSkip, Source
+from visage.photo_files import photos_under
 
 
 @dataclass(frozen=True, kw_only=True)

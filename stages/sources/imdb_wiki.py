@@ -27,7 +27,8 @@ import numpy as np
 import numpy.typing as npt
 
 from stages.ingest.matlab import read_struct, text
-from stages.ingest.records import ManifestRow, ReportSkip, Source, photos_under
+from stages.ingest.records import ManifestRow, ReportSkip, Source
+from visage.photo_files import photos_under
 
 # MATLAB's serial day of 1970-01-01
 UNIX_EPOCH = 719_529

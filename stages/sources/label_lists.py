@@ -16,14 +16,9 @@ from pathlib import Path
 from typing import Literal, NamedTuple
 
 from stages.ingest.archives import safe_name
-from stages.ingest.records import (
-    PHOTO_SUFFIXES,
-    ManifestRow,
-    ReportSkip,
-    from_repository,
-    photos_under,
-)
+from stages.ingest.records import ManifestRow, ReportSkip, from_repository
 from stages.sources.table import number
+from visage.photo_files import PHOTO_SUFFIXES, photos_under
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -13,8 +13,9 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
-from stages.ingest.records import Action, ManifestRow, ReportSkip, Source, photos_under
+from stages.ingest.records import Action, ManifestRow, ReportSkip, Source
 from stages.sources.table import TableColumns, TableOptions, table_rows
+from visage.photo_files import photos_under
 
 PHOTOS_FOLDER = "original_images"
 LOWEST = 1.0

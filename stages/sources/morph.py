@@ -31,9 +31,10 @@ from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
 from typing import Literal, NamedTuple
 
-from stages.ingest.records import ManifestRow, ReportSkip, Source, photos_under
+from stages.ingest.records import ManifestRow, ReportSkip, Source
 from stages.ingest.splits import draw
 from stages.sources.table import read_table
+from visage.photo_files import photos_under
 
 NAME = re.compile(
     r"(?P<person>\d+)_(?P<number>\d+)(?P<sex>[MF])(?P<age>\d{2})\.jpe?g", re.IGNORECASE

@@ -25,7 +25,8 @@ from collections.abc import Iterator
 from pathlib import Path
 
 from stages.ingest.recordio import Chunk, first_identity, parse_header, read_chunks
-from stages.ingest.records import ManifestRow, NoOptions, Record, ReportSkip, Source, photos_under
+from stages.ingest.records import ManifestRow, NoOptions, Record, ReportSkip, Source
+from visage.photo_files import photos_under
 
 NUM_COLUMNS = 7
 NAME_PART = re.compile(r"[A-Za-z0-9_-][A-Za-z0-9._-]{0,63}")

@@ -15,8 +15,9 @@ from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
 from typing import Any
 
-from stages.ingest.records import ManifestRow, ReportSkip, Source, only_file, photos_under
+from stages.ingest.records import ManifestRow, ReportSkip, Source, only_file
 from stages.ingest.spreadsheet import cell_number, sheet_lines
+from visage.photo_files import photos_under
 
 NAME = re.compile(r"SCUT-FBP-(\d+)\.jpe?g", re.IGNORECASE)
 LOWEST = 1.0

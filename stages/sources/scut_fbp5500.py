@@ -20,8 +20,9 @@ from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
 from typing import Literal
 
-from stages.ingest.records import ManifestRow, ReportSkip, Source, only_file, photos_under
+from stages.ingest.records import ManifestRow, ReportSkip, Source, only_file
 from stages.ingest.spreadsheet import cell_number, named_rows
+from visage.photo_files import photos_under
 
 LABELS = "All_labels.txt"
 RATINGS = "All_Ratings.xlsx"

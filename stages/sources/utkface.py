@@ -26,7 +26,8 @@ from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
 from typing import Literal
 
-from stages.ingest.records import ManifestRow, ReportSkip, Source, from_repository, photos_under
+from stages.ingest.records import ManifestRow, ReportSkip, Source, from_repository
+from visage.photo_files import photos_under
 
 SEXES = {"0": "male", "1": "female"}
 ETHNICITIES = {"0": "white", "1": "black", "2": "asian", "3": "indian", "4": "others"}

@@ -29,9 +29,10 @@ from prefect.blocks.webhook import Webhook
 from prefect.client.orchestration import get_client
 
 import flows.drift
-from flows.drift import DriftSettings, champion_reference, drift, main, served_faces
+from flows.drift import DriftSettings, champion_reference, drift, served_faces
 from model_registry.mlflow_client import connect
 from stages.settings import load_section
+from tests.command import refused, visage
 from tests.conftest import REPOSITORY
 from tests.model_registry.served import SETTINGS as PACKAGE
 from tests.model_registry.served import Store, make_store, running, serve_command, synthetic_photos
@@ -385,21 +386,12 @@ def test_settings_are_checked(changes: dict[str, Any], complaint: str) -> None:
 
 @pytest.mark.usefixtures("champion", "prefect_server")
 def test_the_command_line_ends_in_one_line(
-    tmp_path: Path,
-    loopback: Loopback,
-    monkeypatch: pytest.MonkeyPatch,
-    capsys: pytest.CaptureFixture[str],
+    tmp_path: Path, loopback: Loopback, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     message = look(tmp_path, loopback, faces(400))
 
-    monkeypatch.setattr("sys.argv", ["flows.drift"])
-    monkeypatch.setattr(flows.drift, "drift", lambda **keywords: drift(tmp_path, **keywords))
-    main()
-    assert capsys.readouterr().out.strip().splitlines()[-1] == message
+    monkeypatch.setattr("flows.commands.in_clone.ROOT", tmp_path)
+    assert visage("drift").stdout.strip().splitlines()[-1] == message
 
     loopback.body = b"<html>"
-    with pytest.raises(SystemExit) as stopped:
-        main()
-    assert stopped.value.code == 2
-    last_line = capsys.readouterr().err.splitlines()[-1]
-    assert last_line.startswith(f"flows.drift: {loopback.url}/statistics: not JSON")
+    assert refused("drift").startswith(f"{loopback.url}/statistics: not JSON")

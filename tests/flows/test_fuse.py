@@ -1,37 +1,26 @@
-"""`python -m flows.fuse`: two models become one folder that predicts; wrong ones are refused."""
+"""`visage fuse`: two models become one folder that predicts; wrong ones are refused."""
 
 from __future__ import annotations
 
-import sys
 from pathlib import Path
 
 import numpy as np
 import pytest
 
-from flows.fuse import main
+from tests.command import refused, visage
 from tests.small_model import small_model, some_crops
 from visage.inference.faces import CropPredictor
 from visage.inference.onnx_engine import ONNX_FILE, load_onnx
 from visage.weights import load_model
 
 
-def run(monkeypatch: pytest.MonkeyPatch, *words: str | Path) -> int:
-    monkeypatch.setattr(sys, "argv", ["fuse", *map(str, words)])
-    try:
-        main()
-    except SystemExit as ended:
-        return int(ended.code or 0)
-    return 0
-
-
 @pytest.mark.parametrize("rule", ["mean", "gate"])
-def test_two_models_become_one_that_both_runtimes_answer_with(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, rule: str
-) -> None:
+def test_two_models_become_one_that_both_runtimes_answer_with(tmp_path: Path, rule: str) -> None:
     models = [small_model(tmp_path / name, name=name) for name in ("one", "two")]
     output = tmp_path / "fused"
     second = ["--second-stream", "two"]
-    assert run(monkeypatch, *models, "--output", output, "--rule", rule, *second) == 0
+    done = visage("fuse", *models, "--output", output, "--rule", rule, *second)
+    assert done.exit_code == 0
 
     crops_BCHW = some_crops(5)
     expected = CropPredictor(*load_model(models[0])).predict_crops(crops_BCHW).value
@@ -41,14 +30,11 @@ def test_two_models_become_one_that_both_runtimes_answer_with(
     np.testing.assert_allclose(in_onnx, found, atol=1e-3)
 
 
-def test_models_that_are_not_there_are_refused_with_those_released(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
-) -> None:
+def test_models_that_are_not_there_are_refused_with_those_released(tmp_path: Path) -> None:
     one = small_model(tmp_path / "one", name="one")
-    assert run(monkeypatch, one, "nowhere", "--output", tmp_path / "fused") == 2
-    assert "no released model; the released ones: tiny-utkface-all-ages" in capsys.readouterr().err
-    assert run(monkeypatch, one, one, "--output", tmp_path / "fused") == 2
-    assert "the second model called one" in capsys.readouterr().err
-    assert run(monkeypatch, one, "--output", tmp_path / "fused") == 2
-    assert "one model alone is not fused" in capsys.readouterr().err
+    output = ["--output", tmp_path / "fused"]
+    told = refused("fuse", one, "nowhere", *output)
+    assert "no released model; the released ones: tiny-utkface-all-ages" in told
+    assert "the second model called one" in refused("fuse", one, one, *output)
+    assert "one model alone is not fused" in refused("fuse", one, *output)
     assert not (tmp_path / "fused").exists()

@@ -25,6 +25,7 @@ from flows.retrain import retrain
 from model_registry import promotion_gate
 from model_registry.mlflow_client import connect
 from model_registry.promote import champion, history
+from tests.command import refused, visage
 from tests.imports import REPOSITORY
 from tests.model_registry.test_promote import RULES
 from tests.small_faces import plain_settings
@@ -220,17 +221,17 @@ def test_one_that_died_between_register_and_alias_is_finished(
     assert [event["version"] for event in history(MODEL)] == [1]
 
 
-def test_of_two_at_once_one_ends(copy: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_of_two_at_once_one_ends(copy: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("flows.commands.in_clone.ROOT", copy)
     with only_one(copy):
         state: Any = retrain("a test", copy, return_state=True)
-        with pytest.raises(SystemExit, match="2"):
-            job.main(copy, [])
+        assert "in use by process" in refused("retrain")
+        assert visage("reproduce").exit_code == 74
         with pytest.raises(Busy):
             reproduce(copy)
 
     assert state.is_cancelled()
     assert "in use by process" in state.message
-    assert "flows.retrain: " in capsys.readouterr().err
     assert champion(MODEL) is None
 
 

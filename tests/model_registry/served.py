@@ -122,7 +122,7 @@ class Server:
 
 def serve_command(port: int) -> list[str]:
     model = f"models:/{SETTINGS.model}@champion"
-    return [sys.executable, "-m", "model_registry.serve", "--model", model, "--port", str(port)]
+    return [sys.executable, "-m", "visage.cli", "serve", "--model", model, "--port", str(port)]
 
 
 @contextmanager

@@ -1,6 +1,6 @@
 """One photo -> a picture with each of its faces, its score map, and the predicted distribution.
 
-    python -m visage.explain.photo PHOTO OUT.png [--model FOLDER] [--flip | --no-flip]
+    visage explain PHOTO [OUT.png] [--model NAME] [--flip | --no-flip]
 
 The picture shows the photo's faces, the largest 8 of many. Shapes: F faces of the photo, H and W
 crop side in pixels.
@@ -8,8 +8,6 @@ crop side in pixels.
 
 from __future__ import annotations
 
-import argparse
-import sys
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -18,10 +16,10 @@ import numpy.typing as npt
 import torch
 
 from visage.atomic import atomic_write_bytes
-from visage.cli import add_model_options, default_model_folder
 from visage.evaluation.plots import png
 from visage.explain.plots import Pixels, face_sheet
 from visage.explain.score_map import score_map
+from visage.inference.loading import model_folder
 from visage.inference.photos import Model
 from visage.inference.results import FacePrediction
 from visage.networks.protocol import Network
@@ -70,47 +68,29 @@ def check_out(photo: Path, out: Path) -> None:
         raise ValueError(f"{out}: this is the photo itself; give the picture another name")
 
 
-def main() -> None:
-    """The command line. A photo without a face, an unusable model or a wrong OUT ends it with one
-    line and exit status 2."""
-    parser = argparse.ArgumentParser(
-        prog="python -m visage.explain.photo", description=__doc__.split("\n", 1)[0]
-    )
-    parser.add_argument("photo", type=Path)
-    parser.add_argument("out", type=Path)
-    add_model_options(parser)
-    arguments = parser.parse_args()
+def explain_file(photo: Path, out: Path, model: str | Path | None, flip: bool) -> int:
+    """Writes the picture `out` of a photo's faces; returns how many faces there are, of which the
+    largest MAX_SHOWN are shown. `model` as in `visage.load`.
 
-    try:
-        check_out(arguments.photo, arguments.out)
-        folder = arguments.model or default_model_folder(Path(__file__).resolve().parents[2])
-        network, config = load_model(folder)
-        faces = explain_photo(network, Model(network, config), arguments.photo, arguments.flip)
-        if not faces:
-            raise ValueError(f"{arguments.photo}: no face found, nothing to explain")
-    except ValueError as error:
-        print(f"visage.explain.photo: {error}", file=sys.stderr)
-        raise SystemExit(2) from error
+    Raises ValueError for a photo without a face, an unreadable one, an unusable model or a wrong
+    `out`.
+    """
+    check_out(photo, out)
+    network, config = load_model(model_folder(model))
+    faces = explain_photo(network, Model(network, config), photo, flip)
+    if not faces:
+        raise ValueError(f"{photo}: no face found, nothing to explain")
 
-    if len(faces) > MAX_SHOWN:
-        print(
-            f"{arguments.photo}: {len(faces)} faces, the largest {MAX_SHOWN} are shown",
-            file=sys.stderr,
-        )
-    faces = faces[:MAX_SHOWN]
-
+    shown = faces[:MAX_SHOWN]
     figure = face_sheet(
-        f"{arguments.photo.name}: {config.quantity} by {config.name}",
-        np.stack([face.crop_HW3 for face in faces]),
-        np.stack([face.score_HW for face in faces]),
+        f"{photo.name}: {config.quantity} by {config.name}",
+        np.stack([face.crop_HW3 for face in shown]),
+        np.stack([face.score_HW for face in shown]),
         config.grid.labels(),
-        np.stack([face.prediction.distribution for face in faces]),
+        np.stack([face.prediction.distribution for face in shown]),
         None,
-        np.array([face.prediction.value for face in faces]),
+        np.array([face.prediction.value for face in shown]),
         config.unit,
     )
-    atomic_write_bytes(arguments.out, png(figure))
-
-
-if __name__ == "__main__":
-    main()
+    atomic_write_bytes(out, png(figure))
+    return len(faces)

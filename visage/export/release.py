@@ -1,15 +1,11 @@
 """An exported model becomes a released one, with its own name, terms and measured figures.
 
-    python -m visage.export.release MODEL_FOLDER RELEASED_FOLDER --name NAME --terms TEXT \\
-        --metrics FILE.json
+visage release MODEL_FOLDER RELEASED_FOLDER --name NAME --terms TEXT --metrics FILE.json
 """
 
 from __future__ import annotations
 
-import argparse
 import dataclasses
-import json
-import sys
 from pathlib import Path
 from typing import Any
 
@@ -43,40 +39,3 @@ def copy_with_config(exported: Path, released: Path, config: ModelConfig) -> Non
         model = onnx.load_from_string(checked_bytes(path))
         atomic_write_bytes(released / path.name, stamped(model, config))
     config.write(released / CONFIG_FILE)
-
-
-def main() -> None:
-    """The command line of `release`."""
-    parser = argparse.ArgumentParser(
-        prog="python -m visage.export.release", description="an exported model -> a released one"
-    )
-    parser.add_argument("exported", type=Path)
-    parser.add_argument("released", type=Path)
-    parser.add_argument("--name", required=True)
-    parser.add_argument(
-        "--terms", required=True, help="what the terms of the training data mean for these weights"
-    )
-    parser.add_argument(
-        "--metrics", type=Path, required=True, help="JSON with the measured figures"
-    )
-    arguments = parser.parse_args()
-
-    try:
-        metrics = json.loads(arguments.metrics.read_text(encoding="utf-8"))
-        release(
-            arguments.exported,
-            arguments.released,
-            name=arguments.name,
-            terms=arguments.terms,
-            metrics=metrics,
-        )
-    except (OSError, ValueError) as error:
-        print(f"visage.export.release: {error}", file=sys.stderr)
-        raise SystemExit(2) from error
-
-    sizes = [f"{path.name} {path.stat().st_size} bytes" for path in arguments.released.iterdir()]
-    print(f"{arguments.released}: {', '.join(sizes)}")
-
-
-if __name__ == "__main__":
-    main()

@@ -63,9 +63,20 @@ class FacePrediction:
 
     def __repr__(self) -> str:
         """Value and interval as a person reads them: `31.2 years (26 to 37)`."""
-        digits = max(0, math.ceil(-math.log10(self.grid.step) - 1e-9))
-        ends = f"{self.low:.{digits}f} to {self.high:.{digits}f}"
-        return f"{self.value:.{digits + 1}f} {self.unit} ({ends})"
+        return f"{self.value_text()} ({self.interval_text()})"
+
+    def value_text(self) -> str:
+        """The value as a person reads it, one digit finer than the labels: `31.2 years`."""
+        return f"{self.value:.{self._decimals() + 1}f} {self.unit}"
+
+    def interval_text(self) -> str:
+        """The 80 % interval as a person reads it: `26 to 37`."""
+        decimals = self._decimals()
+        return f"{self.low:.{decimals}f} to {self.high:.{decimals}f}"
+
+    def _decimals(self) -> int:
+        """Those of the labels."""
+        return max(0, math.ceil(-math.log10(self.grid.step) - 1e-9))
 
     def to_dict(self, distribution: bool = True) -> dict[str, Any]:
         """The face's entry in the photo's JSON document, with its `probabilities` or without."""

@@ -1,13 +1,11 @@
 """Serves a model until a signal stops it.
 
-python -m visage.server.run --model FOLDER [--host 127.0.0.1] [--port 5001] [--poll SECONDS]
+visage serve --model NAME-or-FOLDER [--host 127.0.0.1] [--port 5001] [--poll SECONDS]
 """
 
 from __future__ import annotations
 
-import argparse
 import os
-import sys
 from pathlib import Path
 
 import uvicorn
@@ -75,35 +73,3 @@ def serve(folder: Path, host: str, port: int, poll_seconds: float) -> None:
     source = FolderSource(folder=folder, name=folder.name, limits=LIMITS)
     settings = server_settings(len(os.sched_getaffinity(0)), poll_seconds)
     run(build_app(source, settings, visage.__version__), host, port)
-
-
-def add_server_options(parser: argparse.ArgumentParser, poll_seconds: float) -> None:
-    """Adds the options that every server takes; `poll_seconds` is the default of --poll."""
-    parser.add_argument("--host", default=HOST, help="where to listen; see docs/serve.md")
-    parser.add_argument("--port", type=int, default=PORT)
-    parser.add_argument(
-        "--poll",
-        type=float,
-        default=poll_seconds,
-        metavar="SECONDS",
-        help="look so often whether the model has changed; 0: only POST /reload does",
-    )
-
-
-def main() -> None:
-    """The command line. A missing or damaged model ends it with one line and exit status 2."""
-    parser = argparse.ArgumentParser(
-        prog="python -m visage.server.run", description=__doc__.split("\n", 1)[0]
-    )
-    parser.add_argument("--model", type=Path, required=True, help="a folder with a model")
-    add_server_options(parser, 0.0)
-    arguments = parser.parse_args()
-    try:
-        serve(arguments.model, arguments.host, arguments.port, arguments.poll)
-    except ValueError as error:
-        print(f"visage.server.run: {error}", file=sys.stderr)
-        raise SystemExit(2) from error
-
-
-if __name__ == "__main__":
-    main()

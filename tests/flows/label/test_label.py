@@ -8,7 +8,6 @@ import dataclasses
 import io
 import os
 import shutil
-import sys
 from pathlib import Path
 from typing import Any
 
@@ -19,6 +18,7 @@ from PIL import Image
 from flows.label import flow, hashes
 from flows.label.review import COLUMNS, finish
 from stages.settings import read_json
+from tests.command import refused, visage
 from tests.small_model import small_config, small_network
 from tests.stages.sources.test_sources import read
 from visage.inference.fusion import combined
@@ -381,41 +381,19 @@ def test_a_sheet_without_its_columns_or_lines_is_refused(tmp_path: Path) -> None
     assert not (tmp_path / "labels.csv").exists()
 
 
-def test_the_command_line(
-    photos: Path,
-    models: list[Path],
-    tmp_path: Path,
-    monkeypatch: pytest.MonkeyPatch,
-    capsys: pytest.CaptureFixture[str],
-) -> None:
-    words = [
-        "label",
-        str(photos),
-        "--output",
-        str(tmp_path / "out"),
-        "--model",
-        str(models[0]),
-        "--show",
-        "1",
-    ]
-    monkeypatch.setattr(sys, "argv", words)
-    flow.main()
-    assert f"labelled {NUM_FACES}" in capsys.readouterr().out
+def test_the_command_line(photos: Path, models: list[Path], tmp_path: Path) -> None:
+    output = tmp_path / "out"
+    review = output / "review.csv"
+    words = ["label", photos, "--output", output]
+    done = visage(*words, "--model", models[0], "--show", "1")
+    assert done.exit_code == 0
+    assert f"labelled {NUM_FACES}" in done.stdout
 
-    review = str(tmp_path / "out" / "review.csv")
-    monkeypatch.setattr(sys, "argv", [*words[:4], "--finish", review])
-    with pytest.raises(SystemExit) as ended:
-        flow.main()
-    assert ended.value.code == 2
-    assert "--unreviewed take or leave" in capsys.readouterr().err
+    assert "--unreviewed take or leave" in refused(*words, "--finish", review)
+    assert "--unreviewed belongs to --finish" in refused(*words, "--unreviewed", "take")
+    decided = ["--finish", review, "--unreviewed", "take"]
+    elsewhere = ["label", photos, "--output", tmp_path / "no"]
+    assert "run visage label without --finish first" in refused(*elsewhere, *decided)
 
-    monkeypatch.setattr(
-        sys, "argv", [*words[:3], str(tmp_path / "no"), "--finish", review, "--unreviewed", "take"]
-    )
-    with pytest.raises(SystemExit):
-        flow.main()
-    assert "run flows.label.flow without --finish first" in capsys.readouterr().err
-
-    monkeypatch.setattr(sys, "argv", [*words[:4], "--finish", review, "--unreviewed", "take"])
-    flow.main()
-    assert len(rows_of(tmp_path / "out" / "labels.csv")) == NUM_FACES
+    assert visage(*words, *decided).exit_code == 0
+    assert len(rows_of(output / "labels.csv")) == NUM_FACES

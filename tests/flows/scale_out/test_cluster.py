@@ -25,7 +25,7 @@ def test_rays_launcher_takes_the_description() -> None:
 
 def test_the_demo_names_stages_that_are_there() -> None:
     names = {stage.name for stage in declared(REPOSITORY)}
-    assert {job[1] for job in JOBS if job[0] == "flows.scale_out.flow"} <= names
+    assert {job[1] for job in JOBS if job[0] == "scale-out"} <= names
 
 
 @pytest.mark.slow

@@ -609,7 +609,8 @@ def test_the_command_leaves_an_artifact(
     command = [
         sys.executable,
         "-m",
-        "flows.score.flow",
+        "visage.cli",
+        "score",
         str(photos),
         "--output",
         str(output),

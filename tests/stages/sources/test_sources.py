@@ -12,10 +12,11 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from stages.ingest.records import ManifestRow, files_under, photos_under
+from stages.ingest.records import ManifestRow
 from stages.settings import convert
 from stages.sources import SOURCES
 from stages.sources.utkface import parse_name
+from visage.photo_files import files_under, photos_under
 
 
 def touch(raw: Path, *names: str) -> None:

@@ -7,9 +7,10 @@ from typing import Any
 
 import pytest
 
-from stages.ingest.records import Action, photos_under
+from stages.ingest.records import Action
 from stages.settings import convert
 from stages.sources.synthetic import SYNTHETIC, DrawnOptions
+from visage.photo_files import photos_under
 from visage.synthetic import read_labels
 
 OPTIONS = {

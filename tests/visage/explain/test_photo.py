@@ -3,7 +3,6 @@ a PNG."""
 
 from __future__ import annotations
 
-import sys
 from pathlib import Path
 
 import numpy as np
@@ -11,9 +10,9 @@ import pytest
 import torch
 from PIL import Image
 
+from tests.command import refused, visage
 from tests.small_model import CROP_PX, small_config, small_model, small_network
 from visage.detection.mtcnn import Faces
-from visage.explain import photo as command
 from visage.explain.photo import explain_photo
 from visage.explain.score_map import score_map
 from visage.inference import photos
@@ -86,34 +85,50 @@ def test_a_photo_without_a_face_explains_nothing_and_an_unreadable_one_is_refuse
         explain_photo(network, predictor, photo, True)
 
 
+def find_faces(monkeypatch: pytest.MonkeyPatch, *offsets: int) -> None:
+    monkeypatch.setattr(FaceAligner, "find", lambda _, photos: DetectorOf(*offsets).detect(photos))
+
+
 def test_the_command_writes_a_picture_or_says_why_not(
-    photo: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+    photo: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    out, model = photo.with_name("out.png"), small_model(photo.with_name("model"))
-    monkeypatch.setattr(sys, "argv", ["explain_photo", str(photo), str(out), "--model", str(model)])
-    monkeypatch.setattr(FaceAligner, "find", lambda _, photos: DetectorOf(0, 30).detect(photos))
-    command.main()
+    out = photo.with_name("out.png")
+    model = small_model(photo.with_name("model"))
+    words = ["explain", photo, out, "--model", model]
+    find_faces(monkeypatch, 0, 30)
+    done = visage(*words)
+    assert done.exit_code == 0
+    assert done.stdout == f"{out}\n"
+    assert "shown" not in done.stderr
     with Image.open(out) as image:
         assert image.format == "PNG"
-    assert "shown" not in capsys.readouterr().err
-    monkeypatch.setattr(
-        FaceAligner, "find", lambda _, photos: DetectorOf(*range(10)).detect(photos)
-    )
-    command.main()
-    assert "10 faces, the largest 8 are shown" in capsys.readouterr().err
+
+    find_faces(monkeypatch, *range(10))
+    assert "10 faces, the largest 8 are shown" in visage(*words).stderr
+
     out.unlink()
-    monkeypatch.setattr(FaceAligner, "find", lambda _, photos: DetectorOf().detect(photos))
-    with pytest.raises(SystemExit):
-        command.main()
-    assert "no face found" in capsys.readouterr().err
+    find_faces(monkeypatch)
+    assert "no face found" in refused(*words)
     assert not out.exists()
 
 
+def test_without_a_name_the_picture_is_called_after_the_photo(
+    photo: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (photo.parent / "here").mkdir()
+    monkeypatch.chdir(photo.parent / "here")
+    find_faces(monkeypatch, 0)
+    visage("explain", photo, "--model", small_model(photo.with_name("model")))
+    assert Path("photo-explained.png").is_file()
+
+
 def test_a_wrong_out_is_refused_before_the_work(
-    photo: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+    photo: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     pixels = photo.read_bytes()
-    monkeypatch.setattr(command, "load_model", lambda _: pytest.fail("the work has begun"))
+    monkeypatch.setattr(
+        "visage.explain.photo.load_model", lambda _: pytest.fail("the work has begun")
+    )
     absent = photo.parent / "absent" / "out.png"
     link = photo.with_name("link.png")
     link.symlink_to(photo)
@@ -124,9 +139,5 @@ def test_a_wrong_out_is_refused_before_the_work(
         (link, "itself"),
     ]
     for out, said in wrong:
-        monkeypatch.setattr(sys, "argv", ["explain_photo", str(photo), str(out)])
-        with pytest.raises(SystemExit) as ended:
-            command.main()
-        assert ended.value.code == 2
-        assert said in capsys.readouterr().err
+        assert said in refused("explain", photo, out)
     assert photo.read_bytes() == pixels

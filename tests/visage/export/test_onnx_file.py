@@ -16,11 +16,12 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
+from tests.command import refused, visage
 from tests.small_model import CROP_PX, small_config, small_network, some_crops
 from visage.explain.score_map import pooled_features
 from visage.export import onnx_file
 from visage.export.onnx_file import export_model, measure_parity, stamped
-from visage.export.release import copy_with_config, main, release
+from visage.export.release import copy_with_config, release
 from visage.inference.faces import CropPredictor
 from visage.inference.onnx_engine import CONFIG_KEY, ONNX_FILE, SEAL_KEY, load_onnx, seal
 from visage.labels import DECODERS
@@ -318,31 +319,14 @@ def test_a_release_says_its_terms_and_answers_alike(exported: Path, tmp_path: Pa
     np.testing.assert_array_equal(*engines)
 
 
-def test_release_from_the_command_line(
-    exported: Path,
-    tmp_path: Path,
-    monkeypatch: pytest.MonkeyPatch,
-    capsys: pytest.CaptureFixture[str],
-) -> None:
-    (tmp_path / "metrics.json").write_text('{"mae": 4.5}')
-    words = [
-        "export",
-        exported,
-        tmp_path / "age",
-        "--name",
-        "age",
-        "--terms",
-        "none",
-        "--metrics",
-        tmp_path / "metrics.json",
-    ]
-    monkeypatch.setattr(sys, "argv", list(map(str, words)))
-    main()
-    assert "model.onnx" in capsys.readouterr().out
-    (tmp_path / "metrics.json").unlink()
-    with pytest.raises(SystemExit) as ended:
-        main()
-    assert ended.value.code == 2
+def test_release_from_the_command_line(exported: Path, tmp_path: Path) -> None:
+    metrics = tmp_path / "metrics.json"
+    metrics.write_text('{"mae": 4.5}')
+    words = ["release", exported, tmp_path / "age", "--name", "age", "--terms", "none"]
+    assert "model.onnx" in visage(*words, "--metrics", metrics).stdout
+
+    metrics.unlink()
+    assert "metrics.json: " in refused(*words, "--metrics", metrics)
 
 
 def as_format_2(path: Path, config: ModelConfig) -> None:

@@ -7,7 +7,6 @@ import dataclasses
 import hashlib
 import io
 import json
-import sys
 from pathlib import Path
 
 import numpy as np
@@ -19,8 +18,8 @@ from PIL import Image
 
 from stages.align import AlignSettings
 from stages.align import align as align_photos
+from tests.command import refused, visage
 from tests.small_model import CROP_PX, small_config, small_model, small_network, some_crops
-from visage.cli import default_model_folder, main
 from visage.data.face_table import FaceTable
 from visage.data.jpeg import decode_jpeg, encode_jpeg
 from visage.data.preprocess import evaluation_view
@@ -30,7 +29,7 @@ from visage.detection.mtcnn import DetectorSettings, Faces
 from visage.explain.score_map import pooled_features
 from visage.inference import photos
 from visage.inference.faces import Observer, Predictions
-from visage.inference.loading import load, model_folder
+from visage.inference.loading import load
 from visage.inference.photos import Model
 from visage.inference.torch_engine import TorchEngine
 from visage.labels import LabelGrid, central_interval
@@ -531,46 +530,17 @@ def test_a_model_of_another_grid_or_network_is_refused(tmp_path: Path) -> None:
             load(folder, runtime="torch")
 
 
-def test_which_model_answers_when_none_is_named(tmp_path: Path) -> None:
-    assert default_model_folder(tmp_path) == model_folder(None)
-    exported = tmp_path / "models" / "export"
-    exported.mkdir(parents=True)
-    assert default_model_folder(tmp_path) == model_folder(None)  # an empty folder is no model
-    (exported / "config.json").write_text("{}")
-    assert default_model_folder(tmp_path) == exported
-
-
-def run_main(monkeypatch: pytest.MonkeyPatch, *arguments: object) -> None:
-    monkeypatch.setattr(sys, "argv", ["predictor", *map(str, arguments)])
-    main()
-
-
-def test_the_command_line_prints_one_document(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
-) -> None:
+def test_the_command_answers_with_a_model_s_folder(tmp_path: Path) -> None:
     folder = small_model(tmp_path / "model", "float16")
-    (tmp_path / "photo.jpg").write_bytes(encoded(a_photo(), "JPEG"))
-    run_main(monkeypatch, tmp_path / "photo.jpg", "--model", folder)
-    document = json.loads(capsys.readouterr().out)
+    photo = tmp_path / "photo.jpg"
+    photo.write_bytes(encoded(a_photo(), "JPEG"))
+    document = json.loads(visage("predict", "--json", photo, "--model", folder).stdout)
     assert document["model"]["name"] == "small"
     assert document["reason"] == "no face found"
 
-
-@pytest.mark.parametrize("broken", ["photo", "model"])
-def test_the_command_line_ends_bad_input_with_one_line(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], broken: str
-) -> None:
-    folder = small_model(tmp_path / "model")
-    photo = tmp_path / "photo.jpg"
-    photo.write_bytes(encoded(a_photo(), "JPEG"))
-    {"photo": photo, "model": folder / "model.safetensors"}[broken].write_bytes(b"broken")
-    with pytest.raises(SystemExit) as ended:
-        run_main(monkeypatch, photo, "--model", folder)
-    assert ended.value.code == 2
-    output = capsys.readouterr()
-    assert output.out == ""
-    assert output.err.count("\n") == 1
-    assert broken in output.err
+    (folder / "model.safetensors").write_bytes(b"broken")
+    assert "model.safetensors" in refused("predict", photo, "--model", folder)
+    assert "no such folder" in refused("predict", photo, "--model", tmp_path / "absent")
 
 
 def test_float64_head_keeps_a_grid_of_any_size_in_step() -> None:

@@ -31,7 +31,7 @@ class Server:
     def __init__(self, folder: Path, log: Path) -> None:
         self.port = free_port()
         self.log = log
-        words = ["-m", "visage.server.run", "--model", str(folder), "--port", str(self.port)]
+        words = ["-m", "visage.cli", "serve", "--model", str(folder), "--port", str(self.port)]
         with log.open("wb") as stream:
             self.process = subprocess.Popen(
                 [sys.executable, *words], cwd=REPOSITORY, stdout=stream, stderr=stream
@@ -118,7 +118,7 @@ def test_a_stopped_server_ends_with_its_requests_answered(folder: Path, tmp_path
 
 @pytest.mark.parametrize("model", ["nobody", "tests"])
 def test_no_model_ends_it_with_one_line(model: str) -> None:
-    command = [sys.executable, "-m", "visage.server.run", "--model", model]
+    command = [sys.executable, "-m", "visage.cli", "serve", "--model", model]
     done = subprocess.run(command, cwd=REPOSITORY, capture_output=True, text=True, check=False)
     assert done.returncode == 2
     assert done.stderr.count("\n") == 1
