@@ -32,7 +32,7 @@ from stages.settings import Report, print_report, stage_main
 from visage.atomic import atomic_folder, atomic_write
 from visage.data.face_table import FaceTable
 from visage.device import available_device
-from visage.evaluation.bootstrap import Bootstrap
+from visage.evaluation.bootstrap import Bootstrap, Estimate
 from visage.evaluation.evaluate import Answers
 from visage.evaluation.fused_members import (
     MemberRow,
@@ -40,13 +40,16 @@ from visage.evaluation.fused_members import (
     members_document,
     members_table,
 )
-from visage.evaluation.html import Picture, page
-from visage.evaluation.page import headline, pictures, sections
+from visage.evaluation.heads import head_errors, head_values, heads_figure, heads_table
+from visage.evaluation.html import Picture, Section, page
+from visage.evaluation.page import digits_of, headline, pictures, sections
+from visage.evaluation.plots import png
 from visage.evaluation.tables import group_rows, metrics_document, plot_tables
 from visage.inference.faces import CropPredictor, Predictions
-from visage.inference.predict_table import answer, check_preprocessing
+from visage.inference.predict_table import answer, check_preprocessing, faces_of
 from visage.labels import DECODERS
 from visage.model_config import CONFIG_FILE, ModelConfig
+from visage.networks import Network
 from visage.networks.fused import FusedNetwork
 from visage.weights import load_model, sha256_of
 
@@ -138,6 +141,15 @@ def evaluate(
         document[first.name]["members"] = members_document(rows)
         table = members_table(document[first.name]["members"], config.unit)
         print(table.text(), end="\n\n")
+    if network.auxiliary_names():
+        first = evaluations[0].answers
+        heads = _head_errors(settings, network, config, first, faces)
+        document[first.name]["heads"] = {
+            name: dataclasses.asdict(error) for name, error in heads.items()
+        }
+        table = heads_table(heads, config.unit, digits_of(config))
+        drawn["heads"] = Picture(caption=table.caption, png=png(heads_figure(heads, config.unit)))
+        chapters.insert(2, Section(title="Heads", parts=[drawn["heads"], table]))
     write_json(metrics, document)
     write_table(groups, group_rows(evaluations))
     write_predictions(predictions, settings.splits, evaluations)
@@ -161,6 +173,22 @@ def evaluate(
     }
     for name, path in written.items():
         print(f"{name:<12}{path}")
+
+
+def _head_errors(
+    settings: EvaluateSettings,
+    network: Network,
+    config: ModelConfig,
+    answers: Answers,
+    faces: Path,
+) -> dict[str, Estimate]:
+    """The error of each of the network's heads, on the first list of faces."""
+    table = FaceTable.open(faces, [settings.splits[0]])
+    num_batches = -(-len(table) // smaller(settings.batch_size))
+    places = np.array_split(np.arange(len(table)), num_batches)
+    batches = (faces_of(table, rows, network.needs_landmarks) for rows in places)
+    values = head_values(network, config, batches, flip=settings.flip)
+    return head_errors(values, answers, settings.bootstrap)
 
 
 def _member_rows(

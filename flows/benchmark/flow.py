@@ -120,11 +120,13 @@ def rows_table(rows: Sequence[Mapping[str, Any]], table: TableSettings, unit: st
     published = _sets_of(table.rows)
     header = ["", *(title_of(metric, unit) for metric in table.metrics)]
     header += [f"MAE minus {table.reference}'s", "seeds better", "rule", "seeds"]
+    # Results may be older than the table, and than the count of processor time.
+    known = [row for row in rows if row["row"] in table.rows]
+    timed = any("processor_hours" in row for row in known)
+    header += ["training, processor hours"] * timed
     header += [f"published: {name}" for name in published]
 
-    # Results may be older than the table.
-    known = [row for row in rows if row["row"] in table.rows]
-    lines = [_line(row, table, published) for row in known]
+    lines = [_line(row, table, published, timed) for row in known]
     return Table(caption="", header=header, rows=lines)
 
 
@@ -136,16 +138,26 @@ def costs_table(table: TableSettings, budget: Mapping[str, Any]) -> Table:
     lines = []
 
     for name, row in table.rows.items():
-        # Options such as the pooling change neither figure, so any legal value will do.
-        changed = "finetune.network.name" in row.settings
-        network_name = row.settings["finetune.network.name"] if changed else budget["network"]
-        network = build(network_name, any_options(network_name), num_labels)
+        network = build(*_network_of(row, budget), num_labels)
 
         parameters = sum(weight.numel() for weight in network.parameters())
         macs = count_macs(network, budget["crop_px"])
         lines.append([name, f"{parameters / 1e6:.3f}", f"{macs / 1e9:.3f}"])
 
     return Table(caption="", header=header, rows=lines)
+
+
+def _network_of(row: TableRow, budget: Mapping[str, Any]) -> tuple[str, dict[str, Any]]:
+    """Name and options of a row's network."""
+    if "finetune.network" in row.settings:
+        network = row.settings["finetune.network"]
+        return network["name"], network["options"]
+
+    name = row.settings.get("finetune.network.name", budget["network"])
+    # Results may be older than this key. Where the name alone changes, options are those of VGG,
+    # which change neither figure, so any legal value will do.
+    options = budget.get("options") if name == budget["network"] else None
+    return name, options or any_options(name)
 
 
 def prior_table(table: TableSettings) -> Table:
@@ -179,8 +191,10 @@ def _prior_line(name: str, row: PriorRow, sets: Sequence[str]) -> list[str]:
     ]
 
 
-def _line(row: Mapping[str, Any], table: TableSettings, published: Sequence[str]) -> list[str]:
-    theirs = []
+def _line(
+    row: Mapping[str, Any], table: TableSettings, published: Sequence[str], timed: bool
+) -> list[str]:
+    theirs = [f"{row['processor_hours']:.2f}" if "processor_hours" in row else ""] * timed
     for name in published:
         values = table.rows[row["row"]].published.get(name, ())
         theirs.append(" / ".join(f"{value:.3f}" for value in values))
@@ -308,7 +322,7 @@ def _found(cells: Sequence[Cell], tables: Mapping[str, TableSettings]) -> dict[s
 def _budget(params: Mapping[str, Any]) -> dict[str, Any]:
     """The settings that all rows of a set share."""
     finetune = params["finetune"]
-    kept = {"network": finetune["network"]["name"]}
+    kept = {"network": finetune["network"]["name"], "options": finetune["network"]["options"]}
     kept |= {name: finetune[name] for name in ("epochs", "init", "loss", "augmentation")}
     kept["grid"] = params["labels"]["grid"]
     recipe = finetune["recipes"][finetune["recipe"]]

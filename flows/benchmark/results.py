@@ -39,6 +39,7 @@ METRICS: dict[str, Metric] = {
     "epsilon_error": epsilon_error,
 }
 PREDICTIONS = "predictions.parquet"
+HISTORY = "finetune.csv"
 METRICS_FILE = "metrics.json"
 FACES = "data/target/faces"
 
@@ -136,7 +137,23 @@ def row_document(
         "metrics": metrics,
         "against_reference": difference,
         "published": {name: list(values) for name, values in table.rows[row].published.items()},
+        **_processor_hours([cell for cell in cells if cell.seed in predictions]),
     }
+
+
+def _processor_hours(cells: Sequence[Cell]) -> dict[str, float]:
+    """What a row's fine-tuning took on average, of all processors together; nothing where no
+    training says it."""
+    seconds = []
+    for cell in cells:
+        for step in cell.steps:
+            for path in step.stage.outputs:
+                if Path(path).name != HISTORY or not step.output(path).is_file():
+                    continue
+                history = pd.read_csv(step.output(path))
+                if "processor_seconds" in history:
+                    seconds.append(float(history["processor_seconds"].sum()))
+    return {"processor_hours": float(np.mean(seconds)) / 3600} if seconds else {}
 
 
 def _rule(cells: Sequence[Cell]) -> dict[str, Any]:

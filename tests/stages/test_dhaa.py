@@ -9,11 +9,16 @@ import json
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pandas as pd
+import pyarrow as pa
+import pyarrow.parquet as pq
 import pytest
 import torch
 from safetensors.torch import save_file
 
+from stages.calibrate import CalibrateSettings, calibrate
+from stages.evaluate import evaluate
 from stages.finetune import finetune
 from stages.imported_weights import IMAGENET_NORMALISE, ImportSettings
 from stages.pretrain import pretrain
@@ -25,6 +30,10 @@ from tests.small_faces import (
     some_faces,
     write_faces,
 )
+from tests.stages.test_evaluate import SETTINGS as EVALUATE
+from visage.data.face_table import FaceTable
+from visage.explain.score_map import pooled_features, score_map
+from visage.inference.predict_table import faces_of
 from visage.networks import NetworkSettings, any_options, build
 from visage.weights import load_model, sha256_of
 
@@ -174,3 +183,57 @@ def test_a_backbone_of_another_share_is_refused(
     wider = NetworkSettings(name="dhaa-0.25", options=OPTIONS)
     with pytest.raises(ValueError, match=r"backbone's network is .*resnet18-0\.125.*dhaa-0\.25"):
         train(tmp_path, faces, backbone, network=wider)
+
+
+# -------------------------------------------------------------------------------
+# What becomes of the model
+# -------------------------------------------------------------------------------
+
+
+def test_each_of_its_ten_heads_is_measured(tmp_path: Path, faces: Path, model: Path) -> None:
+    """The last head's figure is the prediction's own."""
+    table = FaceTable.open(faces, ["test"])
+    photos = [{"photo_id": name, "split": "test"} for name in table.photo_id]
+    pq.write_table(pa.Table.from_pylist(photos), tmp_path / "manifest.parquet")
+    (tmp_path / "rejects.csv").write_text("photo_id,reason\n", encoding="utf-8")
+    names = {"metrics": "metrics.json", "groups": "groups.csv", "plots": "plots"}
+    names |= {"predictions": "predictions.parquet", "html": "report.html"}
+    names |= {"manifest": "manifest.parquet", "rejects": "rejects.csv"}
+    names |= {"finetune_history": "none", "pretrain_history": "none", "validation": "none"}
+    evaluate(
+        dataclasses.replace(EVALUATE, splits=("test",)),
+        model=model,
+        faces=faces,
+        report=lambda *_: None,
+        **{name: tmp_path / file for name, file in names.items()},
+    )
+    measured = json.loads((tmp_path / "metrics.json").read_text(encoding="utf-8"))["test"]
+    parts = ["g1", "g2", "g3", "l1", "l2", "l3", "c1", "c2", "c3", "last"]
+    assert list(measured["heads"]) == parts
+    last = measured["heads"]["last"]
+    assert last["value"] == pytest.approx(measured["mae"]["value"], abs=1e-3)
+    assert len({one["value"] for one in measured["heads"].values()}) == 10
+    assert (tmp_path / "plots" / "heads.png").stat().st_size > 1000
+    page = (tmp_path / "report.html").read_text(encoding="utf-8")
+    assert "Error of each head" in page
+
+
+def test_it_is_calibrated_explained_and_embedded(tmp_path: Path, faces: Path, model: Path) -> None:
+    network, config = load_model(model)
+    table = FaceTable.open(faces, ["test"])
+    crops = faces_of(table, np.arange(8), True)
+    maps_Bhw = score_map(network, config, *crops, flip=True)
+    assert maps_Bhw.shape == (8, 32, 32)
+    assert float(maps_Bhw.std()) > 1e-9
+    features_BC = pooled_features(network, config, *crops)
+    assert features_BC.shape == (8, 3 * 64), "what t-SNE embeds"
+    calibrate(
+        CalibrateSettings(batch_size=8, min_faces=4, flip=True),
+        model=model,
+        faces=faces,
+        calibrated=tmp_path / "calibrated",
+        report=lambda *_: None,
+    )
+    calibration = load_model(tmp_path / "calibrated")[1].calibration
+    assert calibration is not None
+    assert calibration.num_faces == 8

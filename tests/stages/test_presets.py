@@ -91,6 +91,9 @@ COMBINED = [
     ["dldl_v2_paper", "scut_fbp5500_folds"],
     ["dldl_v2_paper", "ms_celeb", "scut_fbp"],
     ["dldl_v2_paper", "ms_celeb", "utkface_coral"],
+    ["dhaa_paper", "morph_80_20"],
+    ["dhaa_paper", "utkface_coral"],
+    ["dhaa_flip", "dhaa_paper", "cacd"],
 ]
 USED = [[], *([name] for name in known_presets(FOLDER)), *COMBINED]
 
@@ -184,7 +187,7 @@ def test_every_fold_is_taken(names: list[str], document: dict[str, Any]) -> None
 
 
 # They go over sets of which some have their values already
-LAYERS = {"dldl_v2_paper", "no_validation"}
+LAYERS = {"dldl_v2_paper", "no_validation", "dhaa_paper", "dhaa_flip"}
 
 
 @pytest.mark.parametrize("name", sorted(set(known_presets(FOLDER)) - LAYERS))

@@ -10,7 +10,9 @@ sees all branches' features; a head of each z only trains.
 
 Where the paper says nothing: the tail's convolution is 1x1 (`tail_kernel`), the LSTM's states are
 as long as z, regions come in the order g1, g2, g3 and eye, nose, mouth. docs/papers.md has the
-reasons. Legend: B batch, C channels, h and w side of the shared map, V length of z, K outputs.
+reasons. Linear layers and LSTM are float32 products of the complete batch: a face's last bits
+depend on the other faces of its batch, by some 1e-5 years. Legend: B batch, C channels, h and w
+side of the shared map, V length of z, K outputs.
 """
 
 from __future__ import annotations

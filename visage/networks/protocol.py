@@ -62,6 +62,11 @@ class Network(nn.Module, ABC):
         bias_K = self.head.bias.to(dtype)
         return nn.functional.linear(features_BC.to(dtype), weight_KC, bias_K)
 
+    def auxiliary_names(self) -> Sequence[str]:
+        """What reports call the heads that only train, in the order of `Outputs.auxiliary`: nothing
+        where they are not to be measured."""
+        return ()
+
     def quantised_modules(self) -> Sequence[str]:
         """Names of the convolutions that an int8 export computes in 8 bits: all but the first."""
         convolutions = [
