@@ -14,7 +14,8 @@ import torch
 from matplotlib.figure import Figure
 from torch import Tensor
 
-from visage.data.preprocess import evaluation_faces, mirrored
+from visage.data.mirror import mirrored
+from visage.data.preprocess import evaluation_faces
 from visage.evaluation.bootstrap import Bootstrap, Estimate, estimate
 from visage.evaluation.evaluate import Answers
 from visage.evaluation.html import Table, title_of, with_interval
@@ -44,7 +45,7 @@ def head_values(
     found: dict[str, list[FloatArray]] = {name: [] for name in (*names, LAST)}
     for crops in batches:
         faces = evaluation_faces(_on(device, crops), config.normalise)
-        views = [faces, mirrored(faces)] if flip else [faces]
+        views = [faces, FaceBatch(*mirrored(*faces))] if flip else [faces]
         of_views = [_values(network, config, view) for view in views]
 
         for name, columns in found.items():

@@ -42,10 +42,11 @@ def cell(
     folder: Path, row: str, seed: int, error: np.ndarray | None, fold: int = 0, key: str = ""
 ) -> Cell:
     """A cell whose predictions are off by `error`; None: not finished."""
-    faces = Step(stage=FACES, params={}, inputs={}, key="f", folder=folder / "faces")
+    nothing: dict[str, Any] = {"params": {}, "written_as": {}}
+    faces = Step(stage=FACES, inputs={}, key="f", folder=folder / "faces", **nothing)
     name = key or f"{row}{seed}{fold}"
     inputs = {"data/target/faces": faces}
-    step = Step(stage=EVALUATE, params={}, inputs=inputs, key=name, folder=folder / name)
+    step = Step(stage=EVALUATE, inputs=inputs, key=name, folder=folder / name, **nothing)
     (step.folder / "reports").mkdir(parents=True, exist_ok=True)
 
     photos = [f"{number}.jpg" for number in range(len(LABEL))]
@@ -122,6 +123,35 @@ def test_figures_are_means_over_seeds_with_students_interval(
         (1 - np.exp(-(noise[:3] ** 2) / 8)).mean()
     )
     assert found["against_reference"] is None
+
+
+def test_training_s_processor_time_stands_beside_the_error(
+    tmp_path: Path, noise: np.ndarray
+) -> None:
+    """The mean over the seeds of the sum over the epochs, where a training says it."""
+    cells = []
+    for seed, seconds in enumerate((1000.0, 2000.0)):
+        one = cell(tmp_path, "good", seed, noise[seed])
+        trained = Declared(
+            name="finetune",
+            command=("python",),
+            inputs=(),
+            params=(),
+            outputs=("reports/history/finetune.csv",),
+        )
+        folder = tmp_path / f"finetune{seed}"
+        step = Step(
+            stage=trained, params={}, inputs={}, written_as={}, key=folder.name, folder=folder
+        )
+        history = step.output("reports/history/finetune.csv")
+        history.parent.mkdir(parents=True)
+        history.write_text(f"epoch,processor_seconds\n1,800\n2,{seconds}\n", encoding="utf-8")
+        cells.append(replace(one, steps=(step, *one.steps)))
+    found = rows([*cells, cell(tmp_path, "bad", 0, noise[0])])
+    assert found["good"]["processor_hours"] == pytest.approx(2300 / 3600)
+    text = page("x", {"t": everything({"set": list(found.values())})}, {"t": TABLE})
+    assert "training, processor hours" in text
+    assert "| 0.64 |" in text
 
 
 def test_one_seed_has_a_bootstrap_interval_over_pictures(tmp_path: Path, noise: np.ndarray) -> None:

@@ -116,10 +116,8 @@ def test_it_predicts_and_its_mirror_image_is_as_old(config: ModelConfig, network
     again = predictor.predict_crops(crops.flip(3), mirrored)
     np.testing.assert_allclose(again.value, predicted.value, atol=1e-3)
 
-    # DHAA has linear layers before the head, whose last bits depend on the other faces
     one = [predictor.predict_crops(crops[[face]], landmarks[[face]]).value for face in range(7)]
-    within = 1e-4 if config.network.name.startswith("dhaa") else 1e-9
-    np.testing.assert_allclose(np.concatenate(one), predicted.value, rtol=1e-7, atol=within)
+    np.testing.assert_allclose(np.concatenate(one), predicted.value, atol=1e-9)
 
 
 def test_landmarks_are_asked_for_where_they_are_needed(
