@@ -153,7 +153,8 @@ def _network_of(row: TableRow, budget: Mapping[str, Any]) -> tuple[str, dict[str
         network = row.settings["finetune.network"]
         return network["name"], network["options"]
 
-    name = row.settings.get("finetune.network.name", budget["network"])
+    changed = "finetune.network.name" in row.settings
+    name = row.settings["finetune.network.name"] if changed else budget["network"]
     # Results may be older than this key. Where the name alone changes, options are those of VGG,
     # which change neither figure, so any legal value will do.
     options = budget.get("options") if name == budget["network"] else None

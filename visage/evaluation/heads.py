@@ -59,7 +59,7 @@ def head_errors(
     values: Mapping[str, FloatArray], answers: Answers, bootstrap: Bootstrap
 ) -> dict[str, Estimate]:
     """The mean absolute error of each head's values for the faces of `answers`."""
-    errors = {}
+    errors: dict[str, Estimate] = {}
     for name, value_N in values.items():
         scored = Scored.of_points(answers.scored.label_N, value_N)
         errors |= estimate(scored, {name: mae}, bootstrap, answers.cluster_N)
