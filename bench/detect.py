@@ -77,7 +77,7 @@ def start() -> None:
     """Initialises a worker process: one thread, networks loaded."""
     torch.set_num_threads(1)
     global detector
-    detector = Detector(SETTINGS)
+    detector = Detector(SETTINGS, backend="torch")
 
 
 def work(photos: list[bytes]) -> tuple[list[Faces], float]:
@@ -130,7 +130,7 @@ def main() -> None:
         keep_all=True, min_face_size=SETTINGS.min_face_px, thresholds=list(SETTINGS.thresholds)
     )
     context = get_context("forkserver")
-    context.set_forkserver_preload(["visage.detection.mtcnn"])
+    context.set_forkserver_preload(["visage.detection.torch_networks"])
 
     wall = {"plain": 0.0, "ours": 0.0}
     processor = dict(wall)

@@ -74,7 +74,10 @@ def main() -> None:
         chips, truth = drawn_chips(arguments.count)
     else:
         chips = [read_photo(data) for data in encoded_photos(arguments.photos, arguments.count)]
-    detectors = {passes: Detector(replace(SETTINGS, landmark_passes=passes)) for passes in PASSES}
+    detectors = {
+        passes: Detector(replace(SETTINGS, landmark_passes=passes), backend="torch")
+        for passes in PASSES
+    }
     effects: dict[int, list[list[float]]] = {passes: [] for passes in PASSES}
     seconds = dict.fromkeys(PASSES, 0.0)
     for detector in detectors.values():

@@ -46,6 +46,7 @@ REQUIREMENTS = (
     "torch",
     "torchvision",
     "facenet-pytorch",
+    "onnxruntime",
     "safetensors",
     "numpy",
     "pandas",
@@ -154,13 +155,15 @@ def pinned_requirements() -> list[str]:
 
 def carried_files() -> list[Path]:
     """The files of `visage` that the served model imports, directly or through others, inside
-    functions too; relative to the folder of the package `visage`."""
+    functions too, and the detector's networks; relative to the folder of the package `visage`."""
     root = Path(visage.__path__[0])
     finder = ModuleFinder(path=[str(root.parent)])
     finder.run_script(str(SERVED_MODEL))
 
     names = [getattr(module, "__file__", None) for module in finder.modules.values()]
-    files = [Path(name) for name in names if name]
+    files = {Path(name) for name in names if name}
+    if root / "detection" / "onnx_networks.py" in files:
+        files.update((root / "detection" / "mtcnn_onnx").iterdir())
     return sorted(file.relative_to(root) for file in files if file.is_relative_to(root))
 
 

@@ -197,7 +197,7 @@ def run_local(
 
     context = get_context("forkserver")
     # torch is imported once, not once a process.
-    context.set_forkserver_preload(["visage.detection.mtcnn"])
+    context.set_forkserver_preload(["visage.detection.torch_networks"])
     pool = ProcessPoolExecutor(num_workers, mp_context=context, initializer=die_with_parent)
     yield from map_ordered(work, chunks, pool, 4 * num_workers)
 
@@ -287,7 +287,7 @@ def _detect(settings: DetectorSettings, group: list[PhotoArray]) -> list[Faces |
 @functools.lru_cache(maxsize=1)
 def _detector(settings: DetectorSettings) -> Detector:
     """One detector a process: its networks are read once."""
-    return Detector(settings)
+    return Detector(settings, backend="torch")
 
 
 def _aligned(

@@ -41,7 +41,7 @@ ADDRESS = {
     "yaml": "stages/",
     "openpyxl": "stages/ingest/spreadsheet.py",
     "imagehash": "visage/dedup/perceptual_hash.py",
-    "facenet_pytorch": "visage/detection/mtcnn.py",
+    "facenet_pytorch": "visage/detection/torch_networks.py",
     "onnxruntime.quantization": "visage/export/int8.py",
 }
 STAGES = (

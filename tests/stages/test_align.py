@@ -168,7 +168,10 @@ def test_every_photo_is_a_face_or_a_reject_and_keeps_its_columns(bench: Bench) -
 def test_a_crop_is_what_the_photo_gives_by_itself(bench: Bench) -> None:
     """The path of a single photo, as prediction goes it: bit for bit the stored crop."""
     bench.align()
-    detector, points = Detector(SETTINGS.detector), alignment.template("five_point_112", 64, 0.9)
+    detector, points = (
+        Detector(SETTINGS.detector, backend="torch"),
+        alignment.template("five_point_112", 64, 0.9),
+    )
     for face in bench.faces():
         photo = read_photo(bench.folder / "raw" / face["photo_id"])
         [faces] = detector.detect([photo])

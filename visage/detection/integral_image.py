@@ -8,8 +8,11 @@ of sums, C colours.
 
 from __future__ import annotations
 
-import torch
-from torch import Tensor
+import numpy as np
+import numpy.typing as npt
+
+Float32Array = npt.NDArray[np.float32]
+Integers = npt.NDArray[np.int64]
 
 # Bits of one colour in a packed sum.
 FIELD_BITS = 21
@@ -27,7 +30,7 @@ class Integral:
     which are differences of them, are exact all the same.
     """
 
-    def __init__(self, photos_BHWC: Tensor) -> None:
+    def __init__(self, photos_BHWC: npt.NDArray[np.uint8]) -> None:
         self.num_photos, self.height, self.width, _ = photos_BHWC.shape
         shorter = min(self.height, self.width)
         largest_bin = max(
@@ -36,75 +39,81 @@ class Integral:
         )
 
         self._packed = largest_bin * 255 < 1 << FIELD_BITS
-        fields = (
-            torch.tensor([[1], [1 << FIELD_BITS], [1 << 2 * FIELD_BITS]])
-            if self._packed
-            else torch.eye(3)
-        )
+        num_planes = 1 if self._packed else 3
+        shape = (num_planes, self.num_photos, self.height + 1, self.width + 1)
+        self._sums_PBHW = np.zeros(shape, np.int64)
+        inside_PBHW = self._sums_PBHW[:, :, 1:, 1:]
 
-        # float64 holds these sums of products exactly (below 2^53), and multiplies them faster than
-        # integers.
-        numbers_BHWP = (photos_BHWC.to(torch.float64) @ fields.to(torch.float64)).to(torch.int64)
+        if self._packed:
+            inside_PBHW[0] = photos_BHWC[..., 2]
+            for channel in (1, 0):
+                inside_PBHW[0] <<= FIELD_BITS
+                inside_PBHW[0] |= photos_BHWC[..., channel]
+        else:
+            inside_PBHW[:] = np.moveaxis(photos_BHWC, 3, 0)
+        np.cumsum(inside_PBHW, axis=3, out=inside_PBHW)
+        # Row by row: numpy's own running sum over this axis jumps through memory.
+        for row in range(1, self.height):
+            inside_PBHW[:, :, row] += inside_PBHW[:, :, row - 1]
 
-        shape = (numbers_BHWP.shape[-1], self.num_photos, self.height + 1, self.width + 1)
-        self._sums_PBHW = torch.zeros(shape, dtype=torch.int64)
-        torch.cumsum(
-            numbers_BHWP.permute(3, 0, 1, 2).cumsum(dim=2), dim=3, out=self._sums_PBHW[:, :, 1:, 1:]
-        )
-
-    def resample(self, size: tuple[int, int]) -> Tensor:
+    def resample(self, size: tuple[int, int]) -> Float32Array:
         """Whole photos to (height, width): what the networks take, (B, 3, height, width)."""
-        y0, y1 = (edge[0] for edge in _bins(torch.tensor([self.height]), size[0]))
-        x0, x1 = (edge[0] for edge in _bins(torch.tensor([self.width]), size[1]))
-        rows_PBKW = self._sums_PBHW.index_select(2, y1) - self._sums_PBHW.index_select(2, y0)
-        sums_PBKK = rows_PBKW.index_select(3, x1) - rows_PBKW.index_select(3, x0)
+        y0, y1 = (edge[0] for edge in _bins(np.array([self.height]), size[0]))
+        x0, x1 = (edge[0] for edge in _bins(np.array([self.width]), size[1]))
+        rows_PBKW = self._sums_PBHW.take(y1, axis=2)
+        rows_PBKW -= self._sums_PBHW.take(y0, axis=2)
+        sums_PBKK = rows_PBKW.take(x1, axis=3)
+        sums_PBKK -= rows_PBKW.take(x0, axis=3)
         return self._network_input(sums_PBKK, (y1 - y0)[:, None] * (x1 - x0))
 
-    def crops(self, photo_N: Tensor, corners_N4: Tensor, side: int) -> Tensor:
+    def crops(self, photo_N: Integers, corners_N4: Integers, side: int) -> Float32Array:
         """One rectangle x0 y0 x1 y1 (end excluded) a row to what the networks take, (N, 3, side,
         side)."""
-        left_N, top_N, right_N, bottom_N = corners_N4.unbind(1)
+        left_N, top_N, right_N, bottom_N = corners_N4.T
         y0, y1 = (top_N[:, None] + edge for edge in _bins(bottom_N - top_N, side))
         x0, x1 = (left_N[:, None] + edge for edge in _bins(right_N - left_N, side))
 
         start_N1 = (photo_N * (self.height + 1))[:, None]
         lines_NK1 = [((start_N1 + edge) * (self.width + 1))[:, :, None] for edge in (y0, y1)]
 
-        shape = (-1, len(photo_N), side, side)
         above_PNKK, below_PNKK = (
-            self._look_up(line + x1[:, None]).sub_(self._look_up(line + x0[:, None])).view(shape)
+            self._look_up(line + x1[:, None]) - self._look_up(line + x0[:, None])
             for line in lines_NK1
         )
+        below_PNKK -= above_PNKK
 
-        return self._network_input(
-            below_PNKK - above_PNKK, (y1 - y0)[:, :, None] * (x1 - x0)[:, None]
-        )
+        return self._network_input(below_PNKK, (y1 - y0)[:, :, None] * (x1 - x0)[:, None])
 
-    def _look_up(self, positions: Tensor) -> Tensor:
-        return self._sums_PBHW.flatten(1).index_select(1, positions.view(-1))
+    def _look_up(self, positions: Integers) -> Integers:
+        planes_PS = self._sums_PBHW.reshape(len(self._sums_PBHW), -1)
+        return planes_PS.take(positions, axis=1)
 
-    def _network_input(self, sums_PNKK: Tensor, num_pixels: Tensor) -> Tensor:
-        """Sums over bins of `num_pixels` -> means, normalised as in training, channels last."""
+    def _network_input(self, sums_PNKK: Integers, num_pixels: Integers) -> Float32Array:
+        """Sums over bins of `num_pixels` -> means, normalised as in training."""
         _, count, height, width = sums_PNKK.shape
-        input_NCKK = torch.empty(count, 3, height, width, memory_format=torch.channels_last)
+        input_NCKK = np.empty((count, 3, height, width), np.float32)
+        num_pixels_32 = num_pixels.astype(np.float32)
 
         for channel in range(3):
             if self._packed:
-                field_NKK = (sums_PNKK[0] >> channel * FIELD_BITS) & ((1 << FIELD_BITS) - 1)
+                input_NCKK[:, channel] = sums_PNKK[0] & ((1 << FIELD_BITS) - 1)
+                sums_PNKK[0] >>= FIELD_BITS
             else:
-                field_NKK = sums_PNKK[channel]
-            torch.div(field_NKK, num_pixels, out=input_NCKK[:, channel])
+                input_NCKK[:, channel] = sums_PNKK[channel]
+            input_NCKK[:, channel] /= num_pixels_32
         return normalised_(input_NCKK)
 
 
-def normalised_(input_NCHW: Tensor) -> Tensor:
+def normalised_(input_NCHW: Float32Array) -> Float32Array:
     """Pixel values 0 to 255 as MTCNN's networks were trained to see them, in place."""
-    return input_NCHW.sub_(127.5).mul_(0.0078125)
+    input_NCHW -= np.float32(127.5)
+    input_NCHW *= np.float32(0.0078125)
+    return input_NCHW
 
 
-def _bins(length_N: Tensor, count: int) -> tuple[Tensor, Tensor]:
+def _bins(length_N: Integers, count: int) -> tuple[Integers, Integers]:
     """First and past-the-last pixel of each of `count` bins over each length, as adaptive average
     pooling cuts them."""
-    step = torch.arange(count)
+    step = np.arange(count)
     length_N1 = length_N[:, None]
     return step * length_N1 // count, -(-(step + 1) * length_N1 // count)

@@ -3,8 +3,9 @@ facenet-pytorch.
 
 Zhang, Zhang, Li, Qiao 2016, "Joint Face Detection and Alignment Using Multitask Cascaded
 Convolutional Networks". The proposal network slides over an image pyramid, the refinement network
-judges each proposal at 24 x 24 px, the output network at 48 x 48 px and gives the landmarks. Only
-this module imports facenet-pytorch.
+judges each proposal at 24 x 24 px, the output network at 48 x 48 px and gives the landmarks. The
+cascade is numpy; its networks run in ONNX Runtime or in torch
+(`visage.detection.cascade_networks`).
 
 Boxes and probabilities equal `facenet_pytorch.MTCNN(keep_all=True).detect(photo)`, quirks included
 (one-pixel conventions, order of the faces); the test holds them to 1e-3 px. What differs is the
@@ -13,7 +14,6 @@ driving:
 - photos of one size go through the pyramid together;
 - every area resampling (pyramid and candidate crops) is four look-ups in an integral image, exact
   in integers, in place of one interpolation per candidate;
-- tensors are stored channels last, which the small convolutions prefer;
 - non-maximum suppression runs per photo, so a photo's faces do not depend on its neighbours in the
   batch.
 
@@ -34,11 +34,7 @@ from dataclasses import dataclass, replace
 
 import numpy as np
 import numpy.typing as npt
-import torch
-from facenet_pytorch import MTCNN
 from PIL import Image
-from torch import Tensor
-from torchvision.ops import nms
 
 from visage.detection.align import (
     PhotoArray,
@@ -49,9 +45,12 @@ from visage.detection.align import (
     template,
     transform,
 )
+from visage.detection.cascade_networks import cascade_networks
 from visage.detection.integral_image import Integral, normalised_
+from visage.detection.suppression import nms
 
 Float32Array = npt.NDArray[np.float32]
+Integers = npt.NDArray[np.int64]
 
 # Side of the square that one output cell of the proposal network sees.
 CELL_PX = 12
@@ -126,22 +125,18 @@ class Faces:
 
 
 class Detector:
-    """Finds every face of every photo; keeps no state between calls."""
+    """Finds every face of every photo; keeps no state between calls.
 
-    def __init__(self, settings: DetectorSettings) -> None:
+    `backend`: "onnx" (ONNX Runtime) or "torch" (facenet-pytorch). Their faces are the same and
+    their landmarks less than 0.05 px apart. `num_threads`: of one call; on a busy machine more than
+    one takes many times as long. Errors: ValueError for an unknown backend or fewer threads than 1.
+    """
+
+    def __init__(
+        self, settings: DetectorSettings, backend: str = "onnx", num_threads: int = 1
+    ) -> None:
         self.settings = settings
-        networks = MTCNN(
-            keep_all=True,
-            min_face_size=settings.min_face_px,
-            thresholds=list(settings.thresholds),
-            factor=settings.factor,
-            device=torch.device("cpu"),
-        )
-
-        self._propose, self._refine, self._output = (
-            network.eval().to(memory_format=torch.channels_last)
-            for network in (networks.pnet, networks.rnet, networks.onet)
-        )
+        self._networks = cascade_networks(backend, num_threads)
 
     def detect(self, photos: Sequence[PhotoArray]) -> list[Faces]:
         """RGB uint8 photos of any sizes (H, W, 3) -> their faces, in the same order."""
@@ -158,101 +153,98 @@ class Detector:
 
     def _detect_batch(self, photos: npt.NDArray[np.uint8]) -> list[Faces]:
         """Same-size photos (B, H, W, 3) -> faces in their pixels."""
-        with torch.inference_mode():
-            integral = Integral(torch.from_numpy(photos))
-            boxes_N4, photo_N = self._proposals(integral)
-            boxes_N4, photo_N = self._refined(integral, boxes_N4, photo_N)
-            return self._faces(integral, boxes_N4, photo_N)
+        integral = Integral(photos)
+        boxes_N4, photo_N = self._proposals(integral)
+        boxes_N4, photo_N = self._refined(integral, boxes_N4, photo_N)
+        return self._faces(integral, boxes_N4, photo_N)
 
-    def _proposals(self, integral: Integral) -> tuple[Tensor, Tensor]:
+    def _proposals(self, integral: Integral) -> tuple[Float32Array, Integers]:
         """First stage: pyramid -> square candidate boxes (N, 4) and the photo of each (N,), photo
         by photo."""
-        levels: list[list[Tensor]] = [[] for _ in range(integral.num_photos)]
+        levels: list[list[Float32Array]] = [[] for _ in range(integral.num_photos)]
         for scale in pyramid(integral.height, integral.width, self.settings):
             size = (int(integral.height * scale + 1), int(integral.width * scale + 1))
-            regression_BCHW, score_BCHW = self._propose(integral.resample(size))
+            regression_BCHW, score_BHW = self._networks.propose(integral.resample(size))
             for photo, candidates_N9 in enumerate(
-                _candidates(regression_BCHW, score_BCHW[:, 1], scale, self.settings.thresholds[0])
+                _candidates(regression_BCHW, score_BHW, scale, self.settings.thresholds[0])
             ):
                 levels[photo].append(
                     candidates_N9[nms(candidates_N9[:, :4], candidates_N9[:, 4], 0.5)]
                 )
 
-        boxes: list[Tensor] = []
+        boxes: list[Float32Array] = []
         for photo_levels in levels:
-            candidates_N9 = torch.cat(photo_levels) if photo_levels else torch.zeros(0, 9)
+            candidates_N9 = np.concatenate([np.zeros((0, 9), np.float32), *photo_levels])
             candidates_N9 = candidates_N9[nms(candidates_N9[:, :4], candidates_N9[:, 4], 0.7)]
             size_N2 = candidates_N9[:, 2:4] - candidates_N9[:, :2]
             boxes.append(
-                _square(candidates_N9[:, :4] + candidates_N9[:, 5:9] * size_N2.repeat(1, 2))
+                _square(candidates_N9[:, :4] + candidates_N9[:, 5:9] * np.tile(size_N2, 2))
             )
 
-        return torch.cat(boxes), _photo_numbers(boxes)
+        return np.concatenate(boxes), _photo_numbers(boxes)
 
     def _refined(
-        self, integral: Integral, boxes_N4: Tensor, photo_N: Tensor
-    ) -> tuple[Tensor, Tensor]:
+        self, integral: Integral, boxes_N4: Float32Array, photo_N: Integers
+    ) -> tuple[Float32Array, Integers]:
         """Second stage: candidates -> fewer, better squares."""
         corners_N4, inside_N = _pixel_corners(boxes_N4, integral.height, integral.width)
         boxes_N4, photo_N, corners_N4 = boxes_N4[inside_N], photo_N[inside_N], corners_N4[inside_N]
 
-        outputs: list[tuple[Tensor, Tensor]] = []
+        outputs: list[tuple[Float32Array, Float32Array]] = []
         for part in range(0, len(boxes_N4), REFINE_CHUNK):
             chunk = slice(part, part + REFINE_CHUNK)
             outputs.append(
-                self._refine(integral.crops(photo_N[chunk], corners_N4[chunk], REFINE_PX))
+                self._networks.refine(integral.crops(photo_N[chunk], corners_N4[chunk], REFINE_PX))
             )
         if not outputs:
             return boxes_N4, photo_N
 
-        regression_N4, score_N2 = (torch.cat(values) for values in zip(*outputs, strict=True))
-        passed_N = score_N2[:, 1] > self.settings.thresholds[1]
+        regression_N4, score_N = (np.concatenate(values) for values in zip(*outputs, strict=True))
+        passed_N = _above(score_N, self.settings.thresholds[1])
         boxes_N4, photo_N, regression_N4 = (
             boxes_N4[passed_N],
             photo_N[passed_N],
             regression_N4[passed_N],
         )
-        score_N = score_N2[passed_N, 1]
+        score_N = score_N[passed_N]
 
         kept = [
             rows[nms(boxes_N4[rows], score_N[rows], 0.7)]
             for rows in _rows_by_photo(photo_N, integral.num_photos)
         ]
-        order = torch.cat(kept)
+        order = np.concatenate(kept)
         return _square(_regressed(boxes_N4[order], regression_N4[order])), photo_N[order]
 
-    def _faces(self, integral: Integral, boxes_N4: Tensor, photo_N: Tensor) -> list[Faces]:
+    def _faces(self, integral: Integral, boxes_N4: Float32Array, photo_N: Integers) -> list[Faces]:
         """Third stage: candidates -> final boxes, landmarks and probabilities."""
         corners_N4, inside_N = _pixel_corners(boxes_N4, integral.height, integral.width)
         boxes_N4, photo_N, corners_N4 = boxes_N4[inside_N], photo_N[inside_N], corners_N4[inside_N]
 
-        outputs: list[tuple[Tensor, Tensor, Tensor]] = []
+        outputs: list[tuple[Float32Array, Float32Array, Float32Array]] = []
         for part in range(0, len(boxes_N4), OUTPUT_CHUNK):
             chunk = slice(part, part + OUTPUT_CHUNK)
             outputs.append(
-                self._output(integral.crops(photo_N[chunk], corners_N4[chunk], OUTPUT_PX))
+                self._networks.output(integral.crops(photo_N[chunk], corners_N4[chunk], OUTPUT_PX))
             )
         if not outputs:
             return [_no_faces() for _ in range(integral.num_photos)]
 
-        regression_N4, points_NP, score_N2 = (
-            torch.cat(values) for values in zip(*outputs, strict=True)
+        regression_N4, points_NP, score_N = (
+            np.concatenate(values) for values in zip(*outputs, strict=True)
         )
-        passed_N = score_N2[:, 1] > self.settings.thresholds[2]
+        passed_N = _above(score_N, self.settings.thresholds[2])
         boxes_N4, photo_N = boxes_N4[passed_N], photo_N[passed_N]
 
         size_N2 = boxes_N4[:, 2:] - boxes_N4[:, :2] + 1
         points_N25 = points_NP[passed_N].reshape(-1, 2, 5)
         landmarks_N25 = size_N2[:, :, None] * points_N25 + boxes_N4[:, :2, None] - 1
 
-        final_N4 = _regressed(boxes_N4, regression_N4[passed_N]).numpy()
-        landmarks_N52, score_N = (
-            landmarks_N25.transpose(1, 2).numpy(),
-            score_N2[passed_N, 1].numpy(),
-        )
+        final_N4 = _regressed(boxes_N4, regression_N4[passed_N])
+        landmarks_N52 = landmarks_N25.swapaxes(1, 2)
+        score_N = score_N[passed_N]
         return [
             _suppressed(final_N4[rows], landmarks_N52[rows], score_N[rows])
-            for rows in (rows.numpy() for rows in _rows_by_photo(photo_N, integral.num_photos))
+            for rows in _rows_by_photo(photo_N, integral.num_photos)
         ]
 
     def _with_better_landmarks(
@@ -287,17 +279,14 @@ class Detector:
             for photo, matrix_23 in zip(photos, matrices, strict=True)
         ]
 
-        view_NCHW = normalised_(
-            torch.from_numpy(np.stack(looks)).permute(0, 3, 1, 2).to(torch.float32)
-        )
-
-        with torch.inference_mode():
-            _, points_NP, score_N2 = self._output(torch.cat([view_NCHW, view_NCHW.flip(3)]))
-        points_N52 = points_NP.double().reshape(-1, 2, 5).mT.numpy() * OUTPUT_PX
+        view_NCHW = normalised_(np.stack(looks).transpose(0, 3, 1, 2).astype(np.float32))
+        both_NCHW = np.concatenate([view_NCHW, view_NCHW[..., ::-1]])
+        _, points_NP, score_N = self._networks.output(both_NCHW)
+        points_N52 = points_NP.astype(np.float64).reshape(-1, 2, 5).swapaxes(1, 2) * OUTPUT_PX
         seen_N52, mirrored_N52 = np.split(points_N52, 2)
         mirrored_N52 = np.array([OUTPUT_PX, 0]) - np.array([1, -1]) * mirrored_N52[:, MIRRORED]
 
-        sees_face_N = (score_N2[:, 1].reshape(2, -1).mean(dim=0) > SEEN).numpy()
+        sees_face_N = score_N.reshape(2, -1).mean(axis=0) > SEEN
         middle_N52 = (seen_N52 + mirrored_N52) / 2
 
         better = [
@@ -321,56 +310,62 @@ def pyramid(height: int, width: int, settings: DetectorSettings) -> Iterator[flo
 
 
 def _candidates(
-    regression_B4HW: Tensor, score_BHW: Tensor, scale: float, threshold: float
-) -> list[Tensor]:
+    regression_B4HW: Float32Array, score_BHW: Float32Array, scale: float, threshold: float
+) -> list[Float32Array]:
     """Cells over the threshold -> per photo (N, 9): the cell's box in photo px, its score, four
     regression values."""
-    photo_N, row_N, column_N = torch.nonzero(score_BHW >= threshold, as_tuple=True)
+    photo_N, row_N, column_N = np.nonzero(score_BHW >= np.float32(threshold))
 
-    cell_N2 = torch.stack([column_N, row_N], dim=1).to(torch.float32) * STRIDE_PX
-    start_N2, end_N2 = ((cell_N2 + 1) / scale).floor(), ((cell_N2 + CELL_PX) / scale).floor()
+    cell_N2 = np.stack([column_N, row_N], axis=1).astype(np.float32) * STRIDE_PX
+    start_N2, end_N2 = np.floor((cell_N2 + 1) / scale), np.floor((cell_N2 + CELL_PX) / scale)
     score_N1 = score_BHW[photo_N, row_N, column_N][:, None]
 
-    table_N9 = torch.cat(
-        [start_N2, end_N2, score_N1, regression_B4HW[photo_N, :, row_N, column_N]], dim=1
+    table_N9 = np.concatenate(
+        [start_N2, end_N2, score_N1, regression_B4HW[photo_N, :, row_N, column_N]], axis=1
     )
-    return list(torch.split(table_N9, torch.bincount(photo_N, minlength=len(score_BHW)).tolist()))
+    return [table_N9[rows] for rows in _rows_by_photo(photo_N, len(score_BHW))]
 
 
-def _square(boxes_N4: Tensor) -> Tensor:
+def _above(score_N: Float32Array, threshold: float) -> npt.NDArray[np.bool_]:
+    """In float32, as facenet-pytorch compares them."""
+    return score_N > np.float32(threshold)
+
+
+def _square(boxes_N4: Float32Array) -> Float32Array:
     """The square of the longer side about each box's centre."""
     size_N2 = boxes_N4[:, 2:] - boxes_N4[:, :2]
-    side_N1 = size_N2.amax(dim=1, keepdim=True)
-    start_N2 = boxes_N4[:, :2] + size_N2 * 0.5 - side_N1 * 0.5
-    return torch.cat([start_N2, start_N2 + side_N1], dim=1)
+    side_N1 = size_N2.max(axis=1, keepdims=True)
+    start_N2 = boxes_N4[:, :2] + size_N2 * np.float32(0.5) - side_N1 * np.float32(0.5)
+    return np.concatenate([start_N2, start_N2 + side_N1], axis=1)
 
 
-def _regressed(boxes_N4: Tensor, regression_N4: Tensor) -> Tensor:
+def _regressed(boxes_N4: Float32Array, regression_N4: Float32Array) -> Float32Array:
     """Boxes moved by a network's regression, in units of their size with both end pixels."""
     size_N2 = boxes_N4[:, 2:] - boxes_N4[:, :2] + 1
-    return boxes_N4 + regression_N4 * size_N2.repeat(1, 2)
+    moved_N4: Float32Array = boxes_N4 + regression_N4 * np.tile(size_N2, 2)
+    return moved_N4
 
 
-def _pixel_corners(boxes_N4: Tensor, height: int, width: int) -> tuple[Tensor, Tensor]:
+def _pixel_corners(
+    boxes_N4: Float32Array, height: int, width: int
+) -> tuple[Integers, npt.NDArray[np.bool_]]:
     """Boxes -> whole-pixel rectangles clipped to the photo (end excluded), and whether anything is
     left of each."""
-    whole_N4 = boxes_N4.trunc().to(torch.int64)
-    start_N2 = whole_N4[:, :2].clamp(min=1) - 1
-    end_N2 = torch.minimum(whole_N4[:, 2:], torch.tensor([width, height]))
-    return torch.cat([start_N2, end_N2], dim=1), (end_N2 > start_N2).all(dim=1)
+    whole_N4 = np.trunc(boxes_N4).astype(np.int64)
+    start_N2 = np.maximum(whole_N4[:, :2], 1) - 1
+    end_N2 = np.minimum(whole_N4[:, 2:], (width, height))
+    left_N2 = end_N2 > start_N2
+    return np.concatenate([start_N2, end_N2], axis=1), left_N2[:, 0] & left_N2[:, 1]
 
 
-def _photo_numbers(boxes: list[Tensor]) -> Tensor:
-    return torch.repeat_interleave(
-        torch.arange(len(boxes)), torch.tensor([len(rows) for rows in boxes])
-    )
+def _photo_numbers(boxes: list[Float32Array]) -> Integers:
+    return np.repeat(np.arange(len(boxes)), [len(rows) for rows in boxes])
 
 
-def _rows_by_photo(photo_N: Tensor, num_photos: int) -> tuple[Tensor, ...]:
+def _rows_by_photo(photo_N: Integers, num_photos: int) -> list[Integers]:
     """Row numbers of each photo; rows are sorted by photo."""
-    return torch.split(
-        torch.arange(len(photo_N)), torch.bincount(photo_N, minlength=num_photos).tolist()
-    )
+    ends = np.cumsum(np.bincount(photo_N, minlength=num_photos))[:-1]
+    return np.split(np.arange(len(photo_N)), ends)
 
 
 def _no_faces() -> Faces:

@@ -31,6 +31,7 @@ from PIL import Image
 from visage.data.jpeg import decode_jpeg, encode_jpeg
 from visage.detection import align
 from visage.detection.image_io import MAX_PIXELS, PhotoError, read_photo
+from visage.detection.mtcnn import Detector, DetectorSettings, Faces
 from visage.inference.engine import Engine
 from visage.inference.faces import CropPredictor, Observer, Predictions, as_engine
 from visage.inference.onnx_engine import OnnxEngine
@@ -38,7 +39,6 @@ from visage.inference.results import AlignedFace, FacePrediction, PhotoPredictio
 from visage.model_config import DetectorConfig, ModelConfig
 
 if TYPE_CHECKING:
-    from visage.detection.mtcnn import Faces
     from visage.networks.protocol import Network
 
 PhotoSource = str | Path | bytes | Image.Image | Pixels
@@ -251,8 +251,8 @@ class FaceAligner:
 
 
 class Mtcnn:
-    """The detector of a config, made at the first photo: a model that only gets crops needs none
-    of its libraries."""
+    """The detector of a config, made at the first photo: a model that only gets crops needs
+    none."""
 
     def __init__(self, config: DetectorConfig, runtime: Runtime, num_threads: int) -> None:
         self._config = config
@@ -263,14 +263,9 @@ class Mtcnn:
     def detect(self, photos: Sequence[Pixels]) -> list[Faces]:
         """The faces of RGB uint8 photos (H,W,3), largest first."""
         if self._made is None:
-            from visage.detection.mtcnn import Detector, DetectorSettings
-
-            self._made = Detector(DetectorSettings(**dataclasses.asdict(self._config)))
-
-        from visage.device import threads
-
-        with threads(self._num_threads):
-            return self._made.detect(photos)
+            settings = DetectorSettings(**dataclasses.asdict(self._config))
+            self._made = Detector(settings, self._runtime, self._num_threads)
+        return self._made.detect(photos)
 
 
 def read_source(source: PhotoSource, max_pixels: int) -> Pixels:

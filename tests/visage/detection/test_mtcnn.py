@@ -4,6 +4,8 @@ portrait."""
 from __future__ import annotations
 
 import dataclasses
+import subprocess
+import sys
 from pathlib import Path
 
 import matplotlib as mpl
@@ -15,6 +17,7 @@ from facenet_pytorch.models.utils.detect_face import nms_numpy
 from PIL import Image
 
 from visage.detection.align import PhotoArray
+from visage.detection.cascade_networks import BACKENDS
 from visage.detection.image_io import read_photo
 from visage.detection.mtcnn import Detector, DetectorSettings, Faces, _suppressed
 from visage.synthetic import draw_face, sample_person, sample_photo
@@ -93,11 +96,12 @@ def assert_same(found: Faces, expected: Faces) -> None:
         np.testing.assert_allclose(mine, theirs, rtol=0, atol=TOLERANCE_PX, err_msg=field.name)
 
 
+@pytest.mark.parametrize("backend", BACKENDS)
 def test_equals_the_reference_on_photos_of_mixed_sizes_in_one_call(
-    portrait: PhotoArray, drawn: list[PhotoArray], crowd: PhotoArray
+    backend: str, portrait: PhotoArray, drawn: list[PhotoArray], crowd: PhotoArray
 ) -> None:
     photos = [crowd, *drawn, portrait, portrait[:200], np.ascontiguousarray(portrait[:, ::-1])]
-    found = Detector(SETTINGS).detect(photos)
+    found = Detector(SETTINGS, backend=backend).detect(photos)
     expected = [reference(photo) for photo in photos]
     assert sum(map(len, expected)) >= 10
     assert max(map(len, expected)) >= 4
@@ -119,6 +123,56 @@ def test_equals_the_reference_under_other_settings(
 ) -> None:
     settings = dataclasses.replace(SETTINGS, **changes)  # type: ignore[arg-type]
     assert_same(Detector(settings).detect([crowd])[0], reference(crowd, settings))
+
+
+def test_the_backends_agree_far_below_the_landmarks_steps(
+    portrait: PhotoArray, drawn: list[PhotoArray], crowd: PhotoArray
+) -> None:
+    photos = [crowd, *drawn, portrait]
+    in_onnx, in_torch = (
+        Detector(replace_passes(2), backend=backend).detect(photos) for backend in BACKENDS
+    )
+    for mine, theirs in zip(in_onnx, in_torch, strict=True):
+        assert_same(mine, theirs)
+
+
+def test_no_torch_without_the_torch_backend() -> None:
+    """In a process of its own: photos to faces on ONNX Runtime."""
+    program = """
+import sys
+import numpy as np
+from visage.detection.mtcnn import Detector, DetectorSettings
+settings = DetectorSettings(min_face_px=20, thresholds=(.6, .7, .7), factor=.709, max_side_px=99,
+                            landmark_passes=2)
+Detector(settings).detect([np.zeros((64, 64, 3), np.uint8)])
+print(sorted({"torch", "torchvision", "facenet_pytorch", "pandas"} & set(sys.modules)))
+"""
+    ran = subprocess.run(
+        [sys.executable, "-c", program],
+        cwd=Path(__file__).parents[3],
+        capture_output=True,
+        text=True,
+        check=True,
+    )
+    assert ran.stdout.strip() == "[]"
+
+
+@pytest.mark.parametrize(
+    ("arguments", "named"),
+    [({"backend": "caffe"}, "'caffe' is unknown"), ({"num_threads": 0}, "num_threads is 0")],
+)
+def test_backends_that_cannot_be_are_refused(arguments: dict[str, object], named: str) -> None:
+    with pytest.raises(ValueError, match=named):
+        Detector(SETTINGS, **arguments)  # type: ignore[arg-type]
+
+
+def test_the_torch_backend_leaves_the_process_its_threads(portrait: PhotoArray) -> None:
+    torch.set_num_threads(2)
+    try:
+        Detector(SETTINGS, backend="torch", num_threads=1).detect([portrait])
+        assert torch.get_num_threads() == 2
+    finally:
+        torch.set_num_threads(1)
 
 
 @pytest.mark.parametrize("seed", range(20))
