@@ -78,7 +78,7 @@ def test_nothing_in_it_is_pickled(store: Store) -> None:
     a data.pkl."""
     files = [path for path in package_folder(store).rglob("*") if path.is_file()]
     kinds = {path.suffix for path in files}
-    assert kinds <= {".py", ".json", ".yaml", ".txt", ".safetensors", ""}, kinds
+    assert kinds <= {".py", ".json", ".yaml", ".txt", ".safetensors", ".onnx", ".md", ""}, kinds
     assert len(files) > 25
     for path in files:
         assert not path.read_bytes().startswith(b"\x80"), path
@@ -99,6 +99,7 @@ def test_it_carries_no_cache_no_test_and_of_visage_what_predictions_import(store
     # The same by another reader of imports. Packages whose __init__.py is only a docstring are not
     # in its answer, and it does not follow the detector's lazy imports.
     modules = closure(REPOSITORY, "model_registry.served_model")[0]
+    modules |= closure(REPOSITORY, "visage.inference.loading")[0]
     modules |= closure(REPOSITORY, "visage.detection.mtcnn")[0]
     modules |= closure(REPOSITORY, "visage.detection.align")[0]
     modules -= {"model_registry.served_model"}

@@ -3,14 +3,13 @@ module imports facenet-pytorch."""
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-from contextlib import contextmanager
-
 import numpy as np
 import numpy.typing as npt
 import torch
 from facenet_pytorch import MTCNN
 from torch import Tensor, nn
+
+from visage.device import threads
 
 Float32Array = npt.NDArray[np.float32]
 
@@ -51,20 +50,6 @@ class TorchNetworks:
 
     def _run(self, network: nn.Module, pixels_NCHW: Float32Array) -> list[Float32Array]:
         pixels = torch.from_numpy(pixels_NCHW).contiguous(memory_format=torch.channels_last)
-        with torch.inference_mode(), _threads(self._num_threads):
+        with torch.inference_mode(), threads(self._num_threads):
             outputs: tuple[Tensor, ...] = network(pixels)
         return [output.numpy() for output in outputs]
-
-
-@contextmanager
-def _threads(count: int) -> Iterator[None]:
-    """torch's number of threads, which belongs to the process, for one call."""
-    before = torch.get_num_threads()
-    if before == count:
-        yield
-        return
-    torch.set_num_threads(count)
-    try:
-        yield
-    finally:
-        torch.set_num_threads(before)
