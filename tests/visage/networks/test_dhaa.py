@@ -13,6 +13,7 @@ from torch import Tensor, nn
 
 from tests.imports import REPOSITORY
 from tests.small_model import small_config, small_network, some_crops, some_landmarks
+from tests.visage.inference.test_photos import DetectorOf, a_photo
 from visage.data.mirror import mirrored
 from visage.detection.align import (
     crop,
@@ -22,6 +23,7 @@ from visage.detection.align import (
 )
 from visage.export.onnx_file import export_model, measure_parity
 from visage.inference.faces import CropPredictor
+from visage.inference.loading import load
 from visage.labels import LabelGrid
 from visage.model_config import ModelConfig, NetworkConfig
 from visage.networks import (
@@ -272,6 +274,21 @@ def test_onnx_gives_the_same_years(tmp_path: Path, changes: dict[str, Any]) -> N
     parity = measure_parity(tmp_path, CropPredictor(network, config), batches)
     assert parity.num_faces == 11
     assert parity.max_abs_difference <= 1e-4
+
+
+def test_a_photo_has_the_same_years_in_torch_and_in_onnx(
+    tmp_path: Path, model: tuple[Network, ModelConfig]
+) -> None:
+    """From the detector's landmarks on, two faces of one photo at a time and alone."""
+    export_model(*model, tmp_path, "float32")
+    offsets = ((0, 0), (60, 20))
+    years = []
+    for runtime in ("torch", "onnx"):
+        loaded = load(tmp_path, runtime=runtime, detector=DetectorOf(*offsets))
+        years.append([face.value for face in loaded.predict(a_photo())])
+    assert len(years[0]) == 2
+    assert abs(years[0][0] - years[0][1]) > 0.1
+    np.testing.assert_allclose(years[0], years[1], atol=1e-3)
 
 
 def test_bfloat16_does_not_move_the_regions() -> None:
