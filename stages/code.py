@@ -642,7 +642,8 @@ def _keys(params: Iterable[Any]) -> Iterator[str]:
 
 def main() -> None:
     """The command line of dvc.yaml."""
-    code(**given_paths("stages.code", ["graph", "params", "code"]))
+    paths = given_paths("stages.code", ["graph", "params", "code"])
+    code(paths["graph"], paths["params"], paths["code"])
 
 
 if __name__ == "__main__":
