@@ -11,7 +11,7 @@ from facenet_pytorch import MTCNN
 from PIL import Image
 
 from visage.detection.align import crop, similarity, template
-from visage.inference.engine import Inference
+from visage.inference.torch_engine import Inference
 from visage.weights import load_model
 
 network, config = load_model(Path(sys.argv[1]))

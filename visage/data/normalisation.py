@@ -18,8 +18,8 @@ from typing import get_args
 import torch
 
 from visage.data.face_table import FaceTable, in_order
-from visage.model_config import NormaliseConfig
-from visage.networks.inputs import InputKind, input_of
+from visage.model_config import InputKind, NormaliseConfig
+from visage.networks.inputs import input_of
 
 BATCH_FACES = 256
 # Nothing may be learnt from other faces
